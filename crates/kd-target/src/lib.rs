@@ -85,17 +85,30 @@ pub enum Event {
     /// Text that a driver printed (DbgPrint), untouched.
     Print(String),
     /// A prompt of the target (`DbgPrompt`) that was answered for it.
-    Prompt { text: String, answer: String },
+    Prompt {
+        text: String,
+        answer: String,
+    },
     /// The transport is up: KDNET has keys with this peer, or a stream is open.
-    Connected { peer: Option<std::net::SocketAddr>, local: Option<std::net::IpAddr>, port: Option<u16> },
+    Connected {
+        peer: Option<std::net::SocketAddr>,
+        local: Option<std::net::IpAddr>,
+        port: Option<u16>,
+    },
     /// The target said that it reboots, or came back without saying so.
-    Restarted { announced: bool },
+    Restarted {
+        announced: bool,
+    },
     /// The target stopped. [`Running::wait`] and [`Running::break_in`] return the stop itself.
     Stopped,
     /// Something that a person who wonders why it does not connect wants to know.
     Diagnostic(String),
     /// A driver was loaded or unloaded while the target ran; it was continued at once.
-    ModuleChange { path: String, base: u64, unload: bool },
+    ModuleChange {
+        path: String,
+        base: u64,
+        unload: bool,
+    },
     Lost(String),
 }
 
