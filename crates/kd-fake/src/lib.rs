@@ -1,1 +1,5 @@
 //! kd-fake
+
+pub mod isf;
+pub mod kernel;
+pub mod pdb;

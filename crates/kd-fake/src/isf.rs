@@ -1,0 +1,1 @@
+//! Volatility 3 symbol tables (ISF).

@@ -1,0 +1,1 @@
+//! A writer of PDB 7.0 files.
