@@ -1,1 +1,9 @@
-//! kd-wire
+//! The Windows kernel debugger's wire protocols, without sockets or clocks.
+//!
+//! * [`packet`]: the packets that serial lines and KDNET share, and how to find them in a byte stream.
+//! * [`message`]: what the packets carry.
+
+pub mod kdnet;
+pub mod message;
+pub mod packet;
+pub mod session;

@@ -1,0 +1,48 @@
+//! SetBusData, 0x3158.
+//!
+//! Writes bus configuration. ReactOS for amd64 stops itself on this request.
+//!
+//! ```text
+//! Request
+//!  16  u32  BusDataType
+//!  20  u32  BusNumber
+//!  24  u32  SlotNumber
+//!  28  u32  Offset
+//!  32  u32  Length
+//!  56  ...  What to write
+//! Reply
+//!  16  u32  BusDataType
+//!  20  u32  BusNumber
+//!  24  u32  SlotNumber
+//!  28  u32  Offset
+//!  32  u32  Length
+//! ```
+
+use crate::message::layout::layout;
+
+layout! {
+    /// Host to target.
+    struct Request [56] {
+        /// 4 is PCI configuration space.
+        16 bus_data_type: u32,
+        20 bus_number: u32,
+        24 slot_number: u32,
+        28 offset: u32,
+        32 length: u32,
+    }
+    +
+    /// What to write.
+    data
+}
+
+layout! {
+    /// Target to host.
+    struct Reply [56] {
+        /// 4 is PCI configuration space.
+        16 bus_data_type: u32,
+        20 bus_number: u32,
+        24 slot_number: u32,
+        28 offset: u32,
+        32 length: u32,
+    }
+}
