@@ -3,13 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::Zeroizing;
 
 /// `w.x.y.z`: four numbers in base 36, each stored as a little-endian u64.
 ///
 /// Never printed: whoever knows it can decrypt every session recorded with it.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-pub struct Key([u8; 32]);
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(Zeroizing<[u8; 32]>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
@@ -33,7 +33,7 @@ impl FromStr for Key {
         if count != 4 {
             return Err(KeyError::Parts(count));
         }
-        let mut key = Key([0; 32]);
+        let mut key = Key(Zeroizing::new([0; 32]));
         for (index, part) in text.split('.').enumerate() {
             let position = index + 1;
             if part.is_empty() {
@@ -49,7 +49,7 @@ impl FromStr for Key {
             }
             key.0[8 * index..8 * index + 8].copy_from_slice(&number.to_le_bytes());
         }
-        if key.0 == [0; 32] { Err(KeyError::Zero) } else { Ok(key) }
+        if *key.0 == [0; 32] { Err(KeyError::Zero) } else { Ok(key) }
     }
 }
 
