@@ -1,0 +1,326 @@
+//! The table of large allocations, `nt!PoolBigPageTable`.
+//!
+//! Allocations of about a page and more have no header; each has an entry of type `_POOL_TRACKER_BIG_PAGES` here. The
+//! table is a hash table by page number with linear probing; freeing sets bit 0 of the entry's `Va` and leaves the
+//! rest, so recently freed blocks can still be seen. It may be replaced by a larger one while the machine runs.
+
+use std::ops::Range;
+
+use nt_memory::{Fault, Sparse};
+
+use crate::record::{Member, Record};
+use crate::search::{Seek, Seeker, bulk_requests};
+use crate::table::{entries, note_holes, read_table};
+use crate::{Kernel, PoolError, PoolKind, Tag};
+
+/// One entry of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BigPage {
+    pub address: u64,
+    pub tag: Tag,
+    pub protected: bool,
+    /// Bytes.
+    pub size: u64,
+    /// POOL_TYPE as it was requested (POOL_FLAGS on Windows 11 24H2).
+    pub pool_type: u32,
+    pub kind: PoolKind,
+    pub free: bool,
+    /// Windows 10 and later.
+    pub pattern: Option<u8>,
+    /// Bytes at the block's end that nobody asked for; Windows 10 and later.
+    pub slush: Option<u16>,
+    /// The quota's process as it is stored (encoded); Windows Server 2022 and later.
+    pub process_billed: Option<u64>,
+}
+
+impl BigPage {
+    /// Whether the address is one of the block's bytes.
+    pub fn contains(&self, address: u64) -> bool {
+        address.checked_sub(self.address).is_some_and(|offset| offset < self.size)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BigPages {
+    /// Where the table lies.
+    pub table: Range<u64>,
+    /// Slots in use, and slots freed that still hold their last allocation (`free`), in table order.
+    pub blocks: Vec<BigPage>,
+    pub notes: Vec<String>,
+}
+
+/// Entries of the table: 128 MB of them, enough for terabytes of pool.
+const MAX_ENTRIES: u64 = 1 << 22;
+
+/// Entries read at once around a place of interest.
+const WINDOW: u64 = 8;
+
+/// Entries looked at before the hash is given up.
+const MAX_PROBES: u64 = 64;
+
+/// Where the table lies; costs one or two small reads.
+pub fn table(kernel: &Kernel<'_>) -> Result<Range<u64>, PoolError> {
+    Ok(Table::read(kernel)?.range())
+}
+
+/// Reads the whole table. `wanted` filters by tag.
+pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<BigPages, PoolError> {
+    let table = Table::read(kernel)?;
+    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Vec::new() };
+    table.bulk(kernel, 0, wanted, &mut found)?;
+    table.check(kernel, &mut found.notes)?;
+    Ok(found)
+}
+
+/// The blocks of one tag. Lets the target search its own memory where it can, which costs two small requests per hit
+/// instead of the whole table, and reads the rest in bulk as soon as that is cheaper.
+pub fn find(kernel: &Kernel<'_>, tag: Tag) -> Result<BigPages, PoolError> {
+    let table = Table::read(kernel)?;
+    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Vec::new() };
+    table.search(kernel, tag, &mut found)?;
+    table.check(kernel, &mut found.notes)?;
+    Ok(found)
+}
+
+/// The entry, in use or freed, whose block starts at `address`.
+pub fn lookup(kernel: &Kernel<'_>, address: u64) -> Result<Option<BigPage>, PoolError> {
+    let table = Table::read(kernel)?;
+    if let Some(page) = table.probe(kernel, address)? {
+        return Ok(Some(page));
+    }
+    // Another version may hash otherwise, so a miss proves nothing.
+    table.scan(kernel, address)
+}
+
+/// The entry of the block that `address` lies in; one in use is preferred.
+pub fn entry_containing(kernel: &Kernel<'_>, address: u64) -> Result<Option<BigPage>, PoolError> {
+    let table = Table::read(kernel)?;
+    if let Some(page) = table.probe(kernel, address & !0xfff)?
+        && page.contains(address)
+        && !page.free
+    {
+        return Ok(Some(page));
+    }
+    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Vec::new() };
+    table.bulk(kernel, 0, &|_| true, &mut found)?;
+    found.blocks.retain(|page| page.contains(address));
+    found.blocks.sort_by_key(|page| page.free);
+    Ok(found.blocks.into_iter().next())
+}
+
+/// `_POOL_TRACKER_BIG_PAGES`: four fields up to Windows 8.1, the type's bits shared with pattern and slush size from
+/// Windows 10 on, and the quota's process from Server 2022 on.
+struct Entry {
+    size: u64,
+    va: Member,
+    key: Member,
+    bytes: Member,
+    pool_type: Option<Member>,
+    pool_flags: Option<Member>,
+    pattern: Option<Member>,
+    slush: Option<Member>,
+    process_billed: Option<Member>,
+}
+
+impl Entry {
+    fn new(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
+        let record = Record::new(kernel, "_POOL_TRACKER_BIG_PAGES")?;
+        Ok(Entry {
+            size: record.size as u64,
+            va: record.member("Va")?,
+            key: record.member("Key")?,
+            bytes: record.member("NumberOfBytes")?,
+            pool_type: record.find("PoolType"),
+            pool_flags: record.find("PoolFlags"),
+            pattern: record.find("Pattern"),
+            slush: record.find("SlushSize"),
+            process_billed: record.find("ProcessBilled"),
+        })
+    }
+
+    /// `None` for a slot that never held a block.
+    fn decode(&self, entry: &[u8]) -> Option<BigPage> {
+        let va = self.va.get(entry);
+        if va & !1 == 0 {
+            return None;
+        }
+        let (tag, protected) = Tag::from_key(self.key.get(entry) as u32);
+        let (pool_type, kind) = match (self.pool_type, self.pool_flags) {
+            (None, Some(flags)) => {
+                let flags = flags.get(entry) as u32;
+                (flags, PoolKind::from_pool_flags(flags))
+            }
+            (pool_type, _) => {
+                let pool_type = pool_type.map_or(0, |member| member.get(entry) as u32);
+                (pool_type, PoolKind::from_pool_type(pool_type))
+            }
+        };
+        Some(BigPage {
+            address: va & !1,
+            tag,
+            protected,
+            size: self.bytes.get(entry),
+            pool_type,
+            kind,
+            free: va & 1 != 0,
+            pattern: self.pattern.map(|member| member.get(entry) as u8),
+            slush: self.slush.map(|member| member.get(entry) as u16),
+            process_billed: self.process_billed.map(|member| member.get(entry)),
+        })
+    }
+}
+
+struct Table {
+    entry: Entry,
+    address: u64,
+    entries: u64,
+}
+
+impl Table {
+    fn read(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
+        let entry = Entry::new(kernel)?;
+        let (address, entries) = Self::variables(kernel)?;
+        let plausible = (1..=MAX_ENTRIES).contains(&entries) && kernel.is_kernel_range(address, entries * entry.size);
+        if !plausible {
+            return Err(PoolError::Unlikely(format!(
+                "nt!PoolBigPageTable holds {address:016x} and nt!PoolBigPageTableSize {entries:#x} entries, which is no \
+                 table in kernel memory (at most {MAX_ENTRIES:#x} entries are plausible); are the symbols this \
+                 kernel's?"
+            )));
+        }
+        Ok(Table { entry, address, entries })
+    }
+
+    fn variables(kernel: &Kernel<'_>) -> Result<(u64, u64), PoolError> {
+        let variables =
+            [kernel.pointer_variable("PoolBigPageTable")?, kernel.pointer_variable("PoolBigPageTableSize")?];
+        let mut values = kernel.gather(&variables)?.into_iter();
+        let mut next = || values.next().unwrap_or(Ok(0));
+        Ok((next()?, next()?))
+    }
+
+    /// Says so when the table has been replaced since.
+    fn check(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<(), PoolError> {
+        if Self::variables(kernel)? != (self.address, self.entries) {
+            notes.push("the table of large allocations moved or grew while it was read; ask again".into());
+        }
+        Ok(())
+    }
+
+    fn range(&self) -> Range<u64> {
+        self.address..self.at(self.entries)
+    }
+
+    fn at(&self, slot: u64) -> u64 {
+        self.address.wrapping_add(slot * self.entry.size)
+    }
+
+    fn slots(&self, kernel: &Kernel<'_>, first: u64, count: u64) -> Result<Sparse, Fault> {
+        read_table(kernel, self.at(first), (count * self.entry.size) as usize)
+    }
+
+    /// Every wanted entry from slot `first` on.
+    fn bulk(
+        &self,
+        kernel: &Kernel<'_>,
+        first: u64,
+        wanted: &dyn Fn(Tag) -> bool,
+        found: &mut BigPages,
+    ) -> Result<(), Fault> {
+        let slots = self.slots(kernel, first, self.entries - first)?;
+        note_holes(&mut found.notes, "nt!PoolBigPageTable", &slots);
+        let pages = entries(&slots, self.entry.size as usize).flatten().filter_map(|entry| self.entry.decode(entry));
+        found.blocks.extend(pages.filter(|page| wanted(page.tag)));
+        Ok(())
+    }
+
+    fn seeker(&self, place: usize, bytes: &[u8]) -> Seeker {
+        Seeker {
+            table: self.address,
+            record: self.entry.size,
+            count: self.entries,
+            place: place as u64,
+            bytes: bytes.to_vec(),
+            last: None,
+        }
+    }
+
+    /// Finds a tag's entries by its bytes, with and without the protected bit, in table order.
+    fn search(&self, kernel: &Kernel<'_>, tag: Tag, found: &mut BigPages) -> Result<(), Fault> {
+        let wanted = |other: Tag| other.key() == tag.key();
+        let keys = [tag.key().to_le_bytes(), tag.protected_bytes()];
+        let mut seekers = keys.map(|key| self.seeker(self.entry.key.offset, &key));
+        let mut requests = 0;
+        let mut slot = 0;
+        while slot < self.entries {
+            // Once the search has cost what reading the rest would, the rest is read: at most twice the best is paid.
+            let limit = bulk_requests((self.entries - slot) * self.entry.size);
+            let mut next = self.entries;
+            for seeker in &mut seekers {
+                match seeker.next(kernel.memory, slot, &mut requests, limit)? {
+                    Seek::Unsupported | Seek::TooMany => return self.bulk(kernel, slot, &wanted, found),
+                    Seek::None => {}
+                    Seek::Record(hit) => next = next.min(hit),
+                }
+            }
+            if next == self.entries {
+                break;
+            }
+            let count = WINDOW.min(self.entries - next);
+            let window = self.slots(kernel, next, count)?;
+            requests += 1;
+            note_holes(&mut found.notes, "nt!PoolBigPageTable", &window);
+            let pages = entries(&window, self.entry.size as usize).flatten();
+            found.blocks.extend(pages.filter_map(|entry| self.entry.decode(entry)).filter(|page| wanted(page.tag)));
+            slot = next + count;
+        }
+        Ok(())
+    }
+
+    /// The slot where the kernel's hash of a page number leads, and its neighbours.
+    fn probe(&self, kernel: &Kernel<'_>, address: u64) -> Result<Option<BigPage>, Fault> {
+        if !self.entries.is_power_of_two() {
+            return Ok(None);
+        }
+        let mask = self.entries - 1;
+        let product = u64::from((address >> 12) as u32) * 0x9E5F;
+        let mut slot = (product ^ product >> 32) & mask;
+        let mut probed = 0;
+        while probed < MAX_PROBES.min(self.entries) {
+            let count = WINDOW.min(self.entries - slot);
+            let window = self.slots(kernel, slot, count)?;
+            for entry in entries(&window, self.entry.size as usize) {
+                let Some(page) = entry.and_then(|entry| self.entry.decode(entry)) else { return Ok(None) };
+                if page.address == address {
+                    return Ok(Some(page));
+                }
+            }
+            probed += count;
+            slot = (slot + count) & mask;
+        }
+        Ok(None)
+    }
+
+    /// The entry of a block that starts at `address`: by the target's search, or in bulk.
+    fn scan(&self, kernel: &Kernel<'_>, address: u64) -> Result<Option<BigPage>, PoolError> {
+        // Bit 0 is the freed mark, so the search is for the bytes after the first.
+        let bytes = &address.to_le_bytes()[1..usize::from(kernel.pointer_size)];
+        let mut seeker = self.seeker(self.entry.va.offset + 1, bytes);
+        let mut requests = 0;
+        let mut slot = 0;
+        while let Seek::Record(hit) = seeker.next(kernel.memory, slot, &mut requests, MAX_PROBES)? {
+            let entry = self.slots(kernel, hit, 1)?;
+            let page = entries(&entry, self.entry.size as usize).flatten().find_map(|entry| self.entry.decode(entry));
+            if page.as_ref().is_some_and(|page| page.address == address) {
+                return Ok(page);
+            }
+            slot = hit + 1;
+        }
+        if seeker.last == Some(Seek::None) {
+            return Ok(None);
+        }
+        let mut found = BigPages { table: self.range(), blocks: Vec::new(), notes: Vec::new() };
+        self.bulk(kernel, 0, &|_| true, &mut found)?;
+        Ok(found.blocks.into_iter().find(|page| page.address == address))
+    }
+}

@@ -1,0 +1,134 @@
+//! One kernel to be decoded, and how its variables are read.
+
+use std::sync::Arc;
+
+use nt_memory::{Fault, Memory, PAGE_SIZE, ReadError};
+use nt_symbols::{Layout, SymbolFile};
+
+/// One kernel to be decoded: its memory, its names, where it is loaded.
+///
+/// Addresses of a 32-bit kernel are zero-extended here (`82800000`, not `ffffffff82800000`).
+#[derive(Clone, Copy)]
+pub struct Kernel<'a> {
+    pub memory: &'a dyn Memory,
+    pub symbols: &'a dyn SymbolFile,
+    pub base: u64,
+    /// 4 or 8.
+    pub pointer_size: u8,
+    pub build: u16,
+}
+
+/// Why a question has no answer at all. Partial answers are results with notes.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    #[error("the symbols of nt have no {0}; check the symbol path (.sympath) and .reload")]
+    NoSymbol(String),
+    #[error("the symbols of nt have no type {0}; check the symbol path (.sympath) and .reload")]
+    NoType(String),
+    #[error("type {type_name} has no member {member}")]
+    NoField { type_name: String, member: String },
+    #[error("{0}")]
+    Unlikely(String),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+/// Variables this close to each other are read together: a request costs far more than the bytes between them.
+const GATHER_SPAN: u64 = 0x400;
+
+/// A variable's address and width in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Variable {
+    pub(crate) address: u64,
+    pub(crate) size: u8,
+}
+
+impl<'a> Kernel<'a> {
+    /// The address of `nt!name`, if the symbols have it.
+    pub fn find_symbol(&self, name: &str) -> Option<u64> {
+        let symbol = self.symbols.symbol(name)?;
+        Some(self.wrap(self.base.wrapping_add(u64::from(symbol.rva))))
+    }
+
+    pub fn symbol(&self, name: &str) -> Result<u64, PoolError> {
+        self.find_symbol(name).ok_or_else(|| PoolError::NoSymbol(name.into()))
+    }
+
+    pub fn layout(&self, type_name: &str) -> Result<Arc<Layout>, PoolError> {
+        self.symbols.layout(type_name).ok_or_else(|| PoolError::NoType(type_name.into()))
+    }
+
+    /// Bytes from `nt!name` to the next symbol: the most that the variable can be wide.
+    pub(crate) fn room(&self, name: &str) -> Option<u64> {
+        let rva = self.symbols.symbol(name)?.rva;
+        let next = self.symbols.around(rva).1?;
+        next.rva.checked_sub(rva).filter(|room| *room > 0).map(u64::from)
+    }
+
+    /// Whether a pointer can lead into kernel memory: canonical and in the upper half.
+    pub fn is_kernel_address(&self, address: u64) -> bool {
+        match self.pointer_size {
+            4 => (0x8000_0000..=0xffff_ffff).contains(&address),
+            _ => address >= 0xffff_8000_0000_0000,
+        }
+    }
+
+    /// Whether all of `length` bytes from `address` are kernel addresses.
+    pub(crate) fn is_kernel_range(&self, address: u64, length: u64) -> bool {
+        let last = length.checked_sub(1).and_then(|n| address.checked_add(n));
+        self.is_kernel_address(address) && last.is_some_and(|last| self.is_kernel_address(last))
+    }
+
+    /// An address in the kernel's own width.
+    pub(crate) fn wrap(&self, address: u64) -> u64 {
+        match self.pointer_size {
+            4 => address & 0xffff_ffff,
+            _ => address,
+        }
+    }
+
+    pub(crate) fn pointer_variable(&self, name: &str) -> Result<Variable, PoolError> {
+        Ok(Variable { address: self.symbol(name)?, size: self.pointer_size })
+    }
+
+    pub(crate) fn u32_variable(&self, name: &str) -> Result<Variable, PoolError> {
+        Ok(Variable { address: self.symbol(name)?, size: 4 })
+    }
+
+    /// Reads variables in as few requests as their places allow; the answers are in the order of the question.
+    pub(crate) fn gather(&self, variables: &[Variable]) -> Result<Vec<Result<u64, ReadError>>, Fault> {
+        let mut order: Vec<usize> = (0..variables.len()).collect();
+        order.sort_by_key(|&i| variables[i].address);
+        let mut values = vec![Ok(0); variables.len()];
+        let mut rest = &order[..];
+        while let Some(&first) = rest.first() {
+            let start = variables[first].address;
+            let end = |i: usize| (variables[i].address - start).saturating_add(u64::from(variables[i].size));
+            // Within one page, so that a hole cannot hide a neighbour that is readable.
+            let together = |i: usize| end(i) <= GATHER_SPAN && start % PAGE_SIZE + end(i) <= PAGE_SIZE;
+            let count = 1 + rest[1..].iter().take_while(|&&i| together(i)).count();
+            let (group, later) = rest.split_at(count);
+            let span = group.iter().map(|&i| end(i)).max().unwrap_or(0) as usize;
+            let mut bytes = vec![0; span];
+            let read = self.memory.read(start, &mut bytes)?.min(span);
+            for &i in group {
+                let from = (variables[i].address - start) as usize;
+                let wanted = usize::from(variables[i].size);
+                values[i] = if from + wanted <= read {
+                    Ok(little_endian(&bytes[from..from + wanted]))
+                } else {
+                    Err(ReadError::Hole { address: variables[i].address, wanted, read: read.saturating_sub(from) })
+                };
+            }
+            rest = later;
+        }
+        Ok(values)
+    }
+}
+
+/// Up to eight bytes as a number.
+pub(crate) fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
+}

@@ -1,0 +1,259 @@
+//! What tags stand for: Microsoft's `pooltag.txt` and a small table of our own.
+//!
+//! A line of `pooltag.txt` is `Tag - binary - description`; the binary is padded with blanks or `<unknown>`, `rem` in
+//! the first column starts a comment, and a tag may have wildcards (`*` any run, `?` one character).
+
+use std::collections::HashMap;
+
+use crate::Tag;
+use crate::tag::TagPattern;
+
+/// What one tag stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    pub text: String,
+    pub binary: Option<String>,
+}
+
+/// A pooltag.txt is some 200 KB; a file that is larger than this is something else.
+pub const MAX_FILE: usize = 16 << 20;
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0} bytes are too much for a pooltag.txt (at most {MAX_FILE})")]
+pub struct TooLarge(usize);
+
+/// Tags with their descriptions.
+///
+/// A tag that is listed as it is goes before one that matches by wildcards; among those, the pattern with more fixed
+/// characters wins, then the one with a `?` instead of a `*`, then the earlier line. Of two lines with the same tag
+/// the earlier one counts.
+#[derive(Debug, Clone, Default)]
+pub struct PoolTags {
+    exact: HashMap<Tag, Description>,
+    /// Most specific first.
+    patterns: Vec<(TagPattern, Description)>,
+}
+
+impl PoolTags {
+    /// The tags that most machines have, in words of our own.
+    pub fn built_in() -> Self {
+        let mut tags = PoolTags::default();
+        for line in BUILT_IN.lines() {
+            tags.add_line(line);
+        }
+        tags
+    }
+
+    /// A `pooltag.txt`. The file has no declared encoding; bytes that are not UTF-8 are replaced. Lines that are not
+    /// of its form are passed over, as the debuggers do.
+    pub fn parse(file: &[u8]) -> Result<Self, TooLarge> {
+        if file.len() > MAX_FILE {
+            return Err(TooLarge(file.len()));
+        }
+        let mut tags = PoolTags::default();
+        for line in String::from_utf8_lossy(file).lines() {
+            tags.add_line(line);
+        }
+        // Stable: of two patterns that are equally specific the earlier line stays first.
+        tags.patterns.sort_by_key(|(pattern, _)| pattern.vagueness());
+        Ok(tags)
+    }
+
+    /// These tags first, and `other`'s where these have nothing.
+    pub fn or(mut self, other: PoolTags) -> Self {
+        for (tag, description) in other.exact {
+            // A pattern of the first file is that file's word on the tag.
+            if self.describe(tag).is_none() {
+                self.exact.insert(tag, description);
+            }
+        }
+        self.patterns.extend(other.patterns);
+        self
+    }
+
+    pub fn describe(&self, tag: Tag) -> Option<&Description> {
+        let pattern = || self.patterns.iter().find(|(pattern, _)| pattern.matches(tag)).map(|(_, text)| text);
+        self.exact.get(&tag).or_else(pattern)
+    }
+
+    /// The last column of `!poolused`. A description without a binary ends in a blank, as in kd.
+    pub fn poolused(&self, tag: Tag) -> String {
+        match self.describe(tag) {
+            Some(Description { text, binary: Some(binary) }) => format!("{text} , Binary: {binary}"),
+            Some(Description { text, binary: None }) => format!("{text} "),
+            None => format!("UNKNOWN pooltag '{tag}', please update pooltag.txt"),
+        }
+    }
+
+    /// The line that `!pool` puts under the block that was asked for, without its indentation.
+    pub fn pool(&self, tag: Tag) -> String {
+        match self.describe(tag) {
+            Some(Description { text, binary: Some(binary) }) => format!("Pooltag {tag} : {text}, Binary : {binary}"),
+            Some(Description { text, binary: None }) => format!("Pooltag {tag} : {text}"),
+            None => "Owning component : Unknown (update pooltag.txt)".into(),
+        }
+    }
+
+    fn add_line(&mut self, line: &str) {
+        let comment = line.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("rem"));
+        // A tag may begin with "rem" itself; a comment's word ends there.
+        if comment && line.as_bytes().get(3).is_none_or(|byte| byte.is_ascii_whitespace()) {
+            return;
+        }
+        let Some((tag, rest)) = line.split_once(" - ") else { return };
+        let (binary, text) = rest.split_once(" - ").unwrap_or(("", rest));
+        let binary = Some(binary.trim()).filter(|binary| !binary.is_empty() && *binary != "<unknown>");
+        let description = Description { text: text.trim().into(), binary: binary.map(Into::into) };
+        // Blanks after the fourth character are padding, those before it are the tag's.
+        let tag = if tag.len() > 4 { tag.trim_end() } else { tag };
+        let Ok(pattern) = tag.parse::<TagPattern>() else { return };
+        match pattern.exact() {
+            Some(tag) => {
+                self.exact.entry(tag).or_insert(description);
+            }
+            None => self.patterns.push((pattern, description)),
+        }
+    }
+}
+
+/// Our own table, in the same form as the file.
+const BUILT_IN: &str = "\
+8042 - i8042prt.sys - PS/2 kb and mouse
+ALPC - nt!alpc - ALPC port objects
+AfdB - afd.sys - Socket data buffers
+AfdE - afd.sys - Socket endpoints
+AmlC - <unknown> - ACPI AMLI Pooltags
+Cc   - nt!cc - Cache manager
+CcSc - nt!cc - Cache manager's record of a cached file
+CIcr - ci.dll - Code Integrity allocations for image integrity checking
+CM16 - nt!cm - Internal Configuration manager allocations
+CM25 - nt!cm - Internal Configuration manager allocations
+CM31 - nt!cm - Internal Configuration manager allocations
+CMVa - nt!cm - Registry value read into memory
+Cont - <unknown> - Contiguous physical memory allocations for device drivers
+Ddk  - <unknown> - Driver that gave no tag of its own
+Devi - nt!io - Device objects
+Driv - nt!io - Driver objects
+EtwB - nt!etw - Etw Buffer
+EtwR - nt!etw - Registration of an event provider
+Even - <unknown> - Event objects
+File - <unknown> - File objects
+FMfn - fltmgr.sys - File name kept for a minifilter
+FMsl - fltmgr.sys - Context of an open file for minifilters
+Fltt - nt!verifier - Driver Verifier's log of injected failures
+Gh05 - win32k.sys - Bitmap or other drawing surface
+IoNm - nt!io - Name of a file or device
+Irp  - <unknown> - Io, IRP packets
+IrpC - nt!io - Io, IRP packets of completion ports
+Key  - nt!cm - Registry key objects
+LSwi - <unknown> - Initial work context of LAN server
+Mdl  - <unknown> - Io, Mdls
+MmCa - nt!mm - Control area of a mapped file
+MmCi - nt!mm - Control area of an image
+MmSm - nt!mm - Segment of an image section
+MmSt - nt!mm - Mm section object prototype ptes
+MmSe - nt!mm - Mm section of a mapped view
+Muta - <unknown> - Mutant objects
+NDnd - ndis.sys - Network driver interface data
+NDpp - ndis.sys - Packet pool
+None - <unknown> - Allocation without a tag
+NtFs - ntfs.sys - NTFS general structures
+Ntff - ntfs.sys - NTFS file control block
+Ntfx - ntfs.sys - NTFS general allocation
+ObDi - nt!ob - Object directory
+ObSq - nt!ob - Object security descriptor kept by name
+Ovfl - nt!ex - Tags that found no row of their own in the tag table
+Proc - nt!ps - Process objects
+PsIn - nt!ps - Process information
+SeAt - nt!se - Security attributes of an object
+SeSd - nt!se - Security descriptor
+SeTd - nt!se - Token's variable part
+SeTl - nt!se - Token logon session
+Sect - <unknown> - Section objects
+Sema - <unknown> - Semaphore objects
+Symb - <unknown> - Symbolic link objects
+TcpE - tcpip.sys - TCP endpoints
+Thre - nt!ps - Thread objects
+Toke - nt!se - Token objects
+UdpA - tcpip.sys - UDP endpoints
+VMdl - nt!verifier - Mdl allocated by a verified driver
+V2lg - vhdmp.sys - VHD2 core large allocation
+Vad  - nt!mm - Description of a process's address range
+VadS - nt!mm - Description of a process's address range (short)
+Vepp - nt!verifier - Driver Verifier's list of a driver's pool allocations
+VfPT - nt!verifier - Driver Verifier's log of pool allocations and frees
+Vfwi - nt!verifier - Work item allocated by a verified driver
+WmiG - nt!wmi - Event tracing, general allocation
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(text: &str) -> PoolTags {
+        PoolTags::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_built_in_table_renders_the_article() {
+        let tags = PoolTags::built_in();
+        for (tag, text) in [
+            (b"Leak", "UNKNOWN pooltag 'Leak', please update pooltag.txt"),
+            (b"CM31", "Internal Configuration manager allocations , Binary: nt!cm"),
+            (b"CIcr", "Code Integrity allocations for image integrity checking , Binary: ci.dll"),
+            (b"Cont", "Contiguous physical memory allocations for device drivers "),
+            (b"EtwB", "Etw Buffer , Binary: nt!etw"),
+        ] {
+            assert_eq!(tags.poolused(Tag(*tag)), text);
+        }
+        assert_eq!(tags.pool(Tag(*b"Proc")), "Pooltag Proc : Process objects, Binary : nt!ps");
+        assert_eq!(tags.pool(Tag(*b"Irp ")), "Pooltag Irp  : Io, IRP packets");
+        assert_eq!(tags.pool(Tag(*b"Leak")), "Owning component : Unknown (update pooltag.txt)");
+    }
+
+    #[test]
+    fn every_built_in_line_is_used() {
+        assert_eq!(PoolTags::built_in().exact.len(), BUILT_IN.lines().count());
+    }
+
+    #[test]
+    fn lines_are_taken_as_microsoft_writes_them() {
+        let tags = tags(
+            "rem  Tag - binary - Description\r\nREM\r\n\r\nno separator\r\nAGP  - <unknown>   - AGP driver\r\n\
+             Proc - nt!ps       - Process objects  \r\nProc - other - second\r\nToolong - a.sys - never\r\n\
+             8042 - i8042prt.sys - PS/2 - kb and mouse\r\nremX - x.sys - not a comment\r\n  rx - rdbss.sys - leading blanks\r\n",
+        );
+        assert_eq!(tags.poolused(Tag(*b"AGP ")), "AGP driver ");
+        assert_eq!(tags.poolused(Tag(*b"Proc")), "Process objects , Binary: nt!ps");
+        assert_eq!(tags.poolused(Tag(*b"8042")), "PS/2 - kb and mouse , Binary: i8042prt.sys");
+        assert_eq!(tags.poolused(Tag(*b"remX")), "not a comment , Binary: x.sys");
+        assert_eq!(tags.poolused(Tag(*b"  rx")), "leading blanks , Binary: rdbss.sys");
+        assert_eq!(tags.exact.len(), 5);
+    }
+
+    #[test]
+    fn the_most_specific_line_wins() {
+        let tags =
+            tags("* - - all\nUsb* - u - star\nUsb? - q - mark\nUsbX - x - exact\nUs* - s - short\n?sb? - m - two\n");
+        let text = |tag: &[u8; 4]| tags.describe(Tag(*tag)).unwrap().text.clone();
+        assert_eq!(text(b"UsbX"), "exact");
+        assert_eq!(text(b"UsbY"), "mark");
+        assert_eq!(text(b"UsxY"), "short");
+        assert_eq!(text(b"XsbY"), "two");
+        assert_eq!(text(b"Leak"), "- all");
+    }
+
+    #[test]
+    fn the_users_file_goes_before_ours() {
+        let both = tags("Pr* - mine.sys - Mine\nCM31 - - Other words\n").or(PoolTags::built_in());
+        assert_eq!(both.poolused(Tag(*b"Proc")), "Mine , Binary: mine.sys");
+        assert_eq!(both.describe(Tag(*b"CM31")).unwrap().text, "- Other words");
+        assert_eq!(both.poolused(Tag(*b"MmSt")), "Mm section object prototype ptes , Binary: nt!mm");
+    }
+
+    #[test]
+    fn a_file_that_is_no_pooltag_file_is_refused() {
+        assert_eq!(PoolTags::parse(&vec![b'a'; MAX_FILE + 1]).unwrap_err(), TooLarge(MAX_FILE + 1));
+        assert!(PoolTags::parse(&[0xff, 0xfe, 0, b'\n', b' ', b'-']).unwrap().exact.is_empty());
+    }
+}

@@ -1,0 +1,355 @@
+//! Tag accounting: `!poolused`.
+//!
+//! The kernel counts per tag in `_POOL_TRACKER_TABLE` rows. Each processor has a table of its own
+//! (`nt!ExPoolTagTables`); `nt!PoolTrackTable` is the master, usually the first of them. Tags that found no free row
+//! are in `nt!PoolTrackTableExpansion`, a linear table that is normally not there, or in the last row (`Ovfl`).
+//!
+//! A block may be freed on another processor than it was allocated on, so a single table's differences mean nothing
+//! and may be negative; only sums over all tables do, and they wrap in the field's own width (32 bits up to Windows
+//! 10 1703, 64 bits later).
+
+use std::collections::BTreeMap;
+
+use nt_memory::{Fault, Sparse};
+
+use crate::kernel::{Variable, little_endian};
+use crate::record::{Member, Record};
+use crate::table::{entries, note_holes, read_table};
+use crate::{Kernel, PoolError, Tag};
+
+/// One tag's use of one pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Since the machine started, as far as the counter's width goes.
+    pub allocs: u64,
+    pub frees: u64,
+    /// Outstanding allocations: `allocs - frees` in the counters' width. Negative only if a counter was torn.
+    pub diff: i64,
+    /// Outstanding bytes.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagUsage {
+    pub tag: Tag,
+    pub nonpaged: Usage,
+    pub paged: Usage,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TagReport {
+    /// Ordered by tag.
+    pub tags: Vec<TagUsage>,
+    /// What could not be read; empty when the report is complete.
+    pub notes: Vec<String>,
+}
+
+/// Rows of one table; a real one has some thousands.
+const MAX_ROWS: u64 = 1 << 20;
+
+/// Processors' tables: the most that any version has room for (`ExPoolTagTables` of Windows 11).
+const MAX_TABLES: u64 = 2048;
+
+/// Rows read at once when a tag's row is looked for by its hash.
+const PROBE_ROWS: usize = 8;
+
+/// Rows looked at before the hash is given up.
+const MAX_PROBES: usize = 32;
+
+/// Sums the tag tables. `wanted` filters by tag.
+pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<TagReport, PoolError> {
+    let places = Places::read(kernel)?;
+    let row = Row::new(kernel)?;
+    let mut sums = Sums::new(row, wanted);
+    let tables = places.tables(kernel, &mut sums.notes)?;
+    for (what, address) in tables {
+        sums.add_table(kernel, &what, address, places.rows)?;
+    }
+    sums.add_expansion(kernel, &places)?;
+    places.check(kernel, &mut sums.notes)?;
+    Ok(sums.report())
+}
+
+/// One tag's sums, from its row alone where the tables' hash leads to it; else as [`read`].
+pub fn read_one(kernel: &Kernel<'_>, tag: Tag) -> Result<TagReport, PoolError> {
+    match read_row(kernel, tag)? {
+        Some(report) => Ok(report),
+        None => read(kernel, &|other| other.key() == tag.key()),
+    }
+}
+
+fn read_row(kernel: &Kernel<'_>, tag: Tag) -> Result<Option<TagReport>, PoolError> {
+    let Some(mask) = kernel.find_symbol("PoolTrackTableMask") else { return Ok(None) };
+    let places = Places::read(kernel)?;
+    let Ok(mask) = kernel.gather(&[Variable { address: mask, size: kernel.pointer_size }])?.remove(0) else {
+        return Ok(None);
+    };
+    if !mask.wrapping_add(1).is_power_of_two() || mask >= places.rows {
+        return Ok(None);
+    }
+    let row = Row::new(kernel)?;
+    let Some(index) = find_row(kernel, &row, places.master, mask, tag)? else { return Ok(None) };
+    let wanted = |other: Tag| other.key() == tag.key();
+    let mut sums = Sums::new(row, &wanted);
+    for (what, address) in places.tables(kernel, &mut sums.notes)? {
+        let at = address.wrapping_add(index * sums.row.size as u64);
+        let table = read_table(kernel, at, sums.row.size)?;
+        let key = table.get(0, sums.row.size).map(|bytes| sums.row.key(bytes));
+        if key.is_some_and(|key| key != 0 && !wanted(Tag::from_key(key).0)) {
+            // This table keeps the tag in another row than the master does.
+            return Ok(None);
+        }
+        sums.add(&what, &table);
+    }
+    sums.add_expansion(kernel, &places)?;
+    places.check(kernel, &mut sums.notes)?;
+    Ok(Some(sums.report()))
+}
+
+/// The row that the kernel's hash leads to. The product is 64 bits wide on x64; 32 bits are tried too, and the row's
+/// key decides.
+fn find_row(kernel: &Kernel<'_>, row: &Row, table: u64, mask: u64, tag: Tag) -> Result<Option<u64>, Fault> {
+    let product = u64::from(tag.key()) * 0x9E5F;
+    let mut slots = vec![(product ^ product >> 32) & mask, product & 0xffff_ffff & mask];
+    slots.dedup();
+    for start in slots {
+        let mut slot = start;
+        let mut probed = 0;
+        'probe: while probed < MAX_PROBES {
+            let count = PROBE_ROWS.min((mask - slot + 1) as usize);
+            let window = read_table(kernel, table.wrapping_add(slot * row.size as u64), count * row.size)?;
+            for (i, bytes) in entries(&window, row.size).enumerate() {
+                match bytes.map(|bytes| row.key(bytes)) {
+                    Some(key) if key != 0 && Tag::from_key(key).0.key() == tag.key() => {
+                        return Ok(Some(slot + i as u64));
+                    }
+                    Some(key) if key != 0 => {}
+                    _ => break 'probe,
+                }
+            }
+            probed += count;
+            slot = (slot + count as u64) & mask;
+        }
+    }
+    Ok(None)
+}
+
+/// Where the tables lie, as the kernel's variables say.
+#[derive(Debug, PartialEq, Eq)]
+struct Places {
+    master: u64,
+    rows: u64,
+    expansion: u64,
+    expansion_rows: u64,
+}
+
+impl Places {
+    fn read(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
+        let places = Self::variables(kernel)?;
+        if !kernel.is_kernel_address(places.master) {
+            return Err(PoolError::Unlikely(format!(
+                "nt!PoolTrackTable holds {:016x}, which is no kernel address; pool tags are not counted, or the symbols \
+                 are not this kernel's",
+                places.master
+            )));
+        }
+        if places.rows == 0 || places.rows > MAX_ROWS {
+            return Err(PoolError::Unlikely(format!(
+                "nt!PoolTrackTableSize holds {:#x} rows, at most {MAX_ROWS:#x} are plausible; are the symbols this \
+                 kernel's?",
+                places.rows
+            )));
+        }
+        Ok(places)
+    }
+
+    fn variables(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
+        let mut variables =
+            vec![kernel.pointer_variable("PoolTrackTable")?, kernel.pointer_variable("PoolTrackTableSize")?];
+        let expansion = ["PoolTrackTableExpansion", "PoolTrackTableExpansionSize"];
+        if let [Ok(table), Ok(rows)] = expansion.map(|name| kernel.pointer_variable(name)) {
+            variables.extend([table, rows]);
+        }
+        let mut values = kernel.gather(&variables)?.into_iter();
+        let mut next = || values.next().unwrap_or(Ok(0));
+        Ok(Places { master: next()?, rows: next()?, expansion: next()?, expansion_rows: next()? })
+    }
+
+    /// Says so when a table has moved or grown since: the rows read may be the old ones.
+    fn check(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<(), PoolError> {
+        if Self::variables(kernel)? != *self {
+            notes.push("the tag tables moved or grew while they were read; ask again".into());
+        }
+        Ok(())
+    }
+
+    /// The master and the processors' tables, each once, with what they are called in notes.
+    fn tables(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<(String, u64)>, PoolError> {
+        let mut tables = vec![("nt!PoolTrackTable".to_string(), self.master)];
+        let Some(array) = kernel.find_symbol("ExPoolTagTables") else {
+            notes.push("the symbols of nt have no ExPoolTagTables; only the master table was read".into());
+            return Ok(tables);
+        };
+        let pointer = usize::from(kernel.pointer_size);
+        let room = kernel.room("ExPoolTagTables").map_or(MAX_TABLES, |room| room / pointer as u64);
+        let room = room.clamp(1, MAX_TABLES);
+        let count = match processors(kernel)? {
+            Some(count) if (1..=room).contains(&count) => count,
+            Some(0) | None => room,
+            Some(count) => {
+                notes.push(format!(
+                    "nt!KeNumberProcessors holds {count}, but nt!ExPoolTagTables has room for {room} tables; more were \
+                     not read"
+                ));
+                room
+            }
+        };
+        let pointers = read_table(kernel, array, count as usize * pointer)?;
+        note_holes(notes, "nt!ExPoolTagTables", &pointers);
+        for (i, bytes) in entries(&pointers, pointer).enumerate() {
+            let Some(address) = bytes.map(little_endian) else { continue };
+            if address == 0 || tables.iter().any(|(_, known)| *known == address) {
+                continue;
+            }
+            if kernel.is_kernel_range(address, self.rows) {
+                tables.push((format!("nt!ExPoolTagTables[{i}]"), address));
+            } else {
+                notes.push(format!("nt!ExPoolTagTables[{i}] holds {address:016x}, which is no kernel address"));
+            }
+        }
+        Ok(tables)
+    }
+}
+
+/// How many processors have a table. The variable is one byte up to Windows Vista and four later; no more is read
+/// than there is room before the next symbol.
+fn processors(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
+    let Some(address) = kernel.find_symbol("KeNumberProcessors") else { return Ok(None) };
+    let room = kernel.room("KeNumberProcessors").unwrap_or(4);
+    let size = if kernel.build < 7600 || room < 4 { 1 } else { 4 };
+    Ok(kernel.gather(&[Variable { address, size }])?.remove(0).ok())
+}
+
+/// `_POOL_TRACKER_TABLE`, whose fields changed order and width at 16299.
+struct Row {
+    size: usize,
+    key: Member,
+    nonpaged: Counters,
+    paged: Counters,
+    missing: Vec<&'static str>,
+}
+
+struct Counters {
+    allocs: Option<Member>,
+    frees: Option<Member>,
+    bytes: Option<Member>,
+}
+
+impl Row {
+    fn new(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
+        let record = Record::new(kernel, "_POOL_TRACKER_TABLE")?;
+        let mut missing = Vec::new();
+        let mut find = |name| {
+            let member = record.find(name);
+            if member.is_none() {
+                missing.push(name);
+            }
+            member
+        };
+        let nonpaged =
+            Counters { allocs: find("NonPagedAllocs"), frees: find("NonPagedFrees"), bytes: find("NonPagedBytes") };
+        let paged = Counters { allocs: find("PagedAllocs"), frees: find("PagedFrees"), bytes: find("PagedBytes") };
+        Ok(Row { size: record.size, key: record.member("Key")?, nonpaged, paged, missing })
+    }
+
+    fn key(&self, row: &[u8]) -> u32 {
+        self.key.get(row) as u32
+    }
+}
+
+impl Counters {
+    fn add(&self, sum: &mut Usage, row: &[u8]) {
+        let add = |sum: &mut u64, member: &Option<Member>| {
+            if let Some(member) = member {
+                *sum = sum.wrapping_add(member.get(row)) & width_mask(member.size);
+            }
+        };
+        add(&mut sum.allocs, &self.allocs);
+        add(&mut sum.frees, &self.frees);
+        add(&mut sum.bytes, &self.bytes);
+    }
+
+    fn finish(&self, mut sum: Usage) -> Usage {
+        let width = self.allocs.map_or(8, |member| member.size);
+        let unused = 64 - 8 * width as u32;
+        sum.diff = (sum.allocs.wrapping_sub(sum.frees) << unused) as i64 >> unused;
+        sum
+    }
+}
+
+/// All bits of a number of one to eight bytes.
+fn width_mask(size: usize) -> u64 {
+    u64::MAX >> (64 - 8 * size as u32)
+}
+
+/// The tags' sums so far.
+struct Sums<'w> {
+    row: Row,
+    wanted: &'w dyn Fn(Tag) -> bool,
+    tags: BTreeMap<Tag, (Usage, Usage)>,
+    notes: Vec<String>,
+}
+
+impl<'w> Sums<'w> {
+    fn new(row: Row, wanted: &'w dyn Fn(Tag) -> bool) -> Self {
+        let notes = row
+            .missing
+            .iter()
+            .map(|name| format!("type _POOL_TRACKER_TABLE has no member {name}; it is counted as 0"))
+            .collect();
+        Sums { row, wanted, tags: BTreeMap::new(), notes }
+    }
+
+    fn add_table(&mut self, kernel: &Kernel<'_>, what: &str, address: u64, rows: u64) -> Result<(), Fault> {
+        let table = read_table(kernel, address, rows as usize * self.row.size)?;
+        self.add(what, &table);
+        Ok(())
+    }
+
+    fn add_expansion(&mut self, kernel: &Kernel<'_>, places: &Places) -> Result<(), Fault> {
+        if places.expansion == 0 || places.expansion_rows == 0 {
+            return Ok(());
+        }
+        if !kernel.is_kernel_address(places.expansion) || places.expansion_rows > MAX_ROWS {
+            self.notes.push(format!(
+                "nt!PoolTrackTableExpansion holds {:016x} with {:#x} rows, which is not plausible; it was not read",
+                places.expansion, places.expansion_rows
+            ));
+            return Ok(());
+        }
+        self.add_table(kernel, "nt!PoolTrackTableExpansion", places.expansion, places.expansion_rows)
+    }
+
+    fn add(&mut self, what: &str, table: &Sparse) {
+        note_holes(&mut self.notes, what, table);
+        for bytes in entries(table, self.row.size).flatten() {
+            let key = self.row.key(bytes);
+            let tag = Tag::from_key(key).0;
+            if key == 0 || !(self.wanted)(tag) {
+                continue;
+            }
+            let (nonpaged, paged) = self.tags.entry(tag).or_default();
+            self.row.nonpaged.add(nonpaged, bytes);
+            self.row.paged.add(paged, bytes);
+        }
+    }
+
+    fn report(self) -> TagReport {
+        let usage = |(tag, (nonpaged, paged))| TagUsage {
+            tag,
+            nonpaged: self.row.nonpaged.finish(nonpaged),
+            paged: self.row.paged.finish(paged),
+        };
+        TagReport { tags: self.tags.into_iter().map(usage).collect(), notes: self.notes }
+    }
+}
