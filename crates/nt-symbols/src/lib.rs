@@ -1,6 +1,35 @@
 //! Symbols and types of Windows modules.
+//!
+//! [`SymbolFile`] is what the rest of kdpool knows: names, addresses and layouts of one module, whatever file holds
+//! them. Three kinds of file do: a PDB ([`Pdb`]), Volatility's JSON tables made from one ([`Isf`]), and the image's own
+//! export table ([`Exports`]). [`rsds`] reads from a mapped image which PDB belongs to it, and [`SymbolPath`] finds that
+//! file along a path in kd's syntax.
+//!
+//! Everything read here is untrusted. A damaged file gives an error or a partial answer that says so in
+//! [`SymbolFile::notes`].
 
 use std::sync::Arc;
+
+mod exports;
+mod glob;
+mod id;
+mod image;
+mod isf;
+mod names;
+mod path;
+mod pdb;
+#[cfg(test)]
+mod testing;
+mod tpi;
+
+pub use exports::Exports;
+pub use glob::matches_glob;
+pub use id::{BadPdbName, PdbId, safe_file_name};
+pub use image::{Image, ImageError, ImageIdentity, Section, rsds};
+pub use isf::Isf;
+pub use names::undecorated;
+pub use path::{Attempt, Element, Found, NotFound, Outcome, PathError, SymbolPath};
+pub use pdb::Pdb;
 
 /// One name of a module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +42,7 @@ pub struct Symbol {
 /// What kind of file the names came from; kd's `lm` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SymbolKind {
-    /// A stripped ("public") PDB.
+    /// A stripped ("public") PDB, or an ISF table made from one.
     PublicPdb,
     /// A PDB with private symbols.
     PrivatePdb,
@@ -34,6 +63,31 @@ pub trait SymbolFile: Send + Sync {
     fn matching(&self, pattern: &str) -> Vec<Symbol>;
     /// A structure or union by name, forward references resolved.
     fn layout(&self, type_name: &str) -> Option<Arc<Layout>>;
+    /// The enumerators of an enumeration.
+    fn enumeration(&self, _enum_name: &str) -> Option<Arc<Enumeration>> {
+        None
+    }
+    /// The value of one enumerator (`_MI_ASSIGNED_REGION_TYPES`, `AssignedRegionPagedPool`).
+    fn enum_value(&self, enum_name: &str, enumerator: &str) -> Option<i64> {
+        self.enumeration(enum_name)?.value(enumerator)
+    }
+    /// Names of structures, unions and enumerations that match kd's wildcards, in alphabetical order.
+    fn types_matching(&self, _pattern: &str) -> Vec<String> {
+        Vec::new()
+    }
+    /// What of this file could not be read so far; an answer that is missing may be missing because of it.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Why a symbol file cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SymbolError {
+    #[error("cannot read {path}: {source}")]
+    Io { path: std::path::PathBuf, source: std::io::Error },
+    #[error("{path} is not a usable {format} file: {why}")]
+    Format { path: std::path::PathBuf, format: &'static str, why: String },
 }
 
 /// A structure or union as the compiler laid it out.
@@ -55,8 +109,27 @@ pub struct Field {
     pub bits: Option<(u8, u8)>,
     /// Number of elements and size of one when the member is an array.
     pub array: Option<(u64, u64)>,
-    /// The member's type by name, without pointers or dimensions (`_LIST_ENTRY`, `unsigned long`).
+    /// How many pointers lead to `type_name`; an array of pointers has 1 here and its dimension in `array`.
+    pub pointers: u8,
+    /// The member's type by name, without pointers or dimensions (`_LIST_ENTRY`, `unsigned long`). A type without a name
+    /// gets one that [`SymbolFile::layout`] understands (`__unnamed_1047`).
     pub type_name: String,
+}
+
+/// An enumeration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enumeration {
+    pub name: String,
+    /// Size in bytes of a variable of this type.
+    pub size: u64,
+    /// Enumerators and their values, in the file's order.
+    pub values: Vec<(String, i64)>,
+}
+
+impl Enumeration {
+    pub fn value(&self, enumerator: &str) -> Option<i64> {
+        self.values.iter().find(|(name, _)| name == enumerator).map(|(_, value)| *value)
+    }
 }
 
 impl Layout {

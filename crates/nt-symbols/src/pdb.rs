@@ -1,0 +1,426 @@
+//! PDB files.
+//!
+//! The `pdb` crate reads the container (a file of streams made of pages) and the header with GUID and age; the records in
+//! the streams are read here, because those readers can neither be kept between questions nor trusted with hostile
+//! records (see `tpi`). Opening reads the headers only. Names are read when a name or address is first asked for, types
+//! when a type is.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use pdb::{SourceSlice, SourceView, StreamIndex};
+
+use crate::names::{Names, NamesBuilder};
+use crate::tpi::Types;
+use crate::{Enumeration, Layout, PdbId, Symbol, SymbolError, SymbolFile, SymbolKind, undecorated};
+
+const TPI_STREAM: u16 = 2;
+const DBI_STREAM: u16 = 3;
+
+/// Bytes of a PDB: a file, or memory.
+trait Input: Read + Seek + Send {}
+impl<T: Read + Seek + Send> Input for T {}
+
+/// Hands out parts of the file, never more at once than the file holds: page lists can name a page any number of times.
+struct Bounded {
+    input: Arc<Mutex<Box<dyn Input>>>,
+    length: u64,
+}
+
+impl std::fmt::Debug for Bounded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bounded({} bytes)", self.length)
+    }
+}
+
+#[derive(Debug)]
+struct View(Vec<u8>);
+
+impl SourceView<'_> for View {
+    fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<'s> pdb::Source<'s> for Bounded {
+    fn view(&mut self, slices: &[SourceSlice]) -> io::Result<Box<dyn SourceView<'s>>> {
+        let total = slices.iter().try_fold(0u64, |sum, slice| sum.checked_add(slice.size as u64));
+        let total = total.filter(|total| *total <= self.length).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut bytes = vec![0; total as usize];
+        let mut rest = &mut bytes[..];
+        let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+        for slice in slices {
+            let (part, tail) = rest.split_at_mut(slice.size);
+            input.seek(SeekFrom::Start(slice.offset))?;
+            input.read_exact(part)?;
+            rest = tail;
+        }
+        Ok(Box::new(View(bytes)))
+    }
+}
+
+/// What the DBI stream's header says.
+///
+/// ```text
+/// 0 ffffffff  20 stream of symbol records  24 sizes of the substreams: modules, contributions, section map, file info,
+/// type servers  44 -  48 debug header's size  52 size of the edit-and-continue part  56 flags  58 machine
+/// ```
+#[derive(Debug, Clone, Copy)]
+struct Dbi {
+    machine: u16,
+    stripped: bool,
+    symbols: u16,
+    /// Streams of section headers (as linked now, as linked first) and of the map from the first to the present layout.
+    sections: u16,
+    original_sections: u16,
+    omap_from_source: u16,
+    modules: (usize, usize),
+}
+
+const NO_STREAM: u16 = 0xffff;
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|b| u16::from_le_bytes(*b))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
+}
+
+impl Dbi {
+    fn parse(bytes: &[u8]) -> Option<Dbi> {
+        if u32_at(bytes, 0)? != u32::MAX {
+            return None;
+        }
+        let mut debug_header = 64usize;
+        for at in [24, 28, 32, 36, 40, 52] {
+            debug_header = debug_header.checked_add(u32_at(bytes, at)? as usize)?;
+        }
+        let size = u32_at(bytes, 48)? as usize;
+        let stream = |n: usize| if n * 2 + 2 <= size { u16_at(bytes, debug_header + n * 2) } else { None };
+        Some(Dbi {
+            machine: u16_at(bytes, 58)?,
+            stripped: u16_at(bytes, 56)? & 2 != 0,
+            symbols: u16_at(bytes, 20)?,
+            omap_from_source: stream(4).unwrap_or(NO_STREAM),
+            sections: stream(5).unwrap_or(NO_STREAM),
+            original_sections: stream(10).unwrap_or(NO_STREAM),
+            modules: (64, u32_at(bytes, 24)? as usize),
+        })
+    }
+}
+
+/// From a section and an offset in it to an offset from the image's base.
+struct AddressMap {
+    /// Virtual addresses of the sections.
+    sections: Vec<u32>,
+    /// (from, to), ordered, when the image was rearranged after linking.
+    omap: Option<Vec<(u32, u32)>>,
+}
+
+impl AddressMap {
+    fn rva(&self, section: u16, offset: u32) -> Option<u32> {
+        let start = self.sections.get(usize::from(section).checked_sub(1)?)?;
+        let linked = start.checked_add(offset)?;
+        let Some(omap) = &self.omap else { return Some(linked) };
+        let (from, to) = *omap.get(omap.partition_point(|(from, _)| *from <= linked).checked_sub(1)?)?;
+        // A target of 0 says that this part was left out of the image.
+        if to == 0 { None } else { to.checked_add(linked - from) }
+    }
+}
+
+/// A PDB whose parts are read as they are needed.
+pub struct Pdb {
+    path: PathBuf,
+    input: Arc<Mutex<Box<dyn Input>>>,
+    length: u64,
+    id: PdbId,
+    dbi: Dbi,
+    private: bool,
+    names: OnceLock<Names>,
+    types: OnceLock<Option<Types>>,
+    notes: Mutex<Vec<String>>,
+}
+
+impl std::fmt::Debug for Pdb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pdb").field("path", &self.path).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Pdb {
+    /// Opens a PDB and reads its headers.
+    pub fn open(path: impl AsRef<Path>) -> Result<Pdb, SymbolError> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|source| SymbolError::Io { path: path.to_owned(), source })?;
+        Pdb::read(path, file)
+    }
+
+    /// Reads a PDB from anything that can be read and sought; `path` is what it is called in messages.
+    pub fn read(path: impl Into<PathBuf>, input: impl Read + Seek + Send + 'static) -> Result<Pdb, SymbolError> {
+        let path = path.into();
+        let mut input: Box<dyn Input> = Box::new(input);
+        let length = input.seek(SeekFrom::End(0)).map_err(|source| SymbolError::Io { path: path.clone(), source })?;
+        let input = Arc::new(Mutex::new(input));
+        let format = |why: String| SymbolError::Format { path: path.clone(), format: "PDB", why };
+
+        let mut file = open(&input, length).map_err(|e| format(e.to_string()))?;
+        let info = file.pdb_information().map_err(|e| format(format!("its information stream: {e}")))?;
+        let bytes = stream(&mut file, DBI_STREAM).map_err(|e| format(format!("its debug information stream: {e}")))?;
+        let dbi =
+            Dbi::parse(&bytes).ok_or_else(|| format("its debug information header is damaged or too old".into()))?;
+        // The linker raises the information stream's age on every write; the image carries the one in the DBI header.
+        let age = u32_at(&bytes, 8).filter(|age| *age != 0).unwrap_or(info.age);
+        let id = PdbId { guid: info.guid.as_u128(), age };
+        let private = !dbi.stripped && modules(&bytes, dbi).any(|module| module.is_ok_and(|(_, size)| size > 4));
+        Ok(Pdb {
+            path,
+            input,
+            length,
+            id,
+            dbi,
+            private,
+            names: OnceLock::new(),
+            types: OnceLock::new(),
+            notes: Mutex::default(),
+        })
+    }
+
+    /// GUID and age, as an image's debug record names them.
+    pub fn id(&self) -> PdbId {
+        self.id
+    }
+
+    /// The machine type of the image (`0x8664`, `0x14c`, `0xaa64`), 0 if the PDB does not say.
+    pub fn machine(&self) -> u16 {
+        self.dbi.machine
+    }
+
+    fn note(&self, text: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.len() < 100 {
+            notes.push(text);
+        }
+    }
+
+    fn names(&self) -> &Names {
+        self.names.get_or_init(|| {
+            let mut builder = NamesBuilder::default();
+            if let Err(why) = self.read_names(&mut builder) {
+                self.note(format!("the symbol records could not be read: {why}"));
+            }
+            let names = builder.build();
+            if names.skipped() > 0 {
+                self.note(format!("{} symbols are left out: too much text", names.skipped()));
+            }
+            tracing::debug!(path = %self.path.display(), count = names.len(), "names read");
+            names
+        })
+    }
+
+    fn read_names(&self, builder: &mut NamesBuilder) -> Result<(), String> {
+        let mut file = open(&self.input, self.length).map_err(|e| e.to_string())?;
+        let map = self.address_map(&mut file)?;
+        let records = stream(&mut file, self.dbi.symbols).map_err(|e| e.to_string())?;
+        let mut lost = 0usize;
+        let whole = symbols(&records, |name, section, offset| match map.rva(section, offset) {
+            Some(rva) => builder.push(undecorated(&String::from_utf8_lossy(name)), rva),
+            None => lost += 1,
+        });
+        if !whole {
+            self.note("the symbol records are damaged; those after the damage are left out".into());
+        }
+        if self.private {
+            self.read_module_names(&mut file, &map, builder)?;
+        }
+        if lost > 0 {
+            // Absolute symbols and code that the linker dropped have no address in the image; that is usual.
+            tracing::debug!(path = %self.path.display(), lost, "symbols without an address in the image");
+        }
+        Ok(())
+    }
+
+    /// Static functions and data of a private PDB are told only by the modules' own streams.
+    fn read_module_names(
+        &self,
+        file: &mut pdb::PDB<'static, Bounded>,
+        map: &AddressMap,
+        builder: &mut NamesBuilder,
+    ) -> Result<(), String> {
+        let bytes = stream(file, DBI_STREAM).map_err(|e| e.to_string())?;
+        for module in modules(&bytes, self.dbi) {
+            let Ok((number, size)) = module else {
+                self.note("the list of modules is damaged; symbols of some modules are missing".into());
+                break;
+            };
+            if number == NO_STREAM || size <= 4 {
+                continue;
+            }
+            let records = stream(file, number).map_err(|e| format!("module stream {number}: {e}"))?;
+            // The first four bytes are the version of what follows.
+            let whole = symbols(records.get(4..size).unwrap_or_default(), |name, section, offset| {
+                if let Some(rva) = map.rva(section, offset) {
+                    builder.push(undecorated(&String::from_utf8_lossy(name)), rva);
+                }
+            });
+            if !whole {
+                self.note(format!("symbols of module stream {number} are damaged; some are missing"));
+            }
+        }
+        Ok(())
+    }
+
+    fn address_map(&self, file: &mut pdb::PDB<'static, Bounded>) -> Result<AddressMap, String> {
+        let rearranged = self.dbi.original_sections != NO_STREAM && self.dbi.omap_from_source != NO_STREAM;
+        let number = if rearranged { self.dbi.original_sections } else { self.dbi.sections };
+        let headers = stream(file, number).map_err(|e| format!("section headers: {e}"))?;
+        // IMAGE_SECTION_HEADER: 40 bytes, VirtualAddress at 12.
+        let sections = headers.chunks_exact(40).filter_map(|header| u32_at(header, 12)).collect();
+        let omap = if rearranged {
+            let bytes = stream(file, self.dbi.omap_from_source).map_err(|e| format!("address map: {e}"))?;
+            let pairs = bytes.chunks_exact(8);
+            let mut omap: Vec<_> = pairs.filter_map(|pair| Some((u32_at(pair, 0)?, u32_at(pair, 4)?))).collect();
+            omap.sort_by_key(|(from, _)| *from);
+            Some(omap)
+        } else {
+            None
+        };
+        Ok(AddressMap { sections, omap })
+    }
+
+    fn types(&self) -> Option<&Types> {
+        let types = self.types.get_or_init(|| {
+            let read = open(&self.input, self.length).and_then(|mut file| stream(&mut file, TPI_STREAM));
+            let pointer_size = if matches!(self.dbi.machine, 0x14c | 0x1c4 | 0x1c0) { 4 } else { 8 };
+            match read.map_err(|e| e.to_string()).and_then(|bytes| Types::parse(bytes, pointer_size)) {
+                Ok(types) => Some(types),
+                Err(why) => {
+                    self.note(format!("the type records could not be read: {why}"));
+                    None
+                }
+            }
+        });
+        types.as_ref()
+    }
+}
+
+fn open(input: &Arc<Mutex<Box<dyn Input>>>, length: u64) -> pdb::Result<pdb::PDB<'static, Bounded>> {
+    pdb::PDB::open(Bounded { input: input.clone(), length })
+}
+
+/// A copy of a whole stream.
+fn stream(file: &mut pdb::PDB<'static, Bounded>, number: u16) -> pdb::Result<Vec<u8>> {
+    match file.raw_stream(StreamIndex(number))? {
+        Some(stream) => Ok(stream.as_slice().to_vec()),
+        None => Err(pdb::Error::StreamNotFound(u32::from(number))),
+    }
+}
+
+/// Stream number of each module and how many bytes of symbols it starts with.
+///
+/// ```text
+/// 0 -  34 stream  36 bytes of symbols  ...  64 name\0 object file\0, padded to 4
+/// ```
+fn modules(dbi_stream: &[u8], dbi: Dbi) -> impl Iterator<Item = Result<(u16, usize), ()>> + '_ {
+    let (start, size) = dbi.modules;
+    let mut rest = start.checked_add(size).and_then(|end| dbi_stream.get(start..end)).unwrap_or_default();
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let entry = rest;
+        let one = || {
+            let (number, size) = (u16_at(entry, 34)?, u32_at(entry, 36)? as usize);
+            let mut end = 64;
+            for _ in 0..2 {
+                end += entry.get(end..)?.iter().position(|b| *b == 0)? + 1;
+            }
+            Some((number, size, end.next_multiple_of(4).min(entry.len())))
+        };
+        match one() {
+            Some((number, size, length)) => {
+                rest = &entry[length..];
+                Some(Ok((number, size)))
+            }
+            None => {
+                rest = &[];
+                Some(Err(()))
+            }
+        }
+    })
+}
+
+/// Calls `each` with name, section and offset of every function, variable and public symbol. False if the records end in
+/// damage.
+///
+/// ```text
+/// S_PUB32              0 length  2 kind  4 flags  8 offset  12 section  14 name\0
+/// S_GDATA32, S_LDATA32                   4 type   8 offset  12 section  14 name\0
+/// S_GPROC32, S_LPROC32                   4 ..    32 offset  36 section  38 flags  39 name\0
+/// ```
+fn symbols(records: &[u8], mut each: impl FnMut(&[u8], u16, u32)) -> bool {
+    let mut rest = records;
+    while let Some(length) = u16_at(rest, 0) {
+        let Some(record) = rest.get(..2 + usize::from(length)).filter(|record| record.len() >= 4) else {
+            return false;
+        };
+        rest = &rest[record.len()..];
+        let (offset, name) = match u16_at(record, 2) {
+            Some(0x110e | 0x110d | 0x110c) => (8, 14),
+            Some(0x1110 | 0x110f | 0x1147 | 0x1146) => (32, 39),
+            _ => continue,
+        };
+        let symbol = || {
+            let name = record.get(name..)?;
+            let name = &name[..name.iter().position(|b| *b == 0)?];
+            Some((name, u16_at(record, offset + 4)?, u32_at(record, offset)?))
+        };
+        match symbol() {
+            Some((name, section, offset)) => each(name, section, offset),
+            None => return false,
+        }
+    }
+    rest.is_empty()
+}
+
+impl SymbolFile for Pdb {
+    fn kind(&self) -> SymbolKind {
+        if self.private { SymbolKind::PrivatePdb } else { SymbolKind::PublicPdb }
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn symbol(&self, name: &str) -> Option<Symbol> {
+        self.names().symbol(name)
+    }
+
+    fn around(&self, rva: u32) -> (Option<Symbol>, Option<Symbol>) {
+        self.names().around(rva)
+    }
+
+    fn matching(&self, pattern: &str) -> Vec<Symbol> {
+        self.names().matching(pattern)
+    }
+
+    fn layout(&self, type_name: &str) -> Option<Arc<Layout>> {
+        self.types()?.layout(type_name)
+    }
+
+    fn enumeration(&self, enum_name: &str) -> Option<Arc<Enumeration>> {
+        self.types()?.enumeration(enum_name)
+    }
+
+    fn types_matching(&self, pattern: &str) -> Vec<String> {
+        self.types().map(|types| types.matching(pattern)).unwrap_or_default()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        notes.extend(self.types.get().and_then(Option::as_ref).map(Types::notes).unwrap_or_default());
+        notes
+    }
+}
