@@ -1,8 +1,35 @@
 //! One attached kernel.
+//!
+//! [`attach`] puts a [`kd_link::Link`] and a KD session into a task of their own, which acknowledges packets at once,
+//! whatever the user of this crate is doing: a target that is not acknowledged for a fraction of a second may give its
+//! debugger up. What the user holds is a [`Target`] in one of two states, [`Halted`] or [`Running`]; only a halted one
+//! has memory.
+//!
+//! The target is never left frozen by accident: dropping the handle, in whatever state and for whatever reason
+//! (a panic included), removes breakpoints, lets the target run and waits until it does. Only
+//! [`Target::leave`] with [`Leave::Halted`] leaves it standing.
 
+mod actor;
+mod cache;
+mod continuing;
+mod modules;
+mod status;
+
+use std::cell::{OnceCell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use nt_memory::{Fault, Memory};
+use bytes::Bytes;
+use nt_memory::{Fault, Memory, PAGE_SIZE, Search};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cache::{Cache, Known};
+use crate::status::{Halt, Phase, Shared};
+
+pub use crate::modules::{Module, Modules};
+pub use crate::status::Interrupt;
 
 /// What GetVersion answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,39 +60,19 @@ impl Version {
 /// Why and where the target stands still.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
-    pub reason: StopReason,
+    /// Exception code; 0x80000003 is a breakpoint or a break-in.
+    pub code: u32,
+    pub first_chance: bool,
+    pub exception_address: u64,
+    pub parameters: Vec<u64>,
     pub processor: u16,
     pub processors: u32,
     pub thread: u64,
     pub program_counter: u64,
     /// The bytes at the program counter that came with the stop.
     pub instructions: Vec<u8>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StopReason {
-    Exception { code: u32, first_chance: bool, address: u64, parameters: Vec<u64> },
-    LoadSymbols { path: String, base: u64, size: u32, checksum: u32, unload: bool },
-    Command { name: String, command: String },
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Module {
-    pub base: u64,
-    pub size: u32,
-    /// As the kernel spells it: `ntoskrnl.exe`, `myfault.sys`.
-    pub file: String,
-    pub path: String,
-    pub checksum: u32,
-    pub timestamp: Option<u32>,
-}
-
-/// The loaded-module list as far as it could be read.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Modules {
-    pub modules: Vec<Module>,
-    /// What is missing and why; empty when the list is complete.
-    pub notes: Vec<String>,
+    /// We asked for it: the break instruction is the target's answer to Ctrl+C, `.break` or `-bonc`.
+    pub asked: bool,
 }
 
 /// What was asked of the target so far.
@@ -92,8 +99,6 @@ pub enum Event {
     /// The transport is up: KDNET has keys with this peer, or a stream is open.
     Connected {
         peer: Option<std::net::SocketAddr>,
-        local: Option<std::net::IpAddr>,
-        port: Option<u16>,
     },
     /// The target said that it reboots, or came back without saying so.
     Restarted {
@@ -102,27 +107,17 @@ pub enum Event {
     /// The target stopped. [`Running::wait`] and [`Running::break_in`] return the stop itself.
     Stopped,
     /// Something that a person who wonders why it does not connect wants to know.
-    Diagnostic(String),
+    Diagnostic(kd_wire::session::Diagnostic),
     /// A driver was loaded or unloaded while the target ran; it was continued at once.
     ModuleChange {
         path: String,
         base: u64,
         unload: bool,
     },
+    /// A lone break-in of before was answered only now; the target was continued at once.
+    BreakInAbsorbed,
     Lost(String),
 }
-
-/// A target in one of its two states. Commands that need the other state do not compile.
-pub enum Target {
-    Halted(Halted),
-    Running(Running),
-}
-
-/// The target stands still: its memory can be read.
-pub struct Halted {}
-
-/// The target runs: it can only be asked to stop.
-pub struct Running {}
 
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -134,56 +129,315 @@ pub enum TargetError {
     Refused(String),
 }
 
-impl Halted {
-    pub fn version(&self) -> &Version {
-        unimplemented!()
-    }
+/// How a session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// The target runs on.
+    Running,
+    /// The target stays frozen until another debugger comes.
+    Halted,
+}
 
-    pub fn stop(&self) -> &Stop {
-        unimplemented!()
-    }
+/// What the handles ask of the session's task.
+#[derive(Debug)]
+enum Ask {
+    Read { address: u64, length: usize },
+    Search { address: u64, length: u64, pattern: Vec<u8> },
+    Go,
+}
 
-    /// The loaded-module list; read once per stop.
-    pub fn modules(&self) -> Result<Modules, Fault> {
-        unimplemented!()
-    }
+#[derive(Debug)]
+enum Answer {
+    /// Good bytes, and whether the target said that the next one is unreadable.
+    Bytes {
+        bytes: Bytes,
+        ended: bool,
+    },
+    Search(Search),
+    Going,
+}
 
-    /// One processor's CONTEXT record, raw.
-    pub fn context(&self, _processor: u16) -> Result<Vec<u8>, TargetError> {
-        unimplemented!()
-    }
+#[derive(Debug)]
+enum Command {
+    Ask { halt: u64, ask: Ask, answer: oneshot::Sender<Result<Answer, TargetError>> },
+    BreakIn,
+    Leave { leave: Leave, done: oneshot::Sender<()> },
+}
 
-    pub fn cost(&self) -> Cost {
-        unimplemented!()
-    }
+/// Ends a session from outside the thread that holds the target: signals use it.
+#[derive(Clone)]
+pub struct Leaver(mpsc::UnboundedSender<Command>);
 
-    /// Lets the target run. A hard-coded breakpoint at the program counter is stepped over first.
-    #[allow(clippy::result_large_err)]
-    pub fn go(self) -> Result<Running, (Halted, TargetError)> {
-        unimplemented!()
+impl Leaver {
+    /// Lets the target run and ends the session.
+    pub async fn leave(&self) {
+        let (done, is_done) = oneshot::channel();
+        if self.0.send(Command::Leave { leave: Leave::Running, done }).is_ok() {
+            // The task may be gone already; then the target runs already.
+            let _ = is_done.await;
+        }
     }
 }
 
+/// The connection; it moves between the two states of [`Target`].
+struct Session {
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+/// Letting go must not hang the user's shell when the target is dead.
+const LONGEST_LEAVE: Duration = Duration::from_secs(15);
+
+impl Session {
+    fn leave(&self, leave: Leave) {
+        let (done, is_done) = oneshot::channel();
+        if self.commands.send(Command::Leave { leave, done }).is_err() {
+            return;
+        }
+        // `blocking_recv` has no deadline; the task keeps one of its own (actor.rs).
+        let _ = is_done.blocking_recv();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.leave(Leave::Running);
+    }
+}
+
+/// A target in one of its two states. Commands that need the other state do not compile.
+pub enum Target {
+    Halted(Halted),
+    Running(Running),
+}
+
+/// The target stands still: its memory can be read.
+pub struct Halted {
+    session: Session,
+    halt: Arc<Halt>,
+    cache: RefCell<Cache>,
+    modules: OnceCell<Modules>,
+}
+
+/// The target runs, or is not connected yet: it can only be asked to stop.
+pub struct Running {
+    session: Session,
+}
+
+/// Starts a session on a link. The target counts as running until it says something else; with `break_in` it is asked
+/// to stop as soon as it can be reached, without it the session only takes up what a halted target has to say.
+pub fn attach(
+    runtime: &tokio::runtime::Handle,
+    link: Box<dyn kd_link::Link>,
+    session: kd_wire::session::HostSession,
+    break_in: bool,
+    interrupt: Interrupt,
+) -> (Running, Receiver<Event>) {
+    let shared = Shared::new(interrupt);
+    let (commands, orders) = mpsc::unbounded_channel();
+    let (events, receiver) = std::sync::mpsc::channel();
+    runtime.spawn(actor::run(link, session, break_in, shared.clone(), orders, events));
+    (Running { session: Session { shared, commands } }, receiver)
+}
+
+impl Target {
+    /// The state the target is in now: a halted one may have been reset, a running one may have stopped by itself.
+    pub fn current(self) -> Self {
+        match self {
+            Self::Halted(halted) if !halted.is_current() => Self::Running(Running { session: halted.session }),
+            Self::Running(running) => {
+                let phase = running.session.shared.status().phase.clone();
+                match phase {
+                    Phase::Halted(halt) => Self::Halted(Halted::new(running.session, halt)),
+                    Phase::Running | Phase::Over(_) => Self::Running(running),
+                }
+            }
+            halted => halted,
+        }
+    }
+
+    pub fn cost(&self) -> Cost {
+        self.session().shared.status().cost()
+    }
+
+    /// Why the session is over, if it is.
+    pub fn lost(&self) -> Option<String> {
+        match &self.session().shared.status().phase {
+            Phase::Over(why) => Some(why.clone()),
+            Phase::Running | Phase::Halted(_) => None,
+        }
+    }
+
+    pub fn leaver(&self) -> Leaver {
+        Leaver(self.session().commands.clone())
+    }
+
+    /// Ends the session.
+    pub fn leave(self, leave: Leave) {
+        self.session().leave(leave);
+    }
+
+    fn session(&self) -> &Session {
+        match self {
+            Self::Halted(halted) => &halted.session,
+            Self::Running(running) => &running.session,
+        }
+    }
+}
+
+impl Halted {
+    fn new(session: Session, halt: Arc<Halt>) -> Self {
+        Self { session, halt, cache: RefCell::default(), modules: OnceCell::new() }
+    }
+
+    fn is_current(&self) -> bool {
+        match &self.session.shared.status().phase {
+            Phase::Halted(halt) => halt.number == self.halt.number,
+            // A lost session has no other state to go to; reads say that it is lost.
+            Phase::Over(_) => true,
+            Phase::Running => false,
+        }
+    }
+
+    pub fn version(&self) -> &Version {
+        &self.halt.version
+    }
+
+    pub fn stop(&self) -> &Stop {
+        &self.halt.stop
+    }
+
+    pub fn cost(&self) -> Cost {
+        self.session.shared.status().cost()
+    }
+
+    /// The loaded-module list; read once per stop.
+    pub fn modules(&self) -> Result<&Modules, Fault> {
+        if self.modules.get().is_none() {
+            let version = self.version();
+            let modules = modules::read(self, version.loaded_module_list, version.pointer_size())?;
+            return Ok(self.modules.get_or_init(|| modules));
+        }
+        Ok(self.modules.get_or_init(Modules::default))
+    }
+
+    /// Lets the target run. A hard-coded breakpoint at the program counter is stepped over first.
+    #[allow(clippy::result_large_err)] // The target comes back with the error: it still has to be let go.
+    pub fn go(self) -> Result<Running, (Self, TargetError)> {
+        match self.ask(Ask::Go) {
+            Ok(_) => Ok(Running { session: self.session }),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    fn ask(&self, ask: Ask) -> Result<Answer, TargetError> {
+        let (answer, receiver) = oneshot::channel();
+        let lost = || TargetError::Fault(Fault::Lost(self.why_lost()));
+        self.session.commands.send(Command::Ask { halt: self.halt.number, ask, answer }).map_err(|_| lost())?;
+        receiver.blocking_recv().unwrap_or_else(|_| Err(lost()))
+    }
+
+    fn why_lost(&self) -> String {
+        match &self.session.shared.status().phase {
+            Phase::Over(why) => why.clone(),
+            Phase::Running | Phase::Halted(_) => "the session ended".into(),
+        }
+    }
+
+    /// One request: as many of the `length` bytes at `address` as a reply carries.
+    fn fetch(&self, address: u64, length: usize) -> Result<(Bytes, bool), Fault> {
+        let shared = &self.session.shared;
+        if shared.interrupt.take() {
+            return Err(Fault::Cancelled);
+        }
+        let asked = length.min(shared.reply_data.load(Ordering::Relaxed));
+        match self.ask(Ask::Read { address, length: asked }) {
+            Ok(Answer::Bytes { bytes, ended }) => Ok((bytes.slice(..bytes.len().min(asked)), ended)),
+            Ok(other) => Err(Fault::Lost(unexpected(&other).to_string())),
+            Err(TargetError::Fault(fault)) => Err(fault),
+            Err(error) => Err(Fault::Lost(error.to_string())),
+        }
+    }
+
+    /// Fills a gap of the cache. Returns whether the byte after the last good one is unreadable.
+    fn fill(&self, address: u64, length: usize) -> Result<bool, Fault> {
+        let (bytes, ended) = self.fetch(address, length)?;
+        self.cache.borrow_mut().insert(address, &bytes);
+        if !ended && !bytes.is_empty() {
+            return Ok(false);
+        }
+        let hole = address.wrapping_add(bytes.len() as u64);
+        if !hole.is_multiple_of(PAGE_SIZE) && !bytes.is_empty() {
+            // Memory ends at pages. A reply that ends elsewhere may only have been cut: ask once from there.
+            let (rest, ended) = self.fetch(hole, length - bytes.len())?;
+            self.cache.borrow_mut().insert(hole, &rest);
+            if !rest.is_empty() && !ended {
+                return Ok(false);
+            }
+            self.cache.borrow_mut().mark_unreadable(hole.wrapping_add(rest.len() as u64));
+            return Ok(true);
+        }
+        self.cache.borrow_mut().mark_unreadable(hole);
+        Ok(true)
+    }
+}
+
+fn unexpected(answer: &Answer) -> TargetError {
+    TargetError::Refused(format!("unexpected answer of the session: {answer:?}"))
+}
+
 impl Memory for Halted {
-    fn read(&self, _address: u64, _buffer: &mut [u8]) -> Result<usize, Fault> {
-        unimplemented!()
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let Some(at) = address.checked_add(done as u64) else { break };
+            let left = buffer.len() - done;
+            let gap = match self.cache.borrow().at(at, left) {
+                Known::Bytes(bytes) => {
+                    buffer[done..done + bytes.len()].copy_from_slice(bytes);
+                    done += bytes.len();
+                    continue;
+                }
+                Known::Unreadable => break,
+                Known::Gap(gap) => gap,
+            };
+            self.fill(at, gap)?;
+        }
+        Ok(done)
+    }
+
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        if self.session.shared.interrupt.take() {
+            return Err(Fault::Cancelled);
+        }
+        match self.ask(Ask::Search { address, length, pattern: pattern.to_vec() }) {
+            Ok(Answer::Search(search)) => Ok(search),
+            Err(TargetError::Fault(fault)) => Err(fault),
+            Ok(_) | Err(_) => Ok(Search::Unsupported),
+        }
     }
 }
 
 impl Running {
     pub fn cost(&self) -> Cost {
-        unimplemented!()
+        self.session.shared.status().cost()
     }
 
     /// Breaks in and waits for the stop.
-    #[allow(clippy::result_large_err)]
-    pub fn break_in(self, _patience: Duration) -> Result<Halted, (Running, TargetError)> {
-        unimplemented!()
+    #[allow(clippy::result_large_err)] // The target comes back with the error: it still has to be let go.
+    pub fn break_in(self, patience: Duration) -> Result<Halted, (Self, TargetError)> {
+        // A closed channel shows below as a session that is over.
+        let _ = self.session.commands.send(Command::BreakIn);
+        self.wait(Some(patience))
     }
 
     /// Waits until the target stops by itself, at most `patience` (for ever without one).
-    #[allow(clippy::result_large_err)]
-    pub fn wait(self, _patience: Option<Duration>) -> Result<Halted, (Running, TargetError)> {
-        unimplemented!()
+    #[allow(clippy::result_large_err)] // The target comes back with the error: it still has to be let go.
+    pub fn wait(self, patience: Option<Duration>) -> Result<Halted, (Self, TargetError)> {
+        match self.session.shared.wait_for_halt(patience) {
+            Ok(Some(halt)) => Ok(Halted::new(self.session, halt)),
+            Ok(None) => Err((self, TargetError::Timeout(patience.unwrap_or_default()))),
+            Err(fault) => Err((self, fault.into())),
+        }
     }
 }

@@ -1,0 +1,719 @@
+//! The session's task: it owns the link, the protocol's state machine and the clock.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kd_link::{Frame, Link};
+use kd_wire::message::StateChange;
+use kd_wire::message::manipulate::{
+    ManipulateReply, Reply, Request, api_name, continue_api, continue2, get_context, get_version, read_virtual_memory,
+    restore_break_point, search_memory, set_context,
+};
+use kd_wire::message::state_change::{HIBERNATING, REBOOTING, Report};
+use kd_wire::session::{self, HostSession, RequestFailure};
+use nt_memory::{Fault, Search};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant as Deadline;
+use tracing::Instrument;
+
+use crate::continuing::Machine;
+use crate::status::{Halt, Phase, Shared};
+use crate::{Answer, Ask, Command, Event, LONGEST_LEAVE, Leave, Stop, TargetError, Version};
+
+const STATUS_BREAKPOINT: u32 = 0x8000_0003;
+/// Stops that a debugger causes, and that are therefore handled when it goes on: breakpoint, single step, the same two
+/// from 32-bit code, and a processor that was switched to.
+const DEBUGGER_STOPS: [u32; 5] = [STATUS_BREAKPOINT, 0x8000_0004, 0x4000_001f, 0x4000_001e, 0x8000_0007];
+const STATUS_NO_MORE_ENTRIES: u32 = 0x8000_001a;
+const DBG_EXCEPTION_HANDLED: u32 = 0x0001_0001;
+const DBG_CONTINUE: u32 = 0x0001_0002;
+const DBG_EXCEPTION_NOT_HANDLED: u32 = 0x8001_0001;
+
+/// Slots of a target's breakpoint table; handles count from 1.
+const BREAKPOINT_HANDLES: u32 = 32;
+
+/// A break-in that was sent once too often stops the target again, at the same place, within this time of a continue.
+const LATE_BREAK_IN: Duration = Duration::from_secs(2);
+/// That may happen once for each byte sent; more often than this it is something else.
+const MOST_LATE_BREAK_INS: u32 = 16;
+
+/// How long the line must be quiet before a target is left: with a break-in that may still come, and without.
+const QUIET_AFTER_BREAK_IN: Duration = Duration::from_millis(1500);
+const QUIET: Duration = Duration::from_millis(300);
+
+/// A reply of this size passes every network; tried when larger ones do not come through.
+const SAFE_REPLY_DATA: usize = 1024;
+
+#[allow(clippy::large_enum_variant)] // One at a time, on the stack.
+enum Step {
+    Event(session::Event),
+    Order(Command),
+    /// Nobody holds the target any more.
+    OrdersClosed,
+    Deadline,
+    Lost(String),
+}
+
+struct Actor {
+    link: Box<dyn Link>,
+    session: HostSession,
+    started: Instant,
+    shared: Arc<Shared>,
+    events: Sender<Event>,
+    version: Option<Version>,
+    /// The stop that the target stands at, as it was reported.
+    at: Option<StateChange>,
+    /// A stop that was reported in the middle of an exchange.
+    next_stop: Option<StateChange>,
+    /// The user waits for a stop.
+    break_wanted: bool,
+    /// A break-in was sent that no stop has answered yet.
+    break_outstanding: bool,
+    /// Where the last stop that we asked for was, and when it was continued.
+    asked_at: Option<u64>,
+    resumed: Option<Instant>,
+    late_break_ins: u32,
+    halts: u64,
+    heard: bool,
+    reboot_announced: bool,
+}
+
+/// Runs until the session is left.
+pub(crate) async fn run(
+    link: Box<dyn Link>,
+    session: HostSession,
+    break_in: bool,
+    shared: Arc<Shared>,
+    mut orders: UnboundedReceiver<Command>,
+    events: Sender<Event>,
+) {
+    let mut actor = Actor {
+        link,
+        session,
+        started: Instant::now(),
+        shared,
+        events,
+        version: None,
+        at: None,
+        next_stop: None,
+        break_wanted: break_in,
+        break_outstanding: break_in,
+        asked_at: None,
+        resumed: None,
+        late_break_ins: 0,
+        halts: 0,
+        heard: false,
+        reboot_announced: false,
+    };
+    actor.session.synchronise(Duration::ZERO, break_in);
+    let (leave, done) = loop {
+        let step = match actor.next_stop.take() {
+            Some(change) => {
+                let handled = actor.stopped(change).await;
+                match handled {
+                    Ok(()) => continue,
+                    Err(why) => Step::Lost(why),
+                }
+            }
+            None => actor.step(Some(&mut orders), None).await,
+        };
+        match step {
+            Step::Event(event) => actor.on_event(event),
+            Step::Order(Command::BreakIn) => actor.break_in(),
+            Step::Order(Command::Ask { halt, ask, answer }) => {
+                let result = actor.answer(halt, ask).await;
+                // A command that was interrupted no longer waits.
+                let _ = answer.send(result);
+            }
+            Step::Order(Command::Leave { leave, done }) => break (leave, Some(done)),
+            Step::OrdersClosed => break (Leave::Running, None),
+            Step::Lost(why) => {
+                actor.lost(why);
+                return until_left(orders).await;
+            }
+            Step::Deadline => {}
+        }
+    };
+    if leave == Leave::Running && tokio::time::timeout(LONGEST_LEAVE, actor.leave()).await.is_err() {
+        tracing::warn!("the target did not confirm that it runs");
+    }
+    actor.set_phase(Phase::Over("the session was ended".into()));
+    if let Some(done) = done {
+        // Whoever asked may be gone.
+        let _ = done.send(());
+    }
+}
+
+/// After a loss the handles are told so until the last one is gone.
+async fn until_left(mut orders: UnboundedReceiver<Command>) {
+    while let Some(order) = orders.recv().await {
+        if let Command::Leave { done, .. } = order {
+            let _ = done.send(());
+        }
+    }
+}
+
+impl Actor {
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn tell(&self, event: Event) {
+        // Nobody has to listen.
+        let _ = self.events.send(event);
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        let mut status = self.shared.status();
+        if !matches!(phase, Phase::Halted(_))
+            && let Some(since) = status.frozen_since.take()
+        {
+            status.cost.frozen += since.elapsed();
+        }
+        status.phase = phase;
+        drop(status);
+        self.shared.changed.notify_all();
+    }
+
+    fn lost(&mut self, why: String) {
+        tracing::info!(why, "session lost");
+        self.tell(Event::Lost(why.clone()));
+        self.set_phase(Phase::Over(why));
+    }
+
+    /// Sends what is to be sent, then waits for whatever happens first.
+    async fn step(&mut self, orders: Option<&mut UnboundedReceiver<Command>>, deadline: Option<Deadline>) -> Step {
+        let order = async {
+            match orders {
+                Some(orders) => orders.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(order);
+        loop {
+            while let Some(transmit) = self.session.poll_transmit() {
+                self.shared.status().cost.bytes_sent += transmit.data.len() as u64;
+                let frame = match transmit.peer {
+                    Some(peer) => Frame::Datagram { peer, data: transmit.data },
+                    None => Frame::Bytes(transmit.data),
+                };
+                if let Err(error) = self.link.send(frame).await {
+                    return Step::Lost(format!("{}: {error}", self.link.describe()));
+                }
+            }
+            if let Some(event) = self.session.poll_event() {
+                return Step::Event(event);
+            }
+            let timer = self.session.poll_timeout().map(|at| Deadline::from_std(self.started + at));
+            tokio::select! {
+                // Acknowledgements before everything else.
+                biased;
+                received = self.link.recv() => match received {
+                    Ok(Some(Frame::Bytes(bytes))) => self.session.handle_bytes(self.now(), &bytes),
+                    Ok(Some(Frame::Datagram { peer, data })) => self.session.handle_datagram(self.now(), peer, &data),
+                    Ok(Some(Frame::Reopened)) => tracing::info!("{} is open", self.link.describe()),
+                    Ok(None) => return Step::Lost(format!("{} was closed by the other end", self.link.describe())),
+                    Err(error) => return Step::Lost(format!("{}: {error}", self.link.describe())),
+                },
+                () = until(timer) => self.session.handle_timeout(self.now()),
+                () = until(deadline) => return Step::Deadline,
+                order = &mut order => return order.map_or(Step::OrdersClosed, Step::Order),
+            }
+        }
+    }
+
+    /// What does not need the target to be asked anything.
+    fn on_event(&mut self, event: session::Event) {
+        match event {
+            session::Event::Connected { peer } => {
+                self.heard = true;
+                self.tell(Event::Connected { peer });
+            }
+            session::Event::PeerMoved { peer } => tracing::info!(%peer, "the target has a new address"),
+            session::Event::TargetRestarted => self.restarted(),
+            session::Event::StateChange(change) => {
+                self.heard = true;
+                self.shared.status().frozen_since.get_or_insert_with(Instant::now);
+                self.next_stop = Some(change);
+            }
+            session::Event::Print { text, .. } => {
+                self.tell(Event::Print(String::from_utf8_lossy(&text).into_owned()));
+            }
+            session::Event::Prompt { text, .. } => {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let answer = prompt_answer(&text);
+                self.session.answer_prompt(self.now(), answer.as_bytes());
+                self.tell(Event::Prompt { text, answer: answer.into() });
+            }
+            session::Event::FileIo(request) => {
+                let refusal = request.refuse();
+                self.session.answer_file(self.now(), refusal);
+            }
+            session::Event::Diagnostic(diagnostic) => {
+                tracing::debug!(?diagnostic);
+                self.tell(Event::Diagnostic(diagnostic));
+            }
+            // Ends of exchanges that were given up.
+            session::Event::Reply(_) | session::Event::Sent | session::Event::RequestFailed { .. } => {}
+        }
+    }
+
+    fn restarted(&mut self) {
+        self.version = None;
+        self.at = None;
+        self.next_stop = None;
+        self.asked_at = None;
+        self.shared.reply_data.store(usize::MAX, Ordering::Relaxed);
+        self.set_phase(Phase::Running);
+        if !std::mem::take(&mut self.reboot_announced) {
+            self.tell(Event::Restarted { announced: false });
+        }
+        self.session.synchronise(self.now(), self.break_wanted);
+    }
+
+    fn break_in(&mut self) {
+        if self.at.is_some() {
+            return;
+        }
+        self.break_wanted = true;
+        self.break_outstanding = true;
+        if self.version.is_some() {
+            self.session.break_in(self.now());
+        } else {
+            // Not connected yet: the target may as well stand still already and need a RESET.
+            self.session.synchronise(self.now(), true);
+        }
+    }
+
+    /// Decides what a stop means. An error is the end of the link.
+    async fn stopped(&mut self, change: StateChange) -> Result<(), String> {
+        let again = self.at.as_ref().is_some_and(|at| is_same_stop(at, &change));
+        self.at = Some(change.clone());
+        if again {
+            return Ok(());
+        }
+        if self.version.is_none() && !is_restart_notice(&change) {
+            match self.exchange(change.processor, Request::GetVersion(get_version::Request {})).await {
+                Ok(Exchanged::Reply(ManipulateReply { return_status, body: Reply::GetVersion(reply), .. }))
+                    if is_success(return_status) =>
+                {
+                    self.version = Some(Version {
+                        major: reply.major_version,
+                        minor: reply.minor_version,
+                        protocol: reply.protocol_version,
+                        flags: reply.flags,
+                        machine: reply.machine_type,
+                        kernel_base: reply.kern_base,
+                        loaded_module_list: reply.ps_loaded_module_list,
+                        debugger_data_list: reply.debugger_data_list,
+                    });
+                }
+                Ok(_) | Err(TargetError::Refused(_) | TargetError::Timeout(_)) => {
+                    // A stop that cannot be talked to: let the target report it again.
+                    self.at = None;
+                    self.session.synchronise(self.now(), self.break_wanted);
+                    return Ok(());
+                }
+                Err(TargetError::Fault(fault)) => return Err(fault.to_string()),
+            }
+        }
+        match &change.report {
+            Report::Exception(exception) => {
+                let is_break = exception.exception_code == STATUS_BREAKPOINT;
+                let asked = is_break && self.break_wanted;
+                if is_break && !asked && self.is_late_break_in(change.program_counter) {
+                    self.late_break_ins += 1;
+                    self.tell(Event::BreakInAbsorbed);
+                    return self.resume().await;
+                }
+                self.break_wanted = false;
+                self.break_outstanding = false;
+                self.late_break_ins = 0;
+                self.asked_at = asked.then_some(change.program_counter);
+                self.halt(&change, asked);
+                Ok(())
+            }
+            Report::LoadSymbols(report) => {
+                if is_restart_notice(&change) {
+                    self.reboot_announced = report.base_of_dll == REBOOTING;
+                    self.version = None;
+                    self.tell(Event::Restarted { announced: true });
+                } else {
+                    self.tell(Event::ModuleChange {
+                        path: report.path(),
+                        base: report.base_of_dll,
+                        unload: report.unload_symbols != 0,
+                    });
+                }
+                self.resume_and_break_again().await
+            }
+            Report::CommandString(_) | Report::Unknown { .. } => self.resume_and_break_again().await,
+        }
+    }
+
+    /// Continues a stop that is no business of the user's.
+    async fn resume(&mut self) -> Result<(), String> {
+        match self.go().await {
+            Ok(()) => Ok(()),
+            Err(TargetError::Fault(fault)) => Err(fault.to_string()),
+            Err(error) => {
+                tracing::warn!(%error, "could not continue; asking the target to report again");
+                self.at = None;
+                self.session.synchronise(self.now(), self.break_wanted);
+                Ok(())
+            }
+        }
+    }
+
+    async fn resume_and_break_again(&mut self) -> Result<(), String> {
+        self.resume().await?;
+        if self.break_wanted && self.at.is_none() {
+            self.session.break_in(self.now());
+        }
+        Ok(())
+    }
+
+    fn is_late_break_in(&self, program_counter: u64) -> bool {
+        self.asked_at == Some(program_counter)
+            && self.late_break_ins < MOST_LATE_BREAK_INS
+            && self.resumed.is_some_and(|resumed| resumed.elapsed() < LATE_BREAK_IN)
+    }
+
+    fn halt(&mut self, change: &StateChange, asked: bool) {
+        let Some(version) = self.version.clone() else { return };
+        let Report::Exception(exception) = &change.report else { return };
+        let instructions = match version.machine {
+            0x014c => change.x86().instructions().to_vec(),
+            0xaa64 => change.arm64().instructions().to_vec(),
+            _ => change.x64().instructions().to_vec(),
+        };
+        self.halts += 1;
+        let stop = Stop {
+            code: exception.exception_code,
+            first_chance: exception.first_chance != 0,
+            exception_address: exception.exception_address,
+            parameters: exception.parameters().to_vec(),
+            processor: change.processor,
+            processors: change.processors(),
+            thread: change.thread,
+            program_counter: change.program_counter,
+            instructions,
+            asked,
+        };
+        self.set_phase(Phase::Halted(Arc::new(Halt { number: self.halts, version, stop })));
+        self.tell(Event::Stopped);
+    }
+
+    async fn answer(&mut self, halt: u64, ask: Ask) -> Result<Answer, TargetError> {
+        let current = matches!(&self.shared.status().phase, Phase::Halted(now) if now.number == halt);
+        let Some(at) = self.at.as_ref().filter(|_| current) else { return Err(Fault::Running.into()) };
+        let processor = at.processor;
+        match ask {
+            Ask::Read { address, length } => self.read(processor, address, length).await,
+            Ask::Search { address, length, pattern } => {
+                let request = search_memory::Request {
+                    search_address: address,
+                    search_length: length,
+                    pattern_length: pattern.len() as u32,
+                    data: pattern.into(),
+                };
+                let reply = self.reply(processor, Request::SearchMemory(request)).await?;
+                Ok(Answer::Search(match reply.body {
+                    Reply::SearchMemory(found) if is_success(reply.return_status) => Search::Found(found.found_address),
+                    Reply::SearchMemory(_) if reply.return_status == STATUS_NO_MORE_ENTRIES => Search::NotFound,
+                    _ => Search::Unsupported,
+                }))
+            }
+            Ask::Go => self.go().await.map(|()| Answer::Going),
+        }
+    }
+
+    async fn read(&mut self, processor: u16, address: u64, length: usize) -> Result<Answer, TargetError> {
+        let mut length = length.min(MOST_READ_DATA);
+        loop {
+            let request = read_virtual_memory::Request { target_base_address: address, transfer_count: length as u32 };
+            match self.exchange(processor, Request::ReadVirtualMemory(request)).await {
+                Ok(Exchanged::Reply(ManipulateReply {
+                    return_status, body: Reply::ReadVirtualMemory(reply), ..
+                })) => {
+                    let bytes = reply.prefix();
+                    let bytes = bytes.slice(..bytes.len().min(length));
+                    self.shared.status().cost.bytes_read += bytes.len() as u64;
+                    let ended = !is_success(return_status);
+                    if !ended && bytes.len() < length {
+                        self.learn_reply_data(address, bytes.len());
+                    }
+                    return Ok(Answer::Bytes { bytes, ended });
+                }
+                Ok(Exchanged::Reply(reply)) => {
+                    return Err(TargetError::Refused(format!(
+                        "the target answered the read of {address:016x} with status {:08x}",
+                        reply.return_status
+                    )));
+                }
+                Ok(Exchanged::Sent) => return Err(Fault::Lost("a read was not answered".into()).into()),
+                // Small replies that come and large ones that do not: a path that drops large datagrams.
+                Err(TargetError::Timeout(_)) if length > SAFE_REPLY_DATA => {
+                    tracing::warn!(length, "no reply; asking for less");
+                    self.shared.reply_data.store(SAFE_REPLY_DATA, Ordering::Relaxed);
+                    length = SAFE_REPLY_DATA;
+                }
+                Err(error) => return Err(no_timeout(error)),
+            }
+        }
+    }
+
+    /// A good reply that came back short shows how much this target's replies carry, unless it ends at a page: then
+    /// the target may have stopped for another reason.
+    fn learn_reply_data(&self, address: u64, got: usize) {
+        if got >= 256 && !address.wrapping_add(got as u64).is_multiple_of(nt_memory::PAGE_SIZE) {
+            self.shared.reply_data.fetch_min(got, Ordering::Relaxed);
+        }
+    }
+
+    async fn reply(&mut self, processor: u16, request: Request) -> Result<ManipulateReply, TargetError> {
+        match self.exchange(processor, request).await.map_err(no_timeout)? {
+            Exchanged::Reply(reply) => Ok(reply),
+            Exchanged::Sent => Err(TargetError::Refused("the target acknowledged but did not answer".into())),
+        }
+    }
+
+    /// Lets the halted target run.
+    async fn go(&mut self) -> Result<(), TargetError> {
+        let Some(at) = self.at.clone() else { return Ok(()) };
+        let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
+        let status = match &at.report {
+            Report::Exception(exception) if exception.exception_code == STATUS_BREAKPOINT => {
+                self.step_over_break(&at, machine).await?;
+                DBG_EXCEPTION_HANDLED
+            }
+            Report::Exception(exception) if DEBUGGER_STOPS.contains(&exception.exception_code) => DBG_EXCEPTION_HANDLED,
+            Report::Exception(_) => DBG_EXCEPTION_NOT_HANDLED,
+            _ => DBG_CONTINUE,
+        };
+        let request = if is_restart_notice(&at) {
+            Request::Continue(continue_api::Request { continue_status: status })
+        } else {
+            Request::Continue2(match machine {
+                // SymStart 1 leaves the target's symbol range as it is; Dr7 is written into every processor.
+                0x014c => continue2::Request::new(
+                    status,
+                    &continue2::X86 { dr7: at.x86().dr7, current_symbol_start: 1, ..Default::default() },
+                ),
+                0xaa64 => continue2::Request::new(
+                    status,
+                    &continue2::Arm64 { continue_flag: 1, current_symbol_start: 1, ..Default::default() },
+                ),
+                _ => continue2::Request::new(
+                    status,
+                    &continue2::X64 { dr7: at.x64().dr7, current_symbol_start: 1, ..Default::default() },
+                ),
+            })
+        };
+        self.exchange(at.processor, request).await.map_err(no_timeout)?;
+        self.at = None;
+        self.resumed = Some(Instant::now());
+        self.set_phase(Phase::Running);
+        Ok(())
+    }
+
+    /// Moves the program counter behind a hard-coded break instruction; continuing on it would break again at once.
+    async fn step_over_break(&mut self, at: &StateChange, machine: u16) -> Result<(), TargetError> {
+        let Some(machine_facts) = Machine::of(machine) else { return Ok(()) };
+        let mut instructions = match machine {
+            0x014c => at.x86().instructions().to_vec(),
+            0xaa64 => at.arm64().instructions().to_vec(),
+            _ => at.x64().instructions().to_vec(),
+        };
+        if instructions.len() < machine_facts.break_length()
+            && let Answer::Bytes { bytes, .. } =
+                self.read(at.processor, at.program_counter, machine_facts.break_length()).await?
+        {
+            instructions = bytes.to_vec();
+        }
+        let Some(behind) = machine_facts.behind_break(at.program_counter, &instructions) else { return Ok(()) };
+        let context = self.context(at.processor).await?;
+        let mut context = context.to_vec();
+        let Some(context_flags) = machine_facts.set_program_counter(&mut context, behind) else {
+            return Err(TargetError::Refused(format!("the target's CONTEXT has only {} bytes", context.len())));
+        };
+        let request = Request::SetContext(set_context::Request { context_flags, data: context.into() });
+        let reply = self.reply(at.processor, request).await?;
+        if !is_success(reply.return_status) {
+            return Err(TargetError::Refused(format!(
+                "the target did not take a program counter behind its break instruction (status {:08x})",
+                reply.return_status
+            )));
+        }
+        Ok(())
+    }
+
+    async fn context(&mut self, processor: u16) -> Result<Bytes, TargetError> {
+        let request = Request::GetContext(get_context::Request { context_flags: 0 });
+        let reply = self.reply(processor, request).await?;
+        match reply.body {
+            Reply::GetContext(context) if is_success(reply.return_status) => Ok(context.data),
+            _ => Err(TargetError::Refused(format!(
+                "the target did not give the registers of processor {processor} (status {:08x})",
+                reply.return_status
+            ))),
+        }
+    }
+
+    /// One request to its end. Prints, prompts and file requests that come in between are answered.
+    async fn exchange(&mut self, processor: u16, request: Request) -> Result<Exchanged, TargetError> {
+        let span = tracing::debug_span!("request", api = api_name(request.api()), processor);
+        self.exchange_in_span(processor, request).instrument(span).await
+    }
+
+    async fn exchange_in_span(&mut self, processor: u16, request: Request) -> Result<Exchanged, TargetError> {
+        for _ in 0..MOST_ATTEMPTS {
+            self.session
+                .request(self.now(), processor, request.clone())
+                .map_err(|busy| TargetError::Refused(busy.to_string()))?;
+            self.shared.status().cost.requests += 1;
+            let failure = loop {
+                match self.step(None, None).await {
+                    Step::Event(session::Event::Reply(reply)) => return Ok(Exchanged::Reply(reply)),
+                    Step::Event(session::Event::Sent) => return Ok(Exchanged::Sent),
+                    Step::Event(session::Event::RequestFailed { reason }) => break reason,
+                    Step::Event(event) => self.on_event(event),
+                    Step::Lost(why) => {
+                        self.lost(why.clone());
+                        return Err(Fault::Lost(why).into());
+                    }
+                    Step::Order(_) | Step::OrdersClosed | Step::Deadline => {}
+                }
+            };
+            match failure {
+                // The stop we stand at, reported again: the request was lost.
+                RequestFailure::StoppedAnew if self.still_stands() => self.next_stop = None,
+                // Another stop: only a continue can have led to it, and then its acknowledgement was lost.
+                RequestFailure::StoppedAnew if !request.is_answered() => return Ok(Exchanged::Sent),
+                RequestFailure::StoppedAnew => return Err(Fault::Running.into()),
+                RequestFailure::TargetRestarted => return Err(Fault::Running.into()),
+                RequestFailure::NotAcknowledged | RequestFailure::NotAnswered | RequestFailure::Cancelled => {
+                    tracing::warn!(%failure);
+                    return Err(TargetError::Timeout(self.now()));
+                }
+            }
+        }
+        Err(TargetError::Refused("the target reports stop after stop instead of answering".into()))
+    }
+
+    fn still_stands(&self) -> bool {
+        match (&self.at, &self.next_stop) {
+            (Some(at), Some(next)) => is_same_stop(at, next),
+            (_, next) => next.is_none(),
+        }
+    }
+
+    /// Lets the target run and stays until the line is quiet.
+    async fn leave(&mut self) {
+        self.session.stand_by();
+        self.break_wanted = false;
+        if self.at.is_some() {
+            self.release_breakpoints().await;
+            if let Err(error) = self.go().await {
+                tracing::warn!(%error, "could not let the target run");
+            }
+        }
+        if !self.heard {
+            return;
+        }
+        // Every break-in of the session may have been sent more often than it was answered.
+        let quiet = if self.break_outstanding || self.asked_at.is_some() { QUIET_AFTER_BREAK_IN } else { QUIET };
+        let mut deadline = Deadline::now() + quiet;
+        loop {
+            match self.next_stop.take() {
+                Some(change) => {
+                    self.at = Some(change);
+                    if self.go().await.is_err() {
+                        return;
+                    }
+                    deadline = Deadline::now() + quiet;
+                }
+                None => match self.step(None, Some(deadline)).await {
+                    Step::Event(event) => self.on_event(event),
+                    Step::Deadline | Step::Lost(_) => return,
+                    Step::Order(_) | Step::OrdersClosed => {}
+                },
+            }
+        }
+    }
+
+    /// Breakpoints outlive their debugger: the table is the target's. Ours and those of a session that died.
+    async fn release_breakpoints(&mut self) {
+        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return };
+        for break_point_handle in 1..=BREAKPOINT_HANDLES {
+            let request = Request::RestoreBreakPoint(restore_break_point::Request { break_point_handle });
+            // An empty slot answers with an error; only a target that does not answer ends this.
+            if self.reply(processor, request).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The largest KD packet less the header of a reply.
+const MOST_READ_DATA: usize = 4000 - 56;
+/// How often a request is asked anew when stops come instead of its answer.
+const MOST_ATTEMPTS: u32 = 4;
+
+enum Exchanged {
+    Reply(ManipulateReply),
+    Sent,
+}
+
+async fn until(deadline: Option<Deadline>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// NTSTATUS: the top bit is a failure or a warning.
+fn is_success(status: u32) -> bool {
+    status & 0x8000_0000 == 0
+}
+
+fn no_timeout(error: TargetError) -> TargetError {
+    match error {
+        TargetError::Timeout(_) => Fault::Lost("the target does not answer any more".into()).into(),
+        error => error,
+    }
+}
+
+fn is_restart_notice(change: &StateChange) -> bool {
+    matches!(&change.report, Report::LoadSymbols(report)
+        if report.unload_symbols != 0 && [REBOOTING, HIBERNATING].contains(&report.base_of_dll))
+}
+
+fn is_same_stop(a: &StateChange, b: &StateChange) -> bool {
+    (a.new_state, a.processor, a.program_counter, a.thread) == (b.new_state, b.processor, b.program_counter, b.thread)
+        && a.report == b.report
+}
+
+/// What to answer to a question of the target, which stands still until it is answered: the choice that lets it run.
+/// Assertions ask `Break repeatedly, break Once, Ignore, terminate Process or terminate Thread (boipt)?`.
+fn prompt_answer(text: &str) -> &'static str {
+    let choices = text.rsplit_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(choices, _)| choices);
+    if choices.contains('i') { "i" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assertions_are_ignored_and_other_prompts_get_an_empty_line() {
+        let assertion = "Break repeatedly, break Once, Ignore, terminate Process or terminate Thread (boipt)? ";
+        assert_eq!(prompt_answer(assertion), "i");
+        assert_eq!(prompt_answer("Name? "), "");
+        assert_eq!(prompt_answer("(b) Break, (r) Run, (s) Stop"), "");
+        assert_eq!(prompt_answer("(("), "");
+    }
+}

@@ -1,0 +1,80 @@
+//! What continuing needs to know of a processor: where its program counter lies and what a break instruction is.
+
+/// One machine as far as letting it go is concerned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machine {
+    /// The instruction that a kernel breaks with.
+    break_instruction: &'static [u8],
+    /// Offset and size of the program counter in CONTEXT.
+    program_counter: usize,
+    pointer_size: usize,
+    /// Offset of ContextFlags in CONTEXT.
+    context_flags: usize,
+}
+
+const X64: Machine =
+    Machine { break_instruction: &[0xcc], program_counter: 0xf8, pointer_size: 8, context_flags: 0x30 };
+const X86: Machine = Machine { break_instruction: &[0xcc], program_counter: 0xb8, pointer_size: 4, context_flags: 0 };
+/// `brk #0xf000`
+const ARM64: Machine =
+    Machine { break_instruction: &[0x00, 0x00, 0x3e, 0xd4], program_counter: 0x108, pointer_size: 8, context_flags: 0 };
+
+impl Machine {
+    /// By the PE machine number of GetVersion.
+    pub(crate) fn of(machine: u16) -> Option<Self> {
+        match machine {
+            0x8664 => Some(X64),
+            0x014c => Some(X86),
+            0xaa64 => Some(ARM64),
+            _ => None,
+        }
+    }
+
+    /// The address behind a hard-coded break instruction, or `None` if `instructions` does not begin with one.
+    ///
+    /// The kernel takes its table's breakpoints out of the bytes it reports, so a break instruction among them is
+    /// part of the program: continuing on it would break again at once, for ever.
+    pub(crate) fn behind_break(&self, program_counter: u64, instructions: &[u8]) -> Option<u64> {
+        let length = self.break_instruction.len() as u64;
+        instructions.starts_with(self.break_instruction).then(|| program_counter.wrapping_add(length))
+    }
+
+    pub(crate) fn break_length(&self) -> usize {
+        self.break_instruction.len()
+    }
+
+    /// Writes the program counter of a CONTEXT record; returns its ContextFlags. `None`: the record is too short.
+    pub(crate) fn set_program_counter(&self, context: &mut [u8], value: u64) -> Option<u32> {
+        let flags = context.get(self.context_flags..self.context_flags + 4)?;
+        let flags = u32::from_le_bytes(flags.try_into().ok()?);
+        let field = context.get_mut(self.program_counter..self.program_counter + self.pointer_size)?;
+        field.copy_from_slice(&value.to_le_bytes()[..self.pointer_size]);
+        Some(flags)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hard_coded_break_is_stepped_over() {
+        assert_eq!(X64.behind_break(0xffff_f800_0000_1000, &[0xcc, 0xc3]), Some(0xffff_f800_0000_1001));
+        assert_eq!(X64.behind_break(0xffff_f800_0000_1000, &[0x90, 0xcc]), None);
+        assert_eq!(ARM64.behind_break(0x1000, &[0x00, 0x00, 0x3e, 0xd4, 0, 0]), Some(0x1004));
+        assert_eq!(X64.behind_break(0x1000, &[]), None);
+    }
+
+    #[test]
+    fn the_program_counter_of_a_short_context_is_not_written() {
+        assert_eq!(X64.set_program_counter(&mut [0; 0xff], 1), None);
+        let mut context = vec![0; 0x4d0];
+        context[0x30..0x34].copy_from_slice(&0x10_001fu32.to_le_bytes());
+        assert_eq!(X64.set_program_counter(&mut context, 0x1122_3344_5566_7788), Some(0x10_001f));
+        assert_eq!(context[0xf8..0x100], 0x1122_3344_5566_7788u64.to_le_bytes());
+        let mut context = vec![0; 716];
+        assert_eq!(X86.set_program_counter(&mut context, 0xffff_ffff_8050_0001), Some(0));
+        assert_eq!(context[0xb8..0xbc], 0x8050_0001u32.to_le_bytes());
+        assert_eq!(context[0xbc..0xc0], [0; 4]);
+    }
+}

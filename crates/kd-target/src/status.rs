@@ -1,0 +1,136 @@
+//! What the session's task tells the threads that hold the target's handles.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nt_memory::Fault;
+
+use crate::{Cost, Stop, Version};
+
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    /// Runs, or is not connected yet.
+    Running,
+    Halted(Arc<Halt>),
+    /// The session is over; why.
+    Over(String),
+}
+
+/// One stand-still of the target.
+#[derive(Debug)]
+pub(crate) struct Halt {
+    /// Different for every stop of the session, so that a handle of an earlier stop is recognised.
+    pub(crate) number: u64,
+    pub(crate) version: Version,
+    pub(crate) stop: Stop,
+}
+
+#[derive(Debug)]
+pub(crate) struct Status {
+    pub(crate) phase: Phase,
+    pub(crate) cost: Cost,
+    /// Since when the target stands still.
+    pub(crate) frozen_since: Option<Instant>,
+}
+
+impl Status {
+    pub(crate) fn cost(&self) -> Cost {
+        let now = self.frozen_since.map_or(Duration::ZERO, |since| since.elapsed());
+        Cost { frozen: self.cost.frozen + now, ..self.cost }
+    }
+}
+
+/// Stops a wait or a command; Ctrl+C raises it.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(Arc<InterruptState>);
+
+#[derive(Debug, Default)]
+struct InterruptState {
+    raised: AtomicBool,
+    wake: Mutex<Vec<std::sync::Weak<Shared>>>,
+}
+
+impl Interrupt {
+    pub fn raise(&self) {
+        self.0.raised.store(true, Ordering::SeqCst);
+        let mut watchers = lock(&self.0.wake);
+        watchers.retain(|shared| {
+            let Some(shared) = shared.upgrade() else { return false };
+            // Taking the lock orders this after a waiter's check, so that it cannot miss the notification.
+            drop(lock(&shared.status));
+            shared.changed.notify_all();
+            true
+        });
+    }
+
+    /// Whether it was raised; lowers it.
+    pub fn take(&self) -> bool {
+        self.0.raised.swap(false, Ordering::SeqCst)
+    }
+
+    pub fn is_raised(&self) -> bool {
+        self.0.raised.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn watch(&self, shared: &Arc<Shared>) {
+        lock(&self.0.wake).push(Arc::downgrade(shared));
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) status: Mutex<Status>,
+    pub(crate) changed: Condvar,
+    /// How many bytes of memory one reply of this target carries; lowered when a good reply comes back short.
+    pub(crate) reply_data: AtomicUsize,
+    pub(crate) interrupt: Interrupt,
+}
+
+impl Shared {
+    pub(crate) fn new(interrupt: Interrupt) -> Arc<Self> {
+        let shared = Arc::new(Self {
+            status: Mutex::new(Status { phase: Phase::Running, cost: Cost::default(), frozen_since: None }),
+            changed: Condvar::new(),
+            reply_data: AtomicUsize::new(usize::MAX),
+            interrupt: interrupt.clone(),
+        });
+        interrupt.watch(&shared);
+        shared
+    }
+
+    pub(crate) fn status(&self) -> MutexGuard<'_, Status> {
+        lock(&self.status)
+    }
+
+    /// Waits for a stop; `None` when `patience` ran out.
+    pub(crate) fn wait_for_halt(&self, patience: Option<Duration>) -> Result<Option<Arc<Halt>>, Fault> {
+        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        let mut status = self.status();
+        loop {
+            match &status.phase {
+                Phase::Halted(halt) => return Ok(Some(halt.clone())),
+                Phase::Over(why) => return Err(Fault::Lost(why.clone())),
+                Phase::Running => {}
+            }
+            if self.interrupt.take() {
+                return Err(Fault::Cancelled);
+            }
+            status = match deadline {
+                None => self.changed.wait(status).unwrap_or_else(std::sync::PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(None);
+                    }
+                    self.changed.wait_timeout(status, left).unwrap_or_else(std::sync::PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
+
+/// A thread that panicked must not keep the others from letting the target run.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
