@@ -427,6 +427,10 @@ impl Actor {
                     _ => Search::Unsupported,
                 }))
             }
+            Ask::Context { processor } => {
+                let bytes = self.context(processor).await?;
+                Ok(Answer::Bytes { bytes, ended: false })
+            }
             Ask::Go => self.go().await.map(|()| Answer::Going),
         }
     }

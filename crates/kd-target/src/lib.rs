@@ -143,6 +143,7 @@ pub enum Leave {
 enum Ask {
     Read { address: u64, length: usize },
     Search { address: u64, length: u64, pattern: Vec<u8> },
+    Context { processor: u16 },
     Go,
 }
 
@@ -319,6 +320,14 @@ impl Halted {
             return Ok(self.modules.get_or_init(|| modules));
         }
         Ok(self.modules.get_or_init(Modules::default))
+    }
+
+    /// One processor's CONTEXT record, raw.
+    pub fn context(&self, processor: u16) -> Result<Bytes, TargetError> {
+        match self.ask(Ask::Context { processor })? {
+            Answer::Bytes { bytes, .. } => Ok(bytes),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Lets the target run. A hard-coded breakpoint at the program counter is stepped over first.
