@@ -1,7 +1,20 @@
 //! The memory of a simulated kernel.
 
-use std::io;
+mod article;
+mod builder;
+mod image;
+mod memory;
+mod modules;
+mod pool;
+mod system;
+mod verifier;
+
 use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+pub use self::builder::{Builder, Object};
+use self::memory::Memory;
+use crate::pdb;
 
 /// What a target says about itself, and where its parts lie.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,32 +55,33 @@ pub struct KernelFacts {
 
 /// A kernel's memory, virtual and physical.
 pub struct Kernel {
+    memory: Memory,
     facts: KernelFacts,
 }
 
 impl Kernel {
+    fn new(memory: Memory, facts: KernelFacts) -> Kernel {
+        Kernel { memory, facts }
+    }
+
     /// Copies the readable prefix; returns its length (stops at the first unmapped page).
     pub fn read_virtual(&self, address: u64, buffer: &mut [u8]) -> usize {
-        let _ = (address, buffer);
-        0
+        self.memory.read(address, buffer)
     }
 
     /// Writes the mapped prefix; returns its length.
     pub fn write_virtual(&mut self, address: u64, bytes: &[u8]) -> usize {
-        let _ = (address, bytes);
-        0
+        self.memory.write(address, bytes)
     }
 
     /// As [`Kernel::read_virtual`], of physical memory.
     pub fn read_physical(&self, address: u64, buffer: &mut [u8]) -> usize {
-        let _ = (address, buffer);
-        0
+        self.memory.read_physical(address, buffer)
     }
 
-    /// First match, skipping unreadable memory, as `nt!KdpSearchMemory` does.
+    /// First match, skipping unreadable memory, as `nt!KdpSearchMemory` does. The whole match lies within the range.
     pub fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Option<u64> {
-        let _ = (address, length, pattern);
-        None
+        self.memory.search(address, length, pattern)
     }
 
     /// What the target says about itself.
@@ -77,11 +91,22 @@ impl Kernel {
 }
 
 /// The Windows 7 SP1 x64 machine of the article.
+///
+/// # Panics
+///
+/// When the symbol table carried in this crate lacks something; the tests would not pass then.
 pub fn article() -> Kernel {
-    Kernel { facts: KernelFacts::default() }
+    article::kernel().expect("the carried symbol table has what the article needs")
 }
 
-/// Writes `ntkrnlmp.pdb` in symbol-store layout below `dir`; returns the file's path.
+/// Writes the PDB of [`article`] below `dir` as a symbol store holds it,
+/// `ntkrnlmp.pdb/<GUID and age>/ntkrnlmp.pdb`; returns the file's path.
 pub fn write_symbol_store(dir: &Path) -> io::Result<PathBuf> {
-    Ok(dir.join("ntkrnlmp.pdb"))
+    let isf = article::symbols().map_err(io::Error::other)?;
+    let identity = &isf.identity;
+    let folder = dir.join(&identity.name).join(identity.store_key());
+    fs::create_dir_all(&folder)?;
+    let path = folder.join(&identity.name);
+    fs::write(&path, pdb::from_isf(&isf, identity).map_err(io::Error::other)?)?;
+    Ok(path)
 }

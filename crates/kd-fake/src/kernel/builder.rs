@@ -1,0 +1,128 @@
+//! Puts structures and variables where a kernel's symbols and types say they are.
+
+use crate::isf::{Isf, IsfError, Type};
+use crate::kernel::memory::Memory;
+use crate::pdb::{Section, sections};
+
+/// A kernel in the making: its memory and what is known of its symbols and types.
+pub struct Builder {
+    pub(crate) isf: Isf,
+    pub(crate) memory: Memory,
+    pub(crate) base: u64,
+    pub(crate) sections: Vec<Section>,
+}
+
+impl Builder {
+    /// A kernel loaded at `base` with code and zeroed data in place, and without anything else.
+    pub fn new(isf: Isf, base: u64) -> Builder {
+        let sections = sections(&isf);
+        let mut memory = Memory::new();
+        for section in &sections {
+            let at = base + u64::from(section.rva);
+            memory.map(at, u64::from(section.size));
+            if section.is_code() {
+                memory.write(at, &vec![0x90; section.size as usize]);
+            }
+        }
+        for symbol in isf.symbols.values() {
+            let code = sections.iter().any(|section| {
+                section.is_code() && (section.rva..section.rva + section.size).contains(&(symbol.address as u32))
+            });
+            // Read-only data shares sections with code; a pointer-sized import must not look like one.
+            if code && symbol.address % 4 == 0 {
+                memory.write(base + symbol.address + 1, &[0xc3]);
+            }
+        }
+        Builder { isf, memory, base, sections }
+    }
+
+    /// Bytes of the image in memory.
+    pub fn image_size(&self) -> u32 {
+        self.sections.last().map_or(0, |section| section.rva + section.size)
+    }
+
+    /// Address of a symbol.
+    pub fn symbol(&self, name: &str) -> Result<u64, IsfError> {
+        Ok(self.base + self.isf.symbol(name)?)
+    }
+
+    /// Sets a variable of the kernel.
+    pub fn set(&mut self, name: &str, bytes: &[u8]) -> Result<(), IsfError> {
+        let at = self.symbol(name)?;
+        self.memory.put(at, bytes);
+        Ok(())
+    }
+
+    /// Sets a variable of 8 bytes.
+    pub fn set_u64(&mut self, name: &str, value: u64) -> Result<(), IsfError> {
+        self.set(name, &value.to_le_bytes())
+    }
+
+    /// Sets a variable of 4 bytes.
+    pub fn set_u32(&mut self, name: &str, value: u32) -> Result<(), IsfError> {
+        self.set(name, &value.to_le_bytes())
+    }
+
+    /// A zeroed structure, to be filled and then stored.
+    pub fn object(&self, ty: &'static str) -> Result<Object, IsfError> {
+        Ok(Object { ty, bytes: vec![0; self.isf.size(ty)? as usize] })
+    }
+
+    /// Sets a member of a structure: an integer, a pointer, an enumeration or a bit field.
+    pub fn field(&self, object: &mut Object, path: &str, value: u64) -> Result<(), IsfError> {
+        let (offset, ty) = self.isf.member(object.ty, path)?;
+        let size = self.isf.size_of(ty)?.min(8) as usize;
+        let place = &mut object.bytes[offset as usize..offset as usize + size];
+        let mut raw = [0; 8];
+        raw[..size].copy_from_slice(place);
+        let value = match ty {
+            Type::Bitfield { bit_position, bit_length, .. } => {
+                let mask = u64::MAX >> (64 - u32::from(*bit_length)) << bit_position;
+                u64::from_le_bytes(raw) & !mask | value << bit_position & mask
+            }
+            _ => value,
+        };
+        place.copy_from_slice(&value.to_le_bytes()[..size]);
+        Ok(())
+    }
+
+    /// Sets several members.
+    pub fn fields(&self, object: &mut Object, values: &[(&str, u64)]) -> Result<(), IsfError> {
+        values.iter().try_for_each(|(path, value)| self.field(object, path, *value))
+    }
+
+    /// Sets the bytes at a member.
+    pub fn bytes(&self, object: &mut Object, path: &str, bytes: &[u8]) -> Result<(), IsfError> {
+        let offset = self.isf.offset(object.ty, path)? as usize;
+        object.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Puts a structure into memory.
+    pub fn store(&mut self, address: u64, object: &Object) {
+        self.memory.put(address, &object.bytes);
+    }
+
+    /// Links list entries into a circle: each entry's `Flink` to the next one, `Blink` to the one before.
+    pub fn link(&mut self, entries: &[u64]) {
+        for (at, entry) in entries.iter().enumerate() {
+            let next = entries[(at + 1) % entries.len()];
+            let previous = entries[(at + entries.len() - 1) % entries.len()];
+            self.memory.put(*entry, &next.to_le_bytes());
+            self.memory.put(entry + 8, &previous.to_le_bytes());
+        }
+    }
+}
+
+/// A structure of the kernel, outside its memory.
+pub struct Object {
+    ty: &'static str,
+    bytes: Vec<u8>,
+}
+
+impl Object {
+    /// The structure's bytes.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}

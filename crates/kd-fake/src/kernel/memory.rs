@@ -1,0 +1,222 @@
+//! Physical memory, and virtual memory as the page tables in it say.
+
+const PAGE: u64 = 0x1000;
+const PRESENT: u64 = 1;
+/// Present, writable, accessed, dirty.
+const KERNEL_PAGE: u64 = 0x63;
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+/// Where Windows up to 1607 maps the page tables into themselves: `FFFFF680'00000000`.
+const SELF_MAP: u64 = 0x1ed;
+/// First page table; what lies below belongs to the firmware.
+const FIRST_FRAME: u64 = 0x18_7000;
+
+/// Contiguous physical memory from 0 on. The only record of what is mapped where are the x64 page tables in it.
+pub(crate) struct Memory {
+    physical: Vec<u8>,
+    root: u64,
+}
+
+impl Memory {
+    pub(crate) fn new() -> Memory {
+        let mut memory = Memory { physical: vec![0; FIRST_FRAME as usize], root: FIRST_FRAME };
+        let root = memory.frame();
+        memory.put_entry(root + SELF_MAP * 8, root | KERNEL_PAGE);
+        memory
+    }
+
+    /// The value of CR3.
+    pub(crate) fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// Maps zeroed memory to every page of the range that has none.
+    pub(crate) fn map(&mut self, address: u64, length: u64) {
+        if length == 0 {
+            return;
+        }
+        let mut page = address & !(PAGE - 1);
+        while page < address + length {
+            let mut table = self.root;
+            for level in (0..4).rev() {
+                let entry = table + index(page, level) * 8;
+                let mut value = self.entry(entry);
+                if value & PRESENT == 0 {
+                    value = self.frame() | KERNEL_PAGE;
+                    self.put_entry(entry, value);
+                }
+                table = value & FRAME;
+            }
+            page += PAGE;
+        }
+    }
+
+    /// Writes to memory that is mapped for it if need be.
+    pub(crate) fn put(&mut self, address: u64, bytes: &[u8]) {
+        self.map(address, bytes.len() as u64);
+        self.write(address, bytes);
+    }
+
+    pub(crate) fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < buffer.len() {
+            let Some((at, room)) = self.translate(address, done) else { break };
+            let count = room.min(buffer.len() - done);
+            buffer[done..done + count].copy_from_slice(&self.physical[at..at + count]);
+            done += count;
+        }
+        done
+    }
+
+    pub(crate) fn write(&mut self, address: u64, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        while done < bytes.len() {
+            let Some((at, room)) = self.translate(address, done) else { break };
+            let count = room.min(bytes.len() - done);
+            self.physical[at..at + count].copy_from_slice(&bytes[done..done + count]);
+            done += count;
+        }
+        done
+    }
+
+    pub(crate) fn read_physical(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let Some(source) = usize::try_from(address).ok().and_then(|at| self.physical.get(at..)) else { return 0 };
+        let count = source.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&source[..count]);
+        count
+    }
+
+    /// First place in the range where the whole pattern lies; what is not mapped is stepped over.
+    pub(crate) fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Option<u64> {
+        let (&first, rest) = pattern.split_first()?;
+        // The last address at which the pattern may start.
+        let last = address.checked_add(length.checked_sub(pattern.len() as u64)?).unwrap_or(u64::MAX);
+        let mut found = vec![0; rest.len()];
+        let mut at = address;
+        loop {
+            at = self.next_mapped(at)?;
+            if at > last {
+                return None;
+            }
+            let (start, room) = self.translate(at, 0)?;
+            let room = usize::try_from(last - at).unwrap_or(usize::MAX).saturating_add(1).min(room);
+            let page = &self.physical[start..start + room];
+            let mut from = 0;
+            while let Some(hit) = page[from..].iter().position(|&byte| byte == first) {
+                let candidate = at + (from + hit) as u64;
+                if self.read(candidate.wrapping_add(1), &mut found) == rest.len() && found == rest {
+                    return Some(candidate);
+                }
+                from += hit + 1;
+            }
+            at = (at | (PAGE - 1)).checked_add(1)?;
+        }
+    }
+
+    /// The address itself or the start of the first mapped page above it.
+    fn next_mapped(&self, mut address: u64) -> Option<u64> {
+        'walk: loop {
+            if !canonical(address) {
+                address = 0xffff_8000_0000_0000;
+            }
+            let mut table = self.root;
+            for level in (0..4).rev() {
+                let value = self.entry(table + index(address, level) * 8);
+                if value & PRESENT == 0 {
+                    // Everything below the missing entry is missing: step over all of it.
+                    let span = PAGE << (9 * level);
+                    address = (address | (span - 1)).checked_add(1)?;
+                    continue 'walk;
+                }
+                table = value & FRAME;
+            }
+            return Some(address);
+        }
+    }
+
+    /// Where byte `address + done` is, and how many bytes of its page follow.
+    fn translate(&self, address: u64, done: usize) -> Option<(usize, usize)> {
+        let address = address.checked_add(done as u64).filter(|&address| canonical(address))?;
+        let mut table = self.root;
+        for level in (0..4).rev() {
+            let value = self.entry(table + index(address, level) * 8);
+            if value & PRESENT == 0 {
+                return None;
+            }
+            table = value & FRAME;
+        }
+        let offset = address & (PAGE - 1);
+        let at = usize::try_from(table + offset).ok()?;
+        let room = (PAGE - offset) as usize;
+        (at + room <= self.physical.len()).then_some((at, room))
+    }
+
+    fn frame(&mut self) -> u64 {
+        let frame = self.physical.len() as u64;
+        self.physical.resize(self.physical.len() + PAGE as usize, 0);
+        frame
+    }
+
+    /// A page-table entry; 0, so not present, where a debugger wrote one that leads out of memory.
+    fn entry(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.read_physical(at, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn put_entry(&mut self, at: u64, value: u64) {
+        let at = at as usize;
+        self.physical[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+fn index(address: u64, level: u64) -> u64 {
+    address >> (12 + 9 * level) & 0x1ff
+}
+
+fn canonical(address: u64) -> bool {
+    matches!(address >> 47, 0 | 0x1_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_ends_at_the_first_missing_page() {
+        let mut memory = Memory::new();
+        memory.put(0xffff_f800_0000_1ffe, b"ab");
+        memory.put(0xffff_f800_0000_4000, b"cd");
+        let mut buffer = [0xee; 8];
+        assert_eq!(memory.read(0xffff_f800_0000_1ffe, &mut buffer), 2);
+        assert_eq!(&buffer, b"ab\xee\xee\xee\xee\xee\xee");
+        assert_eq!(memory.read(0xffff_f800_0000_3fff, &mut buffer), 0);
+        assert_eq!(memory.read(0x0000_8000_0000_0000, &mut buffer), 0, "not canonical");
+        assert_eq!(memory.read(u64::MAX, &mut buffer), 0, "no wrap past the top");
+        assert_eq!(memory.write(0xffff_f800_0000_1fff, b"xyz"), 1);
+    }
+
+    #[test]
+    fn search_steps_over_holes_and_page_borders() {
+        let mut memory = Memory::new();
+        let base = 0xffff_f800_0000_0000;
+        memory.put(base + 0xffe, b"needle");
+        memory.put(base + 0x4000_0ffd, b"nee");
+        memory.put(base + 0x4000_2000, b"dle needle");
+        assert_eq!(memory.search(0, u64::MAX, b"needle"), Some(base + 0xffe));
+        assert_eq!(memory.search(base + 0xfff, u64::MAX / 2, b"needle"), Some(base + 0x4000_2004));
+        assert_eq!(memory.search(base, 0x1000, b"needle"), None, "the match must end inside the range");
+        assert_eq!(memory.search(base, 0x1004, b"needle"), Some(base + 0xffe));
+        assert_eq!(memory.search(base, 0, b"needle"), None);
+        assert_eq!(memory.search(base, 0x1000, b""), None);
+    }
+
+    #[test]
+    fn the_self_map_shows_the_page_tables() {
+        let mut memory = Memory::new();
+        memory.map(0xffff_f800_0000_0000, 1);
+        let mut entry = [0; 8];
+        // PXE of an address: PXE_BASE fffff6fb'7dbed000 + index * 8.
+        assert_eq!(memory.read(0xffff_f6fb_7dbe_d000 + 0x1f0 * 8, &mut entry), 8);
+        assert_eq!(u64::from_le_bytes(entry) & PRESENT, 1);
+    }
+}

@@ -1,0 +1,100 @@
+//! The loaded-module list.
+
+use crate::isf::{Identity, IsfError};
+use crate::kernel::builder::Builder;
+use crate::kernel::image::Image;
+use crate::pdb::Section;
+
+/// A loaded image other than the kernel.
+pub(crate) struct Module {
+    /// Path below `\SystemRoot\system32\`.
+    pub(crate) path: &'static str,
+    pub(crate) base: u64,
+    pub(crate) size: u32,
+    pub(crate) timestamp: u32,
+    /// Whether the image names a PDB; it is one that nobody has.
+    pub(crate) pdb: bool,
+}
+
+/// Bytes of `_KLDR_DATA_TABLE_ENTRY` on x64, which this kernel's PDB does not describe.
+const ENTRY: usize = 0xa0;
+/// From one entry to the next: the names lie behind each.
+const STRIDE: u64 = 0x200;
+
+/// Two pages: the headers, and one with the debug directory that stands for the rest.
+const SECOND_PAGE: Section = Section { name: ".rdata", rva: 0x1000, size: 0x1000, characteristics: 0x4000_0040 };
+
+impl Builder {
+    /// Writes the images' headers and the list at `PsLoadedModuleList`, whose entries lie at `entries`.
+    pub(crate) fn modules(&mut self, entries: u64, kernel: (u32, u32), modules: &[Module]) -> Result<(), IsfError> {
+        let mut links = vec![self.symbol("PsLoadedModuleList")?];
+        let (timestamp, checksum) = kernel;
+        let entry_point = self.symbol("KiSystemStartup")?;
+        self.module_entry(entries, "ntoskrnl.exe", (self.base, self.image_size()), entry_point, (timestamp, checksum));
+        links.push(entries);
+        for (index, module) in modules.iter().enumerate() {
+            let name = module.path.rsplit('\\').next().unwrap_or(module.path);
+            let stem = name.split('.').next().unwrap_or(name);
+            // A made-up identity, different for every module and the same in every run.
+            let guid = format!("{:08X}6B644F6F9C1A{:012X}", module.timestamp, index + 1);
+            let pdb = if module.pdb { Some(Identity::new(&guid, 1, &format!("{stem}.pdb"))?) } else { None };
+            let checksum = module.size ^ module.timestamp & 0xffff;
+            let image = Image {
+                name,
+                base: module.base,
+                size: module.size,
+                entry_point: 0x1000,
+                timestamp: module.timestamp,
+                checksum,
+                pdb,
+                sections: vec![SECOND_PAGE],
+            };
+            self.memory.map(module.base, 0x2000);
+            self.image(&image, &[]);
+            let entry = entries + STRIDE * (index as u64 + 1);
+            let times = (module.timestamp, checksum);
+            self.module_entry(entry, module.path, (module.base, module.size), module.base + 0x1000, times);
+            links.push(entry);
+        }
+        self.link(&links);
+        Ok(())
+    }
+
+    fn module_entry(
+        &mut self,
+        at: u64,
+        path: &str,
+        (base, size): (u64, u32),
+        entry_point: u64,
+        (timestamp, checksum): (u32, u32),
+    ) {
+        let full: Vec<u8> = utf16(&format!(r"\SystemRoot\system32\{path}"));
+        let name = utf16(path.rsplit('\\').next().unwrap_or(path));
+        let full_at = at + ENTRY as u64;
+        let name_at = full_at + full.len() as u64;
+        let mut entry = vec![0; ENTRY];
+        let mut put = |at: usize, bytes: &[u8]| entry[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x30, &base.to_le_bytes());
+        put(0x38, &entry_point.to_le_bytes());
+        put(0x40, &size.to_le_bytes());
+        for (place, text, buffer) in [(0x48, &full, full_at), (0x58, &name, name_at)] {
+            // Length without the terminator, then the buffer's size.
+            put(place, &(text.len() as u16 - 2).to_le_bytes());
+            put(place + 2, &(text.len() as u16).to_le_bytes());
+            put(place + 8, &buffer.to_le_bytes());
+        }
+        put(0x68, &0x0900_4000u32.to_le_bytes());
+        put(0x6c, &1u16.to_le_bytes());
+        put(0x78, &checksum.to_le_bytes());
+        put(0x98, &size.to_le_bytes());
+        put(0x9c, &timestamp.to_le_bytes());
+        self.memory.put(at, &entry);
+        self.memory.put(full_at, &full);
+        self.memory.put(name_at, &name);
+    }
+}
+
+/// UTF-16, with a terminator.
+pub(crate) fn utf16(text: &str) -> Vec<u8> {
+    text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()
+}

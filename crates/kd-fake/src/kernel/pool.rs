@@ -1,0 +1,161 @@
+//! Pool accounting: the tag tables and the table of big pages.
+
+use crate::isf::IsfError;
+use crate::kernel::builder::Builder;
+
+/// What a tag has of one kind of pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) allocs: u32,
+    pub(crate) frees: u32,
+    pub(crate) bytes: u64,
+}
+
+/// A row of the tag tables, summed over the processors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TagRow {
+    pub(crate) tag: u32,
+    pub(crate) nonpaged: Usage,
+    pub(crate) paged: Usage,
+}
+
+/// A slot of the big-page table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BigPage {
+    pub(crate) address: u64,
+    pub(crate) tag: u32,
+    pub(crate) paged: bool,
+    pub(crate) bytes: u64,
+    /// A slot that was freed: it keeps its content and gets bit 0 of its address.
+    pub(crate) freed: bool,
+}
+
+/// The four characters of a tag.
+pub(crate) const fn tag(text: &[u8; 4]) -> u32 {
+    u32::from_le_bytes(*text)
+}
+
+/// Where the search for a tag or a page number starts, in a table of `mask + 1` slots.
+fn hash(value: u32, mask: u64) -> usize {
+    let product = 0x9e5f * u64::from(value);
+    ((product ^ product >> 32) & mask) as usize
+}
+
+impl Builder {
+    /// Writes the tag tables, one for each address in `tables` and so for each processor, of `slots` rows (a power
+    /// of two) and one more for what finds no place; then the expansion table.
+    pub(crate) fn pool_tags(
+        &mut self,
+        tables: &[u64],
+        slots: u64,
+        rows: &[TagRow],
+        expansion: u64,
+        overflow: &[TagRow],
+    ) -> Result<(), IsfError> {
+        let mask = slots - 1;
+        let mut places: Vec<Option<&TagRow>> = vec![None; slots as usize + 1];
+        for row in rows {
+            let mut slot = hash(row.tag, mask);
+            while places[slot].is_some() {
+                slot = (slot + 1) & mask as usize;
+            }
+            places[slot] = Some(row);
+        }
+        let count = tables.len() as u32;
+        for (processor, &table) in tables.iter().enumerate() {
+            let processor = processor as u32;
+            let mut bytes = Vec::new();
+            for place in &places {
+                let share = place.map(|row| TagRow {
+                    tag: row.tag,
+                    nonpaged: share(row.nonpaged, processor, count),
+                    paged: share(row.paged, processor, count),
+                });
+                bytes.extend(self.tag_row(share.as_ref())?);
+            }
+            self.memory.put(table, &bytes);
+            let slot = self.symbol("ExPoolTagTables")? + 8 * u64::from(processor);
+            self.memory.put(slot, &table.to_le_bytes());
+        }
+        let mut bytes = Vec::new();
+        for row in overflow {
+            bytes.extend(self.tag_row(Some(row))?);
+        }
+        self.memory.put(expansion, &bytes);
+        self.set_u64("PoolTrackTable", tables[0])?;
+        self.set_u64("PoolTrackTableSize", slots + 1)?;
+        self.set_u64("PoolTrackTableMask", mask)?;
+        self.set_u64("PoolTrackTableExpansion", if overflow.is_empty() { 0 } else { expansion })?;
+        self.set_u64("PoolTrackTableExpansionSize", overflow.len() as u64)
+    }
+
+    fn tag_row(&self, row: Option<&TagRow>) -> Result<Vec<u8>, IsfError> {
+        let mut object = self.object("_POOL_TRACKER_TABLE")?;
+        if let Some(row) = row {
+            let values = [
+                ("Key", u64::from(row.tag)),
+                ("NonPagedAllocs", u64::from(row.nonpaged.allocs)),
+                ("NonPagedFrees", u64::from(row.nonpaged.frees)),
+                ("NonPagedBytes", row.nonpaged.bytes),
+                ("PagedAllocs", u64::from(row.paged.allocs)),
+                ("PagedFrees", u64::from(row.paged.frees)),
+                ("PagedBytes", row.paged.bytes),
+            ];
+            self.fields(&mut object, &values)?;
+        }
+        Ok(object.into_bytes())
+    }
+
+    /// Writes the big-page table of `slots` entries (a power of two) at `table`; each page is put where the kernel's
+    /// hash says.
+    pub(crate) fn big_pages(&mut self, table: u64, slots: u64, pages: &[BigPage]) -> Result<(), IsfError> {
+        let size = self.isf.size("_POOL_TRACKER_BIG_PAGES")?;
+        self.memory.map(table, slots * size);
+        let mut used = vec![false; slots as usize];
+        for page in pages {
+            let mut slot = hash((page.address >> 12) as u32, slots - 1);
+            while used[slot] {
+                slot = (slot + 1) & (slots as usize - 1);
+            }
+            used[slot] = true;
+            let mut object = self.object("_POOL_TRACKER_BIG_PAGES")?;
+            let values = [
+                ("Va", page.address | u64::from(page.freed)),
+                ("Key", u64::from(page.tag)),
+                ("PoolType", u64::from(page.paged)),
+                ("NumberOfBytes", page.bytes),
+            ];
+            self.fields(&mut object, &values)?;
+            self.store(table + slot as u64 * size, &object);
+        }
+        let live = pages.iter().filter(|page| !page.freed).count();
+        self.set_u64("PoolBigPageTable", table)?;
+        self.set_u64("PoolBigPageTableSize", slots)?;
+        self.set_u32("ExpPoolBigEntriesInUse", live as u32)
+    }
+}
+
+/// A processor's part of the sum. A block may be freed on another processor than the one that allocated it, so
+/// every second processor frees more than it allocates: its bytes are below zero, and wrap.
+fn share(total: Usage, processor: u32, count: u32) -> Usage {
+    if count == 1 {
+        return total;
+    }
+    let mut first = total;
+    let mut others = Usage::default();
+    for other in 1..count {
+        let allocs = total.allocs / (2 * count);
+        let frees = total.frees / count;
+        let bytes = match other % 2 {
+            1 => (total.bytes / (3 * u64::from(count))).wrapping_neg(),
+            _ => total.bytes / (3 * u64::from(count)),
+        };
+        first.allocs -= allocs;
+        first.frees -= frees;
+        first.bytes = first.bytes.wrapping_sub(bytes);
+        if other == processor {
+            others = Usage { allocs, frees, bytes };
+        }
+    }
+    if processor == 0 { first } else { others }
+}

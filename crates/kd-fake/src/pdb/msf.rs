@@ -1,0 +1,62 @@
+//! The multi-stream file that a PDB is.
+
+const BLOCK: usize = 4096;
+const MAGIC: &[u8; 32] = b"Microsoft C/C++ MSF 7.00\r\n\x1aDS\0\0\0";
+
+/// ```text
+/// block 0          superblock
+/// block 1, 2       free block map: the first is in use; again in every 4,096 blocks
+/// ...              streams, then the directory, then the list of the directory's blocks
+/// ```
+pub(crate) fn write(streams: &[Vec<u8>]) -> Vec<u8> {
+    let mut file = vec![0; 3 * BLOCK];
+    let mut directory: Vec<u32> = vec![streams.len() as u32];
+    directory.extend(streams.iter().map(|stream| stream.len() as u32));
+    for stream in streams {
+        directory.extend(append(&mut file, stream));
+    }
+    let directory: Vec<u8> = directory.into_iter().flat_map(u32::to_le_bytes).collect();
+    let map: Vec<u8> = append(&mut file, &directory).into_iter().flat_map(u32::to_le_bytes).collect();
+    let map_block = append(&mut file, &map)[0];
+    if is_free_map(file.len() / BLOCK) {
+        file.resize(file.len() + 2 * BLOCK, 0);
+    }
+    let blocks = file.len() / BLOCK;
+
+    // A set bit is a free block. The map is one stream over all of its blocks: a bit for every block of the file.
+    let intervals = blocks.div_ceil(BLOCK);
+    let mut free = vec![0xff; intervals * BLOCK];
+    for block in 0..blocks {
+        free[block / 8] &= !(1 << (block % 8));
+    }
+    for (interval, part) in free.chunks(BLOCK).enumerate() {
+        let at = (interval * BLOCK + 1) * BLOCK;
+        if let Some(place) = file.get_mut(at..at + BLOCK) {
+            place.copy_from_slice(part);
+        }
+    }
+
+    file[..32].copy_from_slice(MAGIC);
+    for (at, value) in [(32, BLOCK), (36, 1), (40, blocks), (44, directory.len()), (52, map_block as usize)] {
+        file[at..at + 4].copy_from_slice(&(value as u32).to_le_bytes());
+    }
+    file
+}
+
+/// Appends whole blocks, around those of the free block map; returns their numbers.
+fn append(file: &mut Vec<u8>, stream: &[u8]) -> Vec<u32> {
+    let mut blocks = Vec::new();
+    for part in stream.chunks(BLOCK) {
+        while is_free_map(file.len() / BLOCK) {
+            file.resize(file.len() + BLOCK, 0);
+        }
+        blocks.push((file.len() / BLOCK) as u32);
+        file.extend(part);
+        file.resize(file.len().next_multiple_of(BLOCK), 0);
+    }
+    blocks
+}
+
+fn is_free_map(block: usize) -> bool {
+    matches!(block % BLOCK, 1 | 2)
+}
