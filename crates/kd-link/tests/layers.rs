@@ -1,5 +1,7 @@
 //! The layers around a link that is played by the test.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are not tests to clippy
+
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::SocketAddr;

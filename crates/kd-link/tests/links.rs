@@ -1,5 +1,7 @@
 //! Every carrier against a real peer: sockets on loopback, a Unix-domain socket, a pty.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are not tests to clippy
+
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
