@@ -494,4 +494,88 @@ mod tests {
             "{error}"
         );
     }
+
+    const ID: PdbId = PdbId { guid: 0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f, age: 3 };
+    const KEY: &str = "000102030405060708090A0B0C0D0E0F3";
+
+    /// A directory with these files in it.
+    fn tree(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        root
+    }
+
+    fn find(root: &tempfile::TempDir, id: PdbId) -> Result<Found, NotFound> {
+        SymbolPath::parse(root.path().to_str().unwrap()).unwrap().find("x.pdb", id)
+    }
+
+    #[test]
+    fn every_layout_of_a_directory_is_known() {
+        let pdb = crate::testing::TestPdb::new().bytes();
+        let store = format!("x.pdb/{KEY}/x.pdb");
+        let lower = format!("X.PDB/{}/x.Pdb", KEY.to_lowercase());
+        let two_tier = format!("x./x.pdb/{KEY}/x.pdb");
+        for place in ["x.pdb", "X.pdb", "symbols/sys/x.pdb", "dll/x.pdb", "EXE/x.pdb", &store, &lower] {
+            let root = tree(&[(place, &pdb)]);
+            let found = find(&root, ID).unwrap_or_else(|e| panic!("{place}: {e}"));
+            assert_eq!(found.file.path(), root.path().join(place));
+            assert_eq!(found.tried.last().unwrap().outcome, Outcome::Used);
+        }
+        assert!(find(&tree(&[(&two_tier, &pdb)]), ID).is_err());
+        find(&tree(&[(&two_tier, &pdb), ("index2.txt", b"")]), ID).unwrap();
+    }
+
+    #[test]
+    fn a_pointer_file_is_followed() {
+        let pdb = crate::testing::TestPdb::new().bytes();
+        let elsewhere = tree(&[("real.pdb", &pdb)]);
+        let target = format!("PATH:{}\r\n", elsewhere.path().join("real.pdb").display());
+        let root = tree(&[(&format!("x.pdb/{KEY}/file.ptr"), target.as_bytes())]);
+        assert_eq!(find(&root, ID).unwrap().file.path(), elsewhere.path().join("real.pdb"));
+        let root = tree(&[(&format!("x.pdb/{KEY}/file.ptr"), b"MSG: gone")]);
+        assert!(find(&root, ID).unwrap_err().to_string().contains("does not point to a file"));
+    }
+
+    #[test]
+    fn another_build_is_told_with_both_ids_and_the_search_goes_on() {
+        let pdb = crate::testing::TestPdb::new().bytes();
+        let root = tree(&[("x.pdb", &pdb)]);
+        let other = PdbId { guid: 0xab, age: 1 };
+        let error = find(&root, other).unwrap_err().to_string();
+        assert!(error.contains("it is 000102030405060708090A0B0C0D0E0F age 3"), "{error}");
+        assert!(error.contains("wanted is 000000000000000000000000000000AB age 1"), "{error}");
+
+        let right = tree(&[("x.pdb", &pdb)]);
+        let wrong = tree(&[("x.pdb", b"no PDB at all")]);
+        let text = format!("{};srv*{}*{}", wrong.path().display(), wrong.path().display(), right.path().display());
+        // A store is not searched for a bare x.pdb, so the right file must lie in the store's layout.
+        let store = right.path().join("x.pdb.d");
+        std::fs::rename(right.path().join("x.pdb"), &store).unwrap();
+        std::fs::create_dir_all(right.path().join("x.pdb").join(KEY)).unwrap();
+        std::fs::rename(&store, right.path().join("x.pdb").join(KEY).join("x.pdb")).unwrap();
+        let found = SymbolPath::parse(&text).unwrap().find("x.pdb", ID).unwrap();
+        assert!(found.file.path().starts_with(right.path()));
+        assert!(found.tried[0].to_string().contains("x.pdb - not a usable PDB file"), "{}", found.tried[0]);
+    }
+
+    #[test]
+    fn a_compressed_file_and_an_isf_table() {
+        let squeezed = tree(&[(&format!("x.pdb/{KEY}/x.pd_"), b"MSCF")]);
+        assert!(find(&squeezed, ID).unwrap_err().to_string().contains("it is compressed"));
+        let json = br#"{"metadata": {"windows": {"pdb": {"GUID": "000102030405060708090A0B0C0D0E0F", "age": 3}}},
+            "base_types": {}, "symbols": {"Foo": {"address": 16}}}"#;
+        let file = "000102030405060708090A0B0C0D0E0F-3.json";
+        for place in [file.to_owned(), format!("x.pdb/{file}"), format!("windows/x.pdb/{file}"), format!("{KEY}.json")]
+        {
+            let found = find(&tree(&[(&place, json)]), ID).unwrap_or_else(|e| panic!("{place}: {e}"));
+            assert_eq!(found.file.symbol("foo").map(|s| s.rva), Some(16));
+        }
+        // A table in a place whose name lies about it.
+        let root = tree(&[("000000000000000000000000000000AB-1.json", json)]);
+        assert!(find(&root, PdbId { guid: 0xab, age: 1 }).unwrap_err().to_string().contains("mismatched"));
+    }
 }

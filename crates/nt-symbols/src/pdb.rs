@@ -352,13 +352,21 @@ fn modules(dbi_stream: &[u8], dbi: Dbi) -> impl Iterator<Item = Result<(u16, usi
     })
 }
 
+const S_LDATA32: u16 = 0x110c;
+const S_GDATA32: u16 = 0x110d;
+const S_PUB32: u16 = 0x110e;
+const S_LPROC32: u16 = 0x110f;
+const S_GPROC32: u16 = 0x1110;
+const S_LPROC32_ID: u16 = 0x1146;
+const S_GPROC32_ID: u16 = 0x1147;
+
 /// Calls `each` with name, section and offset of every function, variable and public symbol. False if the records end in
 /// damage.
 ///
 /// ```text
 /// S_PUB32              0 length  2 kind  4 flags  8 offset  12 section  14 name\0
 /// S_GDATA32, S_LDATA32                   4 type   8 offset  12 section  14 name\0
-/// S_GPROC32, S_LPROC32                   4 ..    32 offset  36 section  38 flags  39 name\0
+/// S_GPROC32, S_LPROC32, .._ID            4 ..    32 offset  36 section  38 flags  39 name\0
 /// ```
 fn symbols(records: &[u8], mut each: impl FnMut(&[u8], u16, u32)) -> bool {
     let mut rest = records;
@@ -368,8 +376,8 @@ fn symbols(records: &[u8], mut each: impl FnMut(&[u8], u16, u32)) -> bool {
         };
         rest = &rest[record.len()..];
         let (offset, name) = match u16_at(record, 2) {
-            Some(0x110e | 0x110d | 0x110c) => (8, 14),
-            Some(0x1110 | 0x110f | 0x1147 | 0x1146) => (32, 39),
+            Some(S_PUB32 | S_GDATA32 | S_LDATA32) => (8, 14),
+            Some(S_GPROC32 | S_LPROC32 | S_GPROC32_ID | S_LPROC32_ID) => (32, 39),
             _ => continue,
         };
         let symbol = || {
@@ -422,5 +430,177 @@ impl SymbolFile for Pdb {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         notes.extend(self.types.get().and_then(Option::as_ref).map(Types::notes).unwrap_or_default());
         notes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+    use crate::Field;
+    use crate::testing::TestPdb;
+
+    fn read(bytes: Vec<u8>) -> Result<Pdb, SymbolError> {
+        Pdb::read("test.pdb", Cursor::new(bytes))
+    }
+
+    fn good(pdb: &TestPdb) -> Pdb {
+        read(pdb.bytes()).unwrap()
+    }
+
+    #[test]
+    fn headers_and_names() {
+        let mut file = TestPdb::new();
+        file.public(1, 0x10, "_Foo@12");
+        file.public(2, 0x8, "PoolHitTag");
+        file.public(9, 0x8, "InNoSection");
+        let pdb = good(&file);
+        assert_eq!((pdb.id().store_key(), pdb.machine()), ("000102030405060708090A0B0C0D0E0F3".into(), 0x8664));
+        assert_eq!(pdb.kind(), SymbolKind::PublicPdb);
+        assert_eq!(pdb.symbol("foo"), Some(Symbol { name: "Foo".into(), rva: 0x1010 }));
+        assert_eq!(pdb.symbol("_Foo@12").map(|s| s.rva), Some(0x1010));
+        assert_eq!(pdb.symbol("InNoSection"), None);
+        assert_eq!(pdb.around(0x5007).0.map(|s| s.name), Some("Foo".into()));
+        assert_eq!(pdb.around(0x5008).0.map(|s| s.name), Some("PoolHitTag".into()));
+        assert_eq!(pdb.notes(), [""; 0]);
+    }
+
+    #[test]
+    fn a_rearranged_image_goes_through_its_map() {
+        let mut file = TestPdb::new();
+        file.public(1, 0x10, "Moved");
+        file.public(1, 0x80, "Dropped");
+        file.public(1, 0x100, "Kept");
+        file.omap(&[(0x1000, 0x7000), (0x1080, 0), (0x1100, 0x1100)]);
+        let pdb = good(&file);
+        assert_eq!(pdb.symbol("Moved").map(|s| s.rva), Some(0x7010));
+        assert_eq!(pdb.symbol("Dropped"), None);
+        assert_eq!(pdb.symbol("Kept").map(|s| s.rva), Some(0x1100));
+    }
+
+    fn field(pdb: &Pdb, name: &str, member: &str) -> Field {
+        pdb.layout(name).unwrap().field(member).unwrap().clone()
+    }
+
+    #[test]
+    fn members_of_every_shape() {
+        let mut file = TestPdb::new();
+        let inner_fields = file.field_list(&[("Low", 0x22, 0), ("High", 0x12, 4)]);
+        let inner = file.structure("__unnamed", inner_fields, 8);
+        let forward = file.forward("_LATER");
+        let pointer = file.pointer(forward);
+        let bits = file.bit_field(0x22, 3, 5);
+        let pointers = file.array(pointer, 4 * 8);
+        let grid_row = file.array(0x20, 4);
+        let grid = file.array(grid_row, 12);
+        let fields = file.field_list(&[
+            ("u", inner, 0),
+            ("", inner, 8),
+            ("Next", pointer, 16),
+            ("Later", forward, 24),
+            ("Bits", bits, 40),
+            ("Table", pointers, 48),
+            ("Grid", grid, 80),
+            ("Context", 0x603, 92),
+        ]);
+        file.structure("_EVERY", fields, 100);
+        let later = file.field_list(&[("X", 0x23, 8)]);
+        file.structure("_LATER", later, 16);
+        let kinds = file.enumerators(&[("First", 0), ("Last", -2), ("Big", 0x1_0000_0000)]);
+        file.enumeration("_KIND", kinds);
+        let pdb = good(&file);
+
+        let names: Vec<_> = pdb.layout("_every").unwrap().fields.iter().map(|f| f.name.clone()).collect();
+        assert_eq!(names, ["u", "Low", "High", "Next", "Later", "Bits", "Table", "Grid", "Context"]);
+        let unnamed = format!("__unnamed_{inner:x}");
+        assert_eq!(field(&pdb, "_EVERY", "u").type_name, unnamed);
+        assert_eq!(pdb.layout(&unnamed).unwrap().size, 8);
+        assert_eq!(field(&pdb, "_EVERY", "High").offset, 12);
+        let next = field(&pdb, "_EVERY", "Next");
+        assert_eq!((next.size, next.pointers, next.type_name.as_str()), (8, 1, "_LATER"));
+        let later = field(&pdb, "_EVERY", "Later");
+        assert_eq!((later.size, later.pointers, later.type_name.as_str()), (16, 0, "_LATER"));
+        let bits = field(&pdb, "_EVERY", "Bits");
+        assert_eq!((bits.size, bits.bits, bits.type_name.as_str()), (4, Some((3, 5)), "unsigned long"));
+        let table = field(&pdb, "_EVERY", "Table");
+        assert_eq!((table.size, table.array, table.pointers), (32, Some((4, 8)), 1));
+        let grid = field(&pdb, "_EVERY", "Grid");
+        assert_eq!((grid.array, grid.type_name.as_str()), (Some((3, 4)), "unsigned char"));
+        let context = field(&pdb, "_EVERY", "Context");
+        assert_eq!((context.size, context.pointers, context.type_name.as_str()), (8, 1, "void"));
+        assert_eq!(pdb.enum_value("_KIND", "Last"), Some(-2));
+        assert_eq!(pdb.enum_value("_kind", "Big"), Some(0x1_0000_0000));
+        assert_eq!(pdb.enum_value("_KIND", "Middle"), None);
+        assert_eq!(pdb.layout("_KIND"), None);
+        assert_eq!(pdb.types_matching("_*"), ["_EVERY", "_KIND", "_LATER", unnamed.as_str()]);
+        assert_eq!(pdb.notes(), [""; 0]);
+    }
+
+    #[test]
+    fn types_that_hold_themselves_end() {
+        let mut file = TestPdb::new();
+        let next = file.next_type();
+        // The list continues in itself; the array's element is the array; the anonymous member is its own parent.
+        file.field_list_continued(&[("A", 0x22, 0)], next);
+        let array = file.next_type();
+        file.array(array, 16);
+        let parent = file.next_type() + 1;
+        let fields = file.field_list(&[("", parent, 0), ("Loop", array, 8)]);
+        file.structure("_SELF", fields, 16);
+        file.structure("_ENDLESS", next, 16);
+        let modifier = file.next_type();
+        file.modifier(modifier);
+        let fields = file.field_list(&[("Round", modifier, 0)]);
+        file.structure("_ROUND", fields, 16);
+        let pdb = good(&file);
+        for name in ["_SELF", "_ENDLESS", "_ROUND"] {
+            assert!(pdb.layout(name).unwrap().fields.len() <= 64, "{name}");
+        }
+        let notes = pdb.notes();
+        for said in ["holds itself", "continues too often", "has a damaged type"] {
+            assert!(notes.iter().any(|note| note.contains(said)), "{said}: {notes:?}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_is_an_error_or_says_what_is_missing() {
+        let mut file = TestPdb::new();
+        file.public(1, 0x10, "Foo");
+        let fields = file.field_list(&[("A", 0x22, 0)]);
+        file.structure("_S", fields, 4);
+        let bytes = file.bytes();
+        for length in (0..bytes.len()).step_by(97) {
+            if let Ok(pdb) = read(bytes[..length].to_vec()) {
+                let whole = pdb.symbol("Foo").is_some() && pdb.layout("_S").is_some();
+                assert!(whole || !pdb.notes().is_empty(), "{length}");
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+        #[test]
+        fn flipped_bits_give_an_answer(flips in proptest::collection::vec((0.0..1.0f64, 0u8..8), 1..12)) {
+            let mut file = TestPdb::new();
+            file.public(1, 0x10, "Foo");
+            let inner = file.field_list(&[("A", 0x22, 0), ("B", 0x603, 8)]);
+            let inner = file.structure("_INNER", inner, 16);
+            let array = file.array(inner, 64);
+            let fields = file.field_list(&[("", inner, 0), ("Table", array, 16)]);
+            file.structure("_OUTER", fields, 80);
+            file.omap(&[(0, 0x100)]);
+            let mut bytes = file.bytes();
+            let length = bytes.len() as f64;
+            for (at, bit) in flips {
+                bytes[(at * length) as usize] ^= 1 << bit;
+            }
+            if let Ok(pdb) = read(bytes) {
+                let _ = (pdb.symbol("Foo"), pdb.around(0x1234), pdb.types_matching("*"), pdb.notes());
+                for name in ["_INNER", "_OUTER"] {
+                    let _ = (pdb.layout(name), pdb.enumeration(name));
+                }
+            }
+        }
     }
 }

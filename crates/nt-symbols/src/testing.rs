@@ -1,4 +1,4 @@
-//! A small image in memory for the tests of this crate.
+//! A small image and small PDBs for the tests of this crate.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -91,5 +91,169 @@ impl Memory for TestImage {
             buffer[..good].copy_from_slice(&self.bytes[start..start + good]);
         }
         Ok(good)
+    }
+}
+
+/// Writes PDBs of a few records: container, headers, type and symbol records, section headers, address map.
+pub(crate) struct TestPdb {
+    types: Vec<u8>,
+    next: u32,
+    symbols: Vec<u8>,
+    omap: Vec<u8>,
+}
+
+const PAGE: usize = 0x200;
+
+fn padded(mut record: Vec<u8>) -> Vec<u8> {
+    while !(record.len() + 2).is_multiple_of(4) {
+        record.push(0xf0 + (4 - (record.len() + 2) % 4) as u8);
+    }
+    let mut whole = (record.len() as u16).to_le_bytes().to_vec();
+    whole.append(&mut record);
+    whole
+}
+
+impl TestPdb {
+    pub(crate) fn new() -> TestPdb {
+        TestPdb { types: Vec::new(), next: 0x1000, symbols: Vec::new(), omap: Vec::new() }
+    }
+
+    pub(crate) fn next_type(&self) -> u32 {
+        self.next
+    }
+
+    fn add(&mut self, leaf: u16, parts: &[&[u8]]) -> u32 {
+        let record = leaf.to_le_bytes().into_iter().chain(parts.concat()).collect();
+        self.types.append(&mut padded(record));
+        self.next += 1;
+        self.next - 1
+    }
+
+    pub(crate) fn public(&mut self, section: u16, offset: u32, name: &str) {
+        let record =
+            [&[0x0e, 0x11, 2, 0, 0, 0][..], &offset.to_le_bytes(), &section.to_le_bytes(), name.as_bytes(), b"\0"];
+        self.symbols.append(&mut padded(record.concat()));
+    }
+
+    pub(crate) fn omap(&mut self, pairs: &[(u32, u32)]) {
+        self.omap = pairs.iter().flat_map(|(from, to)| [from.to_le_bytes(), to.to_le_bytes()].concat()).collect();
+    }
+
+    fn list(members: &[(&str, u32, u16)]) -> Vec<u8> {
+        let mut list = Vec::new();
+        for (name, kind, offset) in members {
+            list.extend(
+                [&[0x0d, 0x15, 3, 0][..], &kind.to_le_bytes(), &offset.to_le_bytes(), name.as_bytes(), b"\0"].concat(),
+            );
+            // Each entry starts at a multiple of four of the record.
+            while !list.len().is_multiple_of(4) {
+                list.push(0xf0 + (4 - list.len() % 4) as u8);
+            }
+        }
+        list
+    }
+
+    pub(crate) fn field_list(&mut self, members: &[(&str, u32, u16)]) -> u32 {
+        self.add(0x1203, &[&TestPdb::list(members)])
+    }
+
+    pub(crate) fn field_list_continued(&mut self, members: &[(&str, u32, u16)], next: u32) -> u32 {
+        self.add(0x1203, &[&TestPdb::list(members), &[0x04, 0x14, 0, 0], &next.to_le_bytes()])
+    }
+
+    pub(crate) fn enumerators(&mut self, values: &[(&str, i64)]) -> u32 {
+        let mut list = Vec::new();
+        for (name, value) in values {
+            list.extend([&[0x02, 0x15, 3, 0, 0x09, 0x80][..], &value.to_le_bytes(), name.as_bytes(), b"\0"].concat());
+        }
+        self.add(0x1203, &[&list])
+    }
+
+    pub(crate) fn structure(&mut self, name: &str, fields: u32, size: u16) -> u32 {
+        self.add(0x1505, &[&[0; 4], &fields.to_le_bytes(), &[0; 8], &size.to_le_bytes(), name.as_bytes(), b"\0"])
+    }
+
+    pub(crate) fn forward(&mut self, name: &str) -> u32 {
+        self.add(0x1505, &[&[0, 0, 0x80, 0], &[0; 14], name.as_bytes(), b"\0"])
+    }
+
+    pub(crate) fn enumeration(&mut self, name: &str, fields: u32) -> u32 {
+        self.add(0x1507, &[&[0; 4], &0x74u32.to_le_bytes(), &fields.to_le_bytes(), name.as_bytes(), b"\0"])
+    }
+
+    pub(crate) fn pointer(&mut self, to: u32) -> u32 {
+        self.add(0x1002, &[&to.to_le_bytes(), &0x1000cu32.to_le_bytes()])
+    }
+
+    pub(crate) fn modifier(&mut self, of: u32) -> u32 {
+        self.add(0x1001, &[&of.to_le_bytes(), &[1, 0]])
+    }
+
+    pub(crate) fn bit_field(&mut self, of: u32, position: u8, length: u8) -> u32 {
+        self.add(0x1205, &[&of.to_le_bytes(), &[length, position]])
+    }
+
+    pub(crate) fn array(&mut self, of: u32, bytes: u16) -> u32 {
+        self.add(0x1503, &[&of.to_le_bytes(), &0x23u32.to_le_bytes(), &bytes.to_le_bytes(), b"\0"])
+    }
+
+    fn streams(&self) -> Vec<Vec<u8>> {
+        let guid = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+        let info = [&20000404u32.to_le_bytes()[..], &[0; 4], &9u32.to_le_bytes(), &guid, &[0; 4]].concat();
+
+        let mut types = Vec::new();
+        for value in [20040203, 56, 0x1000, self.next, self.types.len() as u32] {
+            types.extend(u32::to_le_bytes(value));
+        }
+        types.resize(56, 0);
+        types.extend(&self.types);
+
+        let mut dbi = vec![0; 64];
+        dbi[0..4].fill(0xff);
+        dbi[8] = 3;
+        dbi[20] = 4;
+        dbi[48] = 22;
+        dbi[56] = 2;
+        dbi[58..60].copy_from_slice(&0x8664u16.to_le_bytes());
+        let mut extra = [0xff; 22];
+        extra[10..12].copy_from_slice(&[5, 0]);
+        if !self.omap.is_empty() {
+            extra[8..10].copy_from_slice(&[6, 0]);
+            extra[20..22].copy_from_slice(&[5, 0]);
+        }
+        dbi.extend(extra);
+
+        let mut sections = vec![0; 80];
+        sections[12..16].copy_from_slice(&0x1000u32.to_le_bytes());
+        sections[52..56].copy_from_slice(&0x5000u32.to_le_bytes());
+        vec![vec![], info, types, dbi, self.symbols.clone(), sections, self.omap.clone()]
+    }
+
+    /// The whole file: header, stream pages, directory, the directory's page numbers.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let streams = self.streams();
+        let mut file = vec![0; 3 * PAGE];
+        let mut directory = (streams.len() as u32).to_le_bytes().to_vec();
+        directory.extend(streams.iter().flat_map(|stream| (stream.len() as u32).to_le_bytes()));
+        let mut append = |bytes: &[u8]| {
+            let first = file.len() / PAGE;
+            file.extend(bytes);
+            file.resize(file.len().next_multiple_of(PAGE), 0);
+            (first as u32..(file.len() / PAGE) as u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
+        };
+        for stream in &streams {
+            directory.extend(append(stream));
+        }
+        let pages = append(&directory);
+        let map = append(&pages);
+        // The crate wants a whole first 4 KB.
+        file.resize(file.len().max(0x1000), 0);
+        let pages = (file.len() / PAGE) as u32;
+        file[..32].copy_from_slice(b"Microsoft C/C++ MSF 7.00\r\n\x1aDS\0\0\0");
+        for (at, value) in [(32, PAGE as u32), (36, 1), (40, pages), (44, directory.len() as u32)] {
+            file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        file[52..52 + map.len()].copy_from_slice(&map);
+        file
     }
 }
