@@ -2,6 +2,8 @@
 //!
 //! * [`packet`]: the packets that serial lines and KDNET share, and how to find them in a byte stream.
 //! * [`message`]: what the packets carry.
+//! * [`kdnet`]: the encrypted datagrams that carry packets over UDP.
+//! * [`session`]: the host's end of a connection: acknowledgements, retransmission, attaching.
 
 pub mod kdnet;
 pub mod message;

@@ -1,6 +1,6 @@
 //! The host's end of a KD connection, without I/O.
 //!
-//! The caller owns the socket and the clock. Time is a [`Duration`] since any epoch that does not change. After each
+//! The caller owns the socket and the clock. Time is a [`Duration`](std::time::Duration) since any epoch that does not change. After each
 //! call that takes `now`, drain [`HostSession::poll_transmit`] to the carrier and [`HostSession::poll_event`], then
 //! arm one timer for [`HostSession::poll_timeout`] and call [`HostSession::handle_timeout`] when it fires:
 //!
@@ -13,14 +13,18 @@
 //! Acknowledgements are queued inside `handle_*`; send them before anything slow, because some targets give a
 //! debugger up for lost after 0.7 s.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+mod association;
+mod host;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+pub use host::HostSession;
 
 use bytes::Bytes;
 
 use crate::kdnet::Key;
-use crate::message::manipulate::{ManipulateReply, Request};
-use crate::message::{FileIoReply, FileIoRequest, StateChange};
+use crate::message::{FileIoRequest, ManipulateReply, StateChange};
 
 /// How a serial line behaves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,6 +92,8 @@ pub enum RequestFailure {
     StoppedAnew,
     #[error("the request was given up")]
     Cancelled,
+    #[error("the request is longer than a packet may be")]
+    TooLong,
 }
 
 /// A request is outstanding already.
@@ -103,6 +109,10 @@ pub enum Diagnostic {
     },
     /// Data of a session whose key we do not have; an offer will come.
     UnknownSession {
+        peer: SocketAddr,
+    },
+    /// Sent by a host, not by a target: our own datagram came back, or two debuggers talk to each other.
+    OwnDirection {
         peer: SocketAddr,
     },
     /// Authentic, but seen before.
@@ -167,87 +177,15 @@ pub enum Diagnostic {
     ResendStorm,
 }
 
-/// The host's end of one connection.
-pub struct HostSession {}
+/// What waits to be drained.
+#[derive(Default)]
+struct Output {
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+}
 
-impl HostSession {
-    /// A session over a byte stream: serial line, pipe or TCP.
-    pub fn serial(_config: SerialConfig) -> Self {
-        unimplemented!()
-    }
-
-    /// A session over KDNET.
-    pub fn kdnet(_config: KdnetConfig) -> Self {
-        unimplemented!()
-    }
-
-    /// Bytes of the stream.
-    pub fn handle_bytes(&mut self, _now: Duration, _bytes: &[u8]) {
-        unimplemented!()
-    }
-
-    /// One UDP payload.
-    pub fn handle_datagram(&mut self, _now: Duration, _peer: SocketAddr, _payload: &[u8]) {
-        unimplemented!()
-    }
-
-    /// The time that [`HostSession::poll_timeout`] named has come.
-    pub fn handle_timeout(&mut self, _now: Duration) {
-        unimplemented!()
-    }
-
-    /// What to send next.
-    pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        unimplemented!()
-    }
-
-    /// When [`HostSession::handle_timeout`] wants to be called.
-    pub fn poll_timeout(&self) -> Option<Duration> {
-        unimplemented!()
-    }
-
-    pub fn poll_event(&mut self) -> Option<Event> {
-        unimplemented!()
-    }
-
-    /// Works towards a state change: listens briefly, then alternates break-in and RESET until one comes. Without
-    /// `break_in` only RESETs are sent, which a running target ignores.
-    pub fn synchronise(&mut self, _now: Duration, _break_in: bool) {
-        unimplemented!()
-    }
-
-    /// Stops a running target: sends the break-in byte until a state change comes.
-    pub fn break_in(&mut self, _now: Duration) {
-        unimplemented!()
-    }
-
-    /// Ends [`HostSession::synchronise`] and [`HostSession::break_in`] without a state change.
-    pub fn stand_by(&mut self) {
-        unimplemented!()
-    }
-
-    /// Asks the stopped target. Ends with [`Event::Reply`], [`Event::Sent`] or [`Event::RequestFailed`].
-    pub fn request(&mut self, _now: Duration, _processor: u16, _request: Request) -> Result<(), Busy> {
-        unimplemented!()
-    }
-
-    /// Gives the outstanding request up; [`Event::RequestFailed`] follows.
-    pub fn cancel(&mut self, _now: Duration) {
-        unimplemented!()
-    }
-
-    /// Answers the last [`Event::Prompt`].
-    pub fn answer_prompt(&mut self, _now: Duration, _answer: &[u8]) {
-        unimplemented!()
-    }
-
-    /// Answers the last [`Event::FileIo`]; [`FileIoRequest::refuse`] is WinDbg's answer without a file mapping.
-    pub fn answer_file(&mut self, _now: Duration, _reply: FileIoReply) {
-        unimplemented!()
-    }
-
-    /// The address of this host that the KDNET target says it is configured for.
-    pub fn configured_host(&self) -> Option<IpAddr> {
-        unimplemented!()
+impl Output {
+    fn diagnose(&mut self, diagnostic: Diagnostic) {
+        self.events.push_back(Event::Diagnostic(diagnostic));
     }
 }
