@@ -598,6 +598,7 @@ impl Actor {
                 // Another stop: only a continue can have led to it, and then its acknowledgement was lost.
                 RequestFailure::StoppedAnew if !request.is_answered() => return Ok(Exchanged::Sent),
                 RequestFailure::StoppedAnew => return Err(Fault::Running.into()),
+                RequestFailure::TooLong => return Err(TargetError::Refused(failure.to_string())),
                 RequestFailure::TargetRestarted => return Err(Fault::Running.into()),
                 RequestFailure::NotAcknowledged | RequestFailure::NotAnswered | RequestFailure::Cancelled => {
                     tracing::warn!(%failure);

@@ -1,0 +1,316 @@
+//! The attached kernel against the fake target, which tells afterwards what really happened to it.
+
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use kd_fake::{FakeOptions, FakeTarget, FakeTransport, Faults, Start};
+use kd_link::KdSpec;
+use kd_target::{Event, Interrupt, Leave, Running, Target};
+use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
+use nt_memory::{Fault, Memory};
+
+const KEY: &str = "1.2.3.4";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Setup {
+    runtime: tokio::runtime::Runtime,
+    fake: FakeTarget,
+    spec: KdSpec,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Carrier {
+    Net,
+    #[cfg(unix)]
+    Unix,
+    #[cfg(unix)]
+    Pty,
+    Tcp,
+}
+
+#[cfg(unix)]
+const CARRIERS: [Carrier; 4] = [Carrier::Net, Carrier::Unix, Carrier::Pty, Carrier::Tcp];
+#[cfg(not(unix))]
+const CARRIERS: [Carrier; 2] = [Carrier::Net, Carrier::Tcp];
+
+fn set_up(carrier: Carrier, adjust: impl FnOnce(&mut FakeOptions)) -> Setup {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let transport = match carrier {
+        Carrier::Net => FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY),
+        #[cfg(unix)]
+        Carrier::Unix => FakeTransport::UnixListen(std::env::temp_dir().join(format!("kd-target-{port}.sock"))),
+        #[cfg(unix)]
+        Carrier::Pty => FakeTransport::Pty,
+        Carrier::Tcp => FakeTransport::TcpListen(([127, 0, 0, 1], 0).into()),
+    };
+    let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+    options.offer_period = Duration::from_millis(100);
+    options.break_in_silence = Duration::from_millis(50);
+    adjust(&mut options);
+    let fake = FakeTarget::start(options).unwrap();
+    let spec = match carrier {
+        Carrier::Net => format!("net:port={port},key={KEY}"),
+        #[cfg(unix)]
+        Carrier::Unix => format!("com:pipe,port={}", fake.path().unwrap().display()),
+        #[cfg(unix)]
+        Carrier::Pty => format!("com:port={}", fake.path().unwrap().display()),
+        Carrier::Tcp => format!("com:ipport={},port=127.0.0.1", fake.address().unwrap().port()),
+    };
+    Setup { runtime, fake, spec: KdSpec::parse(&spec).unwrap() }
+}
+
+impl Setup {
+    fn attach(&self, break_in: bool) -> (Running, Receiver<Event>) {
+        let session = match &self.spec {
+            KdSpec::Net(_) => {
+                HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), target: None, seed: [7; 32] })
+            }
+            _ => HostSession::serial(SerialConfig::default()),
+        };
+        let link = self.runtime.block_on(kd_link::open(&self.spec)).unwrap();
+        kd_target::attach(self.runtime.handle(), link, session, break_in, Interrupt::default())
+    }
+
+    fn assert_left_running(&self) {
+        let stats = self.fake.stats();
+        assert!(!stats.halted, "left frozen: {stats:?}");
+        assert_eq!(stats.rebreaks, 0, "continued on a break instruction: {stats:?}");
+        assert_eq!(stats.wrong_dr7, 0, "{stats:?}");
+        assert_eq!(stats.breakpoints, [0u64; 0], "{stats:?}");
+    }
+}
+
+#[test]
+fn attaches_reads_and_leaves_over_every_carrier() {
+    for carrier in CARRIERS {
+        let setup = set_up(carrier, |_| {});
+        let (running, _events) = setup.attach(true);
+        let halted = running.wait(Some(PATIENCE)).unwrap_or_else(|(_, error)| panic!("{carrier:?}: {error}"));
+        assert_eq!(halted.version().minor, 7601, "{carrier:?}");
+        assert!(halted.stop().asked);
+        let mut signature = [0; 2];
+        assert_eq!(halted.read(halted.version().kernel_base, &mut signature).unwrap(), 2);
+        assert_eq!(&signature, b"MZ");
+        let files: Vec<_> = halted.modules().unwrap().modules.iter().map(|module| module.file.clone()).collect();
+        assert!(files.contains(&"ntoskrnl.exe".to_owned()) && files.contains(&"myfault.sys".to_owned()), "{files:?}");
+        drop(halted);
+        setup.assert_left_running();
+    }
+}
+
+#[test]
+fn takes_a_halted_target_over_and_one_that_waits_at_boot() {
+    for carrier in CARRIERS {
+        for start in [Start::BrokenIn, Start::WaitingAtBoot] {
+            let setup = set_up(carrier, |options| options.start = start);
+            let (running, _events) = setup.attach(true);
+            let halted =
+                running.wait(Some(PATIENCE)).unwrap_or_else(|(_, error)| panic!("{carrier:?} {start:?}: {error}"));
+            assert_eq!(halted.version().minor, 7601);
+            drop(halted);
+            setup.assert_left_running();
+        }
+    }
+}
+
+#[test]
+fn reads_cost_no_more_requests_than_replies_carry() {
+    for (carrier, max_data) in [(Carrier::Net, 1096), (Carrier::Net, 1296), (Carrier::Net, 1352), (Carrier::Tcp, 3944)]
+    {
+        let setup = set_up(carrier, |options| options.max_data = Some(max_data));
+        let (running, _events) = setup.attach(true);
+        let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+        let length = 100_000;
+        let mut image = vec![0; length];
+        let before = halted.cost();
+        assert_eq!(halted.read(halted.version().kernel_base, &mut image).unwrap(), length);
+        let after = halted.cost();
+        let requests = after.requests - before.requests;
+        assert!(requests <= (length.div_ceil(max_data) + 2) as u64, "{carrier:?} {max_data}: {requests} requests");
+        assert_eq!(after.bytes_read - before.bytes_read, length as u64);
+        // Nothing is asked for twice while the target stands still.
+        assert_eq!(halted.read(halted.version().kernel_base, &mut image).unwrap(), length);
+        assert_eq!(halted.cost().requests, after.requests);
+    }
+}
+
+#[test]
+fn holes_are_found_where_they_are() {
+    let setup = set_up(Carrier::Net, |_| {});
+    let (running, _events) = setup.attach(true);
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    let mut buffer = [0; 64];
+    assert_eq!(halted.read(0x1000, &mut buffer).unwrap(), 0);
+    // The last page of the shared user page's neighbourhood: the page is there, the next one is not.
+    let end = 0xffff_f780_0000_1000u64;
+    assert_eq!(halted.read(end - 16, &mut buffer).unwrap(), 16);
+}
+
+#[test]
+fn go_and_break_again() {
+    for carrier in CARRIERS {
+        let setup = set_up(carrier, |_| {});
+        let (running, _events) = setup.attach(true);
+        let mut halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+        for _ in 0..3 {
+            let running = halted.go().map_err(|(_, error)| error).unwrap();
+            halted = running.break_in(PATIENCE).unwrap_or_else(|(_, error)| panic!("{carrier:?}: {error}"));
+        }
+        drop(halted);
+        setup.assert_left_running();
+    }
+}
+
+#[test]
+fn a_panic_lets_the_target_run() {
+    let setup = set_up(Carrier::Net, |_| {});
+    let (running, _events) = setup.attach(true);
+    let result = std::thread::scope(|scope| {
+        let crashing = scope.spawn(move || {
+            let _halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+            std::panic::resume_unwind(Box::new("a fault of the shell"));
+        });
+        crashing.join()
+    });
+    assert!(result.is_err());
+    setup.assert_left_running();
+}
+
+#[test]
+fn only_the_explicit_wish_leaves_it_halted() {
+    let setup = set_up(Carrier::Net, |_| {});
+    let (running, _events) = setup.attach(true);
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    Target::Halted(halted).leave(Leave::Halted);
+    assert!(setup.fake.stats().halted);
+}
+
+#[test]
+fn prints_loads_prompts_and_file_requests_are_served_while_it_runs() {
+    let setup = set_up(Carrier::Net, |_| {});
+    let (running, events) = setup.attach(true);
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
+    setup.fake.print("hello from the target\n");
+    setup.fake.prompt("Break repeatedly, break Once, Ignore (boi)? ");
+    setup.fake.open_file("\\Windows\\system32\\drivers\\x.sys");
+    setup.fake.load_module(kd_fake::ModuleLoad {
+        path: "\\SystemRoot\\x.sys".into(),
+        base: 0xffff_f880_0999_0000,
+        size: 0x5000,
+        unload: false,
+    });
+    let mut seen = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline && seen.len() < 3 {
+        match events.recv_timeout(Duration::from_millis(100)) {
+            Ok(Event::Print(text)) if text.contains("hello") => seen.push(text),
+            Ok(Event::Prompt { text, answer }) => seen.push(format!("{text}{answer}")),
+            Ok(Event::ModuleChange { path, unload: false, .. }) => seen.push(path),
+            _ => {}
+        }
+    }
+    assert_eq!(
+        seen,
+        ["hello from the target\n", "Break repeatedly, break Once, Ignore (boi)? i", "\\SystemRoot\\x.sys"]
+    );
+    let halted = running.break_in(PATIENCE).map_err(|(_, error)| error).unwrap();
+    drop(halted);
+    setup.assert_left_running();
+    assert_eq!(setup.fake.stats().file_statuses, [0xc000_000f]);
+}
+
+#[test]
+fn comes_back_after_a_reboot_announced_or_not() {
+    for carrier in CARRIERS {
+        for announced in [true, false] {
+            let setup = set_up(carrier, |options| {
+                options.reboot_time = Duration::from_millis(200);
+                options.restart = Start::Running;
+            });
+            let (running, events) = setup.attach(true);
+            let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+            let running = halted.go().map_err(|(_, error)| error).unwrap();
+            if announced {
+                setup.fake.reboot()
+            } else {
+                setup.fake.reset()
+            }
+            let deadline = Instant::now() + PATIENCE;
+            let until = |reboots| {
+                while setup.fake.stats().reboots < reboots && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            };
+            until(1);
+            std::thread::sleep(Duration::from_millis(400));
+            let halted = running
+                .break_in(PATIENCE)
+                .unwrap_or_else(|(_, error)| panic!("{carrier:?}, announced {announced}: {error}"));
+            assert_eq!(halted.version().minor, 7601);
+            drop(halted);
+            setup.assert_left_running();
+            let told = events.try_iter().any(|event| matches!(event, Event::Restarted { .. }));
+            assert!(told || !announced, "{carrier:?}: the restart was not told");
+        }
+    }
+}
+
+#[test]
+fn a_bad_line_is_no_reason_for_wrong_bytes() {
+    for carrier in [Carrier::Net, Carrier::Tcp] {
+        let setup = set_up(carrier, |options| {
+            options.retransmit = Duration::from_millis(100);
+            options.faults = Faults {
+                seed: 42,
+                drop: 0.03,
+                duplicate: 0.03,
+                corrupt: if matches!(carrier, Carrier::Net) { 0.03 } else { 0.0 },
+                inbound: matches!(carrier, Carrier::Net),
+                ..Faults::default()
+            };
+        });
+        let (running, _events) = setup.attach(true);
+        let halted = running.wait(Some(PATIENCE)).unwrap_or_else(|(_, error)| panic!("{carrier:?}: {error}"));
+        let kernel = kd_fake::kernel::article();
+        let base = halted.version().kernel_base;
+        let mut ours = vec![0; 30_000];
+        let mut truth = ours.clone();
+        assert_eq!(halted.read(base, &mut ours).unwrap(), kernel.read_virtual(base, &mut truth));
+        assert!(ours == truth, "{carrier:?}: bytes differ");
+    }
+}
+
+#[test]
+fn an_interrupt_ends_a_wait_and_a_read() {
+    let setup = set_up(Carrier::Net, |_| {});
+    let link = setup.runtime.block_on(kd_link::open(&setup.spec)).unwrap();
+    let session = HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), target: None, seed: [7; 32] });
+    let interrupt = Interrupt::default();
+    let (running, _events) = kd_target::attach(setup.runtime.handle(), link, session, false, interrupt.clone());
+    let raise = interrupt.clone();
+    let raiser = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        raise.raise();
+    });
+    // It runs, nobody broke in: it would wait for ever.
+    let (running, error) = running.wait(None).err().unwrap();
+    assert_eq!(error.to_string(), "interrupted");
+    raiser.join().unwrap();
+    let halted = running.break_in(PATIENCE).map_err(|(_, error)| error).unwrap();
+    interrupt.raise();
+    assert_eq!(halted.read(halted.version().kernel_base, &mut [0; 16]), Err(Fault::Cancelled));
+    assert_eq!(halted.read(halted.version().kernel_base, &mut [0; 16]), Ok(16));
+}
+
+#[test]
+fn a_dead_target_is_given_up() {
+    let setup = set_up(Carrier::Tcp, |_| {});
+    let (running, _events) = setup.attach(true);
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    drop(setup.fake);
+    let fault = halted.read(0xffff_f800_0000_0000, &mut [0; 16]).unwrap_err();
+    assert!(matches!(fault, Fault::Lost(_)), "{fault}");
+    assert!(halted.go().is_err());
+}
