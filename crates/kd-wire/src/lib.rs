@@ -4,7 +4,9 @@
 //! * [`message`]: what the packets carry.
 //! * [`kdnet`]: the encrypted datagrams that carry packets over UDP.
 //! * [`session`]: the host's end of a connection: acknowledgements, retransmission, attaching.
+//! * [`dissect`]: recorded traffic, explained.
 
+pub mod dissect;
 pub mod kdnet;
 pub mod message;
 pub mod packet;

@@ -15,11 +15,13 @@
 
 mod association;
 mod host;
+mod target;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 pub use host::HostSession;
+pub use target::{TargetConfig, TargetEvent, TargetSession};
 
 use bytes::Bytes;
 

@@ -123,8 +123,8 @@ pub fn open(key: &Key, data_key: Option<&DataKey>, from: Direction, bytes: &[u8]
     if from_host != (from == Direction::HostToTarget) {
         return Err(Rejection::Direction);
     }
-    let pad = plain[7] & 0x0f;
-    let Some(end) = plain.len().checked_sub(usize::from(pad)).filter(|end| *end >= METADATA) else {
+    let pad = plain[7] & 0x7f;
+    let Some(end) = plain.len().checked_sub(usize::from(pad)).filter(|end| *end >= METADATA && pad < 16) else {
         return Err(Rejection::Padding(pad));
     };
     let sequence = plain[..7].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
@@ -159,9 +159,14 @@ pub fn seal(key: &Key, content: Sealed<'_>) -> Bytes {
     plain.extend_from_slice(content.body);
     plain.resize(len, 0);
 
-    let mut bytes = Vec::with_capacity(CLEAR + len + TAG);
+    seal_plain(key, aes_key, content.version, flags, plain)
+}
+
+/// Encrypts and tags a plaintext that is whole blocks already.
+fn seal_plain(key: &Key, aes_key: &[u8; 32], version: u8, flags: u8, mut plain: Vec<u8>) -> Bytes {
+    let mut bytes = Vec::with_capacity(CLEAR + plain.len() + TAG);
     bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&[content.version, flags]);
+    bytes.extend_from_slice(&[version, flags]);
     let tag = compute_tag(key, &bytes, &plain);
     let (blocks, _) = Array::slice_as_chunks_mut(&mut plain);
     cbc::Encryptor::<Aes256>::new(&(*aes_key).into(), &tag.into()).encrypt_blocks(blocks);
@@ -177,4 +182,25 @@ fn compute_tag(key: &Key, clear: &[u8], plain: &[u8]) -> [u8; TAG] {
     let mac = <Hmac<Sha256> as KeyInit>::new(&(*block).into()).chain_update(clear).chain_update(plain);
     let full = mac.finalize().into_bytes();
     std::array::from_fn(|i| full[i])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authentic_padding_that_does_not_fit_is_rejected() {
+        let key: Key = "1.2.3.4".parse().unwrap();
+        for (pad, expected) in [(8, Ok(0)), (9, Err(Rejection::Padding(9))), (16, Err(Rejection::Padding(16)))] {
+            let mut plain = vec![0; 16];
+            plain[7] = pad;
+            let raw = seal_plain(&key, key.bytes(), 4, 1, plain);
+            let opened = open(&key, None, Direction::TargetToHost, &raw).map(|datagram| datagram.body.len());
+            assert_eq!(opened, expected);
+        }
+        let mut plain = vec![0; 32];
+        plain[7] = 16;
+        let raw = seal_plain(&key, key.bytes(), 4, 1, plain);
+        assert_eq!(open(&key, None, Direction::TargetToHost, &raw).map(|_| ()), Err(Rejection::Padding(16)));
+    }
 }

@@ -120,6 +120,7 @@ pub struct HostSession {
     file: bool,
     resends: u32,
     last_resend: Option<Duration>,
+    break_ins: u32,
 }
 
 impl HostSession {
@@ -147,6 +148,7 @@ impl HostSession {
             rx_known: false,
             heard: false,
             reset_pending: false,
+            break_ins: 0,
             sending: None,
             queue: VecDeque::new(),
             request: None,
@@ -318,6 +320,12 @@ impl HostSession {
         }
     }
 
+    /// How many break-ins were sent so far. One stop answers one of them; a target that has more of them in its
+    /// buffer stops again as soon as it is continued.
+    pub fn break_ins(&self) -> u32 {
+        self.break_ins
+    }
+
     /// Ends [`HostSession::synchronise`] and [`HostSession::break_in`] without a state change.
     pub fn stand_by(&mut self) {
         self.seek = None;
@@ -436,6 +444,7 @@ impl HostSession {
     }
 
     fn transmit_break_in(&mut self) {
+        self.break_ins = self.break_ins.wrapping_add(1);
         match &mut self.transport {
             Transport::Serial(_) => {
                 let data = Bytes::from_static(&[BREAK_IN]);
