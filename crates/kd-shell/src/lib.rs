@@ -1,1 +1,33 @@
-//! kd-shell
+//! kd's prompt: grammar, commands, and their output as text and as JSON.
+//!
+//! A [`Shell`] has a target and runs lines of commands on it. It opens no socket and knows no terminal; the binary
+//! gives it a target, reads lines, and says where output goes ([`Output`]).
+//!
+//! Each command makes one structure, which knows how it looks as kd's text and as JSON (docs/json.md): what people and
+//! programs read cannot drift apart.
+
+pub mod answer;
+pub mod banner;
+pub mod commands;
+mod error;
+pub mod grammar;
+mod kernel;
+mod log;
+mod output;
+mod registers;
+mod session;
+mod shell;
+mod store;
+pub mod symbols;
+pub mod text;
+
+pub use commands::{CommandInfo, commands};
+pub use error::CommandError;
+pub use kernel::{Driver, Drivers, Kernel};
+pub use log::Log;
+pub use nt_pool::pooltag::PoolTags;
+pub use output::{CostRecord, Output};
+pub use session::{Context, Debuggee, Format, Session};
+pub use shell::{Next, Outcome, Shell, event_text};
+pub use store::PathSource;
+pub use symbols::Symbols;

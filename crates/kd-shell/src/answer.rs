@@ -1,0 +1,54 @@
+//! What a command has to say, before it is text or JSON.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::error::CommandError;
+
+/// kd's text for a result.
+pub trait Text {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}
+
+/// The result of one command: one structure, two renderings.
+pub trait Answer: Text {
+    fn json(&self) -> serde_json::Result<String>;
+}
+
+impl<T: Text + Serialize> Answer for T {
+    fn json(&self) -> serde_json::Result<String> {
+        serde_json::to_string(self)
+    }
+}
+
+/// An answer and what is to be known about it.
+pub struct Reply {
+    pub answer: Box<dyn Answer>,
+    /// False when something could not be read, so that more may be there than is shown.
+    pub complete: bool,
+    pub warnings: Vec<String>,
+    /// The answer is all there is to say, and yet the command did not do what was asked.
+    pub failure: Option<CommandError>,
+}
+
+impl Reply {
+    pub fn new(answer: impl Answer + 'static) -> Self {
+        Self { answer: Box::new(answer), complete: true, warnings: Vec::new(), failure: None }
+    }
+
+    /// A result with `notes` about what is missing.
+    pub fn with_notes(answer: impl Answer + 'static, notes: Vec<String>) -> Self {
+        Self { complete: notes.is_empty(), warnings: notes, ..Self::new(answer) }
+    }
+}
+
+/// Nothing to say.
+#[derive(Serialize)]
+pub struct Done {}
+
+impl Text for Done {
+    fn text(&self, _: &mut dyn fmt::Write) -> fmt::Result {
+        Ok(())
+    }
+}

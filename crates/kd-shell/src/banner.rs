@@ -1,0 +1,194 @@
+//! The lines of a session's beginning and of its stops, as kd writes them.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use jiff::Zoned;
+use kd_target::{Stop, Version};
+use nt_memory::Fault;
+
+use crate::commands::Vertarget;
+use crate::kernel::Kernel;
+use crate::symbols::{Names, PathElement, PathState, Symbols};
+use crate::text::{Width, tick, time, visible, visible_name};
+
+/// Before anything was heard of a KDNET target.
+pub fn waiting_net() -> String {
+    "Using NET for debugging\nOpened WinSock 2.0\nWaiting to reconnect...\n".into()
+}
+
+/// Before anything was heard of a serial target. `port` is the line as we name it: `/dev/ttyUSB0`, `\\.\com1`.
+pub fn waiting_serial(port: &str) -> String {
+    format!("Opened {port}\nWaiting to reconnect...\n")
+}
+
+/// The KDNET target has been heard.
+pub fn connected_net(peer: SocketAddr, port: u16, local: Option<IpAddr>) -> String {
+    let address = peer.ip().to_canonical();
+    match local {
+        Some(local) => format!("Connected to target {address} on port {port} on local IP {}.\n", local.to_canonical()),
+        None => format!("Connected to target {address} on port {port}.\n"),
+    }
+}
+
+/// The two lines that every connection has, when the kernel's version is known.
+pub fn established(version: &Version, when: &Zoned, break_requested: bool) -> String {
+    let suffix = if break_requested { "  (Initial Breakpoint requested)" } else { "" };
+    let connected = crate::commands::connected(version, when);
+    format!("{connected}\nKernel Debugger connection established.{suffix}\n")
+}
+
+/// kd checks each element before it names the path.
+pub fn path_validation(elements: &[PathElement]) -> String {
+    let mut text = String::from("\n************* Path validation summary **************\n");
+    text.push_str("Response                         Time (ms)     Location\n");
+    for element in elements {
+        let response = match element.state {
+            PathState::Ok => "OK",
+            PathState::Error => "Error",
+            PathState::Deferred => "Deferred",
+        };
+        let _ = writeln!(text, "{response:<47}{}", element.location);
+    }
+    text
+}
+
+/// The path's lines, or kd's box when there is none.
+pub fn symbol_path(path: &str, elements: &[PathElement]) -> String {
+    match path.is_empty() {
+        true => "Symbol search path is: *** Invalid ***\n\
+                 ****************************************************************************\n\
+                 * Symbol loading may be unreliable without a symbol search path.           *\n\
+                 * Use .symfix to have the debugger choose a symbol path.                   *\n\
+                 * After setting your symbol path, use .reload to refresh symbol locations. *\n\
+                 ****************************************************************************\n"
+            .into(),
+        false => format!("{}Symbol search path is: {path}\n", path_validation(elements)),
+    }
+}
+
+/// All that follows [`established`], up to the stop. Costs the reads of `vertarget`.
+pub fn target(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fault> {
+    let mut text = symbol_path(symbols.source().path(), &symbols.source().check());
+    text.push_str("Executable search path is: \n");
+    let target = Vertarget::read(kernel, symbols)?;
+    let _ = target.lines(&mut text, false);
+    Ok(text)
+}
+
+/// `kd> `, or the processor's number on a machine with several: `0: kd> `.
+pub fn prompt(kernel: &dyn Kernel) -> String {
+    let stop = kernel.stop();
+    match kernel.version().is_multiprocessor() && stop.processors > 1 {
+        true => format!("{}: kd> ", stop.processor),
+        false => "kd> ".into(),
+    }
+}
+
+const BREAKPOINT: u32 = 0x8000_0003;
+const SINGLE_STEP: u32 = 0x8000_0004;
+const ACCESS_VIOLATION: u32 = 0xc000_0005;
+
+const BREAK_IN: &str = "\
+*******************************************************************************
+*                                                                             *
+*   You are seeing this message because you pressed either                    *
+*       CTRL+C (if you run console kernel debugger) or,                       *
+*       CTRL+BREAK (if you run GUI kernel debugger),                          *
+*   on your debugger machine's keyboard.                                      *
+*                                                                             *
+*                   THIS IS NOT A BUG OR A SYSTEM CRASH                       *
+*                                                                             *
+* If you did not intend to break into the debugger, press the \"g\" key, then   *
+* press the \"Enter\" key now.  This message might immediately reappear.  If it *
+* does, press \"g\" and \"Enter\" again.                                          *
+*                                                                             *
+*******************************************************************************
+";
+
+/// Why the target stands still, and where.
+pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fault> {
+    let stop = kernel.stop();
+    let width = Width::of(kernel.version().pointer_size());
+    let mut text = String::new();
+    let what = match stop.code {
+        BREAKPOINT => "Break instruction exception",
+        SINGLE_STEP => "Single step exception",
+        ACCESS_VIOLATION => "Access violation",
+        _ => "Unknown exception",
+    };
+    let chance = if stop.first_chance { "first chance" } else { "!!! second chance !!!" };
+    let _ = writeln!(text, "{what} - code {:08x} ({chance})", stop.code);
+    if stop.code == BREAKPOINT && stop.asked {
+        text.push_str(BREAK_IN);
+    }
+    if let Some(name) = place(kernel, symbols)? {
+        let _ = writeln!(text, "{name}:");
+    }
+    text.push_str(&instruction(stop, width));
+    Ok(text)
+}
+
+/// The name of the program counter. On Windows 7 two names share kd's break instruction; each Windows is shown the one
+/// that its own debuggers showed.
+fn place(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<Option<String>, Fault> {
+    let (stop, version) = (kernel.stop(), kernel.version());
+    let width = Width::of(version.pointer_size());
+    let rva = width.address(stop.program_counter).wrapping_sub(width.address(version.kernel_base));
+    // The banner must not cost the module list: the break instruction is in the kernel's image, which is not large.
+    const KERNEL_IMAGE: u64 = 0x200_0000;
+    if rva < KERNEL_IMAGE
+        && let Ok(nt) = symbols.nt(kernel)
+    {
+        let preferred = match version.minor {
+            ..9200 => "RtlpBreakWithStatusInstruction",
+            _ => "DbgBreakPointWithStatus",
+        };
+        if nt.symbol(preferred).is_some_and(|symbol| u64::from(symbol.rva) == rva) {
+            return Ok(Some(format!("nt!{preferred}")));
+        }
+        if let (Some(symbol), _) = nt.around(rva as u32) {
+            return Ok(Some(match rva - u64::from(symbol.rva).min(rva) {
+                0 => format!("nt!{}", symbol.name),
+                offset => format!("nt!{}+{offset:#x}", symbol.name),
+            }));
+        }
+    }
+    match rva < KERNEL_IMAGE {
+        true => Ok(None),
+        false => Names::new(kernel, symbols).name(stop.program_counter),
+    }
+}
+
+/// ``fffff800`01489f60 cc              int     3``: kd disassembles; a breakpoint is the one instruction we know.
+fn instruction(stop: &Stop, width: Width) -> String {
+    let address = width.tick(width.address(stop.program_counter));
+    match stop.instructions.first() {
+        Some(0xcc) => format!("{address} {:<16}{:<8}3\n", "cc", "int"),
+        _ => {
+            let bytes: String = stop.instructions.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            format!("{address} {bytes}\n")
+        }
+    }
+}
+
+/// The target reboots, or did so without a word.
+pub fn restarted(announced: bool, when: &Zoned) -> String {
+    match announced {
+        true => format!("Shutdown occurred at ({})...unloading all symbol tables.\n", time(when)),
+        false => {
+            "The target machine restarted without notifying the debugger.\nForcing a debugger reconnect...\n".into()
+        }
+    }
+}
+
+/// Text that a driver printed.
+pub fn printed(text: &str) -> String {
+    visible(text).into_owned()
+}
+
+/// A driver came or went while the target ran; shown with `-v`.
+pub fn module_change(path: &str, base: u64, unload: bool) -> String {
+    let what = if unload { "Unload" } else { "Load" };
+    format!("{what} module {} at {}\n", visible_name(path), tick(base))
+}

@@ -1,0 +1,53 @@
+//! Commands that let the target run, stop it, or end the session.
+
+use super::{Action, CommandInfo};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    Go,
+    Break,
+    Wait,
+    Sleep,
+    Quit,
+}
+
+pub(super) const GO: CommandInfo = CommandInfo {
+    names: &["g"],
+    usage: "g",
+    help: "let the target run",
+    details: "In a batch or a script it returns at once; see .wait, .sleep and .break.",
+    action: Action::Control(Control::Go),
+};
+
+pub(super) const BREAK: CommandInfo = CommandInfo {
+    names: &[".break"],
+    usage: ".break",
+    help: "break in and wait until the target stands still",
+    details: "At a terminal Ctrl+C does the same.",
+    action: Action::Control(Control::Break),
+};
+
+pub(super) const WAIT: CommandInfo = CommandInfo {
+    names: &[".wait"],
+    usage: ".wait [milliseconds]",
+    help: "wait until the target stops by itself",
+    details: "Without a time it waits for ever; Ctrl+C ends the wait. The number is hexadecimal unless prefixed (0n1000).",
+    action: Action::Control(Control::Wait),
+};
+
+pub(super) const SLEEP: CommandInfo = CommandInfo {
+    names: &[".sleep"],
+    usage: ".sleep milliseconds",
+    help: "wait",
+    details: "The number is hexadecimal unless prefixed: .sleep 0n1000 waits a second.",
+    action: Action::Control(Control::Sleep),
+};
+
+pub(super) const QUIT: CommandInfo = CommandInfo {
+    names: &["q", "qd", "qq"],
+    usage: "q [-halted]",
+    help: "end the session; the target runs on",
+    details: "This differs from kd, whose q leaves the target frozen. q -halted does that: the target stands still until \
+              another debugger comes.",
+    action: Action::Control(Control::Quit),
+};

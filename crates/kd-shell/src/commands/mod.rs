@@ -1,0 +1,89 @@
+//! The commands, one file for each or for each family.
+
+use crate::answer::Reply;
+use crate::error::CommandError;
+use crate::session::Context;
+
+mod control;
+mod dump;
+mod echo;
+mod evaluate;
+mod examine;
+mod help;
+mod list_modules;
+mod list_nearest;
+mod log;
+mod pool_find;
+mod pool_used;
+mod reload;
+mod stats;
+mod symbol_path;
+mod time;
+mod verifier;
+mod vertarget;
+
+pub use control::Control;
+pub(crate) use vertarget::{Vertarget, connected};
+
+/// What help and Tab know about a command.
+#[derive(Debug, Clone, Copy)]
+pub struct CommandInfo {
+    /// The first is the one that is shown.
+    pub names: &'static [&'static str],
+    pub usage: &'static str,
+    /// One line.
+    pub help: &'static str,
+    /// More lines for `.help command`; may be empty.
+    pub details: &'static str,
+    pub(crate) action: Action,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Action {
+    /// Answers from what it is given.
+    Answer(fn(&mut Context<'_>) -> Result<Reply, CommandError>),
+    /// Changes the state of the target or ends the session: the shell does it.
+    Control(Control),
+}
+
+const COMMANDS: &[CommandInfo] = &[
+    pool_used::INFO,
+    pool_find::INFO,
+    verifier::INFO,
+    control::GO,
+    control::BREAK,
+    control::WAIT,
+    control::SLEEP,
+    control::QUIT,
+    evaluate::INFO,
+    dump::INFO,
+    list_nearest::INFO,
+    list_modules::INFO,
+    examine::INFO,
+    vertarget::INFO,
+    vertarget::VERSION,
+    time::INFO,
+    reload::INFO,
+    symbol_path::INFO,
+    symbol_path::FIX,
+    stats::INFO,
+    echo::INFO,
+    log::OPEN,
+    log::CLOSE,
+    help::INFO,
+];
+
+/// All commands, in the order in which help lists them.
+pub fn commands() -> &'static [CommandInfo] {
+    COMMANDS
+}
+
+/// The command with this word (lower case).
+pub(crate) fn find(word: &str) -> Option<&'static CommandInfo> {
+    COMMANDS.iter().find(|info| info.names.contains(&word))
+}
+
+/// A mistake in a command's arguments, with the way it is written.
+fn usage(info: &CommandInfo, what: impl std::fmt::Display) -> CommandError {
+    CommandError::Usage(format!("{what}; usage: {}", info.usage))
+}

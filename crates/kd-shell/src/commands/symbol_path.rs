@@ -1,0 +1,95 @@
+//! `.sympath`, `.symfix`: where symbols are looked for.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Action, CommandInfo};
+use crate::answer::{Reply, Text};
+use crate::banner;
+use crate::error::CommandError;
+use crate::session::Context;
+use crate::symbols::{PathElement, PathState};
+
+pub(super) const INFO: CommandInfo = CommandInfo {
+    names: &[".sympath", ".sympath+"],
+    usage: ".sympath[+] [path]",
+    help: "show, set or extend the symbol path",
+    details: "Elements are separated by semicolons, so the path goes between quotes on a line with other commands. An \
+              element is\na directory, a symbol store, or srv*DIRECTORY*URL.",
+    action: Action::Answer(run),
+};
+
+pub(super) const FIX: CommandInfo = CommandInfo {
+    names: &[".symfix"],
+    usage: ".symfix [directory]",
+    help: "set the symbol path to Microsoft's symbol server",
+    details: "The directory keeps what was fetched.",
+    action: Action::Answer(fix),
+};
+
+const MICROSOFT: &str = "https://msdl.microsoft.com/download/symbols";
+
+#[derive(Serialize)]
+struct Path {
+    path: String,
+    expanded: String,
+    elements: Vec<PathElement>,
+    #[serde(skip)]
+    changed: bool,
+}
+
+fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let path = context.arguments.trim().trim_matches('"');
+    if path.is_empty() {
+        return Ok(answer(context, false));
+    }
+    let old = context.session.symbols.source().path().to_string();
+    let new = match context.word {
+        ".sympath+" if !old.is_empty() => format!("{old};{path}"),
+        _ => path.to_string(),
+    };
+    context.session.symbols.set_path(&new).map_err(CommandError::Failed)?;
+    let mut reply = answer(context, true);
+    reply.failure = missing(&context.session.symbols.source().check());
+    Ok(reply)
+}
+
+fn fix(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let path = match context.arguments.trim() {
+        "" => "srv*".to_string(),
+        directory => format!("srv*{directory}*{MICROSOFT}"),
+    };
+    context.session.symbols.set_path(&path).map_err(CommandError::Failed)?;
+    Ok(answer(context, true))
+}
+
+fn answer(context: &Context<'_>, changed: bool) -> Reply {
+    let source = context.session.symbols.source();
+    Reply::new(Path { path: source.path().into(), expanded: source.expanded(), elements: source.check(), changed })
+}
+
+/// One line about the elements that do not exist.
+pub(crate) fn missing(elements: &[PathElement]) -> Option<CommandError> {
+    let missing: Vec<&str> = elements
+        .iter()
+        .filter(|element| element.state == PathState::Error)
+        .map(|element| element.location.as_str())
+        .collect();
+    (!missing.is_empty())
+        .then(|| CommandError::Failed(format!("the symbol path has what does not exist: {}", missing.join("; "))))
+}
+
+impl Text for Path {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        if self.path.is_empty() {
+            return out.write_str(&banner::symbol_path("", &[]));
+        }
+        writeln!(out, "Symbol search path is: {}", self.path)?;
+        writeln!(out, "Expanded Symbol search path is: {}", self.expanded)?;
+        match self.changed {
+            true => out.write_str(&banner::path_validation(&self.elements)),
+            false => Ok(()),
+        }
+    }
+}

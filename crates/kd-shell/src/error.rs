@@ -1,0 +1,67 @@
+//! Why a command failed: one line.
+
+use nt_memory::{Fault, ReadError};
+
+use crate::grammar::{ExpressionError, RangeError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// kd's words for a word it does not know.
+    #[error("Couldn't resolve error at '{0}' (no such command; .help lists them)")]
+    UnknownCommand(String),
+    #[error("No export {0} found (no such extension; .help lists them)")]
+    UnknownExtension(String),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+    #[error("there is no target")]
+    NoTarget,
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    #[error(transparent)]
+    Expression(#[from] ExpressionError),
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    #[error(transparent)]
+    Read(ReadError),
+    #[error(transparent)]
+    Pool(nt_pool::PoolError),
+    #[error(transparent)]
+    Target(kd_target::TargetError),
+}
+
+impl CommandError {
+    /// Whether the connection is gone and with it the session.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Fault(Fault::Lost(_)))
+    }
+}
+
+impl From<ReadError> for CommandError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Fault(fault) => Self::Fault(fault),
+            hole => Self::Read(hole),
+        }
+    }
+}
+
+impl From<nt_pool::PoolError> for CommandError {
+    fn from(error: nt_pool::PoolError) -> Self {
+        match error {
+            nt_pool::PoolError::Fault(fault) => Self::Fault(fault),
+            nt_pool::PoolError::Read(error) => error.into(),
+            other => Self::Pool(other),
+        }
+    }
+}
+
+impl From<kd_target::TargetError> for CommandError {
+    fn from(error: kd_target::TargetError) -> Self {
+        match error {
+            kd_target::TargetError::Fault(fault) => Self::Fault(fault),
+            other => Self::Target(other),
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! MASM expressions: kd's default, unsigned 64-bit arithmetic with radix 16.
+//!
+//! ```text
+//! lowest    and & xor ^ or |        left to right, one level
+//!           < > <= >= = == !=
+//!           << >> >>>
+//!           + -
+//!           * / mod %
+//! highest   - + not hi low by wo dwo qwo poi      then numbers, symbols, @registers, 'tags', ( )
+//! ```
+//!
+//! An expression is parsed into a postfix program and run on a stack: the depth of the input never becomes depth of the
+//! call stack beyond [`MAX_DEPTH`].
+
+use nom::branch::alt;
+use nom::bytes::complete::{is_not, tag, take_while, take_while1};
+use nom::character::complete::{char, multispace0, satisfy};
+use nom::combinator::{opt, recognize};
+use nom::sequence::{delimited, pair, preceded};
+use nom::{IResult, Parser};
+
+/// Parentheses and unary operators inside each other.
+pub const MAX_DEPTH: usize = 64;
+
+/// Where names and memory come from.
+pub trait Scope {
+    /// The address of `name` (`nt!Foo`, `Foo`, `nt`).
+    fn symbol(&mut self, name: &str) -> Result<Option<u64>, String>;
+    /// The value of a register or pseudo-register, without its `@`.
+    fn register(&mut self, name: &str) -> Result<Option<u64>, String>;
+    /// `size` bytes (1, 2, 4, 8) at `address`, little endian.
+    fn read(&mut self, address: u64, size: usize) -> Result<u64, String>;
+    /// 4 or 8.
+    fn pointer_size(&self) -> u8;
+}
+
+/// kd's words, with the rest of the text from where it went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExpressionError {
+    #[error("Couldn't resolve error at '{at}'")]
+    Unresolved { at: String },
+    #[error("Couldn't resolve error at '{at}': {why}")]
+    UnresolvedBecause { at: String, why: String },
+    #[error("Numeric expression missing from '{at}'")]
+    Missing { at: String },
+    #[error("Syntax error at '{at}'")]
+    Syntax { at: String },
+    #[error("Overflow error at '{at}'")]
+    Overflow { at: String },
+    #[error("Divide by zero at '{at}'")]
+    DivideByZero { at: String },
+    #[error("Memory access error at '{at}': {why}")]
+    Memory { at: String, why: String },
+    #[error("Expression nested more than {MAX_DEPTH} levels at '{at}'")]
+    TooDeep { at: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Binary {
+    And,
+    Xor,
+    Or,
+    Less,
+    Greater,
+    LessEqual,
+    GreaterEqual,
+    Equal,
+    NotEqual,
+    ShiftLeft,
+    ShiftRight,
+    ShiftRightArithmetic,
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Modulo,
+}
+
+impl Binary {
+    fn level(self) -> u8 {
+        use Binary::*;
+        match self {
+            And | Xor | Or => 0,
+            Less | Greater | LessEqual | GreaterEqual | Equal | NotEqual => 1,
+            ShiftLeft | ShiftRight | ShiftRightArithmetic => 2,
+            Add | Subtract => 3,
+            Multiply | Divide | Modulo => 4,
+        }
+    }
+
+    fn apply(self, a: u64, b: u64) -> Option<u64> {
+        use Binary::*;
+        // A count that does not fit the width shifts everything out.
+        let count = u32::try_from(b).unwrap_or(u32::MAX);
+        Some(match self {
+            And => a & b,
+            Xor => a ^ b,
+            Or => a | b,
+            Less => (a < b).into(),
+            Greater => (a > b).into(),
+            LessEqual => (a <= b).into(),
+            GreaterEqual => (a >= b).into(),
+            Equal => (a == b).into(),
+            NotEqual => (a != b).into(),
+            ShiftLeft => a.checked_shl(count).unwrap_or(0),
+            ShiftRight => a.checked_shr(count).unwrap_or(0),
+            ShiftRightArithmetic => ((a as i64) >> count.min(63)) as u64,
+            Add => a.wrapping_add(b),
+            Subtract => a.wrapping_sub(b),
+            Multiply => a.wrapping_mul(b),
+            Divide => a.checked_div(b)?,
+            Modulo => a.checked_rem(b)?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unary {
+    Negate,
+    /// Logical: 1 when the operand is 0.
+    Not,
+    High,
+    Low,
+    Byte,
+    Word,
+    DoubleWord,
+    QuadWord,
+    Pointer,
+}
+
+fn unary_word(word: &str) -> Option<Unary> {
+    Some(match word.to_ascii_lowercase().as_str() {
+        "not" => Unary::Not,
+        "hi" => Unary::High,
+        "low" => Unary::Low,
+        "by" | "$pby" => Unary::Byte,
+        "wo" | "$pwo" => Unary::Word,
+        "dwo" | "$pdwo" => Unary::DoubleWord,
+        "qwo" | "$pqwo" => Unary::QuadWord,
+        "poi" | "$ppoi" => Unary::Pointer,
+        _ => return None,
+    })
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step<'a> {
+    Number(u64),
+    Symbol(&'a str),
+    Register(&'a str),
+    Unary(Unary),
+    Binary(Binary),
+}
+
+/// A step and the input from where it was written.
+type Placed<'a> = (Step<'a>, &'a str);
+
+/// Evaluates the longest expression at the start of `input`; returns its value and what follows.
+pub fn evaluate<'a>(input: &'a str, scope: &mut dyn Scope) -> Result<(u64, &'a str), ExpressionError> {
+    let mut program = Vec::new();
+    let left = level(input, 0, 0, &mut program)?;
+    Ok((run(&program, scope)?, left))
+}
+
+/// Evaluates `input`, all of it.
+pub fn evaluate_all(input: &str, scope: &mut dyn Scope) -> Result<u64, ExpressionError> {
+    let (value, left) = evaluate(input, scope)?;
+    match left.trim() {
+        "" => Ok(value),
+        left => Err(ExpressionError::Syntax { at: left.into() }),
+    }
+}
+
+fn level<'a>(
+    input: &'a str,
+    lowest: u8,
+    depth: usize,
+    program: &mut Vec<Placed<'a>>,
+) -> Result<&'a str, ExpressionError> {
+    let mut left = operand(input, depth, program)?;
+    while let Ok((after, operator)) = binary(left) {
+        if operator.level() < lowest {
+            break;
+        }
+        let at = left.trim_start();
+        left = level(after, operator.level() + 1, depth, program)?;
+        program.push((Step::Binary(operator), at));
+    }
+    Ok(left)
+}
+
+fn operand<'a>(input: &'a str, depth: usize, program: &mut Vec<Placed<'a>>) -> Result<&'a str, ExpressionError> {
+    let input = input.trim_start();
+    if input.is_empty() {
+        return Err(ExpressionError::Missing { at: String::new() });
+    }
+    if depth >= MAX_DEPTH {
+        return Err(ExpressionError::TooDeep { at: input.into() });
+    }
+    if let Some(after) = input.strip_prefix('(') {
+        let after = level(after, 0, depth + 1, program)?.trim_start();
+        return after.strip_prefix(')').ok_or_else(|| ExpressionError::Syntax { at: after.into() });
+    }
+    if let Some(after) = input.strip_prefix('-') {
+        let after = operand(after, depth + 1, program)?;
+        program.push((Step::Unary(Unary::Negate), input));
+        return Ok(after);
+    }
+    if let Some(after) = input.strip_prefix('+') {
+        return operand(after, depth + 1, program);
+    }
+    if let Ok((after, characters)) = quoted(input) {
+        let value = characters.bytes().fold(0u64, |value, byte| value << 8 | u64::from(byte));
+        if characters.len() > 8 {
+            return Err(ExpressionError::Overflow { at: input.into() });
+        }
+        program.push((Step::Number(value), input));
+        return Ok(after);
+    }
+    if let Ok((after, name)) = register(input) {
+        program.push((Step::Register(name), input));
+        return Ok(after);
+    }
+    let Ok((after, word)) = name(input) else {
+        return Err(ExpressionError::Syntax { at: input.into() });
+    };
+    if let Some(operator) = unary_word(word) {
+        let after = operand(after, depth + 1, program)?;
+        program.push((Step::Unary(operator), input));
+        return Ok(after);
+    }
+    let step = match number(word) {
+        Some(Ok(value)) => Step::Number(value),
+        Some(Err(())) => return Err(ExpressionError::Overflow { at: input.into() }),
+        None => Step::Symbol(word),
+    };
+    program.push((step, input));
+    Ok(after)
+}
+
+fn run(program: &[Placed<'_>], scope: &mut dyn Scope) -> Result<u64, ExpressionError> {
+    let mut stack: Vec<u64> = Vec::new();
+    for (step, at) in program {
+        let at = || at.trim_end().to_string();
+        let value = match step {
+            Step::Number(value) => *value,
+            Step::Symbol(name) => resolve(scope.symbol(name), at)?,
+            Step::Register(name) => resolve(scope.register(name), at)?,
+            Step::Unary(operator) => {
+                let Some(a) = stack.pop() else { return Err(ExpressionError::Syntax { at: at() }) };
+                let size = match operator {
+                    Unary::Byte => 1,
+                    Unary::Word => 2,
+                    Unary::DoubleWord => 4,
+                    Unary::QuadWord => 8,
+                    Unary::Pointer => scope.pointer_size().into(),
+                    Unary::Negate | Unary::Not | Unary::High | Unary::Low => 0,
+                };
+                let mut read = || scope.read(a, size).map_err(|why| ExpressionError::Memory { at: at(), why });
+                match operator {
+                    Unary::Negate => a.wrapping_neg(),
+                    Unary::Not => (a == 0).into(),
+                    Unary::High => a >> 16 & 0xffff,
+                    Unary::Low => a & 0xffff,
+                    Unary::Pointer if size == 4 => sign_extend(read()?),
+                    Unary::Byte | Unary::Word | Unary::DoubleWord | Unary::QuadWord | Unary::Pointer => read()?,
+                }
+            }
+            Step::Binary(operator) => {
+                let (Some(b), Some(a)) = (stack.pop(), stack.pop()) else {
+                    return Err(ExpressionError::Syntax { at: at() });
+                };
+                operator.apply(a, b).ok_or_else(|| ExpressionError::DivideByZero { at: at() })?
+            }
+        };
+        stack.push(value);
+    }
+    stack.pop().ok_or(ExpressionError::Missing { at: String::new() })
+}
+
+fn resolve(found: Result<Option<u64>, String>, at: impl Fn() -> String) -> Result<u64, ExpressionError> {
+    match found {
+        Ok(Some(value)) => Ok(value),
+        Ok(None) => Err(ExpressionError::Unresolved { at: at() }),
+        Err(why) => Err(ExpressionError::UnresolvedBecause { at: at(), why }),
+    }
+}
+
+fn binary(input: &str) -> IResult<&str, Binary> {
+    preceded(
+        multispace0,
+        alt((
+            tag(">>>").map(|_| Binary::ShiftRightArithmetic),
+            tag(">>").map(|_| Binary::ShiftRight),
+            tag("<<").map(|_| Binary::ShiftLeft),
+            tag("<=").map(|_| Binary::LessEqual),
+            tag(">=").map(|_| Binary::GreaterEqual),
+            tag("==").map(|_| Binary::Equal),
+            tag("!=").map(|_| Binary::NotEqual),
+            alt((
+                char('=').map(|_| Binary::Equal),
+                char('<').map(|_| Binary::Less),
+                char('>').map(|_| Binary::Greater),
+                char('+').map(|_| Binary::Add),
+                char('-').map(|_| Binary::Subtract),
+                char('*').map(|_| Binary::Multiply),
+                char('/').map(|_| Binary::Divide),
+                char('%').map(|_| Binary::Modulo),
+                char('&').map(|_| Binary::And),
+                char('^').map(|_| Binary::Xor),
+                char('|').map(|_| Binary::Or),
+            )),
+            name.map_opt(|word: &str| {
+                Some(match word.to_ascii_lowercase().as_str() {
+                    "and" => Binary::And,
+                    "xor" => Binary::Xor,
+                    "or" => Binary::Or,
+                    "mod" => Binary::Modulo,
+                    _ => return None,
+                })
+            }),
+        )),
+    )
+    .parse(input)
+}
+
+/// The characters of `'abcd'`.
+fn quoted(input: &str) -> IResult<&str, &str> {
+    delimited(char('\''), is_not("'"), char('\'')).parse(input)
+}
+
+/// `@rip`, `@$ip`, `$ip`.
+fn register(input: &str) -> IResult<&str, &str> {
+    let name = || recognize(pair(opt(char('$')), take_while1(|c: char| c.is_ascii_alphanumeric())));
+    preceded(char('@'), name()).parse(input)
+}
+
+/// A number, a symbol or an operator's word. `!sym` may start with the mark.
+fn name(input: &str) -> IResult<&str, &str> {
+    recognize(pair(
+        satisfy(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '?' | '$' | '!')),
+        take_while(|c: char| c.is_alphanumeric() || matches!(c, '_' | '?' | '$' | '!' | '`' | '@' | '.' | ':' | '~')),
+    ))
+    .parse(input)
+}
+
+/// The value of a word that is a number; `Some(Err)` when it does not fit 64 bits.
+fn number(word: &str) -> Option<Result<u64, ()>> {
+    let explicit = word.contains('`');
+    let digits = match explicit {
+        true if word.matches('`').count() > 1 || word.starts_with('`') => return None,
+        true => word.replacen('`', "", 1),
+        false => word.to_string(),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let (radix, digits) = match lower.get(..2) {
+        Some("0x") => (16, &lower[2..]),
+        Some("0n") => (10, &lower[2..]),
+        Some("0t") => (8, &lower[2..]),
+        Some("0y") => (2, &lower[2..]),
+        _ => (16, lower.strip_suffix('h').filter(|digits| !digits.is_empty()).unwrap_or(&lower)),
+    };
+    if !digits.chars().all(|c| c.is_digit(radix)) {
+        return None;
+    }
+    if digits.is_empty() {
+        return Some(Ok(0));
+    }
+    Some(match u64::from_str_radix(digits, radix) {
+        Ok(value) if explicit => Ok(value),
+        Ok(value) => Ok(sign_extend(value)),
+        Err(_) => Err(()),
+    })
+}
+
+/// 32-bit values with the top bit set become kernel addresses, as in kd; a backtick prevents it.
+fn sign_extend(value: u64) -> u64 {
+    match u32::try_from(value) {
+        Ok(value) => value as i32 as i64 as u64,
+        Err(_) => value,
+    }
+}
+
+/// A number as arguments of extensions are written (`80`, `0x80`, `0n128`), without sign extension.
+pub fn plain_number(word: &str) -> Option<u64> {
+    let value = number(word)?.ok()?;
+    match value >> 32 {
+        0xffff_ffff if word.trim_start_matches("0x").len() <= 8 => Some(value & 0xffff_ffff),
+        _ => Some(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    struct Names;
+
+    impl Scope for Names {
+        fn symbol(&mut self, name: &str) -> Result<Option<u64>, String> {
+            Ok(match name {
+                "nt!Foo" | "Foo" => Some(0xfffff800_01234560),
+                _ => None,
+            })
+        }
+
+        fn register(&mut self, name: &str) -> Result<Option<u64>, String> {
+            Ok((name == "rip" || name == "$ip").then_some(0xfffff800_01489f60))
+        }
+
+        fn read(&mut self, address: u64, size: usize) -> Result<u64, String> {
+            if address < 0x1000 {
+                return Err("page 0".into());
+            }
+            Ok(0x8877_6655_4433_2211 & (u64::MAX >> (64 - 8 * size)))
+        }
+
+        fn pointer_size(&self) -> u8 {
+            8
+        }
+    }
+
+    fn value(text: &str) -> u64 {
+        evaluate_all(text, &mut Names).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn error(text: &str) -> String {
+        evaluate_all(text, &mut Names).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(value("10"), 16);
+        assert_eq!(value("0n10"), 10);
+        assert_eq!(value("0t10"), 8);
+        assert_eq!(value("0y10"), 2);
+        assert_eq!(value("0x"), 0);
+        assert_eq!(value("12h"), 0x12);
+        assert_eq!(value("4aB3H"), 0x4ab3);
+        assert_eq!(value("fffff800`02a0e000"), 0xfffff800_02a0e000);
+        assert_eq!(value("fffff80002a0e000"), 0xfffff800_02a0e000);
+        assert_eq!(value("'abcd'"), 0x61626364);
+        assert_eq!(value("' cbA'"), 0x20636241);
+        assert_eq!(error("12345678123456781"), "Overflow error at '12345678123456781'");
+    }
+
+    #[test]
+    fn values_of_32_bits_are_sign_extended_without_a_backtick() {
+        assert_eq!(value("80000000"), 0xffffffff_80000000);
+        assert_eq!(value("0`80000000"), 0x80000000);
+        assert_eq!(value("7fffffff"), 0x7fffffff);
+        assert_eq!(plain_number("80000000"), Some(0x80000000));
+        assert_eq!(plain_number("0x80"), Some(0x80));
+        assert_eq!(plain_number("0n80"), Some(80));
+        assert_eq!(plain_number("Leak"), None);
+    }
+
+    #[test]
+    fn operators_and_their_order() {
+        assert_eq!(value("1+2*3"), 7);
+        assert_eq!(value("(1+2)*3"), 9);
+        assert_eq!(value("10 mod 7"), 2);
+        assert_eq!(value("10%7"), 2);
+        assert_eq!(value("1 << 4 + 1"), 32);
+        assert_eq!(value("-1 >>> 4"), u64::MAX);
+        assert_eq!(value("-1 >> 3c"), 0xf);
+        assert_eq!(value("1 << 40"), 0);
+        assert_eq!(value("3 and 6 or 8"), 10);
+        assert_eq!(value("f xor 3"), 0xc);
+        assert_eq!(value("1 == 1"), 1);
+        assert_eq!(value("2 != 2"), 0);
+        assert_eq!(value("not 0"), 1);
+        assert_eq!(value("hi(12345678)"), 0x1234);
+        assert_eq!(value("low 12345678"), 0x5678);
+        assert_eq!(value("--1"), 1);
+    }
+
+    #[test]
+    fn names_registers_memory() {
+        assert_eq!(value("nt!Foo+8"), 0xfffff800_01234568);
+        assert_eq!(value("@rip"), value("@$ip"));
+        assert_eq!(value("by(nt!Foo)"), 0x11);
+        assert_eq!(value("wo nt!Foo"), 0x2211);
+        assert_eq!(value("dwo(nt!Foo)"), 0x44332211);
+        assert_eq!(value("poi(poi(nt!Foo))"), 0x88776655_44332211);
+    }
+
+    #[test]
+    fn errors_point_at_the_text() {
+        assert_eq!(error("1 + xyz"), "Couldn't resolve error at 'xyz'");
+        assert_eq!(error("@foo"), "Couldn't resolve error at '@foo'");
+        assert_eq!(error(""), "Numeric expression missing from ''");
+        assert_eq!(error("1 +"), "Numeric expression missing from ''");
+        assert_eq!(error("(1"), "Syntax error at ''");
+        assert_eq!(error("1 2"), "Syntax error at '2'");
+        assert_eq!(error("5 / 0"), "Divide by zero at '/ 0'");
+        assert_eq!(error("poi(4)"), "Memory access error at 'poi(4)': page 0");
+        assert!(error(&"(".repeat(1000)).starts_with("Expression nested more than 64 levels"));
+    }
+
+    #[test]
+    fn an_expression_ends_where_the_next_argument_begins() {
+        assert_eq!(evaluate("nt!Foo L4", &mut Names), Ok((0xfffff800_01234560, " L4")));
+        assert_eq!(evaluate("1000 2000", &mut Names), Ok((0x1000, " 2000")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_without_a_panic(text in "\\PC*") {
+            let _ = evaluate(&text, &mut Names);
+        }
+
+        #[test]
+        fn operators_in_any_order_are_parsed_without_a_panic(text in "[0-9a-fx`'()@$!<>=&|^*/%+ -]{0,80}") {
+            let _ = evaluate(&text, &mut Names);
+        }
+
+        #[test]
+        fn sums_are_wrapping_sums(a: u64, b: u64) {
+            prop_assert_eq!(value(&format!("{:08x}`{:08x} + {:08x}`{:08x}", a >> 32, a as u32, b >> 32, b as u32)), a.wrapping_add(b));
+        }
+    }
+}

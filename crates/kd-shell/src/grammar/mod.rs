@@ -1,0 +1,9 @@
+//! What people type: lines, commands, expressions, ranges.
+
+pub mod expression;
+pub mod line;
+pub mod range;
+
+pub use expression::{ExpressionError, Scope, evaluate};
+pub use line::{Statement, split};
+pub use range::{Range, RangeError};

@@ -1,0 +1,117 @@
+//! From a command's reply to what is written.
+
+use std::fmt::{self, Write};
+
+use kd_target::Cost;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::answer::Reply;
+use crate::error::CommandError;
+use crate::session::Format;
+
+/// Where a shell's words go. The binary decides which streams those are.
+pub trait Output {
+    /// Results: text, or one JSON object and a line end.
+    fn write(&mut self, text: &str);
+    /// A line about a command that failed. Only in kd's format; in JSON it is in the object.
+    fn error(&mut self, line: &str);
+}
+
+/// A cost as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CostRecord {
+    pub requests: u64,
+    pub bytes_read: u64,
+    pub bytes_sent: u64,
+    pub frozen_ms: u64,
+}
+
+impl From<Cost> for CostRecord {
+    fn from(cost: Cost) -> Self {
+        let frozen_ms = u64::try_from(cost.frozen.as_millis()).unwrap_or(u64::MAX);
+        Self { requests: cost.requests, bytes_read: cost.bytes_read, bytes_sent: cost.bytes_sent, frozen_ms }
+    }
+}
+
+/// What happened between two looks at a session's cost.
+pub(crate) fn difference(before: Cost, after: Cost) -> Cost {
+    Cost {
+        requests: after.requests.saturating_sub(before.requests),
+        bytes_read: after.bytes_read.saturating_sub(before.bytes_read),
+        bytes_sent: after.bytes_sent.saturating_sub(before.bytes_sent),
+        frozen: after.frozen.saturating_sub(before.frozen),
+    }
+}
+
+/// docs/json.md
+#[derive(Serialize)]
+struct Envelope<'a> {
+    command: &'a str,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    complete: bool,
+    warnings: &'a [String],
+    result: Box<RawValue>,
+    cost: CostRecord,
+}
+
+/// Writes one command's outcome; returns why it failed, if it did.
+pub(crate) fn show(
+    command: &str,
+    outcome: Result<Reply, CommandError>,
+    cost: Cost,
+    format: Format,
+    out: &mut dyn Output,
+) -> Option<CommandError> {
+    let (reply, failure) = match outcome {
+        Ok(mut reply) => {
+            let failure = reply.failure.take();
+            (Some(reply), failure)
+        }
+        Err(error) => (None, Some(error)),
+    };
+    match format {
+        Format::Kd => {
+            if let Some(reply) = &reply {
+                // The sink never fails; an answer does not either.
+                let _ = reply.answer.text(&mut Pieces(out));
+                for warning in &reply.warnings {
+                    out.write(&format!("WARNING: {warning}\n"));
+                }
+            }
+            if let Some(error) = &failure {
+                out.error(&format!("{error}\n"));
+            }
+        }
+        Format::Json => {
+            let result = reply.as_ref().map(|reply| reply.answer.json());
+            let result = result.and_then(Result::ok).and_then(|json| RawValue::from_string(json).ok());
+            let envelope = Envelope {
+                command,
+                ok: failure.is_none(),
+                error: failure.as_ref().map(CommandError::to_string),
+                complete: reply.as_ref().is_some_and(|reply| reply.complete),
+                warnings: reply.as_ref().map_or(&[], |reply| &reply.warnings),
+                result: result.unwrap_or_default(),
+                cost: cost.into(),
+            };
+            if let Ok(mut line) = serde_json::to_string(&envelope) {
+                line.push('\n');
+                out.write(&line);
+            }
+        }
+    }
+    failure
+}
+
+/// Large answers are passed on in pieces, not as one text.
+struct Pieces<'a>(&'a mut dyn Output);
+
+impl Write for Pieces<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text);
+        Ok(())
+    }
+}

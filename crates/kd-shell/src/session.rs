@@ -1,0 +1,156 @@
+//! What the shell remembers between commands, and what a command gets to see.
+
+use kd_target::Cost;
+use nt_pool::pooltag::PoolTags;
+
+use crate::error::CommandError;
+use crate::grammar::Scope;
+use crate::kernel::Kernel;
+use crate::log::Log;
+use crate::symbols::{Names, NoSymbols, Symbols};
+use crate::text::Width;
+
+/// Output as people read it, or as programs do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    #[default]
+    Kd,
+    Json,
+}
+
+/// The cost of the last command, for `.stats`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LastCommand {
+    pub command: String,
+    pub cost: Cost,
+}
+
+pub struct Session {
+    pub symbols: Symbols,
+    pub pool_tags: PoolTags,
+    pub log: Log,
+    /// Where a memory command goes on when it gets no address.
+    pub(crate) next_dump: Option<u64>,
+    pub(crate) last_dump: Option<&'static str>,
+    pub(crate) last_command: LastCommand,
+}
+
+impl Session {
+    pub fn new(symbols: Symbols, pool_tags: PoolTags, log: Log) -> Self {
+        Self { symbols, pool_tags, log, next_dump: None, last_dump: None, last_command: LastCommand::default() }
+    }
+}
+
+/// Whether there is somebody to ask.
+#[derive(Clone, Copy)]
+pub enum Debuggee<'a> {
+    None,
+    Running,
+    Halted(&'a dyn Kernel),
+}
+
+/// What one command works with.
+pub struct Context<'a> {
+    pub debuggee: Debuggee<'a>,
+    pub session: &'a mut Session,
+    /// The command's word, lower case; families of commands differ by it.
+    pub word: &'a str,
+    pub arguments: &'a str,
+    /// What the session has cost so far.
+    pub cost: Cost,
+}
+
+impl<'a> Context<'a> {
+    /// The kernel, if it stands still.
+    pub fn kernel(&self) -> Result<&'a dyn Kernel, CommandError> {
+        match self.debuggee {
+            Debuggee::None => Err(CommandError::NoTarget),
+            Debuggee::Running => Err(CommandError::Fault(nt_memory::Fault::Running)),
+            Debuggee::Halted(kernel) => Ok(kernel),
+        }
+    }
+
+    pub fn width(&self) -> Width {
+        match self.debuggee {
+            Debuggee::Halted(kernel) => Width::of(kernel.version().pointer_size()),
+            Debuggee::None | Debuggee::Running => Width::Eight,
+        }
+    }
+
+    pub fn names(&mut self) -> Result<Names<'_>, CommandError> {
+        Ok(Names::new(self.kernel()?, &mut self.session.symbols))
+    }
+
+    /// Names, registers and memory for expressions.
+    pub fn scope(&mut self) -> impl Scope + '_ {
+        Lookup { debuggee: self.debuggee, width: self.width(), symbols: &mut self.session.symbols }
+    }
+
+    /// Runs `f` on what nt-pool decodes. The kernel's symbols are needed.
+    pub fn pool<T>(
+        &mut self,
+        f: impl FnOnce(&nt_pool::Kernel<'_>) -> Result<T, nt_pool::PoolError>,
+    ) -> Result<T, CommandError> {
+        let kernel = self.kernel()?;
+        let symbols = self.session.symbols.nt(kernel).map_err(no_symbols)?;
+        let version = kernel.version();
+        Ok(f(&nt_pool::Kernel {
+            memory: kernel.memory(),
+            symbols: symbols.as_ref(),
+            base: self.width().address(version.kernel_base),
+            pointer_size: version.pointer_size(),
+            build: version.minor,
+        })?)
+    }
+}
+
+pub(crate) fn no_symbols(error: NoSymbols) -> CommandError {
+    match error {
+        NoSymbols::Fault(fault) => CommandError::Fault(fault),
+        NoSymbols::Missing(why) => CommandError::Failed(why),
+    }
+}
+
+struct Lookup<'a> {
+    debuggee: Debuggee<'a>,
+    width: Width,
+    symbols: &'a mut Symbols,
+}
+
+impl Lookup<'_> {
+    fn kernel(&self) -> Result<&dyn Kernel, String> {
+        match self.debuggee {
+            Debuggee::None => Err(CommandError::NoTarget.to_string()),
+            Debuggee::Running => Err(nt_memory::Fault::Running.to_string()),
+            Debuggee::Halted(kernel) => Ok(kernel),
+        }
+    }
+}
+
+impl Scope for Lookup<'_> {
+    fn symbol(&mut self, name: &str) -> Result<Option<u64>, String> {
+        let kernel = match self.debuggee {
+            Debuggee::Halted(kernel) => kernel,
+            Debuggee::None | Debuggee::Running => return self.kernel().map(|_| None),
+        };
+        if let Some(value) = crate::registers::value(kernel, name)? {
+            return Ok(Some(value));
+        }
+        Names::new(kernel, self.symbols).address_of(name).map_err(|error| error.to_string())
+    }
+
+    fn register(&mut self, name: &str) -> Result<Option<u64>, String> {
+        crate::registers::value(self.kernel()?, name)
+    }
+
+    fn read(&mut self, address: u64, size: usize) -> Result<u64, String> {
+        let mut bytes = [0; 8];
+        let wanted = bytes.get_mut(..size).ok_or("more than 8 bytes")?;
+        self.kernel()?.read_exact(address, wanted).map_err(|error| error.to_string())?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn pointer_size(&self) -> u8 {
+        self.width.bytes() as u8
+    }
+}

@@ -1,0 +1,479 @@
+//! A session's shell: lines in, answers out.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use jiff::Zoned;
+use kd_target::{Cost, Event, Halted, Interrupt, Target, TargetError};
+use nt_memory::Fault;
+use serde::Serialize;
+
+use crate::answer::{Done, Reply, Text};
+use crate::banner;
+use crate::commands::{Action, Control, commands, find};
+use crate::error::CommandError;
+use crate::grammar::expression::evaluate_all;
+use crate::grammar::line::{Command, Statement, split};
+use crate::kernel::Kernel;
+use crate::output::{Output, difference, show};
+use crate::session::{Context, Debuggee, Format, LastCommand, Session};
+use crate::symbols::Names;
+use crate::text::visible_name;
+
+/// What a line of commands came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Some command of the line failed; the others were run all the same, as in kd.
+    pub failed: bool,
+    pub next: Next,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    Continue,
+    /// `q`: the session is to end.
+    Quit {
+        /// The target is to be left standing (`q -halted`).
+        halted: bool,
+    },
+    /// The connection is gone.
+    Lost,
+}
+
+/// Scripts in scripts.
+const MAX_SCRIPTS: usize = 16;
+
+/// The largest script.
+const MAX_SCRIPT: u64 = 1 << 20;
+
+/// How often a `.sleep` looks whether it is to end.
+const SLEEP_STEP: Duration = Duration::from_millis(20);
+
+pub struct Shell {
+    pub session: Session,
+    pub format: Format,
+    /// How long `.break` waits for the target.
+    pub patience: Duration,
+    target: Option<Target>,
+    interrupt: Interrupt,
+    scripts: usize,
+    /// The line that ENTER repeats.
+    last_line: String,
+}
+
+impl Shell {
+    /// `interrupt` is the one the target was attached with.
+    pub fn new(session: Session, format: Format, interrupt: Interrupt) -> Self {
+        Self {
+            session,
+            format,
+            patience: Duration::from_secs(30),
+            target: None,
+            interrupt,
+            scripts: 0,
+            last_line: String::new(),
+        }
+    }
+
+    pub fn set_target(&mut self, target: Target) {
+        self.target = Some(target);
+    }
+
+    /// The target, to end its session.
+    pub fn take_target(&mut self) -> Option<Target> {
+        self.target.take()
+    }
+
+    /// Takes notice of what the target did by itself since.
+    pub fn refresh(&mut self) {
+        self.target = self.target.take().map(Target::current);
+    }
+
+    /// The target if it stands still.
+    pub fn halted(&self) -> Option<&Halted> {
+        match &self.target {
+            Some(Target::Halted(halted)) => Some(halted),
+            Some(Target::Running(_)) | None => None,
+        }
+    }
+
+    /// Why the session is over, if it is.
+    pub fn lost(&self) -> Option<String> {
+        self.target.as_ref().and_then(Target::lost)
+    }
+
+    /// `kd> `; `None` while the target runs.
+    pub fn prompt(&mut self) -> Option<String> {
+        self.refresh();
+        self.halted().map(|halted| banner::prompt(halted))
+    }
+
+    /// The banner of a target that stands still for the first time.
+    pub fn banner(&mut self, break_requested: bool) -> Result<String, Fault> {
+        let Some(Target::Halted(halted)) = &self.target else { return Err(Fault::Running) };
+        let mut text = banner::established(Kernel::version(halted), &Zoned::now(), break_requested);
+        text.push_str(&banner::target(halted, &mut self.session.symbols)?);
+        Ok(text)
+    }
+
+    /// Why the target stands still, and where.
+    pub fn stop_lines(&mut self) -> Result<String, Fault> {
+        match &self.target {
+            Some(Target::Halted(halted)) => banner::stopped(halted, &mut self.session.symbols),
+            Some(Target::Running(_)) | None => Err(Fault::Running),
+        }
+    }
+
+    /// Waits until the target stops, at most `patience`. False: it still runs.
+    pub fn wait(&mut self, patience: Option<Duration>) -> Result<bool, TargetError> {
+        self.refresh();
+        match self.target.take() {
+            Some(Target::Running(running)) => match running.wait(patience) {
+                Ok(halted) => {
+                    self.target = Some(Target::Halted(halted));
+                    Ok(true)
+                }
+                Err((running, error)) => {
+                    self.target = Some(Target::Running(running));
+                    match error {
+                        TargetError::Timeout(_) => Ok(false),
+                        error => Err(error),
+                    }
+                }
+            },
+            target => {
+                self.target = target;
+                Ok(self.halted().is_some())
+            }
+        }
+    }
+
+    /// The line that ENTER on an empty line stands for. Memory commands go on where they ended.
+    pub fn repeated(&self) -> &str {
+        let word = crate::grammar::line::command(&self.last_line).map(|command| command.word);
+        let is_dump = word.is_some_and(|word| find(&word).is_some_and(|info| info.names.contains(&"db")));
+        match self.last_line.split_once(char::is_whitespace) {
+            Some((word, _)) if is_dump && !self.last_line.contains(';') => word,
+            _ => &self.last_line,
+        }
+    }
+
+    /// Runs one line. Every command is answered; a failing one does not keep the others from running.
+    pub fn execute(&mut self, line: &str, out: &mut dyn Output) -> Outcome {
+        if !line.trim().is_empty() {
+            self.last_line = line.trim().into();
+        }
+        let log = self.session.log.clone();
+        if log.path().is_some() {
+            let prompt = self.prompt().unwrap_or_default();
+            log.write(&format!("{prompt}{line}\n"));
+        }
+        self.run_line(line, &mut Tee { out, log: &log })
+    }
+
+    fn run_line(&mut self, line: &str, out: &mut dyn Output) -> Outcome {
+        let statements = match split(line) {
+            Ok(statements) => statements,
+            Err(error) => {
+                let error = CommandError::Usage(error.to_string());
+                show(line, Err(error), Cost::default(), self.format, out);
+                return Outcome { failed: true, next: Next::Continue };
+            }
+        };
+        let mut outcome = Outcome { failed: false, next: Next::Continue };
+        for statement in statements {
+            let one = match statement {
+                Statement::Command(command) => self.run_command(&command, out),
+                Statement::Script { file } => self.run_script(file, out),
+            };
+            outcome.failed |= one.failed;
+            outcome.next = one.next;
+            if outcome.next != Next::Continue {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Runs the lines of a file.
+    pub fn run_script(&mut self, file: &str, out: &mut dyn Output) -> Outcome {
+        let mut outcome = Outcome { failed: true, next: Next::Continue };
+        let text = match read_script(file) {
+            Ok(text) if self.scripts < MAX_SCRIPTS => text,
+            read => {
+                let error = match read {
+                    Ok(_) => CommandError::Failed(format!("scripts nested more than {MAX_SCRIPTS} deep at {file}")),
+                    Err(error) => CommandError::Failed(format!("cannot read the script {file}: {error}")),
+                };
+                show(&format!("$<{file}"), Err(error), Cost::default(), self.format, out);
+                return outcome;
+            }
+        };
+        outcome.failed = false;
+        self.scripts += 1;
+        for line in text.lines() {
+            let one = self.run_line(line, out);
+            outcome.failed |= one.failed;
+            outcome.next = one.next;
+            if outcome.next != Next::Continue {
+                break;
+            }
+        }
+        self.scripts -= 1;
+        outcome
+    }
+
+    fn cost(&self) -> Cost {
+        self.target.as_ref().map(Target::cost).unwrap_or_default()
+    }
+
+    fn run_command(&mut self, command: &Command<'_>, out: &mut dyn Output) -> Outcome {
+        self.refresh();
+        // A Ctrl+C of before is not meant for this command.
+        self.interrupt.take();
+        let before = self.cost();
+        let span = tracing::info_span!("command", command = command.text);
+        let _entered = span.enter();
+        let mut next = Next::Continue;
+        let reply = match find(&command.word) {
+            // dD and dW are other displays than dd and dw.
+            Some(_) if command.text.starts_with("dD") || command.text.starts_with("dW") => Err(unknown(command)),
+            Some(info) => match info.action {
+                Action::Answer(run) => {
+                    let debuggee = match &self.target {
+                        None => Debuggee::None,
+                        Some(Target::Running(_)) => Debuggee::Running,
+                        Some(Target::Halted(halted)) => Debuggee::Halted(halted),
+                    };
+                    run(&mut Context {
+                        debuggee,
+                        session: &mut self.session,
+                        word: &command.word,
+                        arguments: command.arguments,
+                        cost: before,
+                    })
+                }
+                Action::Control(control) => self.control(control, command.arguments, &mut next),
+            },
+            None => Err(unknown(command)),
+        };
+        let cost = difference(before, self.cost());
+        if command.word != ".stats" {
+            self.session.last_command = LastCommand { command: command.text.into(), cost };
+        }
+        let failure = show(command.text, reply, cost, self.format, out);
+        if failure.as_ref().is_some_and(CommandError::is_lost) {
+            next = Next::Lost;
+        }
+        Outcome { failed: failure.is_some(), next }
+    }
+
+    fn control(&mut self, control: Control, arguments: &str, next: &mut Next) -> Result<Reply, CommandError> {
+        match control {
+            Control::Go => match self.target.take() {
+                Some(Target::Halted(halted)) => match halted.go() {
+                    Ok(running) => {
+                        self.target = Some(Target::Running(running));
+                        Ok(Reply::new(Done {}))
+                    }
+                    Err((halted, error)) => {
+                        self.target = Some(Target::Halted(halted));
+                        Err(error.into())
+                    }
+                },
+                Some(running) => {
+                    self.target = Some(running);
+                    Err(CommandError::Failed("the target is running already".into()))
+                }
+                None => Err(CommandError::NoTarget),
+            },
+            Control::Break => match self.target.take() {
+                Some(Target::Running(running)) => match running.break_in(self.patience) {
+                    Ok(halted) => {
+                        self.target = Some(Target::Halted(halted));
+                        self.stopped()
+                    }
+                    Err((running, error)) => {
+                        self.target = Some(Target::Running(running));
+                        Err(error.into())
+                    }
+                },
+                Some(halted) => {
+                    self.target = Some(halted);
+                    self.stopped()
+                }
+                None => Err(CommandError::NoTarget),
+            },
+            Control::Wait => {
+                if self.target.is_none() {
+                    return Err(CommandError::NoTarget);
+                }
+                let patience = match arguments {
+                    "" => None,
+                    text => Some(self.milliseconds(text)?),
+                };
+                match self.wait(patience)? {
+                    true => self.stopped(),
+                    false => Err(TargetError::Timeout(patience.unwrap_or_default()).into()),
+                }
+            }
+            Control::Sleep => {
+                if arguments.is_empty() {
+                    return Err(CommandError::Usage("no time; usage: .sleep milliseconds".into()));
+                }
+                let end = Instant::now() + self.milliseconds(arguments)?;
+                loop {
+                    let left = end.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(Reply::new(Done {}));
+                    }
+                    if self.interrupt.take() {
+                        return Err(Fault::Cancelled.into());
+                    }
+                    if let Some(why) = self.lost() {
+                        return Err(Fault::Lost(why).into());
+                    }
+                    std::thread::sleep(left.min(SLEEP_STEP));
+                }
+            }
+            Control::Quit => {
+                let halted = match arguments {
+                    "" => false,
+                    "-halted" => true,
+                    other => return Err(CommandError::Usage(format!("unknown option '{other}'; usage: q [-halted]"))),
+                };
+                *next = Next::Quit { halted };
+                Ok(Reply::new(Done {}))
+            }
+        }
+    }
+
+    fn milliseconds(&mut self, text: &str) -> Result<Duration, CommandError> {
+        let debuggee = match &self.target {
+            Some(Target::Halted(halted)) => Debuggee::Halted(halted),
+            Some(Target::Running(_)) => Debuggee::Running,
+            None => Debuggee::None,
+        };
+        let (session, cost) = (&mut self.session, Cost::default());
+        let mut context = Context { debuggee, session, word: "", arguments: "", cost };
+        let value = evaluate_all(text, &mut context.scope())?;
+        // A day and more is a mistake, and negative numbers are huge ones.
+        match value {
+            ..=0x7fff_ffff => Ok(Duration::from_millis(value)),
+            _ => Err(CommandError::Usage(format!("{text} is too long a time"))),
+        }
+    }
+
+    fn stopped(&mut self) -> Result<Reply, CommandError> {
+        let lines = self.stop_lines()?;
+        let Some(halted) = self.halted() else { return Err(Fault::Running.into()) };
+        let stop = Kernel::stop(halted);
+        let width = crate::text::Width::of(Kernel::version(halted).pointer_size());
+        Ok(Reply::new(Stopped {
+            processor: stop.processor,
+            program_counter: crate::text::Hex(width.address(stop.program_counter)),
+            thread: crate::text::Hex(width.address(stop.thread)),
+            asked: stop.asked,
+            lines,
+        }))
+    }
+
+    /// An event as kd shows it; `None` for what only `-v` shows, which is traced. Also written to the log.
+    pub fn on_event(&mut self, event: &Event) -> Option<String> {
+        let text = event_text(event)?;
+        self.session.log.write(&text);
+        if matches!(event, Event::Restarted { .. }) {
+            self.session.symbols.forget();
+        }
+        Some(text)
+    }
+
+    /// What a word at the end of a line may become: commands, then modules and symbols that are already known. Asks the
+    /// target nothing.
+    pub fn complete(&mut self, prefix: &str) -> Vec<String> {
+        const MOST: usize = 200;
+        let lower = prefix.to_ascii_lowercase();
+        let names = commands().iter().flat_map(|info| info.names.iter());
+        let mut found: Vec<String> =
+            names.filter(|name| name.starts_with(&lower)).map(|name| name.to_string()).collect();
+        let Some(Target::Halted(halted)) = &self.target else { return found };
+        if let Some((module, symbol)) = prefix.split_once('!').filter(|(module, _)| !module.is_empty()) {
+            let is_nt = module.eq_ignore_ascii_case("nt");
+            let driver =
+                if is_nt { Names::new(halted, &mut self.session.symbols).driver_named(module) } else { Ok(None) };
+            if let Ok(Some(driver)) = driver
+                && let Some(Some(file)) = self.session.symbols.known(halted, &driver)
+            {
+                let symbols = file.matching(&format!("{symbol}*"));
+                found.extend(symbols.into_iter().take(MOST).map(|symbol| format!("{module}!{}", symbol.name)));
+            }
+        }
+        found
+    }
+}
+
+/// An event as kd shows it; `None` for what is only traced.
+pub fn event_text(event: &Event) -> Option<String> {
+    match event {
+        Event::Print(text) => Some(banner::printed(text)),
+        Event::Prompt { text, answer } => Some(format!("{}{}\n", banner::printed(text), visible_name(answer))),
+        Event::Restarted { announced } => Some(banner::restarted(*announced, &Zoned::now())),
+        Event::Lost(why) => Some(format!("The connection to the target is lost: {why}\n")),
+        Event::ModuleChange { path, base, unload } => {
+            tracing::info!("{}", banner::module_change(path, *base, *unload).trim_end());
+            None
+        }
+        _ => None,
+    }
+}
+
+fn unknown(command: &Command<'_>) -> CommandError {
+    match command.word.strip_prefix('!') {
+        Some(extension) => CommandError::UnknownExtension(visible_name(extension)),
+        None => CommandError::UnknownCommand(visible_name(command.text)),
+    }
+}
+
+fn read_script(file: &str) -> std::io::Result<String> {
+    let size = fs::metadata(file)?.len();
+    if size > MAX_SCRIPT {
+        return Err(std::io::Error::other(format!("{size} bytes are too much for a script (at most {MAX_SCRIPT})")));
+    }
+    fs::read_to_string(file)
+}
+
+/// `.break`, `.wait`
+#[derive(Serialize)]
+struct Stopped {
+    processor: u16,
+    program_counter: crate::text::Hex,
+    thread: crate::text::Hex,
+    /// By us, and not by an exception of the target's own.
+    asked: bool,
+    #[serde(skip)]
+    lines: String,
+}
+
+impl Text for Stopped {
+    fn text(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
+        out.write_str(&self.lines)
+    }
+}
+
+/// Everything that is shown goes to the log as well.
+struct Tee<'a> {
+    out: &'a mut dyn Output,
+    log: &'a crate::log::Log,
+}
+
+impl Output for Tee<'_> {
+    fn write(&mut self, text: &str) {
+        self.log.write(text);
+        self.out.write(text);
+    }
+
+    fn error(&mut self, line: &str) {
+        self.log.write(line);
+        self.out.error(line);
+    }
+}

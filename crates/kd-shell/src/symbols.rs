@@ -1,0 +1,294 @@
+//! Names for addresses and addresses for names, read when a command needs them and kept for the session.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use nt_memory::{Fault, Memory};
+use nt_symbols::SymbolFile;
+
+use crate::kernel::{Driver, Drivers, Kernel};
+use crate::text::{Width, visible_name};
+
+/// Where symbol files come from.
+pub trait SymbolSource {
+    /// The symbol path as the user wrote it.
+    fn path(&self) -> &str;
+    fn set_path(&mut self, path: &str) -> Result<(), String>;
+    /// The path with its defaults filled in.
+    fn expanded(&self) -> String;
+    /// What each element of the path is good for.
+    fn check(&self) -> Vec<PathElement>;
+    /// The symbols of the image that is loaded at `base`.
+    fn find(&self, memory: &dyn Memory, base: u64) -> Result<Arc<dyn SymbolFile>, NoSymbols>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct PathElement {
+    pub location: String,
+    pub state: PathState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathState {
+    Ok,
+    /// It does not exist.
+    Error,
+    /// Looked at when symbols are needed.
+    Deferred,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoSymbols {
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    #[error("{0}")]
+    Missing(String),
+}
+
+type Load = Result<Arc<dyn SymbolFile>, String>;
+
+/// What is known of the session's modules.
+pub struct Symbols {
+    source: Box<dyn SymbolSource>,
+    /// The kernel that the files below belong to; another base is another boot.
+    kernel_base: u64,
+    /// By base, size and checksum: an address may be used again by another module.
+    files: HashMap<(u64, u32, u32), Load>,
+    nt: Option<Load>,
+}
+
+impl Symbols {
+    pub fn new(source: Box<dyn SymbolSource>) -> Self {
+        Self { source, kernel_base: 0, files: HashMap::new(), nt: None }
+    }
+
+    pub fn source(&self) -> &dyn SymbolSource {
+        self.source.as_ref()
+    }
+
+    pub fn set_path(&mut self, path: &str) -> Result<(), String> {
+        self.source.set_path(path)?;
+        self.forget();
+        Ok(())
+    }
+
+    /// `.reload`: everything is looked up anew.
+    pub fn forget(&mut self) {
+        self.files.clear();
+        self.nt = None;
+    }
+
+    /// The kernel's own symbols; looked up once.
+    pub fn nt(&mut self, kernel: &dyn Kernel) -> Result<Arc<dyn SymbolFile>, NoSymbols> {
+        let base = kernel.version().kernel_base;
+        if self.kernel_base != base {
+            self.forget();
+            self.kernel_base = base;
+        }
+        if self.nt.is_none() {
+            self.nt = Some(self.load(kernel, base)?);
+        }
+        match &self.nt {
+            Some(Ok(file)) => Ok(file.clone()),
+            Some(Err(why)) => Err(NoSymbols::Missing(format!("no symbols of nt: {why}"))),
+            None => Err(NoSymbols::Missing("no symbols of nt".into())),
+        }
+    }
+
+    /// The symbols of one module; `None` when it has none. Looked up once.
+    pub fn of(&mut self, kernel: &dyn Kernel, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
+        if driver.base == kernel.version().kernel_base {
+            return match self.nt(kernel) {
+                Ok(file) => Ok(Some(file)),
+                Err(NoSymbols::Fault(fault)) => Err(fault),
+                Err(NoSymbols::Missing(_)) => Ok(None),
+            };
+        }
+        let key = (driver.base, driver.size, driver.checksum);
+        if !self.files.contains_key(&key) {
+            let load = match self.load(kernel, driver.base) {
+                Ok(load) => load,
+                Err(NoSymbols::Fault(fault)) => return Err(fault),
+                Err(NoSymbols::Missing(why)) => Err(why),
+            };
+            if let Err(why) = &load {
+                tracing::info!(module = %driver.file, %why, "no symbols");
+            }
+            self.files.insert(key, load);
+        }
+        Ok(self.files.get(&key).and_then(|load| load.as_ref().ok()).cloned())
+    }
+
+    /// What is known without asking: `None` when the module was not looked at yet.
+    pub fn known(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<Option<Arc<dyn SymbolFile>>> {
+        let load = match driver.base == kernel.version().kernel_base {
+            true if self.kernel_base != driver.base => None,
+            true => self.nt.as_ref(),
+            false => self.files.get(&(driver.base, driver.size, driver.checksum)),
+        };
+        load.map(|load| load.as_ref().ok().cloned())
+    }
+
+    fn load(&self, kernel: &dyn Kernel, base: u64) -> Result<Load, NoSymbols> {
+        match self.source.find(kernel.memory(), base) {
+            Ok(file) => Ok(Ok(file)),
+            Err(NoSymbols::Missing(why)) => Ok(Err(why)),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// kd's short name of a module: `nt` for the kernel, else the file name without its extension.
+pub fn short_name(driver: &Driver, kernel_base: u64) -> String {
+    if driver.base == kernel_base {
+        return "nt".into();
+    }
+    let stem = driver.file.rsplit_once('.').map_or(driver.file.as_str(), |(stem, _)| stem);
+    visible_name(stem).replace(|c: char| !c.is_alphanumeric() && c != '_', "_")
+}
+
+/// Names during one command: the target stands still, so everything is looked up once.
+pub struct Names<'a> {
+    kernel: &'a dyn Kernel,
+    symbols: &'a mut Symbols,
+    /// Ordered by base.
+    drivers: Option<Drivers>,
+    names: HashMap<u64, Option<String>>,
+}
+
+/// An address in a module: where it is from the nearest name.
+pub struct Near {
+    pub module: String,
+    pub base: u64,
+    pub before: Option<nt_symbols::Symbol>,
+    pub after: Option<nt_symbols::Symbol>,
+}
+
+impl<'a> Names<'a> {
+    pub fn new(kernel: &'a dyn Kernel, symbols: &'a mut Symbols) -> Self {
+        Self { kernel, symbols, drivers: None, names: HashMap::new() }
+    }
+
+    fn width(&self) -> Width {
+        Width::of(self.kernel.version().pointer_size())
+    }
+
+    /// The loaded modules, ordered by base.
+    pub fn drivers(&mut self) -> Result<&Drivers, Fault> {
+        let drivers = match self.drivers.take() {
+            Some(drivers) => drivers,
+            None => {
+                let mut drivers = self.kernel.drivers()?;
+                drivers.drivers.sort_by_key(|driver| driver.base);
+                drivers
+            }
+        };
+        Ok(self.drivers.insert(drivers))
+    }
+
+    /// The module that holds `address`.
+    pub fn driver_at(&mut self, address: u64) -> Result<Option<Driver>, Fault> {
+        let width = self.width();
+        let address = width.address(address);
+        let drivers = &self.drivers()?.drivers;
+        let inside = |driver: &&Driver| {
+            address.checked_sub(width.address(driver.base)).is_some_and(|offset| offset < u64::from(driver.size))
+        };
+        Ok(drivers.iter().find(inside).cloned())
+    }
+
+    /// The module with kd's short name (or file name) `name`, whatever its case.
+    pub fn driver_named(&mut self, name: &str) -> Result<Option<Driver>, Fault> {
+        let kernel_base = self.kernel.version().kernel_base;
+        if name.eq_ignore_ascii_case("nt") {
+            // The kernel's base is known without its module list.
+            return Ok(Some(Driver { base: kernel_base, size: 0, file: "ntoskrnl.exe".into(), checksum: 0 }));
+        }
+        let drivers = &self.drivers()?.drivers;
+        let named = |driver: &&Driver| {
+            short_name(driver, kernel_base).eq_ignore_ascii_case(name) || driver.file.eq_ignore_ascii_case(name)
+        };
+        Ok(drivers.iter().find(named).cloned())
+    }
+
+    /// `nt!Foo`, `Foo` (in the kernel, then in modules whose symbols are loaded), or a module's name.
+    pub fn address_of(&mut self, name: &str) -> Result<Option<u64>, NoSymbols> {
+        let width = self.width();
+        let place = |base: u64, rva: u32| width.address(base.wrapping_add(rva.into()));
+        match name.split_once('!') {
+            Some((module, symbol)) if !module.is_empty() => {
+                let Some(driver) = self.driver_named(module)? else { return Ok(None) };
+                let file = match driver.base == self.kernel.version().kernel_base {
+                    true => Some(self.symbols.nt(self.kernel)?),
+                    false => self.symbols.of(self.kernel, &driver)?,
+                };
+                let file = file.ok_or_else(|| NoSymbols::Missing(format!("no symbols of {module}")))?;
+                Ok(file.symbol(symbol).map(|symbol| place(driver.base, symbol.rva)))
+            }
+            split => {
+                let symbol = split.map_or(name, |(_, symbol)| symbol);
+                let nt = self.symbols.nt(self.kernel);
+                if let Err(NoSymbols::Fault(fault)) = nt {
+                    return Err(fault.into());
+                }
+                if let Some(symbol) = nt.as_ref().ok().and_then(|nt| nt.symbol(symbol)) {
+                    return Ok(Some(place(self.kernel.version().kernel_base, symbol.rva)));
+                }
+                for driver in self.drivers()?.drivers.clone() {
+                    if let Some(Some(file)) = self.symbols.known(self.kernel, &driver)
+                        && let Some(symbol) = file.symbol(symbol)
+                    {
+                        return Ok(Some(place(driver.base, symbol.rva)));
+                    }
+                }
+                if let Some(driver) = self.driver_named(symbol)? {
+                    return Ok(Some(width.address(driver.base)));
+                }
+                nt.map(|_| None)
+            }
+        }
+    }
+
+    /// The names around `address`; `None` outside all modules.
+    pub fn near(&mut self, address: u64) -> Result<Option<Near>, Fault> {
+        let Some(driver) = self.driver_at(address)? else { return Ok(None) };
+        let width = self.width();
+        let rva = width.address(address).wrapping_sub(width.address(driver.base)) as u32;
+        let (before, after) = match self.symbols.of(self.kernel, &driver)? {
+            Some(file) => file.around(rva),
+            None => (None, None),
+        };
+        let module = short_name(&driver, self.kernel.version().kernel_base);
+        Ok(Some(Near { module, base: driver.base, before, after }))
+    }
+
+    /// `nt!NtFlushKey+0x142`, `myfault+0x11f6`; `None` outside all modules.
+    pub fn name(&mut self, address: u64) -> Result<Option<String>, Fault> {
+        let address = self.width().address(address);
+        if let Some(name) = self.names.get(&address) {
+            return Ok(name.clone());
+        }
+        let width = self.width();
+        let near = self.near(address)?;
+        let name = near.map(|near| describe(&near, address.wrapping_sub(width.address(near.base))));
+        self.names.insert(address, name.clone());
+        Ok(name)
+    }
+
+    /// The symbols of a module, by the module's name.
+    pub fn file(&mut self, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
+        self.symbols.of(self.kernel, driver)
+    }
+}
+
+fn describe(near: &Near, rva: u64) -> String {
+    let (name, offset) = match &near.before {
+        Some(symbol) => (format!("{}!{}", near.module, symbol.name), rva.wrapping_sub(symbol.rva.into())),
+        None => (near.module.clone(), rva),
+    };
+    match offset {
+        0 => name,
+        offset => format!("{name}+{offset:#x}"),
+    }
+}

@@ -1,0 +1,154 @@
+//! How kd writes numbers, times and strings of the target.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write};
+
+use jiff::Zoned;
+use serde::{Serialize, Serializer};
+
+/// The size of the target's pointers, which decides how addresses are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Width {
+    Four,
+    #[default]
+    Eight,
+}
+
+impl Width {
+    pub fn of(pointer_size: u8) -> Self {
+        if pointer_size == 4 { Self::Four } else { Self::Eight }
+    }
+
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// 32-bit addresses travel sign-extended or not; here they have one form.
+    pub fn address(self, value: u64) -> u64 {
+        match self {
+            Self::Four => value & 0xffff_ffff,
+            Self::Eight => value,
+        }
+    }
+
+    /// As extensions print pointers: `fffff8a005800000`, `982a8fe0`.
+    pub fn pointer(self, value: u64) -> String {
+        match self {
+            Self::Four => format!("{:08x}", value as u32),
+            Self::Eight => format!("{value:016x}"),
+        }
+    }
+
+    /// As the debugger prints addresses: ``fffff8a0`05800000``, `982a8fe0`.
+    pub fn tick(self, value: u64) -> String {
+        match self {
+            Self::Four => format!("{:08x}", value as u32),
+            Self::Eight => tick(value),
+        }
+    }
+
+    /// The first half of the address space belongs to processes.
+    pub fn is_kernel(self, address: u64) -> bool {
+        match self {
+            Self::Four => self.address(address) > 0x7fff_ffff,
+            Self::Eight => address >> 63 != 0,
+        }
+    }
+}
+
+/// 64 bits with kd's backtick.
+pub fn tick(value: u64) -> String {
+    format!("{:08x}`{:08x}", value >> 32, value as u32)
+}
+
+/// An address, or another 64-bit number that may pass 2^53: a hex string in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hex(pub u64);
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:#x}", self.0))
+    }
+}
+
+/// Text of the target on a terminal: control characters become visible, so that a target cannot move the cursor,
+/// change colours or hide what it says. Line ends and tabs stay.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let dangerous = |c: char| {
+        (c.is_control() && !matches!(c, '\n' | '\t')) || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(dangerous) {
+        return text.into();
+    }
+    let mut visible = String::with_capacity(text.len());
+    for c in text.replace("\r\n", "\n").chars() {
+        match c {
+            c if !dangerous(c) => visible.push(c),
+            '\x7f' => visible.push_str("^?"),
+            c if c < ' ' => {
+                visible.push('^');
+                visible.push((c as u8 ^ 0x40) as char);
+            }
+            c => {
+                let _ = write!(visible, "\\u{{{:x}}}", c as u32);
+            }
+        }
+    }
+    visible.into()
+}
+
+/// Names come from the target: on one line, whatever they hold.
+pub fn visible_name(text: &str) -> String {
+    visible(text).replace(['\n', '\t'], " ")
+}
+
+/// `Wed Mar 19 20:56:31.371 2014 (UTC + 1:00)`
+pub fn time(when: &Zoned) -> String {
+    let offset = when.offset().seconds();
+    let sign = if offset < 0 { '-' } else { '+' };
+    let minutes = offset.unsigned_abs() / 60;
+    format!(
+        "{}.{:03} {} (UTC {sign} {}:{:02})",
+        when.strftime("%a %b %e %H:%M:%S"),
+        when.subsec_nanosecond() / 1_000_000,
+        when.year(),
+        minutes / 60,
+        minutes % 60
+    )
+}
+
+/// Text that is written as it is found: for answers made of lines.
+pub fn write_lines(out: &mut dyn fmt::Write, lines: &[String]) -> fmt::Result {
+    lines.iter().try_for_each(|line| writeln!(out, "{line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_the_targets_width() {
+        assert_eq!(Width::Eight.pointer(0xfffff8a005800000), "fffff8a005800000");
+        assert_eq!(Width::Eight.tick(0xfffff8a005800000), "fffff8a0`05800000");
+        assert_eq!(Width::Four.tick(0xffffffff_982a8fe0), "982a8fe0");
+        assert!(Width::Four.is_kernel(0x982a8fe0) && !Width::Four.is_kernel(0x10));
+        assert!(Width::Eight.is_kernel(0xfffff8a005800000) && !Width::Eight.is_kernel(0x10000));
+    }
+
+    #[test]
+    fn control_characters_are_shown() {
+        assert_eq!(visible("a\x1b[2Jb\r\nc\rd\u{9b}\u{202e}"), "a^[[2Jb\nc^Md\\u{9b}\\u{202e}");
+        assert_eq!(visible("plain\ttext\n"), "plain\ttext\n");
+    }
+
+    #[test]
+    fn times_are_kds() {
+        let when: Zoned = "2014-03-19T20:56:31.371+01:00[+01:00]".parse().unwrap();
+        assert_eq!(time(&when), "Wed Mar 19 20:56:31.371 2014 (UTC + 1:00)");
+        let when: Zoned = "2025-12-09T02:30:50.424-08:00[-08:00]".parse().unwrap();
+        assert_eq!(time(&when), "Tue Dec  9 02:30:50.424 2025 (UTC - 8:00)");
+    }
+}
