@@ -37,8 +37,6 @@ const BREAKPOINT_HANDLES: u32 = 32;
 
 /// A break-in that was sent once too often stops the target again, at the same place, within this time of a continue.
 const LATE_BREAK_IN: Duration = Duration::from_secs(2);
-/// That may happen once for each byte sent; more often than this it is something else.
-const MOST_LATE_BREAK_INS: u32 = 16;
 
 /// How long the line must be quiet before a target is left: with a break-in that may still come, and without.
 const QUIET_AFTER_BREAK_IN: Duration = Duration::from_millis(1500);
@@ -70,12 +68,11 @@ struct Actor {
     next_stop: Option<StateChange>,
     /// The user waits for a stop.
     break_wanted: bool,
-    /// A break-in was sent that no stop has answered yet.
-    break_outstanding: bool,
+    /// How many of the break-ins that were sent a stop has answered.
+    break_ins_answered: u32,
     /// Where the last stop that we asked for was, and when it was continued.
     asked_at: Option<u64>,
     resumed: Option<Instant>,
-    late_break_ins: u32,
     halts: u64,
     heard: bool,
     reboot_announced: bool,
@@ -100,10 +97,9 @@ pub(crate) async fn run(
         at: None,
         next_stop: None,
         break_wanted: break_in,
-        break_outstanding: break_in,
+        break_ins_answered: 0,
         asked_at: None,
         resumed: None,
-        late_break_ins: 0,
         halts: 0,
         heard: false,
         reboot_announced: false,
@@ -266,6 +262,7 @@ impl Actor {
         self.at = None;
         self.next_stop = None;
         self.asked_at = None;
+        self.break_ins_answered = self.session.break_ins();
         self.shared.reply_data.store(usize::MAX, Ordering::Relaxed);
         self.set_phase(Phase::Running);
         if !std::mem::take(&mut self.reboot_announced) {
@@ -279,7 +276,6 @@ impl Actor {
             return;
         }
         self.break_wanted = true;
-        self.break_outstanding = true;
         if self.version.is_some() {
             self.session.break_in(self.now());
         } else {
@@ -325,13 +321,14 @@ impl Actor {
                 let is_break = exception.exception_code == STATUS_BREAKPOINT;
                 let asked = is_break && self.break_wanted;
                 if is_break && !asked && self.is_late_break_in(change.program_counter) {
-                    self.late_break_ins += 1;
+                    self.break_ins_answered += 1;
                     self.tell(Event::BreakInAbsorbed);
                     return self.resume().await;
                 }
                 self.break_wanted = false;
-                self.break_outstanding = false;
-                self.late_break_ins = 0;
+                if asked && self.break_ins_unanswered() > 0 {
+                    self.break_ins_answered += 1;
+                }
                 self.asked_at = asked.then_some(change.program_counter);
                 self.halt(&change, asked);
                 Ok(())
@@ -376,9 +373,13 @@ impl Actor {
         Ok(())
     }
 
+    fn break_ins_unanswered(&self) -> u32 {
+        self.session.break_ins().saturating_sub(self.break_ins_answered)
+    }
+
     fn is_late_break_in(&self, program_counter: u64) -> bool {
         self.asked_at == Some(program_counter)
-            && self.late_break_ins < MOST_LATE_BREAK_INS
+            && self.break_ins_unanswered() > 0
             && self.resumed.is_some_and(|resumed| resumed.elapsed() < LATE_BREAK_IN)
     }
 
@@ -629,8 +630,7 @@ impl Actor {
         if !self.heard {
             return;
         }
-        // Every break-in of the session may have been sent more often than it was answered.
-        let quiet = if self.break_outstanding || self.asked_at.is_some() { QUIET_AFTER_BREAK_IN } else { QUIET };
+        let quiet = if self.break_ins_unanswered() > 0 { QUIET_AFTER_BREAK_IN } else { QUIET };
         let mut deadline = Deadline::now() + quiet;
         loop {
             match self.next_stop.take() {
