@@ -56,7 +56,8 @@ fn types(isf: &Isf, pdb: &mut PDB<'_, Cursor<Vec<u8>>>) {
                 each_field(&finder, value.fields, &mut |field| {
                     let TypeData::Enumerate(constant) = field else { panic!("only constants") };
                     let value = match constant.value {
-                        pdb::Variant::U8(value) => value.into(),
+                        // LF_CHAR is signed; the crate has it as U8, which nothing else becomes.
+                        pdb::Variant::U8(value) => i64::from(value as i8),
                         pdb::Variant::U16(value) => value.into(),
                         pdb::Variant::U32(value) => value.into(),
                         pdb::Variant::U64(value) => value as i64,
@@ -171,10 +172,8 @@ fn the_article_s_pdb_is_in_the_store_and_complete() {
 
 #[test]
 fn the_kernels_at_hand_come_through() {
-    let shared = std::env::var_os("KDPOOL_SHARED").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared")),
-        PathBuf::from,
-    );
+    let shared = std::env::var_os("KDPOOL_SHARED")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared")), PathBuf::from);
     let carried = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/data"));
     let mut files: Vec<PathBuf> = Vec::new();
     for folder in [carried, shared.join("isf")] {
@@ -182,7 +181,8 @@ fn the_kernels_at_hand_come_through() {
             println!("skipped: {} is not there", folder.display());
             continue;
         };
-        files.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.extension() == Some("xz".as_ref())));
+        files
+            .extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.extension() == Some("xz".as_ref())));
     }
     assert!(!files.is_empty());
     for file in files {

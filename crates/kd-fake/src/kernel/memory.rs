@@ -89,7 +89,7 @@ impl Memory {
     pub(crate) fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Option<u64> {
         let (&first, rest) = pattern.split_first()?;
         // The last address at which the pattern may start.
-        let last = address.checked_add(length.checked_sub(pattern.len() as u64)?).unwrap_or(u64::MAX);
+        let last = address.saturating_add(length.checked_sub(pattern.len() as u64)?);
         let mut found = vec![0; rest.len()];
         let mut at = address;
         loop {

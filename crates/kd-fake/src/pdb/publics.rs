@@ -1,7 +1,5 @@
 //! Public symbols: their records, and the two tables that find them by name and by address.
 
-use std::cmp::Ordering;
-
 use super::hash;
 use super::sections::Section;
 use crate::isf::Isf;
@@ -35,19 +33,16 @@ impl Publics {
         let mut publics = Vec::new();
         for (plain, symbol) in &isf.symbols {
             let name = symbol.linkage_name.as_deref().unwrap_or(plain);
-            let found = (1..).zip(sections).find(|(_, section)| {
-                let start = u64::from(section.rva);
-                (start..start + u64::from(section.size)).contains(&symbol.address)
-            });
-            let Some((segment, section)) = found else { continue };
+            let segment = sections.partition_point(|section| u64::from(section.rva) <= symbol.address);
+            let Some(section) = segment.checked_sub(1).and_then(|index| sections.get(index)) else { continue };
             let offset = (symbol.address - u64::from(section.rva)) as u32;
-            publics.push(Public { name, segment, offset, at: records.len() as u32 });
+            publics.push(Public { name, segment: segment as u16, offset, at: records.len() as u32 });
             let length = (2 + 4 + 4 + 2 + name.len() + 1 + 2).next_multiple_of(4) - 2;
             records.extend((length as u16).to_le_bytes());
             records.extend(S_PUB32.to_le_bytes());
             records.extend(if section.is_code() { FUNCTION } else { 0 }.to_le_bytes());
             records.extend(offset.to_le_bytes());
-            records.extend(segment.to_le_bytes());
+            records.extend((segment as u16).to_le_bytes());
             records.extend(name.as_bytes());
             records.push(0);
             records.resize(records.len().next_multiple_of(4), 0);
@@ -80,7 +75,9 @@ pub(crate) fn no_globals() -> Vec<u8> {
 /// ```
 fn hash_table(publics: &mut [Public<'_>]) -> Vec<u8> {
     let bucket = |public: &Public<'_>| hash::name(public.name) % BUCKETS;
-    publics.sort_by(|a, b| bucket(a).cmp(&bucket(b)).then_with(|| in_bucket(a, b)));
+    // Within a bucket Microsoft's readers expect short names first, then the order of their small letters.
+    publics
+        .sort_by_cached_key(|public| (bucket(public), public.name.len(), public.name.to_ascii_lowercase(), public.at));
     let mut bitmap = vec![0u32; (BUCKETS as usize + 1).div_ceil(32)];
     let mut buckets = Vec::new();
     for (place, public) in (0..).zip(publics.iter()) {
@@ -101,10 +98,4 @@ fn hash_table(publics: &mut [Public<'_>]) -> Vec<u8> {
     }
     bytes.extend(bitmap.into_iter().chain(buckets).flat_map(u32::to_le_bytes));
     bytes
-}
-
-/// Microsoft's readers expect the records of a bucket in this order.
-fn in_bucket(a: &Public<'_>, b: &Public<'_>) -> Ordering {
-    let lower = |name: &str| name.bytes().map(|byte| byte.to_ascii_lowercase()).collect::<Vec<u8>>();
-    a.name.len().cmp(&b.name.len()).then_with(|| lower(a.name).cmp(&lower(b.name))).then(a.at.cmp(&b.at))
 }

@@ -19,7 +19,13 @@ const ANCHORS: &[(&str, &str, u32)] = &[
     ("AdtpRegisteredWithEtw", "PAGEDATA", DATA),
     ("VfPoolTraces", "PAGEVRFD", DATA),
     ("KiIdleLoop", ".text", CODE),
+    ("KiSpeculationFeatures", ".data", DATA),
+    ("KeInitThread", "PAGELK", CODE),
+    ("KiFilterFiberContext", "INIT", CODE),
 ];
+
+/// Symbols known to be the first of their section, which starts with their page.
+const FIRSTS: &[&str] = &["KeInitThread", "KiFilterFiberContext"];
 
 /// Bytes of the section that is put behind all symbols for what a linker makes: exports and the debug directory.
 pub const LINKER_SIZE: u32 = 0x2000;
@@ -67,6 +73,11 @@ pub fn sections(isf: &Isf) -> Vec<Section> {
             starts.push(pair[1]);
         }
     }
+    for first in FIRSTS {
+        starts.extend(isf.symbol(first).ok().map(|rva| rva & !(PAGE - 1)));
+    }
+    starts.sort_unstable();
+    starts.dedup();
     // The size of the last symbol is not known either; nothing at the end of a kernel is larger than a page.
     let end = addresses.last().copied().unwrap_or(PAGE).next_multiple_of(PAGE) + PAGE;
     starts.push(end);
