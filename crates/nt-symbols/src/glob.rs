@@ -1,37 +1,44 @@
 //! kd's wildcards.
 
-/// Whether `text` matches `pattern`, in which `*` stands for any run of characters and `?` for one. Case of ASCII letters
-/// is ignored. Takes at most `pattern.len() * text.len()` steps.
-pub fn matches_glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
-    let (mut p, mut t) = (0, 0);
-    // Where to resume when the guess at the last `*` turns out too short.
-    let mut retry: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                retry = Some((p, t));
-                p += 1;
-            }
-            Some(b'?') => {
-                p += 1;
-                t += 1;
-            }
-            Some(c) if c.eq_ignore_ascii_case(&text[t]) => {
-                p += 1;
-                t += 1;
-            }
-            _ => match retry {
-                Some((star, taken)) => {
-                    retry = Some((star, taken + 1));
-                    p = star + 1;
-                    t = taken + 1;
-                }
-                None => return false,
-            },
-        }
+/// A pattern in which `*` stands for any run of characters and `?` for one. Case of ASCII letters is ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glob {
+    /// What stands between the stars, in lower case.
+    parts: Vec<Vec<u8>>,
+}
+
+impl Glob {
+    pub fn new(pattern: &str) -> Glob {
+        let folded = pattern.to_ascii_lowercase();
+        Glob { parts: folded.split('*').map(|part| part.as_bytes().to_vec()).collect() }
     }
-    pattern[p..].iter().all(|c| *c == b'*')
+
+    /// Whether the whole of `text` matches.
+    pub fn matches(&self, text: &str) -> bool {
+        let text = text.as_bytes();
+        let (first, last, middle) = match &self.parts[..] {
+            [] => return text.is_empty(),
+            [only] => return text.len() == only.len() && same(only, text),
+            [first, middle @ .., last] => (first, last, middle),
+        };
+        let Some(mut rest) = text.get(first.len()..).filter(|_| same(first, text)) else { return false };
+        for part in middle.iter().filter(|part| !part.is_empty()) {
+            // The leftmost place is as good as any: it leaves the most for the parts after it.
+            let Some(at) = rest.windows(part.len()).position(|window| same(part, window)) else { return false };
+            rest = &rest[at + part.len()..];
+        }
+        rest.len().checked_sub(last.len()).is_some_and(|at| same(last, &rest[at..]))
+    }
+}
+
+/// Whether `text` matches `pattern`. For many texts, make a [`Glob`] once.
+pub fn matches_glob(pattern: &str, text: &str) -> bool {
+    Glob::new(pattern).matches(text)
+}
+
+/// Whether `text` starts with `part`; it must not be shorter.
+fn same(part: &[u8], text: &[u8]) -> bool {
+    text.len() >= part.len() && part.iter().zip(text).all(|(p, t)| *p == b'?' || *p == t.to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -50,6 +57,10 @@ mod tests {
             ("a*b*c", "aXbYbZc", true),
             ("a*b*c", "aXbYbZ", false),
             ("??", "a", false),
+            ("a*a", "a", false),
+            ("a**a", "aa", true),
+            ("*?b", "ab", true),
+            ("*?b", "b", false),
             ("poolbigpagetable", "PoolBigPageTable", true),
         ] {
             assert_eq!(matches_glob(pattern, text), expected, "{pattern} {text}");

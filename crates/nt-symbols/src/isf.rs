@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::{self, MapAccess, Visitor};
 
 use crate::names::{Names, NamesBuilder};
-use crate::{Enumeration, Field, Layout, PdbId, Symbol, SymbolError, SymbolFile, SymbolKind, matches_glob};
+use crate::{Enumeration, Field, Glob, Layout, PdbId, Symbol, SymbolError, SymbolFile, SymbolKind};
 
 /// The largest kernel's table has 7 MB; all of a browser's would have a few hundred.
 const MAX_TEXT: u64 = 512 << 20;
@@ -320,7 +320,8 @@ impl SymbolFile for Isf {
 
     fn types_matching(&self, pattern: &str) -> Vec<String> {
         let names = self.user_types.keys().chain(self.enums.keys());
-        let mut names: Vec<_> = names.filter(|name| matches_glob(pattern, name)).cloned().collect();
+        let glob = Glob::new(pattern);
+        let mut names: Vec<_> = names.filter(|name| glob.matches(name)).cloned().collect();
         names.sort_unstable();
         names.dedup();
         names

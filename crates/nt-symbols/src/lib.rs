@@ -23,7 +23,7 @@ mod testing;
 mod tpi;
 
 pub use exports::Exports;
-pub use glob::matches_glob;
+pub use glob::{Glob, matches_glob};
 pub use id::{BadPdbName, PdbId, safe_file_name};
 pub use image::{Image, ImageError, ImageIdentity, Section, rsds};
 pub use isf::Isf;

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::{Symbol, matches_glob};
+use crate::{Glob, Symbol};
 
 /// What kd shows for a linker's name: without the leading character of C names (`_Foo@12`, `@Foo@4`, `__C_handler`) and
 /// without the argument size. C++ names (`?Foo@@YAXXZ`) are left as they are.
@@ -17,9 +17,20 @@ pub fn undecorated(name: &str) -> &str {
     }
 }
 
-/// Hash of a name in which the case of ASCII letters does not count (FNV-1a).
+/// Hash of a name in which the case of ASCII letters does not count. It looks at the length and at eight bytes of either
+/// end, which tells most names apart and costs a tenth of reading them whole.
 pub(crate) fn folded_hash(name: &str) -> u32 {
-    name.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193))
+    let bytes = name.as_bytes();
+    let end = |part: &[u8]| {
+        let mut eight = [0; 8];
+        eight[..part.len()].copy_from_slice(part);
+        // Upper and lower case differ in this bit.
+        u64::from_le_bytes(eight) | 0x2020_2020_2020_2020
+    };
+    let first = end(&bytes[..bytes.len().min(8)]);
+    let last = end(&bytes[bytes.len().saturating_sub(8)..]);
+    let mixed = (first ^ last.rotate_left(29) ^ bytes.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,12 +63,16 @@ impl NamesBuilder {
 
     pub(crate) fn build(mut self) -> Names {
         let text = std::mem::take(&mut self.text);
-        // Several names of one address: any other is preferred to a string literal's; then the order is that of the
-        // names, so that it does not depend on the file they came from.
-        self.entries.sort_unstable_by_key(|entry| {
-            let name = entry.name(&text);
-            (entry.rva, name.starts_with("??_C@"), name)
-        });
+        // By address first, which is a comparison of numbers; then the few that share one.
+        self.entries.sort_unstable_by_key(|entry| entry.rva);
+        for same in self.entries.chunk_by_mut(|a, b| a.rva == b.rva).filter(|same| same.len() > 1) {
+            // Any other name is preferred to a string literal's; then the order is that of the names, so that it does
+            // not depend on the file they came from.
+            same.sort_unstable_by_key(|entry| {
+                let name = entry.name(&text);
+                (name.starts_with("??_C@"), name)
+            });
+        }
         self.entries.dedup_by(|a, b| a.rva == b.rva && a.name(&text) == b.name(&text));
         self.entries.shrink_to_fit();
         Names { text, entries: self.entries, skipped: self.skipped, by_name: OnceLock::new() }
@@ -130,10 +145,9 @@ impl Names {
     }
 
     pub(crate) fn matching(&self, pattern: &str) -> Vec<Symbol> {
+        let glob = Glob::new(pattern);
         let hits = self.entries.iter().map(|entry| (entry.name(&self.text), entry.rva));
-        hits.filter(|(name, _)| matches_glob(pattern, name))
-            .map(|(name, rva)| Symbol { name: name.to_owned(), rva })
-            .collect()
+        hits.filter(|(name, _)| glob.matches(name)).map(|(name, rva)| Symbol { name: name.to_owned(), rva }).collect()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::names::folded_hash;
-use crate::{Enumeration, Field, Layout, matches_glob};
+use crate::{Enumeration, Field, Glob, Layout};
 
 const LF_MODIFIER: u16 = 0x1001;
 const LF_POINTER: u16 = 0x1002;
@@ -484,7 +484,8 @@ impl Types {
 
     pub(crate) fn matching(&self, pattern: &str) -> Vec<String> {
         let names = self.by_name.iter().filter_map(|(_, index)| Some(shown_name(self.udt(*index)?.name, *index)));
-        let mut names: Vec<_> = names.filter(|name| matches_glob(pattern, name)).collect();
+        let glob = Glob::new(pattern);
+        let mut names: Vec<_> = names.filter(|name| glob.matches(name)).collect();
         names.sort_unstable();
         names.dedup();
         names

@@ -1,5 +1,7 @@
 //! A PDB and an ISF table of the same kernel give the same answers. The PDBs are written from the tables by kd-fake.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use nt_symbols::{Enumeration, Isf, Layout, Pdb, SymbolFile, SymbolPath};
