@@ -402,4 +402,45 @@ mod tests {
         assert_eq!(target.arrived(&seal(&key, &data, 5, Channel::Data, true, 3, b"b"), from), Arrival::Nothing);
         assert_eq!(target.arrived(&seal(&key, &key, 5, Channel::Control, true, 9, b""), from), Arrival::Asked);
     }
+
+    /// Every datagram of the two real captures, where they are at hand.
+    #[test]
+    fn real_datagrams_seal_to_the_same_bytes() {
+        #[derive(serde::Deserialize)]
+        struct File {
+            vectors: Vec<Vector>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Vector {
+            name: String,
+            key: String,
+            aes_key: String,
+            dir: String,
+            version: u8,
+            channel: String,
+            seq: u64,
+            raw: String,
+            body: String,
+        }
+        let shared = std::env::var_os("KDPOOL_SHARED")
+            .map_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared").into(), std::path::PathBuf::from);
+        let Ok(text) = std::fs::read_to_string(shared.join("capture/kd-vectors.json")) else {
+            println!("skipped: no {}", shared.display());
+            return;
+        };
+        let file: File = serde_json::from_str(&text).expect("the vectors");
+        assert!(!file.vectors.is_empty());
+        for vector in file.vectors {
+            let control = Key::parse(&vector.key).expect("key");
+            let cipher = key(&vector.aes_key);
+            let channel = if vector.channel == "control" { Channel::Control } else { Channel::Data };
+            let from_host = vector.dir == "host->target";
+            let (raw, body) = (bytes(&vector.raw), bytes(&vector.body));
+            assert_eq!(header(&raw), Some((vector.version, channel)), "{}", vector.name);
+            let opened = open(&control, &cipher, from_host, &raw);
+            assert_eq!(opened, Some(Opened { sequence: vector.seq, body: body.clone() }), "{}", vector.name);
+            let sealed = seal(&control, &cipher, vector.version, channel, from_host, vector.seq, &body);
+            assert_eq!(sealed, raw, "{}", vector.name);
+        }
+    }
 }

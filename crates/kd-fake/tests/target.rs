@@ -561,6 +561,44 @@ fn a_bad_line_is_survived() {
 }
 
 #[test]
+fn a_bad_serial_line_is_survived() {
+    for seed in 0..2 {
+        let (target, mut host) = tcp_with(|options| options.retransmit = Duration::from_millis(40));
+        host.retry = Duration::from_millis(60);
+        host.break_in();
+        host.stop();
+        target.set_faults(Faults {
+            seed,
+            drop: 0.08,
+            corrupt: 0.05,
+            delay: Duration::from_millis(1),
+            ..Faults::default()
+        });
+        let base = twin().facts().kernel_base;
+        for page in 0..20 {
+            let mut expected = [0; 64];
+            twin().read_virtual(base + page * 8, &mut expected);
+            assert_eq!(host.read(base + page * 8, 64).data, expected, "seed {seed}");
+        }
+        assert!(target.stats().retransmissions > 0);
+    }
+}
+
+#[test]
+fn a_stale_reply_goes_ahead_of_a_reply() {
+    let (target, mut host) = net_with(|_| {});
+    host.break_in();
+    let stop = host.stop();
+    assert_eq!(host.read(stop.pc, 1).data, [0xcc]);
+    target.set_faults(Faults { stale_reply: 1.0, ..Faults::default() });
+    host.tell(0x3146, &[], &[]);
+    let first = host.message(PATIENCE).unwrap();
+    assert_eq!((first.0, u32_at(&first.1, 0)), (2, 0x3130), "the reply to the read, again");
+    let second = host.message(PATIENCE).unwrap();
+    assert_eq!(u32_at(&second.1, 0), 0x3146);
+}
+
+#[test]
 fn a_moved_target_is_followed_by_its_data() {
     let (target, mut host) = net_with(|_| {});
     host.break_in();

@@ -22,6 +22,9 @@ pub(crate) enum Packet {
     Data { kind: u16, id: u32, payload: Vec<u8> },
 }
 
+/// A serial packet with a wrong checksum or trailer.
+struct Damaged;
+
 /// The target's side of a stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stop {
@@ -274,36 +277,46 @@ impl Host {
                     leader => panic!("leader {leader:x?}"),
                 })
             }
-            Link::Serial { wire, bytes } => {
-                let (mut leader, mut run) = (0, 0);
-                while run < 4 {
-                    let byte = Self::byte(wire.as_mut(), bytes, deadline)?;
-                    run = if !matches!(byte, 0x30 | 0x69) {
-                        0
-                    } else if byte == leader {
-                        run + 1
-                    } else {
-                        1
-                    };
-                    leader = byte;
+            Link::Serial { .. } => loop {
+                match self.serial_packet(deadline)? {
+                    Ok(packet) => return Some(packet),
+                    Err(Damaged) => self.control(5, 0),
                 }
-                let mut header = [0; 12];
-                for byte in &mut header {
-                    *byte = Self::byte(wire.as_mut(), bytes, deadline)?;
-                }
-                let (kind, count, id) = (u16_at(&header, 0), usize::from(u16_at(&header, 2)), u32_at(&header, 4));
-                if leader == 0x69 {
-                    return Some(Packet::Control { kind, id });
-                }
-                let mut payload = Vec::new();
-                for _ in 0..count {
-                    payload.push(Self::byte(wire.as_mut(), bytes, deadline)?);
-                }
-                assert_eq!(Self::byte(wire.as_mut(), bytes, deadline)?, 0xaa, "trailer");
-                assert_eq!(payload.iter().map(|byte| u32::from(*byte)).sum::<u32>(), u32_at(&header, 8), "checksum");
-                Some(Packet::Data { kind, id, payload })
-            }
+            },
         }
+    }
+
+    fn serial_packet(&mut self, deadline: Instant) -> Option<Result<Packet, Damaged>> {
+        let Link::Serial { wire, bytes } = &mut self.link else { return None };
+        let mut next = || Self::byte(wire.as_mut(), bytes, deadline);
+        let (mut leader, mut run) = (0, 0);
+        while run < 4 {
+            let byte = next()?;
+            run = match byte {
+                0x30 | 0x69 if byte == leader => run + 1,
+                0x30 | 0x69 => 1,
+                _ => 0,
+            };
+            leader = byte;
+        }
+        let mut header = [0; 12];
+        for byte in &mut header {
+            *byte = next()?;
+        }
+        let (kind, count, id) = (u16_at(&header, 0), usize::from(u16_at(&header, 2)), u32_at(&header, 4));
+        if leader == 0x69 {
+            return Some(Ok(Packet::Control { kind, id }));
+        }
+        if count > 4000 {
+            return Some(Err(Damaged));
+        }
+        let mut payload = Vec::new();
+        for _ in 0..count {
+            payload.push(next()?);
+        }
+        let sum = payload.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        let sound = next()? == 0xaa && sum == u32_at(&header, 8);
+        Some(if sound { Ok(Packet::Data { kind, id, payload }) } else { Err(Damaged) })
     }
 
     /// Acknowledges a data packet; whether it is new.
