@@ -6,15 +6,23 @@ use std::path::{Path, PathBuf};
 
 use nt_symbols::{Enumeration, Isf, Layout, Pdb, SymbolFile, SymbolPath};
 
-fn shared() -> Option<PathBuf> {
-    let root = std::env::var_os("KDPOOL_SHARED")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared")), PathBuf::from);
-    let isf = root.join("isf");
-    if !isf.is_dir() {
-        println!("skipped: {} is missing", isf.display());
-        return None;
+/// The table that kd-fake carries, and those of ../shared/isf where they are.
+fn tables() -> Vec<PathBuf> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let shared = std::env::var_os("KDPOOL_SHARED").map_or_else(|| manifest.join("../../../shared"), PathBuf::from);
+    let own = manifest.join("../kd-fake/data");
+    let folders = [own, shared.join("isf")];
+    let mut tables: Vec<PathBuf> = Vec::new();
+    for folder in folders {
+        match std::fs::read_dir(&folder) {
+            Ok(entries) => tables.extend(entries.map(|entry| entry.unwrap().path())),
+            Err(_) => println!("skipped: {} is missing", folder.display()),
+        }
     }
-    Some(isf)
+    tables.retain(|path| path.extension().is_some_and(|e| e == "xz"));
+    let mut seen = std::collections::HashSet::new();
+    tables.retain(|path| seen.insert(path.file_name().unwrap().to_owned()));
+    tables
 }
 
 /// The order of members, which a table does not keep, made the same.
@@ -84,10 +92,8 @@ fn kernel(table: &Path, store: &Path) {
 
 #[test]
 fn every_kernel() {
-    let Some(dir) = shared() else { return };
     let store = tempfile::tempdir().unwrap();
-    let tables = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
-    let tables: Vec<_> = tables.filter(|path| path.extension().is_some_and(|e| e == "xz")).collect();
+    let tables = tables();
     assert!(!tables.is_empty());
     std::thread::scope(|scope| {
         for table in &tables {
