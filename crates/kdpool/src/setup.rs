@@ -118,6 +118,10 @@ fn net(port: u16, addresses: &[IpAddr], key: &str) -> Setup {
     };
     let settings = |host: &str| format!("bcdedit /dbgsettings net {hostip}:{host} port:{port} key:{key}");
     let mut target = vec![
+        step(
+            format!("kdnet.exe {host} {port}"),
+            "Microsoft's tool, in place of the bcdedit lines: it chooses the adapter and prints a key of its own to use",
+        ),
         step("bcdedit /debug on", ""),
         step(settings(&host), "sets the key above; `newkey` in its place would make another one"),
         step(
@@ -125,10 +129,6 @@ fn net(port: u16, addresses: &[IpAddr], key: &str) -> Setup {
             "only with several network adapters: bus.device.function in decimal, from Device Manager",
         ),
         step(REBOOT, ""),
-        step(
-            format!("kdnet.exe {host} {port}"),
-            "instead of all this: Microsoft's tool chooses the adapter and prints a key of its own; use that key then",
-        ),
         step("", SECURE_BOOT),
     ];
     if addresses.is_empty() {
@@ -142,7 +142,7 @@ fn net(port: u16, addresses: &[IpAddr], key: &str) -> Setup {
     let qemu = vec![
         step(
             "-netdev user,id=kd -device e1000e,netdev=kd",
-            "QEMU; Windows has a KDNET driver for e1000e, not for virtio",
+            "QEMU; KDNET drives e1000e since Windows 8, virtio only since build 20241",
         ),
         step(settings("10.0.2.2"), "with user-mode networking the guest reaches this host at 10.0.2.2"),
         step("<interface type='network'><source network='default'/><model type='e1000e'/></interface>", "libvirt"),
@@ -409,7 +409,7 @@ mod tests {
         assert_eq!(json["key"], KEY);
         assert_eq!(json["port"], 50000);
         assert_eq!(
-            json["target"][1]["command"],
+            json["target"][2]["command"],
             format!("bcdedit /dbgsettings net hostip:192.168.1.10 port:50000 key:{KEY}")
         );
         assert_eq!(json["machines"][3]["name"], "Hyper-V");
