@@ -165,6 +165,8 @@ pub enum Diagnostic {
     Retransmit {
         count: u32,
     },
+    /// A Continue (or the like) was never acknowledged, but the target went silent as one that runs does.
+    NotAcknowledged,
     /// A request is asked anew, because its answer was lost.
     Reissued {
         count: u32,

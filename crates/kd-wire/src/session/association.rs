@@ -314,6 +314,11 @@ impl Association {
         self.next_probe = Some(now + POKE_INTERVAL);
     }
 
+    /// Whether anything authentic came from the target since then.
+    pub(super) fn heard_since(&self, then: Duration) -> bool {
+        self.current.as_ref().is_some_and(|live| live.heard > then)
+    }
+
     /// A session's first event names the peer.
     pub(super) fn connected(&self) -> Event {
         Event::Connected { peer: self.peer() }

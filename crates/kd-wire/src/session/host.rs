@@ -70,6 +70,9 @@ struct Sending {
     deadline: Duration,
     /// A RESET went out since: a repeated state change says nothing about this packet.
     reset_since: bool,
+    since: Duration,
+    /// Transmissions since the target was last heard.
+    silent_rounds: u32,
 }
 
 struct Outstanding {
@@ -492,7 +495,15 @@ impl HostSession {
         }
         let Some(outgoing) = self.queue.pop_front() else { return };
         let deadline = now + self.ack_patience(outgoing.payload.len());
-        self.sending = Some(Sending { outgoing, id: self.tx, rounds: 1, deadline, reset_since: false });
+        self.sending = Some(Sending {
+            outgoing,
+            id: self.tx,
+            rounds: 1,
+            deadline,
+            reset_since: false,
+            since: now,
+            silent_rounds: 0,
+        });
         self.transmit_sending();
     }
 
@@ -515,9 +526,16 @@ impl HostSession {
     }
 
     fn retransmit_by_clock(&mut self, now: Duration) {
-        let Some(rounds) = self.sending.as_ref().map(|sending| sending.rounds) else { return };
+        let Some(sending) = &mut self.sending else { return };
+        sending.silent_rounds += 1;
+        let rounds = sending.rounds;
         if rounds >= MAX_ROUNDS {
             self.give_up_sending(now);
+            return;
+        }
+        if self.runs_already() {
+            self.out.diagnose(Diagnostic::NotAcknowledged);
+            self.acknowledged(now);
             return;
         }
         // A target that the id rules have come apart with ignores us until a RESET.
@@ -525,6 +543,21 @@ impl HostSession {
             self.transmit_reset();
         }
         self.retransmit(now);
+    }
+
+    /// A stopped target reacts to a request somehow; one that runs does not. If a Continue is met with silence its
+    /// acknowledgement was lost, and the target runs. On KDNET the offers show that the target is still there.
+    fn runs_already(&self) -> bool {
+        let silent = self.request.as_ref().is_some_and(|request| !request.request.body.is_answered());
+        let Some(sending) =
+            self.sending.as_ref().filter(|sending| silent && sending.outgoing.purpose == Purpose::Request)
+        else {
+            return false;
+        };
+        match &self.transport {
+            Transport::Serial(_) => sending.silent_rounds >= 4,
+            Transport::Kdnet(association) => sending.silent_rounds >= 8 && association.heard_since(sending.since),
+        }
     }
 
     fn give_up_sending(&mut self, now: Duration) {
@@ -609,6 +642,9 @@ impl HostSession {
                 self.out.events.push_back(Event::Connected { peer: None });
             }
         }
+        if let Some(sending) = &mut self.sending {
+            sending.silent_rounds = 0;
+        }
         match (packet.body, packet.packet_type) {
             (Body::Control, PacketType::Acknowledge) => {
                 let mask = if self.is_serial() { SYNC } else { 0 };
@@ -677,6 +713,7 @@ impl HostSession {
         self.resends = 0;
         if fresh {
             self.deliver(now, packet_type, payload);
+            self.send_next(now);
         }
     }
 
@@ -769,7 +806,6 @@ impl HostSession {
         if self.duplicate.as_ref().is_some_and(|(request, _)| reply.answers(request)) {
             self.duplicate = None;
             self.out.diagnose(Diagnostic::StaleReply { api: reply.body.api() });
-            self.send_next(now);
             return;
         }
         let Some(request) = self.request.as_ref().filter(|request| reply.answers(&request.request)) else {
@@ -784,7 +820,6 @@ impl HostSession {
         self.request = None;
         self.leave_request();
         self.out.events.push_back(Event::Reply(reply));
-        self.send_next(now);
     }
 
     fn deliver_stop(&mut self, now: Duration, change: StateChange, payload: &Bytes) {
@@ -798,7 +833,6 @@ impl HostSession {
             if !repeated {
                 self.out.events.push_back(Event::StateChange(change));
             }
-            self.send_next(now);
             return;
         };
         if repeated && request.request.body.is_answered() {
@@ -824,7 +858,6 @@ impl HostSession {
             self.fail(RequestFailure::StoppedAnew);
         }
         self.out.events.push_back(Event::StateChange(change));
-        self.send_next(now);
     }
 
     /// The target started anew, or took the link for lost: nothing of before is valid.

@@ -38,7 +38,7 @@ pub struct TargetConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetEvent {
     /// A request, a prompt's answer, a file's answer.
-    Message(Message),
+    Message(Box<Message>),
     /// Stop, if running.
     BreakIn,
     /// Send the state change of this stop again.
@@ -82,6 +82,8 @@ pub struct TargetSession {
     tx: u32,
     rx: u32,
     stopped: bool,
+    /// The prompt or file request that the target waits with.
+    question: Option<Message>,
     retry: Duration,
     sending: Option<Sending>,
     queue: VecDeque<Message>,
@@ -119,6 +121,7 @@ impl TargetSession {
             tx,
             rx,
             stopped: false,
+            question: None,
             retry,
             sending: None,
             queue: VecDeque::new(),
@@ -130,6 +133,9 @@ impl TargetSession {
     /// Sends a message after those before it. A state change means that the target stands still.
     pub fn send(&mut self, now: Duration, message: Message) {
         self.stopped |= matches!(message, Message::StateChange(_));
+        if matches!(message, Message::DebugIo(DebugIo::Prompt(_)) | Message::FileIoRequest(_)) {
+            self.question = Some(message.clone());
+        }
         self.queue.push_back(message);
         self.send_next(now);
     }
@@ -228,15 +234,15 @@ impl TargetSession {
     fn break_in(&mut self, now: Duration) {
         if self.sending.is_some() {
             self.retransmit(now);
-        } else if self.stopped {
-            self.events.push_back(TargetEvent::StateChangeWanted);
+        } else if self.stopped || self.question.is_some() {
+            self.again(now);
         } else {
             self.events.push_back(TargetEvent::BreakIn);
         }
     }
 
     fn receive(&mut self, now: Duration, packet: Packet) {
-        if !self.stopped && self.sending.is_none() {
+        if !self.stopped && self.sending.is_none() && self.question.is_none() {
             // A running target looks for break-ins only.
             return;
         }
@@ -304,7 +310,10 @@ impl TargetSession {
                 self.rx = next;
             }
         }
-        self.events.push_back(TargetEvent::Message(message));
+        if matches!(message, Message::DebugIo(_) | Message::FileIoReply(_)) {
+            self.question = None;
+        }
+        self.events.push_back(TargetEvent::Message(Box::new(message)));
     }
 
     fn acknowledged(&mut self) {
@@ -319,6 +328,8 @@ impl TargetSession {
     fn again(&mut self, now: Duration) {
         if self.sending.is_some() {
             self.retransmit(now);
+        } else if let Some(question) = self.question.clone() {
+            self.send(now, question);
         } else {
             self.events.push_back(TargetEvent::StateChangeWanted);
         }

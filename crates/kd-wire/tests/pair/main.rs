@@ -1,0 +1,7 @@
+//! A host and a target session over a network that loses, repeats, reorders and damages, with a clock of its own.
+
+mod attach;
+mod hostile;
+mod loss;
+mod network;
+mod serial;

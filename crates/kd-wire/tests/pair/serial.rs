@@ -1,0 +1,201 @@
+//! What only serial lines do.
+
+use std::time::Duration;
+
+use kd_wire::message::Message;
+use kd_wire::packet::{INITIAL_ID, Packet, PacketType, SYNC};
+use kd_wire::session::{Diagnostic, Event, HostSession, RequestFailure, SerialConfig, TargetSession};
+
+use crate::network::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn is_stop(event: &Event) -> bool {
+    matches!(event, Event::StateChange(_))
+}
+
+fn drain(host: &mut HostSession) -> (Vec<Vec<u8>>, Vec<Event>) {
+    let transmits = std::iter::from_fn(|| host.poll_transmit()).map(|transmit| transmit.data.to_vec()).collect();
+    (transmits, std::iter::from_fn(|| host.poll_event()).collect())
+}
+
+fn vector(hex: &str) -> Vec<u8> {
+    hex::decode(hex).unwrap()
+}
+
+#[test]
+fn waiting_at_boot_behind_boot_text() {
+    let mut pair = Pair::serial(1);
+    pair.inject(target_address(), b"Booting... 0x30 i\r\n");
+    let (stop, now) = (pair.stop.clone(), pair.now);
+    pair.target.send(now, Message::StateChange(stop));
+    pair.attach(5 * SECOND);
+    assert!(pair.has_diagnostic(|diagnostic| matches!(diagnostic, Diagnostic::SerialNoise { .. })));
+    assert!(!pair.has(|event| *event == Event::TargetRestarted));
+    assert_eq!(pair.read(0x1000, 32), memory(0x1000, 32));
+}
+
+#[test]
+fn running() {
+    let mut pair = Pair::serial(1);
+    pair.attach(5 * SECOND);
+    assert_eq!(pair.read(0x1000, 32), memory(0x1000, 32));
+    pair.go();
+    let now = pair.now;
+    pair.host.break_in(now);
+    assert!(pair.run(SECOND, |pair| pair.has(is_stop)));
+}
+
+#[test]
+fn stopped_by_a_debugger_that_is_gone() {
+    let mut pair = Pair::serial(1);
+    pair.attach(5 * SECOND);
+    for index in 0..5 {
+        pair.read(0x1000 + index, 4);
+    }
+    pair.host = HostSession::serial(SerialConfig::default());
+    pair.attach(10 * SECOND);
+    assert_eq!(pair.read(0x2000, 32), memory(0x2000, 32));
+}
+
+#[test]
+fn sync_in_the_middle_of_a_session_restarts_both_directions() {
+    let mut pair = Pair::serial(1);
+    pair.attach(5 * SECOND);
+    pair.read(0x1000, 4);
+    let now = pair.now;
+    pair.host.request(now, 0, read(0x2000, 4)).unwrap();
+    pair.target = TargetSession::serial();
+    pair.stop = exception(0xffff_f800_0000_9000);
+    let stop = pair.stop.clone();
+    pair.target.send(now, Message::StateChange(stop));
+    assert!(pair.run(5 * SECOND, |pair| pair.has(is_stop)), "{:?}", pair.events);
+    assert!(pair.has(|event| *event == Event::TargetRestarted));
+    let failed = Event::RequestFailed { reason: RequestFailure::TargetRestarted };
+    assert!(pair.take_event(|event| *event == failed).is_some());
+    assert_eq!(pair.read(0x3000, 4), memory(0x3000, 4));
+}
+
+/// The acknowledgement of the SYNC packet is lost: it comes again, and is no second restart.
+#[test]
+fn a_repeated_sync_packet_is_one_event() {
+    let mut host = HostSession::serial(SerialConfig::default());
+    let print = vector("303030300300130000088080400100003032000000000000030000000000000068690aaa");
+    for _ in 0..3 {
+        host.handle_bytes(Duration::ZERO, &print);
+    }
+    let (transmits, events) = drain(&mut host);
+    let ack = vector("69696969040000000000808000000000");
+    assert_eq!(transmits, [ack.clone(), ack.clone(), ack]);
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::Print { .. })).count(), 1);
+    assert!(!events.contains(&Event::TargetRestarted));
+}
+
+#[test]
+fn the_bytes_are_those_of_the_facts() {
+    assert_eq!(Packet::control(PacketType::Reset, 0).encode_serial(), vector("69696969060000000000000000000000"));
+    assert_eq!(Packet::control(PacketType::Resend, 0).encode_serial(), vector("69696969050000000000000000000000"));
+    let ack = Packet::control(PacketType::Acknowledge, INITIAL_ID);
+    assert_eq!(ack.encode_serial(), vector("69696969040000000000808000000000"));
+
+    let mut host = HostSession::serial(SerialConfig::default());
+    host.request(Duration::ZERO, 0, read(0xffff_f800_0000_1000, 16)).unwrap();
+    let expected = vector(
+        "303030300200380000008080770300003031000000000000000000000000000000100000\
+         00f8ffff1000000000000000000000000000000000000000000000000000000000000000aa",
+    );
+    assert_eq!(drain(&mut host).0, [expected]);
+    host.break_in(Duration::ZERO);
+    assert_eq!(drain(&mut host).0, [vec![0x62]]);
+}
+
+/// Listens first; then break-in and RESET take turns, each sent alone.
+#[test]
+fn break_in_and_reset_take_turns() {
+    let mut host = HostSession::serial(SerialConfig { baud: None, resets: 2 });
+    host.synchronise(Duration::ZERO, true);
+    let mut sent = Vec::new();
+    for _ in 0..10 {
+        let now = host.poll_timeout().unwrap();
+        assert!(now >= SECOND);
+        host.handle_timeout(now);
+        sent.extend(drain(&mut host).0.into_iter().map(|bytes| bytes.len()));
+    }
+    assert_eq!(sent, [1, 16, 1, 16, 1, 1, 1]);
+    // Without a break-in and after the last allowed RESET nothing is sent any more.
+    let mut host = HostSession::serial(SerialConfig { baud: None, resets: 2 });
+    host.synchronise(Duration::ZERO, false);
+    let mut sent = 0;
+    for _ in 0..10 {
+        let now = host.poll_timeout().unwrap();
+        host.handle_timeout(now);
+        sent += drain(&mut host).0.len();
+    }
+    assert_eq!(sent, 2);
+}
+
+#[test]
+fn damage_asks_for_the_packet_again() {
+    let print = vector("303030300300130000088080400100003032000000000000030000000000000068690aaa");
+    let resend = vector("69696969050000000000000000000000");
+    for damaged in [20, 35] {
+        let mut host = HostSession::serial(SerialConfig::default());
+        // Anything that shows that a target is there; before, noise is not answered.
+        host.handle_bytes(Duration::ZERO, &vector("69696969050000000000000000000000"));
+        let mut bytes = print.clone();
+        bytes[damaged] ^= 1;
+        host.handle_bytes(Duration::ZERO, &bytes);
+        let (transmits, events) = drain(&mut host);
+        assert_eq!(transmits, [resend.clone()]);
+        assert!(!events.iter().any(|event| matches!(event, Event::Print { .. })));
+    }
+}
+
+/// A packet that breaks off is noticed by the clock.
+#[test]
+fn a_packet_that_breaks_off_is_asked_for_again() {
+    let mut host = HostSession::serial(SerialConfig::default());
+    host.handle_bytes(Duration::ZERO, &vector("69696969050000000000000000000000"));
+    host.handle_bytes(Duration::ZERO, &vector("3030303003001300000880804001000030320000"));
+    let now = host.poll_timeout().unwrap();
+    host.handle_timeout(now);
+    assert_eq!(drain(&mut host).0, [vector("69696969050000000000000000000000")]);
+    host.handle_bytes(now, &vector("303030300300130000088080400100003032000000000000030000000000000068690aaa"));
+    assert!(drain(&mut host).1.iter().any(|event| matches!(event, Event::Print { .. })));
+}
+
+/// A host whose packets come with any toggle bit takes a target's that was debugged before.
+#[test]
+fn any_first_id_is_taken() {
+    for id in [INITIAL_ID, INITIAL_ID | 1, INITIAL_ID | SYNC] {
+        let mut host = HostSession::serial(SerialConfig::default());
+        let (packet_type, payload) = print("x").encode();
+        host.handle_bytes(Duration::ZERO, &Packet::data(packet_type, id, payload).encode_serial());
+        let (transmits, events) = drain(&mut host);
+        assert_eq!(transmits, [Packet::control(PacketType::Acknowledge, id & !SYNC).encode_serial()]);
+        assert!(events.iter().any(|event| matches!(event, Event::Print { .. })));
+    }
+}
+
+#[test]
+fn a_reset_out_of_the_blue_is_answered_once() {
+    let mut host = HostSession::serial(SerialConfig::default());
+    let reset = vector("69696969060000000000000000000000");
+    host.handle_bytes(Duration::ZERO, &reset);
+    assert_eq!(drain(&mut host).0, [reset.clone()]);
+    // What follows is the answer to our answer.
+    host.handle_bytes(Duration::ZERO, &reset);
+    assert_eq!(drain(&mut host).0, Vec::<Vec<u8>>::new());
+}
+
+/// A stop that repeats because of one RESET or break-in too many is acknowledged and otherwise ignored.
+#[test]
+fn a_repeated_stop_is_one_event() {
+    let mut pair = Pair::serial(1);
+    pair.attach(5 * SECOND);
+    let (stop, now) = (pair.stop.clone(), pair.now);
+    pair.target.send(now, Message::StateChange(stop));
+    pair.run_for(3 * SECOND);
+    assert!(!pair.has(is_stop));
+    assert_eq!(pair.read(0x1000, 4), memory(0x1000, 4));
+}
