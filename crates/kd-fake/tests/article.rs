@@ -367,3 +367,27 @@ fn reads_end_where_memory_does_and_writes_stay() {
     assert_eq!(kernel::article().read_virtual(place, &mut bytes[..1]), 1);
     assert_eq!(bytes[0], 0xcc);
 }
+
+#[test]
+fn the_verified_driver_has_the_leaked_blocks() {
+    let reader = &*READER;
+    assert_eq!(reader.u32(reader.names["MmVerifierData"]), 1);
+    // The list of drivers to verify: BaseName is at 0x18.
+    let head = reader.names["VfSuspectDriversList"];
+    let suspect = reader.u64(head);
+    assert_eq!(reader.u64(suspect), head);
+    let name = reader.bytes(reader.u64(suspect + 0x20), 22);
+    assert_eq!(name, "myfault.sys".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
+    // The tree of loaded ones: Tables at 0x20; the node's data are behind its links.
+    let tree = reader.names["ViTargetDriversAvl"];
+    let node = reader.u64(reader.u64(tree + 0x20) + 0x10);
+    assert_eq!(reader.u64(node + 0x20), 0xffff_f880_0428_7000);
+    let verified = reader.u64(node + 0x48);
+    assert_eq!((reader.u64(verified), reader.u64(verified + 0x28)), (suspect, 0x9876_1940));
+    let page = reader.bytes(reader.u64(verified + 0x38) & !0xf, 0x1000);
+    assert_eq!((u64_at(&page, 0), u64_at(&page, 8), u64_at(&page, 0x10)), (0, verified, 0x2132_1345));
+    let live: Vec<&[u8]> = page.chunks(0x20).skip(1).filter(|entry| u64_at(entry, 0x10) & 1 == 0).collect();
+    assert_eq!(live.len(), 23);
+    assert!(live.iter().all(|entry| u64_at(entry, 8) == 0xffff_f880_0428_81f6 && &entry[0x18..0x1c] == b"Leak"));
+    assert_eq!(live.iter().map(|entry| u64_at(entry, 0x10)).sum::<u64>(), reader.u64(verified + 0x60));
+}

@@ -8,7 +8,7 @@ use crate::kernel::builder::Builder;
 use crate::kernel::modules::Module;
 use crate::kernel::pool::{BigPage, TagRow, Usage, tag};
 use crate::kernel::system::{Machine, Process};
-use crate::kernel::verifier::Trace;
+use crate::kernel::verifier::{LiveBlock, Trace, VerifiedDriver};
 use crate::kernel::{Kernel, KernelFacts};
 
 /// The symbol table of 6.1.7601.24540; see `data/README.md`.
@@ -37,6 +37,7 @@ const FRAMES: [(u64, &str, u64); 12] = [
 ];
 
 const MYFAULT: u64 = 0xffff_f880_0428_7000;
+const MYFAULT_SIZE: u32 = 0x8000;
 /// Return addresses of the allocation's record, innermost first.
 const ALLOCATION: [u64; 8] = [
     0xffff_f800_0192_3cc6,
@@ -104,7 +105,7 @@ const MODULE_ENTRIES: u64 = 0xffff_fa80_0183_0000;
 const TAG_TABLES: [u64; 2] = [0xffff_fa80_0190_0000, 0xffff_fa80_0192_0000];
 const TAG_SLOTS: u64 = 0x800;
 const EXPANSION: u64 = 0xffff_fa80_0194_0000;
-const SUSPECT_DRIVER: u64 = 0xffff_fa80_0195_0000;
+const VERIFIED_DRIVER: u64 = 0xffff_fa80_0195_0000;
 const SECOND_KPCR: u64 = 0xffff_f880_009b_2000;
 const SECOND_IDLE_THREAD: u64 = 0xffff_f880_009b_cfc0;
 const STACK: u64 = 0xffff_f800_00b9_f000;
@@ -162,7 +163,7 @@ pub(crate) fn kernel() -> Result<Kernel, IsfError> {
     builder.processes(PROCESSES)?;
     builder.debugger_data(machine.build)?;
     builder.modules(MODULE_ENTRIES, (KERNEL_TIMESTAMP, KERNEL_CHECKSUM), MODULES)?;
-    builder.memory.map(MYFAULT, 0x8000);
+    builder.memory.map(MYFAULT, MYFAULT_SIZE.into());
 
     builder.pool_tags(&TAG_TABLES, TAG_SLOTS, &tag_rows(), EXPANSION, &overflow())?;
     builder.big_pages(BIG_PAGE_TABLE, BIG_PAGE_SLOTS, &big_pages())?;
@@ -175,13 +176,25 @@ pub(crate) fn kernel() -> Result<Kernel, IsfError> {
         ("MmSizeOfPagedPoolInBytes", 0x20_0000_0000),
         ("MmPfnDatabase", 0xffff_fa80_0000_0000),
         ("MmNumberOfPhysicalPages", 0x7ff6e),
+        ("MmAvailablePages", 0x5_13a2),
+        ("MmTotalCommitLimit", 0xf_f8d0),
+        ("MmTotalCommittedPages", 0x3_d5c1),
     ] {
         builder.set_u64(name, value)?;
     }
 
     let log = log(&builder)?;
     builder.pool_traces(LOG, LOG_INDEX, &log)?;
-    builder.verified_driver(SUSPECT_DRIVER, "myfault.sys", 1)?;
+    let live = |&address| LiveBlock { address, bytes: LEAK_BYTES, tag: tag(b"Leak"), caller: ALLOCATION[2] };
+    let driver = VerifiedDriver {
+        name: "myfault.sys",
+        base: MYFAULT,
+        size: MYFAULT_SIZE.into(),
+        allocations: 0x1c7,
+        live: LEAKED.iter().map(live).collect(),
+    };
+    // `verifier /flags 1 /driver myfault.sys`: special pool.
+    builder.verified_driver(VERIFIED_DRIVER, 1, &driver)?;
 
     let break_return = builder.symbol("KiIdleLoop")? + 0x10d;
     let stack = STACK - 0x80;
@@ -253,7 +266,7 @@ const MODULES: &[Module] = &[
     module(r"drivers\tcpip.sys", 0xffff_f880_0160_0000, 0x1f_f000, 0x5230_3a1e),
     module(r"DRIVERS\HTTP.sys", 0xffff_f880_02c6_d000, 0xc_9000, 0x4ce7_93a8),
     module(r"DRIVERS\srv2.sys", 0xffff_f880_0420_0000, 0x6_9000, 0x4dba_2aff),
-    Module { path: r"Drivers\myfault.sys", base: MYFAULT, size: 0x8000, timestamp: 0x4a67_1ded, pdb: false },
+    Module { path: r"Drivers\myfault.sys", base: MYFAULT, size: MYFAULT_SIZE, timestamp: 0x4a67_1ded, pdb: false },
     module(r"DRIVERS\spsys.sys", 0xffff_f880_0429_0000, 0x7_1000, 0x49f3_4c2a),
 ];
 
