@@ -21,7 +21,8 @@ pub struct Faults {
     pub delay: Duration,
     /// KDNET: an old datagram of the session, same sequence, follows a new one.
     pub old_sequence: f64,
-    /// KDNET: an offer of another machine with the same key, from another address, follows an offer.
+    /// KDNET: an offer of another machine with the same key follows an offer. It comes from 127.0.0.99, so this needs a
+    /// host at 127.0.0.1 and a system that has the whole loopback network (Linux, Windows).
     pub foreign_offer: f64,
     /// A copy of an earlier reply, in a fresh packet, goes ahead of a reply.
     pub stale_reply: f64,

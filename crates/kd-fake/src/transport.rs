@@ -48,7 +48,7 @@ pub enum FakeTransport {
 }
 
 impl FakeTransport {
-    /// KDNET of Windows 7's kind of version and an ephemeral source port.
+    /// KDNET version 5 from an ephemeral port.
     pub fn kdnet(host: SocketAddr, key: impl Into<String>) -> FakeTransport {
         FakeTransport::Kdnet { host, key: key.into(), bind: None, version: 5 }
     }
