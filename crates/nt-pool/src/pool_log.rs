@@ -279,6 +279,9 @@ impl Ring {
     /// Fills the log with the records of blocks that contain the address, and returns the lowest start of a block that
     /// was looked for; `None` if reading everything is as cheap.
     fn search(&self, kernel: &Kernel<'_>, log: &mut PoolLog, address: u64) -> Result<Option<u64>, PoolError> {
+        if self.fields.address.size != usize::from(kernel.pointer_size) {
+            return Ok(None);
+        }
         let size = self.fields.size as u64;
         let mut hunt = Hunt { ring: self, kernel, seen: Vec::new(), requests: 0 };
         let page = address & !0xfff;

@@ -56,7 +56,7 @@ impl<'k> Record<'k> {
             if names.peek().is_none() {
                 return self.checked(field, offset);
             }
-            let inner = self.kernel.symbols.layout(&field.type_name)?;
+            let inner = self.kernel.symbols.layout(&field.type_name).filter(|_| field.pointers == 0)?;
             base = offset;
             layout = inner;
         }

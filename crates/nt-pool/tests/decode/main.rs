@@ -1,0 +1,8 @@
+//! The decoders against kernels built by hand, byte by byte, from the facts' tables of layouts.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod big_pages;
+mod hostile;
+mod pool_log;
+mod support;
+mod tags;

@@ -1,0 +1,257 @@
+//! A kernel built by hand: memory, names and types as the tables of the facts give them, one generation at a time.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use nt_memory::{Fault, Memory, Search};
+use nt_pool::Kernel;
+use nt_symbols::{Field, Layout, Symbol, SymbolFile, SymbolKind};
+
+/// A generation of Windows kernels: its pointer width and its build.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Version {
+    pub(crate) pointer: u8,
+    pub(crate) build: u16,
+}
+
+pub(crate) const VISTA_X86: Version = Version { pointer: 4, build: 6002 };
+pub(crate) const WIN7_X64: Version = Version { pointer: 8, build: 7601 };
+pub(crate) const WIN10_1607: Version = Version { pointer: 8, build: 14393 };
+pub(crate) const WIN10_1903: Version = Version { pointer: 8, build: 18362 };
+pub(crate) const WIN10_2004_X86: Version = Version { pointer: 4, build: 19041 };
+pub(crate) const SERVER_2022: Version = Version { pointer: 8, build: 20348 };
+pub(crate) const WIN11_21H2: Version = Version { pointer: 8, build: 22000 };
+pub(crate) const ALL: [Version; 7] =
+    [VISTA_X86, WIN7_X64, WIN10_1607, WIN10_1903, WIN10_2004_X86, SERVER_2022, WIN11_21H2];
+
+#[derive(Default)]
+pub(crate) struct Symbols {
+    names: HashMap<String, u32>,
+    layouts: HashMap<String, Arc<Layout>>,
+}
+
+impl SymbolFile for Symbols {
+    fn kind(&self) -> SymbolKind {
+        SymbolKind::PublicPdb
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("ntkrnlmp.pdb")
+    }
+
+    fn symbol(&self, name: &str) -> Option<Symbol> {
+        self.names.get(name).map(|&rva| Symbol { name: name.into(), rva })
+    }
+
+    fn around(&self, rva: u32) -> (Option<Symbol>, Option<Symbol>) {
+        let symbol = |(name, &rva): (&String, &u32)| Symbol { name: name.clone(), rva };
+        let before = self.names.iter().filter(|(_, at)| **at <= rva).max_by_key(|(_, at)| **at).map(symbol);
+        let after = self.names.iter().filter(|(_, at)| **at > rva).min_by_key(|(_, at)| **at).map(symbol);
+        (before, after)
+    }
+
+    fn matching(&self, _pattern: &str) -> Vec<Symbol> {
+        Vec::new()
+    }
+
+    fn layout(&self, type_name: &str) -> Option<Arc<Layout>> {
+        self.layouts.get(type_name).cloned()
+    }
+}
+
+/// Requests and bytes that a link with replies of `reply` bytes would have carried.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cost {
+    pub(crate) requests: u64,
+    pub(crate) bytes: u64,
+}
+
+pub(crate) struct World {
+    pub(crate) version: Version,
+    pub(crate) symbols: Symbols,
+    pages: BTreeMap<u64, Box<[u8; 0x1000]>>,
+    next_variable: u32,
+    /// Whether the target searches its own memory.
+    pub(crate) searches: bool,
+    /// Bytes that one reply carries.
+    pub(crate) reply: u64,
+    cost: Cell<Cost>,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+impl World {
+    pub(crate) fn new(version: Version) -> Self {
+        World {
+            version,
+            symbols: Symbols::default(),
+            pages: BTreeMap::new(),
+            next_variable: 0x20_0000,
+            searches: false,
+            reply: 1296,
+            cost: Cell::default(),
+        }
+    }
+
+    pub(crate) fn base(&self) -> u64 {
+        if self.version.pointer == 4 { 0x8280_0000 } else { 0xffff_f800_0140_0000 }
+    }
+
+    /// Some kernel memory that is not used for anything else; `n` picks the place.
+    pub(crate) fn pool(&self, n: u64) -> u64 {
+        let start = if self.version.pointer == 4 { 0x9000_0000 } else { 0xffff_fa80_0200_0000 };
+        start + n * 0x100_0000
+    }
+
+    pub(crate) fn kernel(&self) -> Kernel<'_> {
+        Kernel {
+            memory: self,
+            symbols: &self.symbols,
+            base: self.base(),
+            pointer_size: self.version.pointer,
+            build: self.version.build,
+        }
+    }
+
+    pub(crate) fn cost(&self) -> Cost {
+        self.cost.get()
+    }
+
+    pub(crate) fn reset_cost(&self) {
+        self.cost.set(Cost::default());
+    }
+
+    fn charge(&self, sent_and_received: u64) {
+        let mut cost = self.cost.get();
+        cost.requests += sent_and_received.div_ceil(self.reply).max(1);
+        cost.bytes += sent_and_received;
+        self.cost.set(cost);
+    }
+
+    /// Places a variable in the image and gives it a name.
+    pub(crate) fn variable(&mut self, name: &str, size: u32) -> u64 {
+        let rva = self.next_variable;
+        self.next_variable += size.next_multiple_of(8);
+        self.symbols.names.insert(name.into(), rva);
+        let address = self.base() + u64::from(rva);
+        self.write(address, &vec![0; size as usize]);
+        address
+    }
+
+    pub(crate) fn pointer_variable(&mut self, name: &str, value: u64) {
+        let address = self.variable(name, self.version.pointer.into());
+        self.put(address, value, self.version.pointer);
+    }
+
+    pub(crate) fn u32_variable(&mut self, name: &str, value: u32) {
+        let address = self.variable(name, 4);
+        self.put(address, value.into(), 4);
+    }
+
+    pub(crate) fn forget_symbol(&mut self, name: &str) {
+        self.symbols.names.remove(name);
+    }
+
+    pub(crate) fn address_of(&self, name: &str) -> u64 {
+        self.base() + u64::from(self.symbols.names[name])
+    }
+
+    pub(crate) fn write(&mut self, address: u64, bytes: &[u8]) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = address + done as u64;
+            let page = self.pages.entry(at & !0xfff).or_insert_with(|| Box::new([0; 0x1000]));
+            let from = (at & 0xfff) as usize;
+            let count = (0x1000 - from).min(bytes.len() - done);
+            page[from..from + count].copy_from_slice(&bytes[done..done + count]);
+            done += count;
+        }
+    }
+
+    pub(crate) fn put(&mut self, address: u64, value: u64, size: u8) {
+        self.write(address, &value.to_le_bytes()[..usize::from(size)]);
+    }
+
+    /// Makes a page unreadable.
+    pub(crate) fn unmap(&mut self, address: u64) {
+        self.pages.remove(&(address & !0xfff));
+    }
+
+    pub(crate) fn layout(&mut self, name: &str, size: u64, fields: &[Field]) {
+        self.symbols.layouts.insert(name.into(), Arc::new(Layout { name: name.into(), size, fields: fields.to_vec() }));
+    }
+
+    fn byte(&self, address: u64) -> Option<u8> {
+        self.pages.get(&(address & !0xfff)).map(|page| page[(address & 0xfff) as usize])
+    }
+
+    fn bytes(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = address.wrapping_add(done as u64);
+            let Some(page) = self.pages.get(&(at & !0xfff)) else { break };
+            let from = (at & 0xfff) as usize;
+            let count = (0x1000 - from).min(buffer.len() - done);
+            buffer[done..done + count].copy_from_slice(&page[from..from + count]);
+            done += count;
+        }
+        done
+    }
+}
+
+impl Memory for World {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let done = self.bytes(address, buffer);
+        self.charge(done as u64);
+        Ok(done)
+    }
+
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        self.charge(pattern.len() as u64);
+        if !self.searches {
+            return Ok(Search::Unsupported);
+        }
+        let end = address.saturating_add(length) - pattern.len() as u64;
+        // By its rarest byte: records are full of 00 and ff.
+        let pivot = pattern.iter().position(|byte| !matches!(byte, 0 | 0xff)).unwrap_or(0);
+        let hit = |at: u64| pattern.iter().enumerate().all(|(i, byte)| self.byte(at + i as u64) == Some(*byte));
+        let offset = pivot as u64;
+        let mut starts = occurrences(self, address + offset, end + offset, pattern[pivot]).map(|at| at - offset);
+        Ok(starts.find(|at| hit(*at)).map_or(Search::NotFound, Search::Found))
+    }
+}
+
+/// Addresses from `start` to `end` that hold `byte`; passes over what does not hold it in strides, since a search of
+/// eight megabytes must not take seconds.
+fn occurrences(world: &World, start: u64, end: u64, byte: u8) -> impl Iterator<Item = u64> {
+    world.pages.range(start & !0xfff..=end).flat_map(move |(page, bytes)| {
+        let parts = bytes.chunks(64).enumerate().filter(move |(_, part)| part.contains(&byte));
+        let hits = parts.flat_map(move |(n, part)| {
+            part.iter().enumerate().filter(move |(_, b)| **b == byte).map(move |(i, _)| page + (n * 64 + i) as u64)
+        });
+        hits.filter(move |at| (start..=end).contains(at))
+    })
+}
+
+pub(crate) fn field(name: &str, offset: u64, size: u64) -> Field {
+    Field { name: name.into(), offset, size, bits: None, array: None, pointers: 0, type_name: "void".into() }
+}
+
+pub(crate) fn bits(name: &str, offset: u64, first: u8, count: u8) -> Field {
+    Field { bits: Some((first, count)), ..field(name, offset, 4) }
+}
+
+pub(crate) fn array(name: &str, offset: u64, count: u64, element: u64) -> Field {
+    Field { array: Some((count, element)), ..field(name, offset, count * element) }
+}
+
+/// How many cases a property is tried with; a failing one is printed, not kept in a file.
+pub(crate) fn cases(cases: u32) -> proptest::test_runner::Config {
+    proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
+}
