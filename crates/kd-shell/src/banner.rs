@@ -9,7 +9,7 @@ use nt_memory::Fault;
 
 use crate::commands::Vertarget;
 use crate::kernel::Kernel;
-use crate::symbols::{Names, PathElement, PathState, Symbols};
+use crate::symbols::{Names, NoSymbols, PathElement, PathState, Symbols};
 use crate::text::{Width, tick, time, visible, visible_name};
 
 /// Before anything was heard of a KDNET target.
@@ -72,6 +72,12 @@ pub fn target(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Faul
     let mut text = symbol_path(symbols.source().path(), &symbols.source().check());
     text.push_str("Executable search path is: \n");
     let target = Vertarget::read(kernel, symbols)?;
+    // The box about an empty path has said it already.
+    if !symbols.source().path().is_empty()
+        && let Err(NoSymbols::Missing(why)) = symbols.nt(kernel)
+    {
+        let _ = writeln!(text, "*** ERROR: {why}");
+    }
     let _ = target.lines(&mut text, false);
     Ok(text)
 }
@@ -109,7 +115,7 @@ const BREAK_IN: &str = "\
 /// Why the target stands still, and where.
 pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fault> {
     let stop = kernel.stop();
-    let width = Width::of(kernel.version().pointer_size());
+    let width = kernel.width();
     let mut text = String::new();
     let what = match stop.code {
         BREAKPOINT => "Break instruction exception",
@@ -133,8 +139,8 @@ pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fau
 /// that its own debuggers showed.
 fn place(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<Option<String>, Fault> {
     let (stop, version) = (kernel.stop(), kernel.version());
-    let width = Width::of(version.pointer_size());
-    let rva = width.address(stop.program_counter).wrapping_sub(width.address(version.kernel_base));
+    let width = kernel.width();
+    let rva = width.address(stop.program_counter).wrapping_sub(kernel.base());
     // The banner must not cost the module list: the break instruction is in the kernel's image, which is not large.
     const KERNEL_IMAGE: u64 = 0x200_0000;
     if rva < KERNEL_IMAGE

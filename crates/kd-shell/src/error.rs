@@ -31,13 +31,6 @@ pub enum CommandError {
     Target(kd_target::TargetError),
 }
 
-impl CommandError {
-    /// Whether the connection is gone and with it the session.
-    pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Fault(Fault::Lost(_)))
-    }
-}
-
 impl From<ReadError> for CommandError {
     fn from(error: ReadError) -> Self {
         match error {

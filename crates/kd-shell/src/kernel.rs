@@ -3,6 +3,8 @@
 use kd_target::{Halted, Stop, TargetError, Version};
 use nt_memory::{Fault, Memory};
 
+use crate::text::Width;
+
 /// A module on the kernel's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
@@ -20,6 +22,7 @@ pub struct Drivers {
     pub notes: Vec<String>,
 }
 
+/// Addresses of a 32-bit kernel are zero-extended here, whatever form they had on the wire.
 pub trait Kernel: Memory {
     fn version(&self) -> &Version;
     fn stop(&self) -> &Stop;
@@ -30,6 +33,15 @@ pub trait Kernel: Memory {
     /// One processor's CONTEXT record, raw.
     fn context(&self, processor: u16) -> Result<Vec<u8>, TargetError>;
     fn memory(&self) -> &dyn Memory;
+
+    fn width(&self) -> Width {
+        Width::of(self.version().pointer_size())
+    }
+
+    /// Where the kernel's own image lies.
+    fn base(&self) -> u64 {
+        self.width().address(self.version().kernel_base)
+    }
 }
 
 impl Kernel for Halted {
@@ -44,7 +56,7 @@ impl Kernel for Halted {
     fn drivers(&self) -> Result<Drivers, Fault> {
         let modules = self.modules()?;
         let driver = |module: &kd_target::Module| Driver {
-            base: module.base,
+            base: Kernel::width(self).address(module.base),
             size: module.size,
             file: module.file.clone(),
             checksum: module.checksum,
@@ -53,7 +65,7 @@ impl Kernel for Halted {
     }
 
     fn driver_path(&self, base: u64) -> Result<Option<String>, Fault> {
-        let module = self.modules()?.modules.iter().find(|module| module.base == base);
+        let module = self.modules()?.modules.iter().find(|module| Kernel::width(self).address(module.base) == base);
         module.map(|module| module.read_path(self)).transpose()
     }
 

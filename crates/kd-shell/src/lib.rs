@@ -19,6 +19,8 @@ mod session;
 mod shell;
 mod store;
 pub mod symbols;
+#[cfg(test)]
+mod tests;
 pub mod text;
 
 pub use commands::{CommandInfo, commands};

@@ -76,7 +76,9 @@ pub(crate) fn show(
         Format::Kd => {
             if let Some(reply) = &reply {
                 // The sink never fails; an answer does not either.
-                let _ = reply.answer.text(&mut Pieces(out));
+                let mut pieces = Pieces { out: &mut *out, text: String::new() };
+                let _ = reply.answer.text(&mut pieces);
+                pieces.flush();
                 for warning in &reply.warnings {
                     out.write(&format!("WARNING: {warning}\n"));
                 }
@@ -106,12 +108,29 @@ pub(crate) fn show(
     failure
 }
 
-/// Large answers are passed on in pieces, not as one text.
-struct Pieces<'a>(&'a mut dyn Output);
+/// Large answers are passed on in pieces, neither as one text nor word by word.
+struct Pieces<'a> {
+    out: &'a mut dyn Output,
+    text: String,
+}
+
+const PIECE: usize = 0x8000;
+
+impl Pieces<'_> {
+    fn flush(&mut self) {
+        if !self.text.is_empty() {
+            self.out.write(&self.text);
+            self.text.clear();
+        }
+    }
+}
 
 impl Write for Pieces<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.write(text);
+        self.text.push_str(text);
+        if self.text.len() >= PIECE {
+            self.flush();
+        }
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! What the shell remembers between commands, and what a command gets to see.
 
 use kd_target::Cost;
+use nt_memory::Fault;
 use nt_pool::pooltag::PoolTags;
 
 use crate::error::CommandError;
@@ -45,8 +46,21 @@ impl Session {
 #[derive(Clone, Copy)]
 pub enum Debuggee<'a> {
     None,
+    /// The connection is gone, for this reason.
+    Lost(&'a str),
     Running,
     Halted(&'a dyn Kernel),
+}
+
+impl<'a> Debuggee<'a> {
+    fn kernel(self) -> Result<&'a dyn Kernel, CommandError> {
+        match self {
+            Self::None => Err(CommandError::NoTarget),
+            Self::Lost(why) => Err(Fault::Lost(why.into()).into()),
+            Self::Running => Err(Fault::Running.into()),
+            Self::Halted(kernel) => Ok(kernel),
+        }
+    }
 }
 
 /// What one command works with.
@@ -63,17 +77,13 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// The kernel, if it stands still.
     pub fn kernel(&self) -> Result<&'a dyn Kernel, CommandError> {
-        match self.debuggee {
-            Debuggee::None => Err(CommandError::NoTarget),
-            Debuggee::Running => Err(CommandError::Fault(nt_memory::Fault::Running)),
-            Debuggee::Halted(kernel) => Ok(kernel),
-        }
+        self.debuggee.kernel()
     }
 
     pub fn width(&self) -> Width {
         match self.debuggee {
-            Debuggee::Halted(kernel) => Width::of(kernel.version().pointer_size()),
-            Debuggee::None | Debuggee::Running => Width::Eight,
+            Debuggee::Halted(kernel) => kernel.width(),
+            Debuggee::None | Debuggee::Lost(_) | Debuggee::Running => Width::Eight,
         }
     }
 
@@ -97,7 +107,7 @@ impl<'a> Context<'a> {
         Ok(f(&nt_pool::Kernel {
             memory: kernel.memory(),
             symbols: symbols.as_ref(),
-            base: self.width().address(version.kernel_base),
+            base: kernel.base(),
             pointer_size: version.pointer_size(),
             build: version.minor,
         })?)
@@ -117,22 +127,15 @@ struct Lookup<'a> {
     symbols: &'a mut Symbols,
 }
 
-impl Lookup<'_> {
-    fn kernel(&self) -> Result<&dyn Kernel, String> {
-        match self.debuggee {
-            Debuggee::None => Err(CommandError::NoTarget.to_string()),
-            Debuggee::Running => Err(nt_memory::Fault::Running.to_string()),
-            Debuggee::Halted(kernel) => Ok(kernel),
-        }
+impl<'a> Lookup<'a> {
+    fn kernel(&self) -> Result<&'a dyn Kernel, String> {
+        self.debuggee.kernel().map_err(|error| error.to_string())
     }
 }
 
 impl Scope for Lookup<'_> {
     fn symbol(&mut self, name: &str) -> Result<Option<u64>, String> {
-        let kernel = match self.debuggee {
-            Debuggee::Halted(kernel) => kernel,
-            Debuggee::None | Debuggee::Running => return self.kernel().map(|_| None),
-        };
+        let kernel = self.kernel()?;
         if let Some(value) = crate::registers::value(kernel, name)? {
             return Ok(Some(value));
         }

@@ -17,7 +17,6 @@ use crate::grammar::line::{Command, Statement, split};
 use crate::kernel::Kernel;
 use crate::output::{Output, difference, show};
 use crate::session::{Context, Debuggee, Format, LastCommand, Session};
-use crate::symbols::Names;
 use crate::text::visible_name;
 
 /// What a line of commands came to.
@@ -57,6 +56,8 @@ pub struct Shell {
     target: Option<Target>,
     interrupt: Interrupt,
     scripts: usize,
+    /// Ctrl+C ended a command: what follows it on the line is not run.
+    cancelled: bool,
     /// The line that ENTER repeats.
     last_line: String,
 }
@@ -71,6 +72,7 @@ impl Shell {
             target: None,
             interrupt,
             scripts: 0,
+            cancelled: false,
             last_line: String::new(),
         }
     }
@@ -163,6 +165,9 @@ impl Shell {
         if !line.trim().is_empty() {
             self.last_line = line.trim().into();
         }
+        // A Ctrl+C of before is not meant for this line.
+        self.interrupt.take();
+        self.cancelled = false;
         let log = self.session.log.clone();
         if log.path().is_some() {
             let prompt = self.prompt().unwrap_or_default();
@@ -188,7 +193,7 @@ impl Shell {
             };
             outcome.failed |= one.failed;
             outcome.next = one.next;
-            if outcome.next != Next::Continue {
+            if outcome.next != Next::Continue || self.cancelled {
                 break;
             }
         }
@@ -215,7 +220,7 @@ impl Shell {
             let one = self.run_line(line, out);
             outcome.failed |= one.failed;
             outcome.next = one.next;
-            if outcome.next != Next::Continue {
+            if outcome.next != Next::Continue || self.cancelled {
                 break;
             }
         }
@@ -229,8 +234,6 @@ impl Shell {
 
     fn run_command(&mut self, command: &Command<'_>, out: &mut dyn Output) -> Outcome {
         self.refresh();
-        // A Ctrl+C of before is not meant for this command.
-        self.interrupt.take();
         let before = self.cost();
         let span = tracing::info_span!("command", command = command.text);
         let _entered = span.enter();
@@ -240,13 +243,9 @@ impl Shell {
             Some(_) if command.text.starts_with("dD") || command.text.starts_with("dW") => Err(unknown(command)),
             Some(info) => match info.action {
                 Action::Answer(run) => {
-                    let debuggee = match &self.target {
-                        None => Debuggee::None,
-                        Some(Target::Running(_)) => Debuggee::Running,
-                        Some(Target::Halted(halted)) => Debuggee::Halted(halted),
-                    };
+                    let lost = self.lost();
                     run(&mut Context {
-                        debuggee,
+                        debuggee: debuggee(self.target.as_ref(), lost.as_deref()),
                         session: &mut self.session,
                         word: &command.word,
                         arguments: command.arguments,
@@ -262,8 +261,10 @@ impl Shell {
             self.session.last_command = LastCommand { command: command.text.into(), cost };
         }
         let failure = show(command.text, reply, cost, self.format, out);
-        if failure.as_ref().is_some_and(CommandError::is_lost) {
-            next = Next::Lost;
+        match &failure {
+            Some(CommandError::Fault(Fault::Lost(_))) => next = Next::Lost,
+            Some(CommandError::Fault(Fault::Cancelled)) => self.cancelled = true,
+            _ => {}
         }
         Outcome { failed: failure.is_some(), next }
     }
@@ -349,15 +350,12 @@ impl Shell {
     }
 
     fn milliseconds(&mut self, text: &str) -> Result<Duration, CommandError> {
-        let debuggee = match &self.target {
-            Some(Target::Halted(halted)) => Debuggee::Halted(halted),
-            Some(Target::Running(_)) => Debuggee::Running,
-            None => Debuggee::None,
-        };
+        let lost = self.lost();
+        let debuggee = debuggee(self.target.as_ref(), lost.as_deref());
         let (session, cost) = (&mut self.session, Cost::default());
         let mut context = Context { debuggee, session, word: "", arguments: "", cost };
         let value = evaluate_all(text, &mut context.scope())?;
-        // A day and more is a mistake, and negative numbers are huge ones.
+        // Negative numbers are huge ones.
         match value {
             ..=0x7fff_ffff => Ok(Duration::from_millis(value)),
             _ => Err(CommandError::Usage(format!("{text} is too long a time"))),
@@ -368,7 +366,7 @@ impl Shell {
         let lines = self.stop_lines()?;
         let Some(halted) = self.halted() else { return Err(Fault::Running.into()) };
         let stop = Kernel::stop(halted);
-        let width = crate::text::Width::of(Kernel::version(halted).pointer_size());
+        let width = halted.width();
         Ok(Reply::new(Stopped {
             processor: stop.processor,
             program_counter: crate::text::Hex(width.address(stop.program_counter)),
@@ -388,25 +386,18 @@ impl Shell {
         Some(text)
     }
 
-    /// What a word at the end of a line may become: commands, then modules and symbols that are already known. Asks the
-    /// target nothing.
-    pub fn complete(&mut self, prefix: &str) -> Vec<String> {
+    /// What a word at the end of a line may become: a command, or a symbol of the kernel once its symbols are known.
+    /// Asks the target nothing.
+    pub fn complete(&self, prefix: &str) -> Vec<String> {
         const MOST: usize = 200;
         let lower = prefix.to_ascii_lowercase();
-        let names = commands().iter().flat_map(|info| info.names.iter());
-        let mut found: Vec<String> =
-            names.filter(|name| name.starts_with(&lower)).map(|name| name.to_string()).collect();
-        let Some(Target::Halted(halted)) = &self.target else { return found };
-        if let Some((module, symbol)) = prefix.split_once('!').filter(|(module, _)| !module.is_empty()) {
-            let is_nt = module.eq_ignore_ascii_case("nt");
-            let driver =
-                if is_nt { Names::new(halted, &mut self.session.symbols).driver_named(module) } else { Ok(None) };
-            if let Ok(Some(driver)) = driver
-                && let Some(Some(file)) = self.session.symbols.known(halted, &driver)
-            {
-                let symbols = file.matching(&format!("{symbol}*"));
-                found.extend(symbols.into_iter().take(MOST).map(|symbol| format!("{module}!{}", symbol.name)));
-            }
+        let names = commands().iter().flat_map(|info| info.names).filter(|name| name.starts_with(&lower));
+        let mut found: Vec<String> = names.map(|name| name.to_string()).collect();
+        if let Some(symbol) = lower.strip_prefix("nt!")
+            && let Some(nt) = self.halted().and_then(|halted| self.session.symbols.known_nt(halted))
+        {
+            let symbols = nt.matching(&format!("{symbol}*"));
+            found.extend(symbols.into_iter().take(MOST).map(|symbol| format!("nt!{}", symbol.name)));
         }
         found
     }
@@ -424,6 +415,15 @@ pub fn event_text(event: &Event) -> Option<String> {
             None
         }
         _ => None,
+    }
+}
+
+fn debuggee<'a>(target: Option<&'a Target>, lost: Option<&'a str>) -> Debuggee<'a> {
+    match (target, lost) {
+        (None, _) => Debuggee::None,
+        (Some(_), Some(why)) => Debuggee::Lost(why),
+        (Some(Target::Running(_)), None) => Debuggee::Running,
+        (Some(Target::Halted(halted)), None) => Debuggee::Halted(halted),
     }
 }
 

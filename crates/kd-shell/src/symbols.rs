@@ -81,7 +81,7 @@ impl Symbols {
 
     /// The kernel's own symbols; looked up once.
     pub fn nt(&mut self, kernel: &dyn Kernel) -> Result<Arc<dyn SymbolFile>, NoSymbols> {
-        let base = kernel.version().kernel_base;
+        let base = kernel.base();
         if self.kernel_base != base {
             self.forget();
             self.kernel_base = base;
@@ -98,7 +98,7 @@ impl Symbols {
 
     /// The symbols of one module; `None` when it has none. Looked up once.
     pub fn of(&mut self, kernel: &dyn Kernel, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
-        if driver.base == kernel.version().kernel_base {
+        if driver.base == kernel.base() {
             return match self.nt(kernel) {
                 Ok(file) => Ok(Some(file)),
                 Err(NoSymbols::Fault(fault)) => Err(fault),
@@ -120,9 +120,15 @@ impl Symbols {
         Ok(self.files.get(&key).and_then(|load| load.as_ref().ok()).cloned())
     }
 
+    /// The kernel's symbols if they were looked up already.
+    pub fn known_nt(&self, kernel: &dyn Kernel) -> Option<Arc<dyn SymbolFile>> {
+        let nt = self.nt.as_ref().filter(|_| self.kernel_base == kernel.base());
+        nt.and_then(|load| load.as_ref().ok()).cloned()
+    }
+
     /// What is known without asking: `None` when the module was not looked at yet.
     pub fn known(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<Option<Arc<dyn SymbolFile>>> {
-        let load = match driver.base == kernel.version().kernel_base {
+        let load = match driver.base == kernel.base() {
             true if self.kernel_base != driver.base => None,
             true => self.nt.as_ref(),
             false => self.files.get(&(driver.base, driver.size, driver.checksum)),
@@ -171,7 +177,7 @@ impl<'a> Names<'a> {
     }
 
     fn width(&self) -> Width {
-        Width::of(self.kernel.version().pointer_size())
+        self.kernel.width()
     }
 
     /// The loaded modules, ordered by base.
@@ -192,15 +198,14 @@ impl<'a> Names<'a> {
         let width = self.width();
         let address = width.address(address);
         let drivers = &self.drivers()?.drivers;
-        let inside = |driver: &&Driver| {
-            address.checked_sub(width.address(driver.base)).is_some_and(|offset| offset < u64::from(driver.size))
-        };
+        let inside =
+            |driver: &&Driver| address.checked_sub(driver.base).is_some_and(|offset| offset < u64::from(driver.size));
         Ok(drivers.iter().find(inside).cloned())
     }
 
     /// The module with kd's short name (or file name) `name`, whatever its case.
     pub fn driver_named(&mut self, name: &str) -> Result<Option<Driver>, Fault> {
-        let kernel_base = self.kernel.version().kernel_base;
+        let kernel_base = self.kernel.base();
         if name.eq_ignore_ascii_case("nt") {
             // The kernel's base is known without its module list.
             return Ok(Some(Driver { base: kernel_base, size: 0, file: "ntoskrnl.exe".into(), checksum: 0 }));
@@ -219,7 +224,7 @@ impl<'a> Names<'a> {
         match name.split_once('!') {
             Some((module, symbol)) if !module.is_empty() => {
                 let Some(driver) = self.driver_named(module)? else { return Ok(None) };
-                let file = match driver.base == self.kernel.version().kernel_base {
+                let file = match driver.base == self.kernel.base() {
                     true => Some(self.symbols.nt(self.kernel)?),
                     false => self.symbols.of(self.kernel, &driver)?,
                 };
@@ -233,7 +238,7 @@ impl<'a> Names<'a> {
                     return Err(fault.into());
                 }
                 if let Some(symbol) = nt.as_ref().ok().and_then(|nt| nt.symbol(symbol)) {
-                    return Ok(Some(place(self.kernel.version().kernel_base, symbol.rva)));
+                    return Ok(Some(place(self.kernel.base(), symbol.rva)));
                 }
                 for driver in self.drivers()?.drivers.clone() {
                     if let Some(Some(file)) = self.symbols.known(self.kernel, &driver)
@@ -243,7 +248,7 @@ impl<'a> Names<'a> {
                     }
                 }
                 if let Some(driver) = self.driver_named(symbol)? {
-                    return Ok(Some(width.address(driver.base)));
+                    return Ok(Some(driver.base));
                 }
                 nt.map(|_| None)
             }
@@ -254,12 +259,12 @@ impl<'a> Names<'a> {
     pub fn near(&mut self, address: u64) -> Result<Option<Near>, Fault> {
         let Some(driver) = self.driver_at(address)? else { return Ok(None) };
         let width = self.width();
-        let rva = width.address(address).wrapping_sub(width.address(driver.base)) as u32;
+        let rva = width.address(address).wrapping_sub(driver.base) as u32;
         let (before, after) = match self.symbols.of(self.kernel, &driver)? {
             Some(file) => file.around(rva),
             None => (None, None),
         };
-        let module = short_name(&driver, self.kernel.version().kernel_base);
+        let module = short_name(&driver, self.kernel.base());
         Ok(Some(Near { module, base: driver.base, before, after }))
     }
 
@@ -269,9 +274,8 @@ impl<'a> Names<'a> {
         if let Some(name) = self.names.get(&address) {
             return Ok(name.clone());
         }
-        let width = self.width();
         let near = self.near(address)?;
-        let name = near.map(|near| describe(&near, address.wrapping_sub(width.address(near.base))));
+        let name = near.map(|near| describe(&near, address.wrapping_sub(near.base)));
         self.names.insert(address, name.clone());
         Ok(name)
     }

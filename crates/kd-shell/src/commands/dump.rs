@@ -265,8 +265,8 @@ impl Text for Dump {
 mod tests {
     use super::*;
 
-    fn dump(word: &str, width: Width, address: u64, bytes: &[u8], holes: &[std::ops::Range<u64>]) -> String {
-        let sparse = Sparse { address, bytes: bytes.to_vec(), holes: holes.to_vec() };
+    fn dump(word: &str, width: Width, address: u64, bytes: &[u8], hole: Option<std::ops::Range<u64>>) -> String {
+        let sparse = Sparse { address, bytes: bytes.to_vec(), holes: hole.into_iter().collect() };
         let mut text = String::new();
         Dump::new(&sparse, shape(word, width).1, width).text(&mut text).unwrap();
         text
@@ -276,15 +276,15 @@ mod tests {
     fn layouts_are_kds() {
         let abc = *b"Abc \0\0\0\0\0\0\0\0\0\0\0\0";
         assert_eq!(
-            dump("db", Width::Four, 0x820f2ba4, &abc, &[]),
+            dump("db", Width::Four, 0x820f2ba4, &abc, None),
             "820f2ba4  41 62 63 20 00 00 00 00-00 00 00 00 00 00 00 00  Abc ............\n"
         );
         assert_eq!(
-            dump("dd", Width::Eight, 0xfffff802bb4057c0, &[[0xff; 4], [0; 4], [0; 4], [0; 4]].concat(), &[]),
+            dump("dd", Width::Eight, 0xfffff802bb4057c0, &[[0xff; 4], [0; 4], [0; 4], [0; 4]].concat(), None),
             "fffff802`bb4057c0  ffffffff 00000000 00000000 00000000\n"
         );
         assert_eq!(
-            dump("dc", Width::Eight, 0xfffff8800496e3aa, b"Lea1", &[]),
+            dump("dc", Width::Eight, 0xfffff8800496e3aa, b"Lea1", None),
             "fffff880`0496e3aa  3161654c                             Lea1\n"
         );
         assert_eq!(
@@ -293,25 +293,25 @@ mod tests {
                 Width::Eight,
                 0xffffac883ca17910,
                 &[&0x4576740200000000u64.to_le_bytes()[..], &[0; 8]].concat(),
-                &[]
+                None
             ),
             "ffffac88`3ca17910  45767402`00000000 00000000`00000000\n"
         );
         assert_eq!(
-            dump("da", Width::Eight, 0xfffff8010bf9712c, b"MyDriver.sys\0rest", &[]),
+            dump("da", Width::Eight, 0xfffff8010bf9712c, b"MyDriver.sys\0rest", None),
             "fffff801`0bf9712c  \"MyDriver.sys\"\n"
         );
-        assert_eq!(dump("du", Width::Four, 0x1000, b"a\0b\0\0\0", &[]), "00001000  \"ab\"\n");
+        assert_eq!(dump("du", Width::Four, 0x1000, b"a\0b\0\0\0", None), "00001000  \"ab\"\n");
     }
 
     #[test]
     fn what_cannot_be_read_is_question_marks() {
         assert_eq!(
-            dump("dq", Width::Eight, 0xffffffffffff0000, &[0; 8], &[0xffffffffffff0000..0xffffffffffff0008]),
+            dump("dq", Width::Eight, 0xffffffffffff0000, &[0; 8], Some(0xffffffffffff0000..0xffffffffffff0008)),
             "ffffffff`ffff0000  ????????`????????\n"
         );
         assert_eq!(
-            dump("db", Width::Four, 0xffe, &[1; 4], &[0x1000..0x1002]),
+            dump("db", Width::Four, 0xffe, &[1; 4], Some(0x1000..0x1002)),
             "00000ffe  01 01 ?? ??                                      ..??\n"
         );
     }

@@ -61,7 +61,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let Some(file) = names.file(&driver)? else {
         return Err(CommandError::Failed(format!("Couldn't resolve 'x {text}': no symbols of {module}")));
     };
-    let module = short_name(&driver, kernel.version().kernel_base);
+    let module = short_name(&driver, kernel.base());
     let symbols = file
         .matching(pattern)
         .into_iter()

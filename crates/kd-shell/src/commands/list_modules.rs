@@ -8,12 +8,16 @@
 
 use std::fmt;
 
-use nt_symbols::{SymbolKind, matches_glob};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use nt_memory::Fault;
+use nt_symbols::{Glob, Image, ImageError, SymbolKind};
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
+use crate::kernel::Kernel;
 use crate::session::Context;
 use crate::symbols::{Names, short_name};
 use crate::text::{Hex, Width, visible_name};
@@ -50,6 +54,9 @@ struct Module {
     /// With `v` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
+    /// With `v` only: seconds since 1970, or a hash of the build.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -110,8 +117,7 @@ fn options(text: &str) -> Result<Options<'_>, CommandError> {
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let options = options(context.arguments)?;
     let kernel = context.kernel()?;
-    let version = kernel.version();
-    let width = Width::of(version.pointer_size());
+    let width = kernel.width();
     let address = match options.address {
         Some(text) => Some(crate::grammar::expression::evaluate_all(text, &mut context.scope())?),
         None => None,
@@ -122,10 +128,11 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         None => names.drivers()?.drivers.clone(),
     };
     let notes = names.drivers()?.notes.clone();
+    let pattern = options.pattern.map(Glob::new);
     let mut modules = Vec::new();
     for driver in drivers {
-        let name = short_name(&driver, version.kernel_base);
-        if options.pattern.is_some_and(|pattern| !matches_glob(pattern, &name)) {
+        let name = short_name(&driver, kernel.base());
+        if pattern.as_ref().is_some_and(|pattern| !pattern.matches(&name)) {
             continue;
         }
         let known = context.session.symbols.known(kernel, &driver);
@@ -142,9 +149,9 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             }
         };
         let start = width.address(driver.base);
-        let path = match options.verbose {
-            true => kernel.driver_path(driver.base)?,
-            false => None,
+        let (path, timestamp) = match options.verbose {
+            true => (kernel.driver_path(driver.base)?, timestamp(kernel, driver.base)?),
+            false => (None, None),
         };
         modules.push(Module {
             name,
@@ -155,9 +162,30 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             symbol_file,
             checksum: driver.checksum,
             path,
+            timestamp,
         });
     }
     Ok(Reply::with_notes(ModuleList { modules, verbose: options.verbose, width }, notes))
+}
+
+/// From the image's header, which may be paged out.
+fn timestamp(kernel: &dyn Kernel, base: u64) -> Result<Option<u32>, Fault> {
+    match Image::read(kernel.memory(), base) {
+        Ok(image) => Ok(Some(image.time_date_stamp)),
+        Err(ImageError::Fault(fault)) => Err(fault),
+        Err(_) => Ok(None),
+    }
+}
+
+/// `Wed Jul  8 15:43:44 2015 (559DA7A0)`
+fn when(timestamp: Option<u32>) -> String {
+    let time = timestamp.and_then(|seconds| Timestamp::from_second(seconds.into()).ok());
+    match (timestamp, time) {
+        (Some(stamp), Some(time)) => {
+            format!("{} ({stamp:08X})", time.to_zoned(TimeZone::system()).strftime("%a %b %e %H:%M:%S %Y"))
+        }
+        _ => "unavailable".into(),
+    }
 }
 
 impl Text for ModuleList {
@@ -177,6 +205,7 @@ impl Text for ModuleList {
                     writeln!(out, "    Image path: {}", visible_name(path))?;
                 }
                 writeln!(out, "    Image name: {image}")?;
+                writeln!(out, "    Timestamp:        {}", when(module.timestamp))?;
                 writeln!(out, "    CheckSum:         {:08X}", module.checksum)?;
                 writeln!(out, "    ImageSize:        {:08X}", module.end.0.wrapping_sub(module.start.0))?;
             }
@@ -199,6 +228,7 @@ mod tests {
             symbol_file: symbol_file.map(Into::into),
             checksum: 0xaa7491,
             path: None,
+            timestamp: Some(0x559da7a0),
         };
         ModuleList {
             modules: vec![

@@ -116,7 +116,7 @@ fn arguments(text: &str) -> Result<(TagPattern, Option<Pool>), CommandError> {
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let (tag, pool) = arguments(context.arguments)?;
     let kernel = context.kernel()?;
-    let width = Width::of(kernel.version().pointer_size());
+    let width = kernel.width();
     let new_layout = kernel.version().minor >= NEW_LAYOUT;
     let BigPages { table: Range { start, end }, blocks, notes } = context.pool(|kernel| match tag.exact() {
         Some(tag) => big_pages::find(kernel, tag),

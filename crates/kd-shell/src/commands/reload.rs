@@ -45,7 +45,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     }
     let kernel = context.kernel()?;
     context.session.symbols.forget();
-    let kernel_base = kernel.version().kernel_base;
+    let kernel_base = kernel.base();
     let mut names = Names::new(kernel, &mut context.session.symbols);
     let drivers = names.drivers()?.clone();
     let (mut loaded, mut missing) = (Vec::new(), Vec::new());

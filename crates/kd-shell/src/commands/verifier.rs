@@ -39,7 +39,8 @@ pub(super) const INFO: CommandInfo = CommandInfo {
 /// kd's flag for this log; 4, 8, 0x20, 0x40 and 0x100 are other logs, other numbers are sums of what to show.
 const POOL_LOG: u64 = 0x80;
 
-/// A search that covers blocks starting this far below the address covers every block of an ordinary pool.
+/// A search that covers blocks starting this far below the address finds all that kd finds: larger blocks are not in
+/// practice. Where the log is too crowded for it, the whole log is read.
 const WIDE: u64 = 16 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -86,7 +87,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if flags != POOL_LOG {
         return Err(usage(&INFO, format!("!verifier {flags:#x} is not in this version")));
     }
-    let width = Width::of(context.kernel()?.version().pointer_size());
+    let width = context.kernel()?.width();
     let wanted = match argument {
         "" => Wanted::All,
         text => match width.address(evaluate_all(text, &mut context.scope())?) {
@@ -101,16 +102,13 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         },
     };
     let log = match wanted {
-        Wanted::Address(address) => context.pool(|kernel| pool_log::find(kernel, address))?.map(|found| {
-            let mut log = found.log;
-            if address.wrapping_sub(found.starts.start) < WIDE && found.starts.start != 0 {
-                let start = width.pointer(found.starts.start);
-                log.notes
-                    .push(format!("blocks that start below {start} and reach up to the address were not looked for"));
+        Wanted::Address(address) => match context.pool(|kernel| pool_log::find(kernel, address))? {
+            Some(found) if found.starts.start != 0 && address.wrapping_sub(found.starts.start) < WIDE => {
+                context.pool(|kernel| pool_log::read(kernel, wanted))?
             }
-            log
-        }),
-        wanted => context.pool(|kernel| pool_log::read(kernel, wanted))?,
+            found => found.map(|found| found.log),
+        },
+        Wanted::All | Wanted::Newest(_) => context.pool(|kernel| pool_log::read(kernel, wanted))?,
     };
     let Some(PoolLog { length, parsed, traces, mut notes, .. }) = log else {
         let answer = VerifierLog { log_entries: 0, parsed: 0, entries: Vec::new(), enabled: false, wanted, width };

@@ -181,11 +181,11 @@ pub(crate) fn machine(version: &Version) -> &'static str {
 impl Vertarget {
     pub(crate) fn read(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<Self, Fault> {
         let version = kernel.version();
-        let width = Width::of(version.pointer_size());
+        let width = kernel.width();
         let shared = SharedData::read(kernel.memory(), width)?;
         let build_lab = match symbols.nt(kernel) {
             Ok(nt) => match nt.symbol("NtBuildLabEx").or_else(|| nt.symbol("NtBuildLab")) {
-                Some(symbol) => text_at(kernel, version.kernel_base.wrapping_add(symbol.rva.into()))?,
+                Some(symbol) => text_at(kernel, kernel.base().wrapping_add(symbol.rva.into()))?,
                 None => None,
             },
             Err(NoSymbols::Fault(fault)) => return Err(fault),
@@ -201,7 +201,7 @@ impl Vertarget {
             machine: machine(version),
             product: shared.as_ref().and_then(|shared| shared.product.clone()),
             build_lab,
-            kernel_base: Hex(width.address(version.kernel_base)),
+            kernel_base: Hex(width.address(kernel.base())),
             loaded_module_list: Hex(width.address(version.loaded_module_list)),
             time: shared.and_then(|shared| timestamp(shared.system_time)),
             uptime_ms: (interrupt_time != 0).then_some(interrupt_time / 10_000),

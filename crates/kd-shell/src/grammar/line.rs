@@ -8,7 +8,7 @@
 use nom::branch::alt;
 use nom::bytes::complete::{is_not, tag, tag_no_case, take_while, take_while1};
 use nom::character::complete::{char, multispace0, not_line_ending, one_of, satisfy};
-use nom::combinator::{opt, peek, recognize, rest, value, verify};
+use nom::combinator::{opt, recognize, rest, value};
 use nom::multi::many0_count;
 use nom::sequence::{pair, preceded, terminated};
 use nom::{IResult, Parser};

@@ -1,0 +1,416 @@
+//! Commands on the article's machine, whose memory and PDB are kd-fake's. No wire is between: the numbers of reads are
+//! the commands' own.
+
+use std::cell::Cell;
+use std::sync::LazyLock;
+
+use kd_target::{Cost, Stop, TargetError, Version};
+use nt_memory::{Fault, Memory, Search};
+use serde_json::Value;
+
+use crate::commands::{Action, find};
+use crate::grammar::line::{Statement, split};
+use crate::output::{Output, show};
+use crate::session::{Context, Debuggee, Format, Session};
+use crate::{Driver, Drivers, Kernel, Log, PathSource, PoolTags, Symbols, banner};
+
+static STORE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let directory = tempfile::tempdir().unwrap();
+    kd_fake::kernel::write_symbol_store(directory.path()).unwrap();
+    directory
+});
+
+/// All tests read the same machine: it takes a while to make.
+static KERNEL: LazyLock<kd_fake::kernel::Kernel> = LazyLock::new(kd_fake::kernel::article);
+
+struct Machine {
+    kernel: &'static kd_fake::kernel::Kernel,
+    version: Version,
+    stop: Stop,
+    reads: Cell<usize>,
+    searches: bool,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let kernel = &*KERNEL;
+        let facts = kernel.facts().clone();
+        let version = Version {
+            major: facts.major,
+            minor: facts.build,
+            protocol: 6,
+            flags: facts.flags,
+            machine: facts.machine,
+            kernel_base: facts.kernel_base,
+            loaded_module_list: facts.loaded_module_list,
+            debugger_data_list: facts.debugger_data_list,
+        };
+        let stop = Stop {
+            code: 0x80000003,
+            first_chance: true,
+            exception_address: facts.break_pc,
+            parameters: vec![1],
+            processor: 0,
+            processors: facts.processors,
+            thread: facts.thread,
+            program_counter: facts.break_pc,
+            instructions: vec![0xcc, 0xc3],
+            asked: true,
+        };
+        Self { kernel, version, stop, reads: Cell::new(0), searches: true }
+    }
+
+    fn u64(&self, address: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.kernel.read_virtual(address, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+}
+
+impl Memory for Machine {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.reads.set(self.reads.get() + 1);
+        Ok(self.kernel.read_virtual(address, buffer))
+    }
+
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        if !self.searches {
+            return Ok(Search::Unsupported);
+        }
+        self.reads.set(self.reads.get() + 1);
+        Ok(self.kernel.search(address, length, pattern).map_or(Search::NotFound, Search::Found))
+    }
+}
+
+impl Kernel for Machine {
+    fn version(&self) -> &Version {
+        &self.version
+    }
+
+    fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    fn drivers(&self) -> Result<Drivers, Fault> {
+        let mut drivers = Drivers::default();
+        let head = self.version.loaded_module_list;
+        let mut entry = self.u64(head);
+        while entry != head {
+            let mut name = vec![0; self.u64(entry + 0x58) as u16 as usize];
+            self.kernel.read_virtual(self.u64(entry + 0x60), &mut name);
+            let name: Vec<u16> = name.chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
+            drivers.drivers.push(Driver {
+                base: self.u64(entry + 0x30),
+                size: self.u64(entry + 0x40) as u32,
+                file: String::from_utf16(&name).unwrap(),
+                checksum: 0,
+            });
+            entry = self.u64(entry);
+        }
+        Ok(drivers)
+    }
+
+    fn driver_path(&self, _: u64) -> Result<Option<String>, Fault> {
+        Ok(None)
+    }
+
+    fn context(&self, _: u16) -> Result<Vec<u8>, TargetError> {
+        Ok((0..=255).cycle().take(1232).collect())
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        self
+    }
+}
+
+#[derive(Default)]
+struct Screen {
+    text: String,
+    errors: String,
+}
+
+impl Output for Screen {
+    fn write(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    fn error(&mut self, line: &str) {
+        self.errors.push_str(line);
+    }
+}
+
+fn session(path: &str) -> Session {
+    let symbols = Symbols::new(Box::new(PathSource::new(path).unwrap()));
+    Session::new(symbols, PoolTags::built_in(), Log::default())
+}
+
+fn store() -> String {
+    STORE.path().display().to_string()
+}
+
+/// Runs commands that answer; returns what was shown.
+fn run(session: &mut Session, debuggee: Debuggee<'_>, line: &str, format: Format) -> Screen {
+    let mut screen = Screen::default();
+    for statement in split(line).unwrap() {
+        let Statement::Command(command) = statement else { panic!("{line} has a script") };
+        let info = find(&command.word).unwrap_or_else(|| panic!("no command {}", command.word));
+        let Action::Answer(answer) = info.action else { panic!("{} is for a live target", command.word) };
+        let reply = answer(&mut Context {
+            debuggee,
+            session,
+            word: &command.word,
+            arguments: command.arguments,
+            cost: Cost::default(),
+        });
+        show(command.text, reply, Cost::default(), format, &mut screen);
+    }
+    screen
+}
+
+fn text(line: &str) -> String {
+    let machine = Machine::new();
+    let screen = run(&mut session(&store()), Debuggee::Halted(&machine), line, Format::Kd);
+    assert_eq!(screen.errors, "", "{line}");
+    screen.text
+}
+
+fn json(line: &str) -> Value {
+    json_of(&mut session(&store()), line)
+}
+
+fn json_of(session: &mut Session, line: &str) -> Value {
+    let machine = Machine::new();
+    let screen = run(session, Debuggee::Halted(&machine), line, Format::Json);
+    assert_eq!(screen.text.matches('\n').count(), 1, "{line}");
+    serde_json::from_str(&screen.text).unwrap()
+}
+
+fn error(line: &str) -> String {
+    let machine = Machine::new();
+    let screen = run(&mut session(&store()), Debuggee::Halted(&machine), line, Format::Kd);
+    assert_eq!(screen.errors.lines().count(), 1, "{line}: {}", screen.errors);
+    screen.errors.trim_end().into()
+}
+
+#[test]
+fn the_articles_first_answer() {
+    let text = text("!poolused 4");
+    let expected = [
+        "   Sorting by  Paged Pool Consumed",
+        "",
+        "  Pool Used:",
+        "            NonPaged            Paged",
+        " Tag    Allocs     Used    Allocs     Used",
+        "Leak        0        0        23 23552000 UNKNOWN pooltag 'Leak', please update pooltag.txt",
+        "CM31        0        0     20520 18514560 Internal Configuration manager allocations , Binary: nt!cm",
+        "CIcr        0        0      2977  8511504 Code Integrity allocations for image integrity checking , Binary: ci.dll",
+    ];
+    assert_eq!(text.lines().take(expected.len()).collect::<Vec<_>>(), expected);
+    let leak = json("!poolused 0 Leak");
+    assert_eq!(leak["ok"], true);
+    assert_eq!(leak["complete"], true);
+    assert_eq!(leak["result"]["tags"].as_array().unwrap().len(), 1);
+    assert_eq!(leak["result"]["tags"][0]["tag"], "Leak");
+    assert_eq!(leak["result"]["tags"][0]["paged"]["diff"], 23);
+    assert_eq!(leak["result"]["tags"][0]["paged"]["bytes"], 23552000);
+    assert_eq!(leak["result"]["total"]["paged"]["bytes"], 23552000);
+}
+
+#[test]
+fn the_articles_second_answer() {
+    let text = text("!poolfind Leak");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[1], "Scanning large pool allocation table for Tag: Leak (fffffa8002e00000 : fffffa8002f80000)");
+    assert_eq!(lines[3], "*fffff8a006a00000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes");
+    assert_eq!(lines[25], "*fffff8a005800000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes");
+    assert_eq!(lines.len(), 26);
+    let blocks = |line| json(line)["result"]["blocks"].as_array().unwrap().len();
+    assert_eq!(blocks("!poolfind Leak 1"), 23);
+    assert_eq!(blocks("!poolfind Leak 0"), 0);
+    assert_eq!(blocks("!poolfind Lea?"), 23);
+}
+
+#[test]
+fn the_articles_third_answer() {
+    let expected = "
+Log of recent kernel pool Allocate and Free operations:
+
+There are up to 0x10000 entries in the log.
+
+Parsing 0x0000000000010000 log entries, searching for address 0xfffff8a005800000.
+
+
+======================================================================
+Pool block fffff8a005800000, Size 00000000000fa000, Thread fffffa8002be4060
+fffff80001923cc6 nt!VeAllocatePoolWithTagPriority+0x2b6
+fffff80001923d3d nt!VerifierExAllocatePoolEx+0x1d
+fffff880042881f6 myfault+0x11f6
+fffff8800428842f myfault+0x142f
+fffff8000192e750 nt!IovCallDriver+0xa0
+fffff800017a3a97 nt!IopXxxControlFile+0x607
+fffff800017a42f6 nt!NtDeviceIoControlFile+0x56
+fffff80001487ed3 nt!KiSystemServiceCopyEnd+0x13
+======================================================================
+Pool block fffff8a005800000, Size 0000000000001000, Thread fffffa8002187060
+fffff8000192393a nt!VfFreePoolNotification+0x4a
+fffff800015b6a6f nt!ExDeferredFreePool+0x107b
+fffff800017273eb nt!HvFreeDirtyData+0x7f
+fffff800017269bb nt!HvOptimizedSyncHive+0x53
+fffff80001726303 nt!CmFlushKey+0xaf
+fffff80001726b22 nt!NtFlushKey+0x142
+fffff80001487ed3 nt!KiSystemServiceCopyEnd+0x13
+Parsed entry 0000000000010000/0000000000010000...
+Finished parsing all pool tracking information.
+";
+    assert_eq!(text("!verifier 0x80 fffff8a005800000"), expected);
+    assert_eq!(text("!verifier 80 fffff8a0`05800000"), expected);
+    // The address of any byte of a block finds it.
+    let inside = text("!verifier 0x80 fffff8a005880000");
+    assert_eq!(inside.lines().filter(|line| line.starts_with("Pool block")).count(), 1, "{inside}");
+    let mut machine = Machine::new();
+    machine.searches = false;
+    let screen = run(&mut session(&store()), Debuggee::Halted(&machine), "!verifier 0x80 fffff8a005800000", Format::Kd);
+    assert_eq!(screen.text, expected);
+    let json = json("!verifier 0x80 fffff8a005800000");
+    assert_eq!(json["result"]["log_entries"], 0x10000);
+    let entries = json["result"]["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 2);
+    assert_eq!(entries[0]["address"], "0xfffff8a005800000");
+    assert_eq!(entries[0]["size"], 0xfa000);
+    assert_eq!(entries[0]["thread"], "0xfffffa8002be4060");
+    assert_eq!(entries[0]["operation"], "allocate");
+    assert_eq!(entries[0]["frames"][2]["address"], "0xfffff880042881f6");
+    assert_eq!(entries[0]["frames"][2]["symbol"], "myfault+0x11f6");
+    assert_eq!(entries[1]["operation"], "free");
+}
+
+#[test]
+fn quantities_and_addresses_are_told_apart() {
+    let newest = json("!verifier 0x80 3");
+    assert_eq!(newest["result"]["entries"].as_array().unwrap().len(), 3);
+    assert!(error("!verifier 0x80 12345678`0").contains("neither a kernel address nor a quantity"));
+    assert!(error("!verifier 3 myfault.sys").contains("!verifier 0x3"));
+    assert!(text("!verifier 0x80 fffff8a0ffffff00").contains("No entry of the log"));
+}
+
+#[test]
+fn the_banner_and_the_stop_cost_few_reads() {
+    let machine = Machine::new();
+    let mut session = session(&store());
+    let mut banner = banner::target(&machine, &mut session.symbols).unwrap();
+    banner.push_str(&banner::stopped(&machine, &mut session.symbols).unwrap());
+    assert!(machine.reads.get() <= 10, "{} reads", machine.reads.get());
+    let lines: Vec<&str> = banner.lines().collect();
+    assert_eq!(lines[1], "************* Path validation summary **************");
+    assert_eq!(lines[3], format!("{:<47}{}", "OK", store()));
+    assert_eq!(lines[4], format!("Symbol search path is: {}", store()));
+    assert_eq!(lines[5], "Executable search path is: ");
+    assert!(lines[6].starts_with("Windows 7 Kernel Version 7601 "), "{}", lines[6]);
+    assert!(lines.iter().any(|line| line.starts_with("Kernel base = 0xfffff800`")));
+    let stop: Vec<&str> = lines.iter().skip_while(|line| !line.starts_with("Break instruction")).copied().collect();
+    assert_eq!(stop[0], "Break instruction exception - code 80000003 (first chance)");
+    assert_eq!(stop.len(), 1 + 14 + 2);
+    assert!(stop[1..15].iter().all(|line| line.len() == 79 && line.starts_with('*') && line.ends_with('*')));
+    assert_eq!(stop[15], "nt!RtlpBreakWithStatusInstruction:");
+    assert!(stop[16].ends_with(" cc              int     3"));
+}
+
+#[test]
+fn without_a_symbol_path_kd_shows_a_box() {
+    let machine = Machine::new();
+    let banner = banner::target(&machine, &mut session("").symbols).unwrap();
+    assert!(banner.starts_with("Symbol search path is: *** Invalid ***\n****"));
+    assert!(banner.lines().skip(1).take(5).all(|line| line.len() == 76));
+    let screen = run(&mut session(""), Debuggee::Halted(&machine), "!poolused", Format::Kd);
+    assert!(screen.errors.contains("symbol path is empty"), "{}", screen.errors);
+}
+
+#[test]
+fn a_path_that_does_not_exist_is_said_in_one_line() {
+    assert!(error(".sympath /no/such/place").contains("/no/such/place"));
+    assert!(error("!poolused 0 TooLong").contains("four characters"));
+    assert!(error("!poolused 6").contains("exclude each other"));
+    assert!(error("!poolused zz").contains("the flags are a number"));
+    assert!(error("!poolused 100").contains("unknown flags 0x100"));
+    assert!(error("dq 0").contains("cannot read 00000000`00000000"));
+    assert!(error("? nt!NoSuchSymbol").contains("Couldn't resolve error at 'nt!NoSuchSymbol'"));
+    assert!(error("x nosuch!a*").contains("nosuch"));
+}
+
+#[test]
+fn symbols_and_modules() {
+    let machine = Machine::new();
+    let mut session = session(&store());
+    let mut show = |line: &str| {
+        let screen = run(&mut session, Debuggee::Halted(&machine), line, Format::Kd);
+        assert_eq!(screen.errors, "", "{line}");
+        screen.text
+    };
+    let address = show("? nt!NtFlushKey+142");
+    assert!(address.ends_with("= fffff800`01726b22\n"), "{address}");
+    assert!(show("ln fffff800`01726b22").starts_with("(fffff800`017269e0)   nt!NtFlushKey+0x142   |  ("));
+    assert!(show("ln nt!NtFlushKey").ends_with("Exact matches:\n    nt!NtFlushKey = <no type information>\n"));
+    assert_eq!(show("x nt!ntflushke?"), "fffff800`017269e0 nt!NtFlushKey (<no parameter info>)\n");
+    let modules = show("lm");
+    assert_eq!(modules.lines().next(), Some("start             end                 module name"));
+    assert!(modules.lines().any(|line| line.contains("   nt         (pdb symbols)          /")), "{modules}");
+    assert!(modules.lines().any(|line| line.ends_with("   myfault    (deferred)             ")), "{modules}");
+    assert_eq!(show("lm m myf*").lines().count(), 2);
+    assert!(show("lmvm nt").contains("    Image name: ntoskrnl.exe\n"));
+    assert!(show("dps nt!RtlpBreakWithStatusInstruction L1").starts_with("fffff800`"));
+    assert!(show("db nt!RtlpBreakWithStatusInstruction L1").contains("  cc  "));
+    assert!(show(".reload").contains("Loading Kernel Symbols\n."));
+    assert!(show("vertarget").contains("Windows 7 Kernel Version 7601"));
+}
+
+#[test]
+fn every_command_answers_with_one_json_object() {
+    let mut session = session(&store());
+    for (line, fields) in [
+        ("!poolused", &["tags", "total"][..]),
+        ("!poolfind Leak", &["tag", "blocks", "table"]),
+        ("!verifier 0x80 1", &["log_entries", "entries"]),
+        ("? 1+1", &["value", "decimal"]),
+        ("dd nt!NtFlushKey L4", &["address", "size", "values", "unreadable"]),
+        ("dps nt!NtFlushKey L4", &["values", "symbols"]),
+        ("da nt!NtFlushKey", &["text"]),
+        ("ln nt!NtFlushKey", &["address", "before", "after", "exact"]),
+        ("x nt!NtFlush*", &["symbols"]),
+        ("lm", &["modules"]),
+        ("vertarget", &["windows", "build", "kernel_base"]),
+        ("version", &["windows", "debugger"]),
+        (".time", &["time", "uptime_ms"]),
+        (".stats", &["session", "last_command"]),
+        (".sympath", &["path", "elements"]),
+        (".reload", &["modules"]),
+        (".echo a", &["text"]),
+        (".help", &["commands"]),
+        (".logclose", &["file"]),
+    ] {
+        let object = json_of(&mut session, line);
+        assert_eq!(object["command"], line);
+        assert_eq!(object["ok"], true, "{object}");
+        assert_eq!(object["complete"], true, "{object}");
+        assert_eq!(object["warnings"], Value::Array(Vec::new()));
+        assert!(object.get("error").is_none());
+        assert_eq!(object["cost"]["requests"], 0);
+        for field in fields {
+            assert!(object["result"].get(field).is_some(), "{line} has no {field}: {object}");
+        }
+    }
+    let failed = json_of(&mut session, "!poolused 100");
+    assert_eq!(failed["ok"], false);
+    assert!(failed["error"].as_str().unwrap().contains("unknown flags"));
+    assert_eq!(failed["result"], Value::Null);
+}
+
+#[test]
+fn a_running_target_is_not_asked() {
+    for line in ["!poolused", "!poolfind Leak", "!verifier 0x80", "dd 1000", "lm", "vertarget", "ln 1000", "x nt!a"] {
+        let screen = run(&mut session(&store()), Debuggee::Running, line, Format::Kd);
+        assert_eq!(screen.text, "");
+        assert_eq!(screen.errors, "the target is running; break in first (Ctrl+C, or .break)\n", "{line}");
+    }
+    let screen = run(&mut session(&store()), Debuggee::Running, "? 1+1; .echo b", Format::Kd);
+    assert_eq!(screen.text, "Evaluate expression: 2 = 00000000`00000002\nb\n");
+}
