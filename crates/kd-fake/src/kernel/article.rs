@@ -356,7 +356,7 @@ fn big_pages() -> Vec<BigPage> {
     }
     let nonpaged = [b"MmCa", b"EtwB", b"Cont", b"NDpp"];
     for slot in 0..120 {
-        let address = 0xffff_fa80_0200_1000 + slot * 0x1_0000;
+        let address = 0xffff_fa80_0400_1000 + slot * 0x1_0000;
         let tag = tag(nonpaged[random.below(nonpaged.len() as u64) as usize]);
         let bytes = 0x1000 * (1 + random.below(6));
         pages.push(BigPage { address, tag, paged: false, bytes, freed: random.below(6) == 0 });

@@ -60,3 +60,50 @@ fn append(file: &mut Vec<u8>, stream: &[u8]) -> Vec<u32> {
 fn is_free_map(block: usize) -> bool {
     matches!(block % BLOCK, 1 | 2)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(bytes: &[u8], index: usize) -> usize {
+        u32::from_le_bytes([bytes[index * 4], bytes[index * 4 + 1], bytes[index * 4 + 2], bytes[index * 4 + 3]])
+            as usize
+    }
+
+    fn gather(file: &[u8], blocks: &[usize], length: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> =
+            blocks.iter().flat_map(|block| &file[block * BLOCK..(block + 1) * BLOCK]).copied().collect();
+        bytes.truncate(length);
+        bytes
+    }
+
+    #[test]
+    fn streams_go_around_the_free_block_maps() {
+        // More than 4,096 blocks, so that the second pair of map blocks lies amid the first stream.
+        let large: Vec<u8> = (0..4200 * BLOCK as u32 / 4).flat_map(u32::to_le_bytes).collect();
+        let streams = [Vec::new(), large, b"small".to_vec()];
+        let file = write(&streams);
+
+        let header = &file[..56];
+        assert_eq!(word(header, 10) * BLOCK, file.len());
+        let directory_length = word(header, 11);
+        let map = gather(&file, &[word(header, 13)], BLOCK);
+        let blocks: Vec<usize> = (0..directory_length.div_ceil(BLOCK)).map(|at| word(&map, at)).collect();
+        let directory = gather(&file, &blocks, directory_length);
+        assert_eq!(word(&directory, 0), streams.len());
+        let mut next = 1 + streams.len();
+        for (number, stream) in streams.iter().enumerate() {
+            assert_eq!(word(&directory, 1 + number), stream.len());
+            let count = stream.len().div_ceil(BLOCK);
+            let blocks: Vec<usize> = (next..next + count).map(|at| word(&directory, at)).collect();
+            assert!(blocks.iter().all(|block| !is_free_map(*block)));
+            assert!(gather(&file, &blocks, stream.len()) == *stream, "stream {number}");
+            next += count;
+        }
+        // Every block of the file is in use, and no other.
+        let map = gather(&file, &[1, 4097], 2 * BLOCK);
+        let free = |block: usize| map[block / 8] >> (block % 8) & 1 == 1;
+        assert!((0..file.len() / BLOCK).all(|block| !free(block)));
+        assert!((file.len() / BLOCK..map.len() * 8).all(free));
+    }
+}
