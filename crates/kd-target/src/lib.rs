@@ -269,10 +269,6 @@ impl Target {
         }
     }
 
-    pub fn leaver(&self) -> Leaver {
-        Leaver(self.session().commands.clone())
-    }
-
     /// Ends the session.
     pub fn leave(self, leave: Leave) {
         self.session().leave(leave);
@@ -428,6 +424,11 @@ impl Memory for Halted {
 }
 
 impl Running {
+    /// For signal handlers.
+    pub fn leaver(&self) -> Leaver {
+        Leaver(self.session.commands.clone())
+    }
+
     pub fn cost(&self) -> Cost {
         self.session.shared.status().cost()
     }

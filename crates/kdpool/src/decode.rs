@@ -19,6 +19,8 @@ use kd_wire::kdnet::{Channel, Key, Rejection};
 use kd_wire::message::{Direction, Value};
 use serde_json::{Map, json};
 
+use crate::USAGE;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
     /// Lines for people
@@ -44,8 +46,6 @@ pub(crate) struct DecodeArgs {
 
 /// Lines held back until a datagram shows that the key is right, so that a wrong one is told in one line.
 const HELD_LINES: usize = 1 << 16;
-
-const USAGE: u8 = 2;
 
 pub(crate) fn run(args: DecodeArgs) -> anyhow::Result<ExitCode> {
     let key = match args.key.as_deref().map(str::parse::<Key>).transpose() {

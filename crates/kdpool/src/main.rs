@@ -1,1 +1,51 @@
-fn main() {}
+//! `kdpool`: options, terminal, signals. What it does is in the crates it wires together.
+
+mod console;
+mod debug;
+mod decode;
+mod demo;
+mod diagnose;
+mod fake;
+mod options;
+mod setup;
+mod signals;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::options::{Cli, Command, from_kd};
+
+/// Exit statuses beside 0 (all commands succeeded).
+pub(crate) const COMMAND_FAILED: u8 = 1;
+pub(crate) const USAGE: u8 = 2;
+pub(crate) const NO_CONNECTION: u8 = 3;
+pub(crate) const CONNECTION_LOST: u8 = 4;
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches_from(from_kd(std::env::args_os()));
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let result = match cli.command {
+        None => debug::run(cli.debug),
+        Some(Command::Demo(arguments)) => demo::run(arguments),
+        Some(Command::Fake(arguments)) => fake::run(&arguments),
+        Some(Command::Decode(arguments)) => decode::run(arguments),
+        Some(Command::Setup(arguments)) => setup::run(arguments),
+    };
+    result.unwrap_or_else(|error| {
+        console::complain(&format!("{error:#}"));
+        ExitCode::from(COMMAND_FAILED)
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}

@@ -1,0 +1,78 @@
+//! Standard output and standard error, and who may write to the terminal when.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anstyle::{AnsiColor, Style};
+use kd_shell::Output;
+use rustyline::ExternalPrinter;
+
+const ERROR: Style = AnsiColor::Red.on_default();
+
+/// One line about what went wrong, in colour where people look.
+pub(crate) fn complain(line: &str) {
+    // With standard error gone there is nobody to tell.
+    let _ = writeln!(anstream::stderr().lock(), "{ERROR}{line}{ERROR:#}");
+}
+
+/// Lines for people that are no result: to standard output as kd writes them, or, when that carries JSON, to standard
+/// error.
+pub(crate) fn remark(text: &str, json: bool) {
+    if json {
+        let _ = anstream::stderr().lock().write_all(text.as_bytes());
+    } else {
+        let mut out = io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+/// What commands write to.
+#[derive(Default)]
+pub(crate) struct Console {
+    /// The reader of our output went away.
+    pub(crate) closed: bool,
+}
+
+impl Output for Console {
+    fn write(&mut self, text: &str) {
+        let mut out = io::stdout().lock();
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            self.closed = true;
+        }
+    }
+
+    fn error(&mut self, line: &str) {
+        complain(line.trim_end());
+    }
+}
+
+/// Writes what the target says while a line is being typed without tearing it up.
+#[derive(Clone, Default)]
+pub(crate) struct Announcer(Arc<AnnouncerState>);
+
+#[derive(Default)]
+struct AnnouncerState {
+    printer: Mutex<Option<Box<dyn ExternalPrinter + Send>>>,
+    json: AtomicBool,
+}
+
+impl Announcer {
+    pub(crate) fn new(json: bool) -> Self {
+        let announcer = Self::default();
+        announcer.0.json.store(json, Ordering::Relaxed);
+        announcer
+    }
+
+    pub(crate) fn use_printer(&self, printer: impl ExternalPrinter + Send + 'static) {
+        *self.0.printer.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(printer));
+    }
+
+    pub(crate) fn say(&self, text: &str) {
+        let mut printer = self.0.printer.lock().unwrap_or_else(PoisonError::into_inner);
+        let printed = printer.as_mut().is_some_and(|printer| printer.print(text.to_owned()).is_ok());
+        if !printed {
+            remark(text, self.0.json.load(Ordering::Relaxed));
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `kdpool demo`: the fake target and the debugger in one process, with a real carrier between them.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
+use kd_link::KdSpec;
+
+use crate::debug::{self, Plan};
+use crate::options::{Carrier, DemoArgs};
+
+const KEY: &str = "1.2.3.4";
+
+pub(crate) fn run(arguments: DemoArgs) -> Result<ExitCode> {
+    let folder = tempfile::Builder::new().prefix("kdpool-demo-").tempdir().context("no temporary folder")?;
+    let store = folder.path().join("symbols");
+    kd_fake::kernel::write_symbol_store(&store).context("cannot write the fake target's symbols")?;
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let port = UdpSocket::bind(loopback(0)).and_then(|socket| socket.local_addr()).context("no free port")?.port();
+    let transport = match arguments.over {
+        Carrier::Net => FakeTransport::kdnet(loopback(port), KEY),
+        #[cfg(unix)]
+        Carrier::Unix => FakeTransport::UnixListen(folder.path().join("kd.sock")),
+        #[cfg(unix)]
+        Carrier::Pty => FakeTransport::Pty,
+        Carrier::Tcp => FakeTransport::TcpListen(loopback(0)),
+    };
+    let target = FakeTarget::start(FakeOptions::new(transport, kd_fake::kernel::article()))
+        .context("the fake target did not start")?;
+    let connection = match arguments.over {
+        Carrier::Net => format!("net:port={port},key={KEY}"),
+        Carrier::Tcp => {
+            let address = target.address().context("the fake target has no address")?;
+            format!("com:ipport={},port={}", address.port(), address.ip())
+        }
+        #[cfg(unix)]
+        Carrier::Unix => format!("com:pipe,port={}", target.path().context("no socket")?.display()),
+        #[cfg(unix)]
+        Carrier::Pty => format!("com:port={}", target.path().context("no terminal")?.display()),
+    };
+    let mut session = arguments.session;
+    if session.symbol_path.is_none() {
+        session.symbol_path = Some(store.display().to_string());
+    }
+    debug::attach_and_work(Plan {
+        spec: KdSpec::parse(&connection)?,
+        break_on_connect: true,
+        connect_timeout: None,
+        capture: arguments.capture,
+        session,
+        hint: "This is a fake Windows 7 with a leak. Try:  !poolused 4   !poolfind Leak   \
+               !verifier 0x80 fffff8a005800000   .help   q\n",
+    })
+}

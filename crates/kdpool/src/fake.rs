@@ -1,0 +1,130 @@
+//! `kdpool fake`: the fake target alone, and what `kdpool demo` needs of it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use kd_fake::{FakeHandle, FakeOptions, FakeTransport, Faults, Start};
+
+/// The fake Windows 7 with the article's leak, for any debugger to attach to.
+#[derive(Debug, Args)]
+pub(crate) struct FakeArgs {
+    /// KDNET: the debugger's address and port; the target speaks first
+    #[arg(long, value_name = "HOST:PORT", requires = "key", group = "carrier")]
+    net: Option<SocketAddr>,
+    /// KDNET key, w.x.y.z
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// Serial over a Unix-domain socket that the target makes
+    #[cfg(unix)]
+    #[arg(long, value_name = "PATH", group = "carrier")]
+    unix: Option<PathBuf>,
+    /// Serial over TCP, the target listens
+    #[arg(long, value_name = "ADDRESS:PORT", group = "carrier")]
+    tcp: Option<SocketAddr>,
+    /// Serial on a pseudo terminal
+    #[cfg(unix)]
+    #[arg(long, group = "carrier")]
+    pty: bool,
+    /// Write the target's symbols to this folder, in symbol-store layout
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// What the target is doing when the debugger comes
+    #[arg(long, value_enum, default_value_t = StartArg::Running)]
+    start: StartArg,
+    /// Most data bytes of one reply
+    #[arg(long, value_name = "BYTES")]
+    max_data: Option<usize>,
+    /// Refuse the target-side search, as some stubs do
+    #[arg(long)]
+    no_search: bool,
+    /// Print something this often while running
+    #[arg(long, value_name = "SECONDS")]
+    print_every: Option<u64>,
+    /// Lose this share of all packets, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    loss: f64,
+    /// Seed of the losses
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StartArg {
+    /// It was booted long ago
+    Running,
+    /// It waits for its debugger at boot
+    Boot,
+    /// An earlier debugger stopped it and went away
+    Halted,
+}
+
+pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
+    let runtime = crate::runtime()?;
+    let transport = transport(arguments)?;
+    let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+    options.start = match arguments.start {
+        StartArg::Running => Start::Running,
+        StartArg::Boot => Start::WaitingAtBoot,
+        StartArg::Halted => Start::BrokenIn,
+    };
+    options.max_data = arguments.max_data;
+    options.search_memory = !arguments.no_search;
+    options.print_every = arguments.print_every.map(Duration::from_secs);
+    options.faults = Faults { seed: arguments.seed, drop: arguments.loss, ..Faults::default() };
+    runtime.block_on(async {
+        let target = kd_fake::spawn(options).await.context("the fake target did not start")?;
+        let store = arguments.store.as_deref().map(kd_fake::kernel::write_symbol_store).transpose()?;
+        println!("A fake Windows 7 x64 with a leak is running. Attach with:");
+        println!("  kdpool {}", attach_line(arguments, &target));
+        if let (Some(folder), Some(_)) = (&arguments.store, store) {
+            println!("  -y {}", folder.display());
+        }
+        println!("Ctrl+C ends it.");
+        crate::signals::any_end().await;
+        let stats = target.stop().await;
+        println!(
+            "It was {}; stopped {} times, {} ms in all; {} requests, {} bytes read.",
+            if stats.halted { "left halted" } else { "left running" },
+            stats.stops,
+            stats.frozen.as_millis(),
+            stats.requests.values().sum::<u64>(),
+            stats.bytes_read
+        );
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn transport(arguments: &FakeArgs) -> Result<FakeTransport> {
+    if let (Some(host), Some(key)) = (arguments.net, &arguments.key) {
+        return Ok(FakeTransport::kdnet(host, key.clone()));
+    }
+    if let Some(address) = arguments.tcp {
+        return Ok(FakeTransport::TcpListen(address));
+    }
+    #[cfg(unix)]
+    if let Some(path) = &arguments.unix {
+        return Ok(FakeTransport::UnixListen(path.clone()));
+    }
+    #[cfg(unix)]
+    if arguments.pty {
+        return Ok(FakeTransport::Pty);
+    }
+    anyhow::bail!("say what carries the session: --net HOST:PORT --key K, --unix PATH, --tcp ADDRESS:PORT or --pty")
+}
+
+fn attach_line(arguments: &FakeArgs, target: &FakeHandle) -> String {
+    if let Some(host) = arguments.net {
+        return format!("-k net:port={},key=<the key you gave> -bonc", host.port());
+    }
+    #[cfg(unix)]
+    if let Some(path) = target.path() {
+        let carrier = if arguments.pty { "com:port=" } else { "com:pipe,port=" };
+        return format!("-k {carrier}{} -bonc", path.display());
+    }
+    let address = target.address().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+    format!("-k com:ipport={},port={} -bonc", address.port(), address.ip())
+}

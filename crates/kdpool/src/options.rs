@@ -1,0 +1,148 @@
+//! The command line, as kd spells it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::fake::FakeArgs;
+use crate::{decode, setup};
+
+/// Find who leaks Windows kernel pool, live, over KDNET or a serial line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kdpool",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  kdpool demo
+  kdpool -k net:port=50000,key=1.2.3.4 -y srv*/symbols -bonc
+  kdpool -k com:port=/dev/ttyUSB0,baud=115200 -y /symbols
+  kdpool -k com:pipe,port=/tmp/kd.sock,resets=0,reconnect -y /symbols
+  kdpool -k com:ipport=4555,port=vmhost -y /symbols -bonc -c \"!poolused 4; !poolfind Leak; q\"
+
+Exit status: 0 all commands succeeded, 1 a command failed, 2 usage, 3 no connection, 4 connection lost.
+Unlike kd, kdpool lets the target run when it leaves, however it leaves; `q -halted` leaves it standing."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) debug: DebugArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Attach to a fake Windows 7 with a leak, over real datagrams, in this process
+    Demo(DemoArgs),
+    /// Run the fake Windows 7 alone, for any debugger to attach to
+    Fake(FakeArgs),
+    /// Print a KDNET capture, one line per datagram
+    Decode(decode::DecodeArgs),
+    /// Print what to type on the target, and the settings of a VM
+    Setup(setup::SetupArgs),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// kd's lines
+    Kd,
+    /// One JSON object per command and line (docs/json.md)
+    Json,
+}
+
+/// How to attach.
+#[derive(Debug, Args)]
+pub(crate) struct DebugArgs {
+    /// Connection: net:port=N,key=K[,target=HOST] | com:port=DEV[,baud=N] | com:pipe,port=PATH[,resets=N][,reconnect] |
+    /// com:ipport=N,port=HOST; alone it takes _NT_DEBUG_PORT and _NT_DEBUG_BAUD_RATE
+    #[arg(short = 'k', value_name = "CONNECTION", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) connection: Option<String>,
+    /// Break in as soon as the session begins (also -bonc)
+    #[arg(long)]
+    pub(crate) bonc: bool,
+    /// Give up when the target has not stopped by then [default: wait for ever at a terminal, else 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) connect_timeout: Option<u64>,
+    /// Write the traffic to a pcapng file (`kdpool decode` reads KDNET's)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) capture: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+}
+
+/// What to do once attached.
+#[derive(Debug, Args)]
+pub(crate) struct SessionArgs {
+    /// Symbol path; else _NT_SYMBOL_PATH
+    #[arg(short = 'y', value_name = "PATH")]
+    pub(crate) symbol_path: Option<String>,
+    /// Commands to run at the first prompt, separated by `;`
+    #[arg(short = 'c', value_name = "COMMANDS")]
+    pub(crate) commands: Vec<String>,
+    /// Script to run at the first prompt (also -cf FILE)
+    #[arg(long = "cf", value_name = "FILE")]
+    pub(crate) script: Option<PathBuf>,
+    /// Log file, overwritten (also -logo FILE)
+    #[arg(long, value_name = "FILE", conflicts_with = "loga")]
+    pub(crate) logo: Option<PathBuf>,
+    /// Log file, appended to (also -loga FILE)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) loga: Option<PathBuf>,
+    /// Pool tag descriptions; else KDPOOL_POOLTAG, else pooltag.txt beside the program
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pooltag: Option<PathBuf>,
+    /// Output format
+    #[arg(long, value_enum, default_value_t = Format::Kd)]
+    pub(crate) format: Format,
+    /// Show what happens on the wire; twice for more (RUST_LOG for a finer choice)
+    #[arg(short = 'v', action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Write those messages to a file instead of standard error
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Carrier {
+    /// KDNET datagrams on loopback
+    Net,
+    /// Serial over TCP
+    Tcp,
+    /// Serial over a Unix-domain socket
+    #[cfg(unix)]
+    Unix,
+    /// Serial on a pseudo terminal
+    #[cfg(unix)]
+    Pty,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// What carries the session
+    #[arg(long, value_enum, default_value_t = Carrier::Net)]
+    pub(crate) over: Carrier,
+    /// Write the traffic to a pcapng file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) capture: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+}
+
+/// kd's long options with one dash, which clap does not know.
+const ONE_DASH: [&str; 4] = ["-bonc", "-cf", "-logo", "-loga"];
+
+/// The arguments with kd's spelling turned into clap's.
+pub(crate) fn from_kd(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    arguments
+        .into_iter()
+        .map(|argument| match argument.to_str() {
+            Some("-?") => "--help".into(),
+            Some(text) if ONE_DASH.iter().any(|name| text.eq_ignore_ascii_case(name)) => {
+                format!("-{}", text.to_ascii_lowercase()).into()
+            }
+            _ => argument,
+        })
+        .collect()
+}

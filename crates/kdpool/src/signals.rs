@@ -1,0 +1,60 @@
+//! Signals: Ctrl+C interrupts, everything that ends a process lets the target run first.
+
+use kd_target::{Interrupt, Leaver};
+
+/// Waits for a signal that ends the process, Ctrl+C included.
+pub(crate) async fn any_end() {
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = termination() => {}
+    }
+}
+
+/// Raises `interrupt` at every Ctrl+C for as long as the process lives.
+pub(crate) async fn interrupt_on_ctrl_c(interrupt: Interrupt) {
+    while tokio::signal::ctrl_c().await.is_ok() {
+        interrupt.raise();
+    }
+}
+
+/// At a signal that ends the process lets the target run, then ends it with the status a shell expects.
+pub(crate) async fn leave_on_termination(leaver: Leaver) {
+    let signal = termination().await;
+    leaver.leave().await;
+    std::process::exit(128 + signal);
+}
+
+/// The number of the signal that came.
+#[cfg(unix)]
+async fn termination() -> i32 {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = |kind: SignalKind| async move {
+        match signal(kind) {
+            Ok(mut stream) => {
+                stream.recv().await;
+                kind.as_raw_value()
+            }
+            // Without a handler the signal ends the process as it always does.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        number = wait(SignalKind::terminate()) => number,
+        number = wait(SignalKind::hangup()) => number,
+        number = wait(SignalKind::quit()) => number,
+    }
+}
+
+#[cfg(windows)]
+async fn termination() -> i32 {
+    use tokio::signal::windows::{ctrl_break, ctrl_close, ctrl_shutdown};
+    let (Ok(mut on_break), Ok(mut close), Ok(mut shutdown)) = (ctrl_break(), ctrl_close(), ctrl_shutdown()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = on_break.recv() => {}
+        _ = close.recv() => {}
+        _ = shutdown.recv() => {}
+    }
+    15
+}
