@@ -1,5 +1,7 @@
 //! The whole recorded session between WinDbg and a boot debugger, when it is there.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Single datagrams with known plaintext: the generated ones from the fixture, the recorded ones when they are there.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use kd_wire::dissect::{Content, Dissector};

@@ -77,7 +77,7 @@ fn a_dead_target_ends_the_request() {
         pair.faults.lose = 100;
         let started = pair.now;
         let failed = pair.ask(read(0x1000, 4), 300 * SECOND).unwrap_err();
-        assert_eq!(failed, Event::RequestFailed { reason: RequestFailure::NotAcknowledged });
+        assert_eq!(*failed, Event::RequestFailed { reason: RequestFailure::NotAcknowledged });
         assert!(pair.now - started < 60 * SECOND);
         assert!(pair.sent < 100);
     }
@@ -89,7 +89,7 @@ fn a_target_that_never_answers_ends_the_request() {
         pair.attach(5 * SECOND);
         pair.mute = true;
         let failed = pair.ask(read(0x1000, 4), 300 * SECOND).unwrap_err();
-        assert_eq!(failed, Event::RequestFailed { reason: RequestFailure::NotAnswered });
+        assert_eq!(*failed, Event::RequestFailed { reason: RequestFailure::NotAnswered });
         assert!(pair.executed.len() <= 6);
         pair.mute = false;
         assert_eq!(pair.read(0x1000, 4), memory(0x1000, 4));

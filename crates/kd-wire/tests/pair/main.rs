@@ -1,5 +1,7 @@
 //! A host and a target session over a network that loses, repeats, reorders and damages, with a clock of its own.
 
+#![allow(clippy::unwrap_used)]
+
 mod attach;
 mod hostile;
 mod loss;

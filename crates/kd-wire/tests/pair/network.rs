@@ -336,7 +336,7 @@ impl Pair {
     }
 
     /// Asks and waits; checks that exactly the right answer comes.
-    pub(crate) fn ask(&mut self, request: Request, patience: Duration) -> Result<ManipulateReply, Event> {
+    pub(crate) fn ask(&mut self, request: Request, patience: Duration) -> Result<ManipulateReply, Box<Event>> {
         self.host.request(self.now, 0, request).unwrap();
         let mut answer = None;
         self.run(patience, |pair| {
@@ -346,7 +346,7 @@ impl Pair {
         });
         match answer {
             Some(Event::Reply(reply)) => Ok(reply),
-            Some(other) => Err(other),
+            Some(other) => Err(Box::new(other)),
             None => panic!("no end of the request: {:?}", self.events),
         }
     }
@@ -364,6 +364,6 @@ impl Pair {
     pub(crate) fn go(&mut self) {
         let request = kd_wire::message::manipulate::continue_api::Request { continue_status: 0x0001_0002 };
         let sent = self.ask(Request::Continue(request), Duration::from_secs(200));
-        assert_eq!(sent, Err(Event::Sent));
+        assert_eq!(sent, Err(Box::new(Event::Sent)));
     }
 }

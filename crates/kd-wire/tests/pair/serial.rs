@@ -146,7 +146,7 @@ fn damage_asks_for_the_packet_again() {
         bytes[damaged] ^= 1;
         host.handle_bytes(Duration::ZERO, &bytes);
         let (transmits, events) = drain(&mut host);
-        assert_eq!(transmits, [resend.clone()]);
+        assert_eq!(transmits, std::slice::from_ref(&resend));
         assert!(!events.iter().any(|event| matches!(event, Event::Print { .. })));
     }
 }
@@ -182,7 +182,7 @@ fn a_reset_out_of_the_blue_is_answered_once() {
     let mut host = HostSession::serial(SerialConfig::default());
     let reset = vector("69696969060000000000000000000000");
     host.handle_bytes(Duration::ZERO, &reset);
-    assert_eq!(drain(&mut host).0, [reset.clone()]);
+    assert_eq!(drain(&mut host).0, std::slice::from_ref(&reset));
     // What follows is the answer to our answer.
     host.handle_bytes(Duration::ZERO, &reset);
     assert_eq!(drain(&mut host).0, Vec::<Vec<u8>>::new());
