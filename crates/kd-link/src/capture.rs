@@ -72,7 +72,8 @@ impl Capture {
         body.extend_from_slice(&[0; 4]);
         let mut whole = Vec::with_capacity(body.len() + 12);
         block(&mut whole, 6, &body);
-        if let Err(error) = writer.write_all(&whole) {
+        // Flushed at once: a capture is wanted most when the session ends badly.
+        if let Err(error) = writer.write_all(&whole).and_then(|()| writer.flush()) {
             tracing::warn!(%error, "the capture file cannot be written; nothing more is captured");
             self.writer = None;
         }

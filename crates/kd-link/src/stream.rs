@@ -189,7 +189,9 @@ fn open_serial(spec: &SerialSpec) -> Result<Stream, OpenError> {
         Ok(settings)
     };
     let what = spec.port.clone();
-    SerialPort::open(&spec.port, configure).map(Stream::Serial).map_err(|source| match source.kind() {
+    // serial2 puts the device namespace in front itself.
+    let path = if cfg!(windows) { spec.port.trim_start_matches(r"\\.\") } else { &spec.port };
+    SerialPort::open(path, configure).map(Stream::Serial).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => OpenError::NotFound { what, hint: DEVICE_HINT, source },
         io::ErrorKind::PermissionDenied if cfg!(windows) => OpenError::Busy { what, source },
         io::ErrorKind::PermissionDenied => OpenError::Permission { what, hint: DEVICE_PERMISSION_HINT, source },

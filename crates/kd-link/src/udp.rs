@@ -168,6 +168,12 @@ fn is_network_weather(error: &io::Error) -> bool {
     use io::ErrorKind::*;
     matches!(
         error.kind(),
-        ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable | NetworkDown | Interrupted
+        ConnectionRefused
+            | ConnectionReset
+            | HostUnreachable
+            | NetworkUnreachable
+            | NetworkDown
+            | AddrNotAvailable
+            | Interrupted
     )
 }

@@ -64,12 +64,13 @@ impl ConnectEvidence {
                 remember(&mut self.not_kdnet_from, peer.ip());
             }
             Diagnostic::ForeignHost { peer } => self.foreign_host = Some(peer.ip()),
-            Diagnostic::Offer { connected, .. } => {
+            Diagnostic::Offer { configured, connected, .. } => {
                 self.authenticated += 1;
                 self.offers_for_other_host = connected.map(kd_link::normalised).filter(|debugger| {
                     !debugger.ip().is_unspecified()
                         && !debugger.ip().is_loopback()
-                        && !self.host.is_empty()
+                        // Its offers reach this host by the configured address, which NAT may have changed.
+                        && debugger.ip() != kd_link::normalised(*configured).ip()
                         && !self.host.contains(&debugger.ip())
                 });
             }
