@@ -422,8 +422,30 @@ fn registers() {
     assert_eq!(step.code, 0x8000_0004);
     assert_ne!(step.pc, stop.pc + 1);
     assert_eq!(target.stats().stops, 2);
-    host.tell(0x3150, &[], &[]);
-    assert_eq!(host.stop().code, 0x8000_0007);
+}
+
+#[test]
+fn another_processor() {
+    let (target, mut host) = tcp_with(|_| {});
+    host.break_in();
+    let stop = host.stop();
+    let facts = twin().facts();
+    assert!(facts.processors > 1);
+    // Its registers can be had without a switch.
+    let first = host.request(0x3137, &[(16, 0), (24, 8)], &[]).data;
+    assert_eq!(first, facts.kpcr.to_le_bytes());
+    let second = host.request(0x3137, &[(6, 1), (16, 0), (24, 8)], &[]).data;
+    assert_ne!(first, second);
+    assert_eq!(host.request(0x3132, &[(6, u64::from(facts.processors))], &[]).status, 0xc000_0001);
+    host.tell(0x3150, &[(6, 1)], &[]);
+    let other = host.stop();
+    assert_eq!((other.processor, other.code), (1, 0x8000_0007));
+    // A step of it gives the stop back to the first.
+    host.tell(0x313c, &[(16, 0x1_0001_0002), (24, 0x400), (32, 1)], &[]);
+    let back = host.stop();
+    assert_eq!((back.processor, back.code, back.pc), (0, 0x8000_0003, stop.pc));
+    host.leave(&stop);
+    until("running", || !target.stats().halted);
 }
 
 #[test]

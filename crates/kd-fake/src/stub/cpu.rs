@@ -1,7 +1,7 @@
 //! One processor's registers: the x64 CONTEXT and KSPECIAL_REGISTERS a stub shows.
 
 use super::message::{get32, get64, put16, put32, put64};
-use crate::kernel::KernelFacts;
+use crate::kernel::{Kernel, KernelFacts};
 
 /// Size of the x64 CONTEXT.
 pub(crate) const CONTEXT: usize = 0x4d0;
@@ -22,11 +22,34 @@ const SPECIAL_DR7: usize = 0x48;
 pub(crate) struct Cpu {
     pub(crate) context: Vec<u8>,
     pub(crate) special: Vec<u8>,
+    pub(crate) kpcr: u64,
+    pub(crate) kprcb: u64,
+    pub(crate) thread: u64,
+}
+
+/// KPRCB and current thread of a processor, as a debugger finds them: through `KiProcessorBlock`, which the debugger's
+/// data block names.
+fn find_processor(kernel: &Kernel, number: u32) -> Option<(u64, u64)> {
+    const KI_PROCESSOR_BLOCK: u64 = 0x218;
+    const CURRENT_THREAD: u64 = 8;
+    let pointer = |address: u64| {
+        let mut bytes = [0; 8];
+        (kernel.read_virtual(address, &mut bytes) == 8).then_some(u64::from_le_bytes(bytes))
+    };
+    let block = pointer(kernel.facts().debugger_data_list)?;
+    let table = pointer(block.wrapping_add(KI_PROCESSOR_BLOCK))?;
+    let kprcb = pointer(table.wrapping_add(u64::from(number) * 8))?;
+    Some((kprcb, pointer(kprcb.wrapping_add(CURRENT_THREAD))?))
 }
 
 impl Cpu {
     /// A processor in the idle loop.
-    pub(crate) fn new(facts: &KernelFacts, number: u32) -> Cpu {
+    pub(crate) fn new(kernel: &Kernel, number: u32) -> Cpu {
+        let facts = kernel.facts();
+        let first = (facts.kprcb, facts.thread);
+        let (kprcb, thread) = if number == 0 { first } else { find_processor(kernel, number).unwrap_or(first) };
+        // The KPRCB is a part of its KPCR.
+        let kpcr = kprcb.wrapping_sub(facts.kprcb.wrapping_sub(facts.kpcr));
         let mut context = vec![0; CONTEXT];
         put32(&mut context, CONTEXT_FLAGS, 0x0010_001f);
         put32(&mut context, 0x34, 0x1f80);
@@ -50,16 +73,16 @@ impl Cpu {
         }
         put64(&mut special, SPECIAL_DR7, IDLE_DR7);
         put16(&mut special, 0x56, 0x7f);
-        put64(&mut special, 0x58, facts.kpcr.wrapping_sub(0x2000));
+        put64(&mut special, 0x58, kpcr.wrapping_sub(0x2000));
         put16(&mut special, 0x66, 0xfff);
-        put64(&mut special, 0x68, facts.kpcr.wrapping_sub(0x1000));
+        put64(&mut special, 0x68, kpcr.wrapping_sub(0x1000));
         put16(&mut special, 0x70, 0x40);
         put32(&mut special, 0x74, 0x1f80);
-        put64(&mut special, 0xa8, facts.kpcr);
+        put64(&mut special, 0xa8, kpcr);
         if length > 0xd8 {
             put64(&mut special, 0xd8, 7);
         }
-        Cpu { context, special }
+        Cpu { context, special, kpcr, kprcb, thread }
     }
 
     /// Puts the processor at the breakpoint of `DbgBreakPointWithStatus(DBG_STATUS_CONTROL_C)`.

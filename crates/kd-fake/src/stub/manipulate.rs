@@ -249,13 +249,12 @@ impl Stub {
     /// Selectors: 0 KPCR pointer, 1 KPRCB pointer, 2 KSPECIAL_REGISTERS, 3 KTHREAD pointer.
     fn read_control_space(&mut self, reply: &mut Reply) {
         let (selector, count) = (get64(&reply.header, 16), get32(&reply.header, 24) as usize);
-        let facts = self.options.kernel.facts();
         let cpu = self.cpus.get(usize::from(get16(&reply.header, 6)));
         let data = match (selector, cpu) {
-            (0, Some(_)) => facts.kpcr.to_le_bytes().to_vec(),
-            (1, Some(_)) => facts.kprcb.to_le_bytes().to_vec(),
+            (0, Some(cpu)) => cpu.kpcr.to_le_bytes().to_vec(),
+            (1, Some(cpu)) => cpu.kprcb.to_le_bytes().to_vec(),
             (2, Some(cpu)) => cpu.special.clone(),
-            (3, Some(_)) => facts.thread.to_le_bytes().to_vec(),
+            (3, Some(cpu)) => cpu.thread.to_le_bytes().to_vec(),
             _ => {
                 put32(&mut reply.header, 28, 0);
                 return reply.status(UNSUCCESSFUL);
@@ -308,12 +307,11 @@ impl Stub {
     }
 
     fn read_msr(&mut self, reply: &mut Reply) {
-        let facts = self.options.kernel.facts();
         let value = match get32(&reply.header, 16) {
             // EFER: SCE, LME, LMA, NXE.
             0xc000_0080 => 0xd01,
-            // GS base.
-            0xc000_0101 => facts.kpcr,
+            // GS base, of the processor that stopped.
+            0xc000_0101 => self.cpus[self.current].kpcr,
             _ => return reply.status(NO_SUCH_DEVICE),
         };
         put64(&mut reply.header, 20, value);

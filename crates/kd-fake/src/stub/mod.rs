@@ -134,8 +134,8 @@ impl Stub {
     }
 
     fn power_on(&mut self) {
-        let facts = self.options.kernel.facts().clone();
-        self.cpus = (0..facts.processors.max(1)).map(|number| Cpu::new(&facts, number)).collect();
+        let count = self.options.kernel.facts().processors.max(1);
+        self.cpus = (0..count).map(|number| Cpu::new(&self.options.kernel, number)).collect();
         self.current = 0;
         self.control_c = false;
         self.set_not_present(false);
@@ -282,11 +282,15 @@ impl Stub {
             let trace = self.command_loop(&stop, patience).await?;
             self.counters.resume();
             let module = matches!(stop, Stop::Module { .. });
-            let switched = std::mem::take(&mut self.current) != 0;
+            let reporter = std::mem::take(&mut self.current);
             if trace {
-                self.step();
+                self.step(reporter);
+                // A step of another processor hands the stop back to the one that had it.
+                if reporter != 0 {
+                    continue;
+                }
                 stop = Stop::Exception { code: 0x8000_0004, address: self.cpus[0].pc(), first_chance: true };
-            } else if !module && !switched && self.at_int3() {
+            } else if !module && self.at_int3() {
                 self.counters.update(|stats| stats.rebreaks += 1);
                 stop = Stop::breakpoint(self.cpus[0].pc());
             } else {
@@ -306,16 +310,16 @@ impl Stub {
     }
 
     /// One instruction: a return where there is one, else something of one byte.
-    fn step(&mut self) {
+    fn step(&mut self, number: usize) {
         const RET: u8 = 0xc3;
-        let (pc, sp) = (self.cpus[0].pc(), self.cpus[0].sp());
+        let (pc, sp) = (self.cpus[number].pc(), self.cpus[number].sp());
         let (mut code, mut target) = ([0], [0; 8]);
         self.options.kernel.read_virtual(pc, &mut code);
         if code[0] == RET && self.options.kernel.read_virtual(sp, &mut target) == 8 {
-            self.cpus[0].set_pc(u64::from_le_bytes(target));
-            self.cpus[0].set_sp(sp.wrapping_add(8));
+            self.cpus[number].set_pc(u64::from_le_bytes(target));
+            self.cpus[number].set_sp(sp.wrapping_add(8));
         } else {
-            self.cpus[0].set_pc(pc.wrapping_add(1));
+            self.cpus[number].set_pc(pc.wrapping_add(1));
         }
     }
 
@@ -368,7 +372,7 @@ impl Stub {
         let at = Stopped {
             processor: self.current as u16,
             processors: self.cpus.len() as u32,
-            thread: self.options.kernel.facts().thread,
+            thread: cpu.thread,
             pc: cpu.pc(),
             dr6: cpu.dr6(),
             dr7: cpu.dr7(),

@@ -443,7 +443,8 @@ impl Host {
         payload[..4].copy_from_slice(&api.to_le_bytes());
         for (at, value) in fields {
             let bytes = value.to_le_bytes();
-            let room = (56 - at).min(8);
+            // The processor's number stands alone in front of other fields.
+            let room = if *at == 6 { 2 } else { (56 - at).min(8) };
             payload[*at..*at + room].copy_from_slice(&bytes[..room]);
         }
         payload.extend(extra);
