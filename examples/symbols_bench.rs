@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nt_symbols::{Pdb, SymbolFile};
+use nt_symbols::{Isf, Pdb, SymbolFile};
 use pdb::FallibleIterator;
 
 type Failure = Box<dyn std::error::Error>;
@@ -136,6 +136,7 @@ fn main() -> Result<(), Failure> {
         Some(best(|| plain_type(&path, "_EPROCESS"))),
     );
 
+    row("the same from the ISF table", best(|| Isf::open(&table).map(|isf| isf.layout("_EPROCESS"))), None);
     let pdb = open()?;
     row(
         "x nt!*Pool*",

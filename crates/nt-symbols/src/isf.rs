@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 use serde::de::{self, MapAccess, Visitor};
@@ -18,6 +18,11 @@ use crate::{Enumeration, Field, Glob, Layout, PdbId, Symbol, SymbolError, Symbol
 
 /// The largest kernel's table has 7 MB; all of a browser's would have a few hundred.
 const MAX_TEXT: u64 = 512 << 20;
+
+/// Anonymous members nest a few levels deep.
+const MAX_DEPTH: usize = 8;
+/// Members of one type. The largest of a kernel have some 500.
+const MAX_MEMBERS: usize = 0x10000;
 
 #[derive(Deserialize)]
 struct Document {
@@ -152,6 +157,7 @@ pub struct Isf {
     base_types: HashMap<String, BaseType>,
     user_types: HashMap<String, UserType>,
     enums: HashMap<String, EnumType>,
+    notes: Mutex<Vec<String>>,
 }
 
 impl fmt::Debug for Isf {
@@ -190,12 +196,20 @@ impl Isf {
             base_types: document.base_types,
             user_types: document.user_types,
             enums: document.enums,
+            notes: Mutex::default(),
         })
     }
 
     /// The PDB that the table was made from.
     pub fn id(&self) -> Option<PdbId> {
         self.id
+    }
+
+    fn note(&self, text: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.len() < 100 && !notes.contains(&text) {
+            notes.push(text);
+        }
     }
 
     fn size_of(&self, kind: &Type) -> u64 {
@@ -253,8 +267,11 @@ impl Isf {
         }
     }
 
-    fn add_fields(&self, user: &UserType, base: u64, depth: usize, fields: &mut Vec<Field>) {
+    /// `budget` bounds how many members are visited: a table can claim that a type holds itself many times.
+    fn add_fields(&self, user: &UserType, base: u64, depth: usize, budget: &mut usize, fields: &mut Vec<Field>) {
         for (name, member) in &user.fields {
+            let Some(left) = budget.checked_sub(1) else { return };
+            *budget = left;
             let offset = base.wrapping_add(member.offset);
             let inner = match &member.kind {
                 Type::Struct { name } | Type::Class { name } | Type::Union { name } if member.anonymous => {
@@ -263,8 +280,7 @@ impl Isf {
                 _ => None,
             };
             match inner {
-                // Anonymous members nest a few levels deep; a table can claim that one holds itself.
-                Some(inner) if depth < 8 && fields.len() < 0x10000 => self.add_fields(inner, offset, depth + 1, fields),
+                Some(inner) if depth < MAX_DEPTH => self.add_fields(inner, offset, depth + 1, budget, fields),
                 _ => fields.push(self.field(name, offset, &member.kind)),
             }
         }
@@ -303,7 +319,11 @@ impl SymbolFile for Isf {
     fn layout(&self, type_name: &str) -> Option<Arc<Layout>> {
         let (name, user) = look_up(&self.user_types, type_name)?;
         let mut fields = Vec::with_capacity(user.fields.len());
-        self.add_fields(user, 0, 0, &mut fields);
+        let mut budget = MAX_MEMBERS;
+        self.add_fields(user, 0, 0, &mut budget, &mut fields);
+        if budget == 0 {
+            self.note(format!("{name} has more than {MAX_MEMBERS} members; the rest is left out"));
+        }
         // The table does not keep the order of declaration; by address is closest to it.
         fields.sort_by(|a, b| {
             (a.offset, a.bits.map(|bits| bits.0), &a.name).cmp(&(b.offset, b.bits.map(|bits| bits.0), &b.name))
@@ -325,6 +345,10 @@ impl SymbolFile for Isf {
         names.sort_unstable();
         names.dedup();
         names
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

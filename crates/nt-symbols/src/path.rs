@@ -65,6 +65,7 @@ pub enum Outcome {
     /// The file that is used.
     Used,
     Missing,
+    NoDirectory,
     /// A file of that name which belongs to another build.
     Mismatch {
         wanted: PdbId,
@@ -81,6 +82,7 @@ impl fmt::Display for Attempt {
         match &self.outcome {
             Outcome::Used => write!(f, "OK"),
             Outcome::Missing => write!(f, "file not found"),
+            Outcome::NoDirectory => write!(f, "this directory does not exist"),
             Outcome::Mismatch { wanted, found } => write!(f, "mismatched pdb: it is {found}, wanted is {wanted}"),
             Outcome::Unusable(why) => write!(f, "{why}"),
             Outcome::NotTried(why) => write!(f, "not tried: {why}"),
@@ -105,6 +107,8 @@ impl fmt::Debug for Found {
 pub struct NotFound {
     pub name: String,
     pub id: PdbId,
+    /// The symbol path, as it was given.
+    pub path: String,
     pub tried: Vec<Attempt>,
 }
 
@@ -116,7 +120,7 @@ impl fmt::Display for NotFound {
         }
         let mut telling = self.tried.iter().filter(|attempt| attempt.outcome != Outcome::Missing).peekable();
         if telling.peek().is_none() {
-            return write!(f, ": looked at {} places along the symbol path", self.tried.len());
+            return write!(f, ": none along {} ({} places looked at)", self.path, self.tried.len());
         }
         for (n, attempt) in telling.enumerate() {
             write!(f, "{} {attempt}", if n == 0 { ":" } else { ";" })?;
@@ -260,7 +264,7 @@ impl SymbolPath {
                 return Ok(Found { file, tried: search.tried });
             }
         }
-        Err(NotFound { name: name.to_owned(), id, tried: search.tried })
+        Err(NotFound { name: name.to_owned(), id, path: self.text.clone(), tried: search.tried })
     }
 }
 
@@ -280,9 +284,18 @@ struct Search<'s> {
 type Hit = Option<Arc<dyn SymbolFile>>;
 
 impl Search<'_> {
+    fn exists(&mut self, dir: &Path) -> bool {
+        let exists = dir.is_dir();
+        if !exists {
+            self.tried.push(Attempt { place: dir.display().to_string(), outcome: Outcome::NoDirectory });
+        }
+        exists
+    }
+
     fn default_or(&mut self, store: &Option<PathBuf>) -> Hit {
         match store.clone().or_else(default_store) {
-            Some(root) => self.store(&root),
+            Some(root) if self.exists(&root) => self.store(&root),
+            Some(_) => None,
             None => {
                 self.tried.push(Attempt {
                     place: "the default store".into(),
@@ -295,6 +308,9 @@ impl Search<'_> {
 
     fn directory(&mut self, dir: &Path) -> Hit {
         let name = self.name;
+        if !self.exists(dir) {
+            return None;
+        }
         let plain = [&[name][..], &["symbols", "exe", name], &["symbols", "sys", name], &["symbols", "dll", name]];
         let short = [&["exe", name][..], &["sys", name], &["dll", name]];
         if let Some(file) = plain.iter().chain(&short).find_map(|parts| self.file(dir, parts)) {
@@ -474,6 +490,21 @@ mod tests {
     fn a_missing_directory_is_one_warning() {
         let path = SymbolPath::parse("/no/such/place;srv*").unwrap();
         assert_eq!(path.warnings(), ["the symbol path's directory /no/such/place does not exist"]);
+    }
+
+    #[test]
+    fn a_directory_that_does_not_exist_is_the_reason() {
+        let path = SymbolPath::parse("/no/such/place;cache*/nor/this").unwrap();
+        let error = path.find("x.pdb", PdbId { guid: 1, age: 1 }).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no symbol file for x.pdb (00000000000000000000000000000001 age 1): /no/such/place - this directory does not \
+             exist; /nor/this - this directory does not exist"
+        );
+        let empty = tempfile::tempdir().unwrap();
+        let text = empty.path().to_str().unwrap().to_owned();
+        let error = SymbolPath::parse(&text).unwrap().find("x.pdb", PdbId { guid: 1, age: 1 }).unwrap_err().to_string();
+        assert!(error.ends_with(&format!(": none along {text} (8 places looked at)")), "{error}");
     }
 
     #[test]

@@ -250,6 +250,8 @@ impl Pdb {
         builder: &mut NamesBuilder,
     ) -> Result<(), String> {
         let bytes = stream(file, DBI_STREAM).map_err(|e| e.to_string())?;
+        // All streams together fit into the file; a list of modules that names more than that is made up.
+        let mut budget = self.length;
         for module in modules(&bytes, self.dbi) {
             let Ok((number, size)) = module else {
                 self.note("the list of modules is damaged; symbols of some modules are missing".into());
@@ -259,6 +261,11 @@ impl Pdb {
                 continue;
             }
             let records = stream(file, number).map_err(|e| format!("module stream {number}: {e}"))?;
+            let Some(left) = budget.checked_sub(records.len() as u64) else {
+                self.note("the modules' streams are larger than the file; symbols of some modules are missing".into());
+                break;
+            };
+            budget = left;
             // The first four bytes are the version of what follows.
             let whole = symbols(records.get(4..size).unwrap_or_default(), |name, section, offset| {
                 if let Some(rva) = map.rva(section, offset) {
@@ -477,6 +484,39 @@ mod tests {
         assert_eq!(pdb.symbol("Moved").map(|s| s.rva), Some(0x7010));
         assert_eq!(pdb.symbol("Dropped"), None);
         assert_eq!(pdb.symbol("Kept").map(|s| s.rva), Some(0x1100));
+    }
+
+    #[test]
+    fn a_private_pdb_tells_static_functions_too() {
+        let mut file = TestPdb::new();
+        file.public(1, 0x10, "Foo");
+        file.static_function(1, 0x40, "Helper");
+        file.static_function(1, 0x80, &"Long".repeat(100));
+        let pdb = good(&file);
+        assert_eq!(pdb.kind(), SymbolKind::PrivatePdb);
+        assert_eq!(pdb.around(0x1041).0, Some(Symbol { name: "Helper".into(), rva: 0x1040 }));
+        assert_eq!(pdb.symbol("Foo").map(|s| s.rva), Some(0x1010));
+        assert_eq!(pdb.notes(), [""; 0]);
+        // Every module names the same stream: more than the file can hold.
+        file.repeat_module(1000);
+        let pdb = good(&file);
+        assert_eq!(pdb.symbol("Helper").map(|s| s.rva), Some(0x1040));
+        assert!(pdb.notes()[0].contains("larger than the file"), "{:?}", pdb.notes());
+    }
+
+    #[test]
+    fn anonymous_members_that_multiply_end() {
+        let mut file = TestPdb::new();
+        let mut inner = file.structure("_EMPTY", 0, 0);
+        for _ in 0..7 {
+            let fields = file.field_list(&[("", inner, 0); 200]);
+            inner = file.structure("_MANY", fields, 0);
+        }
+        let fields = file.field_list(&[("", inner, 0); 200]);
+        file.structure("_TOP", fields, 0);
+        let pdb = good(&file);
+        assert!(pdb.layout("_TOP").is_some());
+        assert!(pdb.notes().iter().any(|note| note.contains("more than 65536 members")), "{:?}", pdb.notes());
     }
 
     fn field(pdb: &Pdb, name: &str, member: &str) -> Field {

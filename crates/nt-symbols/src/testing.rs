@@ -100,6 +100,9 @@ pub(crate) struct TestPdb {
     next: u32,
     symbols: Vec<u8>,
     omap: Vec<u8>,
+    /// Symbols of the one module, and how often the module is listed.
+    module: Vec<u8>,
+    modules: usize,
 }
 
 const PAGE: usize = 0x200;
@@ -115,7 +118,14 @@ fn padded(mut record: Vec<u8>) -> Vec<u8> {
 
 impl TestPdb {
     pub(crate) fn new() -> TestPdb {
-        TestPdb { types: Vec::new(), next: 0x1000, symbols: Vec::new(), omap: Vec::new() }
+        TestPdb {
+            types: Vec::new(),
+            next: 0x1000,
+            symbols: Vec::new(),
+            omap: Vec::new(),
+            module: Vec::new(),
+            modules: 0,
+        }
     }
 
     pub(crate) fn next_type(&self) -> u32 {
@@ -133,6 +143,19 @@ impl TestPdb {
         let record =
             [&[0x0e, 0x11, 2, 0, 0, 0][..], &offset.to_le_bytes(), &section.to_le_bytes(), name.as_bytes(), b"\0"];
         self.symbols.append(&mut padded(record.concat()));
+    }
+
+    pub(crate) fn static_function(&mut self, section: u16, offset: u32, name: &str) {
+        if self.module.is_empty() {
+            self.module.extend([4, 0, 0, 0]);
+            self.modules = 1;
+        }
+        let place = [&offset.to_le_bytes()[..], &section.to_le_bytes(), &[0], name.as_bytes(), b"\0"].concat();
+        self.module.append(&mut padded([&[0x0f, 0x11][..], &[0; 28], &place].concat()));
+    }
+
+    pub(crate) fn repeat_module(&mut self, times: usize) {
+        self.modules = times;
     }
 
     pub(crate) fn omap(&mut self, pairs: &[(u32, u32)]) {
@@ -213,8 +236,16 @@ impl TestPdb {
         dbi[8] = 3;
         dbi[20] = 4;
         dbi[48] = 22;
-        dbi[56] = 2;
+        // Stripped, unless there is something private.
+        dbi[56] = if self.modules == 0 { 2 } else { 0 };
         dbi[58..60].copy_from_slice(&0x8664u16.to_le_bytes());
+        let mut module = vec![0; 64];
+        module[34] = 7;
+        module[36..40].copy_from_slice(&(self.module.len() as u32).to_le_bytes());
+        module.extend(b"a.obj\0b\0");
+        let modules = module.repeat(self.modules);
+        dbi[24..28].copy_from_slice(&(modules.len() as u32).to_le_bytes());
+        dbi.extend(modules);
         let mut extra = [0xff; 22];
         extra[10..12].copy_from_slice(&[5, 0]);
         if !self.omap.is_empty() {
@@ -226,7 +257,7 @@ impl TestPdb {
         let mut sections = vec![0; 80];
         sections[12..16].copy_from_slice(&0x1000u32.to_le_bytes());
         sections[52..56].copy_from_slice(&0x5000u32.to_le_bytes());
-        vec![vec![], info, types, dbi, self.symbols.clone(), sections, self.omap.clone()]
+        vec![vec![], info, types, dbi, self.symbols.clone(), sections, self.omap.clone(), self.module.clone()]
     }
 
     /// The whole file: header, stream pages, directory, the directory's page numbers.

@@ -415,16 +415,18 @@ impl Types {
         if depth > 8 { None } else { self.resolve(index, depth).map(|resolved| resolved.size) }
     }
 
-    fn add_fields(&self, structure: u32, base: u64, depth: usize, fields: &mut Vec<Field>) {
+    /// `budget` bounds how many members are visited, which nesting could multiply without end.
+    fn add_fields(&self, structure: u32, base: u64, depth: usize, budget: &mut usize, fields: &mut Vec<Field>) {
         let Some(udt) = self.udt(structure) else { return };
         if depth > 8 {
             return self.note(format!("type {structure:#x} holds itself; the inner one is left out"));
         }
         self.members(udt.fields, |member| {
-            if fields.len() >= MAX_FIELDS {
+            if *budget == 0 {
                 self.note(format!("type {structure:#x} has more than {MAX_FIELDS} members; the rest is left out"));
                 return false;
             }
+            *budget -= 1;
             let (type_index, offset, name) = match member {
                 Member::Data { type_index, offset, name } => (type_index, offset, name),
                 Member::Base { type_index, offset } => (type_index, offset, &b""[..]),
@@ -439,7 +441,7 @@ impl Types {
                 return true;
             };
             match resolved.structure {
-                Some(inner) if name.is_empty() => self.add_fields(inner, offset, depth + 1, fields),
+                Some(inner) if name.is_empty() => self.add_fields(inner, offset, depth + 1, budget, fields),
                 _ => fields.push(Field {
                     name: String::from_utf8_lossy(name).into_owned(),
                     offset,
@@ -462,7 +464,7 @@ impl Types {
         let index = self.definition(name, is_structure)?;
         let udt = self.udt(index)?;
         let mut fields = Vec::new();
-        self.add_fields(index, 0, 0, &mut fields);
+        self.add_fields(index, 0, 0, &mut MAX_FIELDS.clone(), &mut fields);
         let layout = Arc::new(Layout { name: shown_name(udt.name, index), size: udt.size, fields });
         layouts.insert(name.to_owned(), layout.clone());
         Some(layout)

@@ -105,6 +105,19 @@ fn a_table_whose_type_holds_itself() {
     assert!(layout.field("Next").is_some());
 }
 
+/// Eight levels of a hundred anonymous members each would be visited 10^16 times.
+#[test]
+fn a_table_whose_types_multiply() {
+    let member =
+        |n: usize| format!(r#""m{n}": {{"offset": 0, "anonymous": true, "type": {{"kind": "struct", "name": "_S"}}}}"#);
+    let members: Vec<_> = (0..100).map(member).collect();
+    let text = format!(
+        r#"{{"metadata": {{}}, "base_types": {{}}, "user_types": {{"_S": {{"size": 1, "fields": {{{}}}}}}}}}"#,
+        members.join(",")
+    );
+    question(Isf::parse("many.json", text.into_bytes()));
+}
+
 #[test]
 fn a_deeply_nested_table_is_refused() {
     let deep = [
