@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use crate::answer::Reply;
 use crate::error::CommandError;
 use crate::session::Format;
+use crate::text::visible_name;
 
 /// Where a shell's words go. The binary decides which streams those are.
 pub trait Output {
@@ -80,11 +81,11 @@ pub(crate) fn show(
                 let _ = reply.answer.text(&mut pieces);
                 pieces.flush();
                 for warning in &reply.warnings {
-                    out.write(&format!("WARNING: {warning}\n"));
+                    out.write(&format!("WARNING: {}\n", visible_name(warning)));
                 }
             }
             if let Some(error) = &failure {
-                out.error(&format!("{error}\n"));
+                out.error(&format!("{}\n", visible_name(&error.to_string())));
             }
         }
         Format::Json => {

@@ -286,9 +286,14 @@ impl<'a> Names<'a> {
     }
 }
 
+/// `module!symbol`; the name comes from a file that nobody vouches for.
+pub fn qualified(module: &str, symbol: &nt_symbols::Symbol) -> String {
+    format!("{module}!{}", visible_name(&symbol.name))
+}
+
 fn describe(near: &Near, rva: u64) -> String {
     let (name, offset) = match &near.before {
-        Some(symbol) => (format!("{}!{}", near.module, symbol.name), rva.wrapping_sub(symbol.rva.into())),
+        Some(symbol) => (qualified(&near.module, symbol), rva.wrapping_sub(symbol.rva.into())),
         None => (near.module.clone(), rva),
     };
     match offset {

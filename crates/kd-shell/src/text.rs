@@ -50,11 +50,12 @@ impl Width {
         }
     }
 
-    /// The first half of the address space belongs to processes.
+    /// Whether an address can be the kernel's: the first half of the address space belongs to processes.
     pub fn is_kernel(self, address: u64) -> bool {
         match self {
             Self::Four => self.address(address) > 0x7fff_ffff,
-            Self::Eight => address >> 63 != 0,
+            // The bits above the 48th are copies of it.
+            Self::Eight => address >= 0xffff_8000_0000_0000,
         }
     }
 }
@@ -135,7 +136,7 @@ mod tests {
         assert_eq!(Width::Eight.tick(0xfffff8a005800000), "fffff8a0`05800000");
         assert_eq!(Width::Four.tick(0xffffffff_982a8fe0), "982a8fe0");
         assert!(Width::Four.is_kernel(0x982a8fe0) && !Width::Four.is_kernel(0x10));
-        assert!(Width::Eight.is_kernel(0xfffff8a005800000) && !Width::Eight.is_kernel(0x10000));
+        assert!(Width::Eight.is_kernel(0xfffff8a005800000) && !Width::Eight.is_kernel(0x9090909090909090));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::session::Context;
-use crate::symbols::short_name;
+use crate::symbols::{qualified, short_name};
 use crate::text::{Hex, Width};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
@@ -67,7 +67,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         .into_iter()
         .map(|symbol| Match {
             address: Hex(width.address(driver.base.wrapping_add(symbol.rva.into()))),
-            symbol: format!("{module}!{}", symbol.name),
+            symbol: qualified(&module, &symbol),
         })
         .collect();
     Ok(Reply::new(Matches { symbols, width }))

@@ -15,6 +15,7 @@ use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::session::Context;
+use crate::symbols::qualified;
 use crate::text::{Hex, Width};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
@@ -56,12 +57,12 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             let base = width.address(near.base);
             let place = |symbol: &nt_symbols::Symbol| base.wrapping_add(symbol.rva.into());
             let before = match &near.before {
-                Some(symbol) => (format!("{}!{}", near.module, symbol.name), place(symbol)),
+                Some(symbol) => (qualified(&near.module, symbol), place(symbol)),
                 None => (near.module.clone(), base),
             };
             let before = Named { symbol: before.0, address: Hex(before.1), offset: address.wrapping_sub(before.1) };
             let after = near.after.as_ref().map(|symbol| Named {
-                symbol: format!("{}!{}", near.module, symbol.name),
+                symbol: qualified(&near.module, symbol),
                 address: Hex(place(symbol)),
                 offset: 0,
             });

@@ -1,0 +1,164 @@
+//! The commands that change the state of a target, on kd-fake over serial on TCP.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use kd_fake::{FakeHandle, FakeOptions, FakeTransport};
+use kd_link::KdSpec;
+use kd_shell::{Format, Log, Next, Output, PathSource, PoolTags, Session, Shell, Symbols};
+use kd_target::{Interrupt, Leave, Target};
+use kd_wire::session::{HostSession, SerialConfig};
+use tokio::runtime::Runtime;
+
+struct Live {
+    shell: Shell,
+    interrupt: Interrupt,
+    fake: FakeHandle,
+    /// Holds the connection's tasks; dropped last.
+    runtime: Runtime,
+    directory: tempfile::TempDir,
+}
+
+#[derive(Default)]
+struct Screen {
+    text: String,
+    errors: String,
+}
+
+impl Output for Screen {
+    fn write(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    fn error(&mut self, line: &str) {
+        self.errors.push_str(line);
+    }
+}
+
+impl Live {
+    fn attach() -> Self {
+        let runtime = Runtime::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        kd_fake::kernel::write_symbol_store(directory.path()).unwrap();
+        let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let options = FakeOptions::new(transport, kd_fake::kernel::article());
+        let fake = runtime.block_on(kd_fake::spawn(options)).unwrap();
+        let address = fake.address().unwrap();
+        let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).unwrap();
+        let link = runtime.block_on(kd_link::open(&spec)).unwrap();
+        let interrupt = Interrupt::default();
+        let wire = HostSession::serial(SerialConfig::default());
+        let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
+        let source = PathSource::new(&directory.path().display().to_string()).unwrap();
+        let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
+        let mut shell = Shell::new(session, Format::Kd, interrupt.clone());
+        shell.set_target(Target::Running(running));
+        assert!(shell.wait(Some(Duration::from_secs(30))).unwrap());
+        Self { shell, interrupt, fake, runtime, directory }
+    }
+
+    fn run(&mut self, line: &str) -> (Screen, bool, Next) {
+        let mut screen = Screen::default();
+        let outcome = self.shell.execute(line, &mut screen);
+        (screen, outcome.failed, outcome.next)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    fn leave(mut self) {
+        self.shell.take_target().unwrap().leave(Leave::Running);
+        drop(self.fake);
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn a_target_is_let_go_broken_into_and_asked() {
+    let mut live = Live::attach();
+    assert_eq!(live.shell.prompt().as_deref(), Some("0: kd> "));
+    let banner = live.shell.banner(true).unwrap();
+    assert!(banner.contains("Kernel Debugger connection established.  (Initial Breakpoint requested)\n"));
+    assert!(live.shell.stop_lines().unwrap().contains("nt!RtlpBreakWithStatusInstruction:\n"));
+
+    // A failing command does not keep the others from running, and the line has failed.
+    let (screen, failed, next) = live.run("g; dd 1000; .echo on");
+    assert_eq!(screen.errors, "the target is running; break in first (Ctrl+C, or .break)\n");
+    assert_eq!((screen.text.as_str(), failed, next), ("on\n", true, Next::Continue));
+    assert_eq!(live.shell.prompt(), None);
+    assert!(live.run("g").0.errors.contains("running already"));
+    assert!(live.run(".wait 40").0.errors.contains("did not stop"));
+
+    let (screen, failed, _) = live.run(".sleep 1; .break");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.starts_with("Break instruction exception - code 80000003 (first chance)\n****"));
+    assert!(screen.text.ends_with(" cc              int     3\n"));
+
+    let (screen, failed, _) = live.run("!poolfind Leak; .stats");
+    assert!(!failed, "{}", screen.errors);
+    assert_eq!(screen.text.matches(":large page allocation, Tag  is Leak").count(), 23);
+    assert!(screen.text.contains("Last command: !poolfind Leak\n"));
+
+    assert_eq!(live.run("q -halted").2, Next::Quit { halted: true });
+    assert_eq!(live.run("q; .echo not run").2, Next::Quit { halted: false });
+    assert!(live.run("q -what").1);
+    live.leave();
+}
+
+#[test]
+fn scripts_and_logs() {
+    let mut live = Live::attach();
+    let (script, log) = (live.file("a.txt"), live.file("log.txt"));
+    fs::write(&script, ".echo one\n* a comment\nbogus\n\n.echo two; .echo three\n").unwrap();
+    assert_eq!(live.run(&format!(".logopen {log}")).0.text, format!("Opened log file '{log}'\n"));
+    let (screen, failed, _) = live.run(&format!("$$<{script}; .echo four"));
+    assert_eq!(screen.text, "one\ntwo\nthree\nfour\n");
+    assert!(failed);
+    assert_eq!(screen.errors, "Couldn't resolve error at 'bogus' (no such command; .help lists them)\n");
+    assert_eq!(live.run(".logclose").0.text, format!("Closing open log file {log}\n"));
+    let log = fs::read_to_string(log).unwrap();
+    assert!(log.contains(&format!("0: kd> $$<{script}; .echo four\none\nCouldn't resolve error at 'bogus'")), "{log}");
+
+    // A script that reads itself ends.
+    fs::write(&script, format!("$<{script}\n")).unwrap();
+    let (screen, failed, _) = live.run(&format!("$<{script}"));
+    assert!(failed && screen.errors.contains("nested more than"), "{}", screen.errors);
+    assert!(live.run("$</no/such/file").0.errors.starts_with("cannot read the script /no/such/file: "));
+    live.leave();
+}
+
+#[test]
+fn ctrl_c_ends_a_command_and_its_line() {
+    let mut live = Live::attach();
+    let interrupt = live.interrupt.clone();
+    let start = Instant::now();
+    let presser = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        interrupt.raise();
+    });
+    let (screen, failed, next) = live.run(".sleep 7fffffff; .echo not run");
+    presser.join().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(20));
+    assert_eq!((screen.text.as_str(), screen.errors.as_str()), ("", "interrupted\n"));
+    assert_eq!((failed, next), (true, Next::Continue));
+    assert_eq!(live.run(".echo again").0.text, "again\n");
+    live.leave();
+}
+
+#[test]
+fn json_is_one_object_for_each_command() {
+    let mut live = Live::attach();
+    live.shell.format = Format::Json;
+    let (screen, failed, _) = live.run("!poolused 0 Leak; g; vertarget; .break");
+    assert!(failed);
+    assert_eq!(screen.errors, "");
+    let objects: Vec<serde_json::Value> = screen.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(objects.len(), 4);
+    assert!(objects[0]["cost"]["requests"].as_u64().unwrap() > 0);
+    assert!(objects[0]["cost"]["bytes_read"].as_u64().unwrap() > 0);
+    assert_eq!(objects[2]["ok"], false);
+    assert_eq!(objects[3]["result"]["asked"], true);
+    live.leave();
+}
