@@ -342,6 +342,7 @@ impl Kdnet {
             }
             Arrival::Connected => {
                 self.counters.update(|stats| stats.connections += 1);
+                tracing::debug!(%from, "a host has connected");
                 self.sent = None;
                 self.ping();
                 Some(Event::Connected)

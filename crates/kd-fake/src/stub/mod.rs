@@ -156,6 +156,7 @@ impl Stub {
                 return;
             }
             self.counters.update(|stats| stats.reboots += 1);
+            tracing::debug!("the machine restarts");
             self.power_on();
             let mut nonce = [0; 24];
             if getrandom::fill(&mut nonce).is_err() {
@@ -278,9 +279,11 @@ impl Stub {
         loop {
             self.counters.update(|stats| stats.stops += 1);
             self.counters.halt();
+            tracing::debug!(?stop, "halted");
             self.context_read = false;
             let trace = self.command_loop(&stop, patience).await?;
             self.counters.resume();
+            tracing::debug!(trace, pc = format_args!("{:016x}", self.cpus[0].pc()), "continued");
             let module = matches!(stop, Stop::Module { .. });
             let reporter = std::mem::take(&mut self.current);
             if trace {
@@ -440,6 +443,7 @@ impl Stub {
     }
 
     fn give_up(&mut self) {
+        tracing::debug!("nobody acknowledges; debugger not present");
         self.set_not_present(true);
         self.counters.update(|stats| stats.given_up += 1);
         if let Ids::Serial { .. } = self.ids {
