@@ -214,11 +214,12 @@ impl Totals {
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} datagrams, {} bad tags, {} unparsed, {} unknown",
-            self.datagrams, self.bad_tags, self.unparsed, self.unknown
-        )?;
+        let (number, what) = match (self.datagrams, self.lines) {
+            (0, packets) => (packets, "serial packets"),
+            (datagrams, _) => (datagrams, "datagrams"),
+        };
+        let Self { bad_tags, unparsed, unknown, .. } = self;
+        writeln!(f, "{number} {what}, {bad_tags} bad tags, {unparsed} unparsed, {unknown} unknown")?;
         for (count, what) in [
             (self.without_key, "datagrams of a session whose key was agreed before the capture began"),
             (self.not_kdnet, "datagrams that are not KDNET"),
@@ -446,7 +447,8 @@ mod tests {
         let reset = Packet::control(PacketType::Reset, 0x8080_0000).encode_serial();
         // Cut in the middle of the packet, as a line delivers it.
         let file = pcap(147, &[reset[..5].to_vec(), reset[5..].to_vec()]);
-        let (text, _) = decoded(&file, None, None, OutputFormat::Text).unwrap();
+        let (text, totals) = decoded(&file, None, None, OutputFormat::Text).unwrap();
+        assert!(totals.to_string().starts_with("1 serial packets, 0 bad tags"), "{totals}");
         assert_eq!(text, "    0.000000 T>H serial  RESET 0x80800000\n");
     }
 
