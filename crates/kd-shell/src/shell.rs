@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
 use crate::banner;
-use crate::commands::{Action, Control, commands, find};
+use crate::commands::{Action, Control, commands, find, missing_elements};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::line::{Command, Statement, split};
@@ -97,6 +97,11 @@ impl Shell {
             Some(Target::Halted(halted)) => Some(halted),
             Some(Target::Running(_)) | None => None,
         }
+    }
+
+    /// One line about what of the symbol path does not exist.
+    pub fn symbol_path_problem(&self) -> Option<String> {
+        missing_elements(&self.session.symbols.source().check()).map(|error| error.to_string())
     }
 
     /// Why the session is over, if it is.

@@ -6,9 +6,10 @@ use std::sync::LazyLock;
 
 use kd_target::{Cost, Stop, TargetError, Version};
 use nt_memory::{Fault, Memory, Search};
+use proptest::prelude::*;
 use serde_json::Value;
 
-use crate::commands::{Action, find};
+use crate::commands::{Action, commands, find};
 use crate::grammar::line::{Statement, split};
 use crate::output::{Output, show};
 use crate::session::{Context, Debuggee, Format, Session};
@@ -413,4 +414,31 @@ fn a_running_target_is_not_asked() {
     }
     let screen = run(&mut session(&store()), Debuggee::Running, "? 1+1; .echo b", Format::Kd);
     assert_eq!(screen.text, "Evaluate expression: 2 = 00000000`00000002\nb\n");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_arguments_make_a_command_panic(arguments in "[0-9a-fLnt!*?'\"@$`() +-]{0,24}|\\PC{0,12}") {
+        // The kernel's symbols are not at hand: what is tested is what people type.
+        let machine = Machine::new();
+        let mut session = session("");
+        for info in commands() {
+            let Action::Answer(answer) = info.action else { continue };
+            // These write files, or look along a path.
+            if info.names[0].starts_with(".log") || info.names[0].starts_with(".sym") {
+                continue;
+            }
+            let reply = answer(&mut Context {
+                debuggee: Debuggee::Halted(&machine),
+                session: &mut session,
+                word: info.names[0],
+                arguments: arguments.trim(),
+                cost: Cost::default(),
+            });
+            let mut screen = Screen::default();
+            show("", reply, Cost::default(), Format::Json, &mut screen);
+            prop_assert!(serde_json::from_str::<Value>(&screen.text).is_ok());
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! How kd writes numbers, times and strings of the target.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
 use jiff::Zoned;
 use serde::{Serialize, Serializer};
@@ -119,11 +119,6 @@ pub fn time(when: &Zoned) -> String {
         minutes / 60,
         minutes % 60
     )
-}
-
-/// Text that is written as it is found: for answers made of lines.
-pub fn write_lines(out: &mut dyn fmt::Write, lines: &[String]) -> fmt::Result {
-    lines.iter().try_for_each(|line| writeln!(out, "{line}"))
 }
 
 #[cfg(test)]

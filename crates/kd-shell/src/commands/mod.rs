@@ -23,6 +23,7 @@ mod verifier;
 mod vertarget;
 
 pub use control::Control;
+pub(crate) use symbol_path::missing as missing_elements;
 pub(crate) use vertarget::{Vertarget, connected};
 
 /// What help and Tab know about a command.
