@@ -186,6 +186,7 @@ pub enum Diagnostic {
 struct Output {
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
+    break_ins: u32,
 }
 
 impl Output {

@@ -141,6 +141,7 @@ impl Association {
                 let resend = Packet::control(PacketType::Resend, 0).encode();
                 let stop = self.break_in && self.current.is_none() && self.probes.is_multiple_of(2);
                 let body = if stop { &[BREAK_IN][..] } else { &resend };
+                out.break_ins = out.break_ins.wrapping_add(u32::from(stop));
                 self.sequence += 1;
                 out.transmits.push_back(Self::sealed(&self.key, candidate, self.sequence, body));
             }
@@ -161,7 +162,11 @@ impl Association {
     }
 
     pub(super) fn receive(&mut self, now: Duration, peer: SocketAddr, payload: &[u8], out: &mut Output) -> Received {
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        // A dual-stack socket shows IPv4 as mapped IPv6. Others keep what they have, a link-local scope too.
+        let peer = match peer.ip().to_canonical() {
+            IpAddr::V4(ip) => SocketAddr::from((ip, peer.port())),
+            IpAddr::V6(_) => peer,
+        };
         let header = match peek(payload) {
             Ok(header) => header,
             Err(rejection) => {

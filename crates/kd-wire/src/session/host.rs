@@ -123,7 +123,6 @@ pub struct HostSession {
     file: bool,
     resends: u32,
     last_resend: Option<Duration>,
-    break_ins: u32,
 }
 
 impl HostSession {
@@ -151,7 +150,6 @@ impl HostSession {
             rx_known: false,
             heard: false,
             reset_pending: false,
-            break_ins: 0,
             sending: None,
             queue: VecDeque::new(),
             request: None,
@@ -326,7 +324,7 @@ impl HostSession {
     /// How many break-ins were sent so far. One stop answers one of them; a target that has more of them in its
     /// buffer stops again as soon as it is continued.
     pub fn break_ins(&self) -> u32 {
-        self.break_ins
+        self.out.break_ins
     }
 
     /// Ends [`HostSession::synchronise`] and [`HostSession::break_in`] without a state change.
@@ -447,7 +445,7 @@ impl HostSession {
     }
 
     fn transmit_break_in(&mut self) {
-        self.break_ins = self.break_ins.wrapping_add(1);
+        self.out.break_ins = self.out.break_ins.wrapping_add(1);
         match &mut self.transport {
             Transport::Serial(_) => {
                 let data = Bytes::from_static(&[BREAK_IN]);

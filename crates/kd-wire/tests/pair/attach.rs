@@ -132,7 +132,7 @@ fn the_target_moves_to_another_port() {
 #[test]
 fn an_ipv6_target() {
     let mut pair = Pair::kdnet(1);
-    pair.target_address = "[fe80::1]:50000".parse().unwrap();
+    pair.target_address = "[fe80::1%3]:50000".parse().unwrap();
     pair.attach(3 * SECOND);
     assert_eq!(pair.read(0x6000, 8), memory(0x6000, 8));
 }

@@ -6,4 +6,5 @@ mod attach;
 mod hostile;
 mod loss;
 mod network;
+mod script;
 mod serial;

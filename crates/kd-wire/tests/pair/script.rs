@@ -1,0 +1,204 @@
+//! A KDNET target that says exactly what the test tells it to say.
+
+use std::time::Duration;
+
+use kd_wire::kdnet::{DataKey, Offer, Ping, Sealed, open, seal};
+use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, get_context, read_virtual_memory};
+use kd_wire::message::{Direction, Message};
+use kd_wire::packet::{Body, Packet, PacketType};
+use kd_wire::session::{Event, HostSession};
+
+use crate::network::*;
+
+struct Script {
+    host: HostSession,
+    data_key: DataKey,
+    sequence: u64,
+    now: Duration,
+}
+
+impl Script {
+    /// Attached: the first state change, id 0, is acknowledged.
+    fn attached() -> Self {
+        let mut host = HostSession::kdnet(host_config());
+        let offer =
+            Offer { nonce: [5; 32], target: target_address(), configured: host_address(), connected: None }.encode();
+        let content = Sealed { version: 4, data_key: None, from: Direction::TargetToHost, sequence: 3, body: &offer };
+        host.handle_datagram(Duration::ZERO, target_address(), &seal(&key(), content));
+        let response = host.poll_transmit().unwrap().data;
+        let response = open(&key(), None, Direction::HostToTarget, &response).unwrap();
+        let mut script =
+            Script { host, data_key: key().data_key(&response.body), sequence: 0, now: Duration::from_secs(1) };
+        script.body(&Ping { last_sequence: 0, host: 1 }.encode());
+        assert_eq!(script.heard(), [Packet::control(PacketType::Resend, 0)]);
+        let (packet_type, payload) = Message::StateChange(exception(0x1000)).encode();
+        script.say(Packet::data(packet_type, 0, payload));
+        assert_eq!(script.heard(), [Packet::control(PacketType::Acknowledge, 0)]);
+        script.events();
+        script
+    }
+
+    fn body(&mut self, body: &[u8]) {
+        self.sequence += 1;
+        let (from, sequence) = (Direction::TargetToHost, self.sequence);
+        let raw = seal(&key(), Sealed { version: 4, data_key: Some(&self.data_key), from, sequence, body });
+        self.host.handle_datagram(self.now, target_address(), &raw);
+    }
+
+    fn say(&mut self, packet: Packet) {
+        self.body(&packet.encode());
+    }
+
+    fn acknowledge(&mut self, id: u32) {
+        self.say(Packet::control(PacketType::Acknowledge, id));
+    }
+
+    fn heard(&mut self) -> Vec<Packet> {
+        let mut packets = Vec::new();
+        while let Some(transmit) = self.host.poll_transmit() {
+            let from = Direction::HostToTarget;
+            let datagram = open(&key(), Some(&self.data_key), from, &transmit.data).unwrap();
+            packets.push(Packet::parse(&datagram.body).unwrap());
+        }
+        packets
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        let events = std::iter::from_fn(|| self.host.poll_event());
+        events.filter(|event| !matches!(event, Event::Diagnostic(_))).collect()
+    }
+
+    fn wait(&mut self) {
+        self.now = self.host.poll_timeout().unwrap();
+        self.host.handle_timeout(self.now);
+    }
+}
+
+fn get_context() -> Request {
+    Request::GetContext(get_context::Request::default())
+}
+
+fn context() -> Vec<u8> {
+    let body = Reply::GetContext(get_context::Reply { data: vec![7; 0x4d0].into() });
+    Message::Reply(ManipulateReply { processor: 0, return_status: 0, body }).encode().1
+}
+
+fn id_of(packet: &Packet) -> u32 {
+    assert!(matches!(packet.body, Body::Data(_)), "{packet:?}");
+    packet.id
+}
+
+/// The one loss of the recorded session, step by step: the reply never arrives, the host asks anew with its next id,
+/// the target takes that for the acknowledgement and asks for it again, and answers with its next id.
+#[test]
+fn the_recorded_loss() {
+    let mut script = Script::attached();
+    script.host.request(script.now, 0, get_context()).unwrap();
+    let asked = script.heard();
+    assert_eq!((asked.len(), id_of(&asked[0])), (1, 0x8000_0000));
+    script.acknowledge(0x8000_0000);
+    // The reply, id 2, is lost.
+    assert!(script.heard().is_empty());
+    script.wait();
+    let again = script.heard();
+    assert_eq!((again.len(), id_of(&again[0])), (1, 0x8000_0002));
+    script.say(Packet::control(PacketType::Resend, 0));
+    assert_eq!(script.heard(), again);
+    script.acknowledge(0x8000_0002);
+    script.say(Packet::data(PacketType::StateManipulate, 4, context()));
+    assert_eq!(script.heard(), [Packet::control(PacketType::Acknowledge, 4)]);
+    assert!(matches!(&script.events()[..], [Event::Reply(reply)] if reply.return_status == 0));
+    script.host.request(script.now, 0, get_context()).unwrap();
+    assert_eq!(id_of(&script.heard()[0]), 0x8000_0004);
+}
+
+/// The same, with the RESET handshake that the recorded WinDbg made: the target starts it here.
+#[test]
+fn a_reset_names_the_next_id() {
+    let mut script = Script::attached();
+    script.say(Packet::control(PacketType::Reset, 0x62));
+    assert_eq!(script.heard(), [Packet::control(PacketType::Reset, 0x8000_0000)]);
+    let (packet_type, payload) = print("x").encode();
+    script.say(Packet::data(packet_type, 0x62, payload));
+    assert_eq!(script.heard(), [Packet::control(PacketType::Acknowledge, 0x62)]);
+    assert!(matches!(&script.events()[..], [Event::Print { .. }]));
+}
+
+/// A packet whose acknowledgement was lost comes again under its old id.
+#[test]
+fn an_old_id_is_acknowledged_and_dropped() {
+    let mut script = Script::attached();
+    let (packet_type, payload) = print("x").encode();
+    for _ in 0..2 {
+        script.say(Packet::data(packet_type, 2, payload.clone()));
+        assert_eq!(script.heard(), [Packet::control(PacketType::Acknowledge, 2)]);
+    }
+    assert_eq!(script.events().len(), 1);
+}
+
+/// An acknowledgement counts only for its own packet: bit 0x800 is nothing special on KDNET.
+#[test]
+fn another_packets_acknowledgement_is_ignored() {
+    let mut script = Script::attached();
+    script.host.request(script.now, 0, get_context()).unwrap();
+    let asked = script.heard();
+    script.acknowledge(0x8000_0800);
+    script.wait();
+    assert_eq!(script.heard(), asked);
+}
+
+/// The stop is told again after the request was acknowledged: its answer is lost for good, and asked for at once.
+#[test]
+fn a_repeated_stop_repeats_the_request() {
+    let mut script = Script::attached();
+    script.host.request(script.now, 0, get_context()).unwrap();
+    script.heard();
+    script.acknowledge(0x8000_0000);
+    let (packet_type, payload) = Message::StateChange(exception(0x1000)).encode();
+    script.say(Packet::data(packet_type, 2, payload));
+    let heard = script.heard();
+    assert_eq!(heard[0], Packet::control(PacketType::Acknowledge, 2));
+    assert_eq!(id_of(&heard[1]), 0x8000_0002);
+    assert!(script.events().is_empty());
+}
+
+/// A reply to an earlier issue ends the request; the reply to the last issue, which comes as well, does not end the
+/// next request, although that one reads the same place.
+#[test]
+fn the_second_reply_of_a_repeated_request_is_dropped() {
+    let mut script = Script::attached();
+    let reply = |byte: u8| {
+        let body = Reply::ReadVirtualMemory(read_virtual_memory::Reply {
+            target_base_address: 0x1000,
+            transfer_count: 1,
+            actual_bytes_read: 1,
+            data: vec![byte].into(),
+        });
+        Message::Reply(ManipulateReply { processor: 0, return_status: 0, body }).encode().1
+    };
+    script.host.request(script.now, 0, read(0x1000, 1)).unwrap();
+    script.heard();
+    script.acknowledge(0x8000_0000);
+    script.wait();
+    assert_eq!(id_of(&script.heard()[0]), 0x8000_0002);
+    script.say(Packet::data(PacketType::StateManipulate, 2, reply(1)));
+    assert!(matches!(&script.events()[..], [Event::Reply(_)]));
+    script.heard();
+
+    script.host.request(script.now, 0, read(0x1000, 1)).unwrap();
+    // Held back until what is on its way is settled.
+    assert!(script.heard().is_empty());
+    script.acknowledge(0x8000_0002);
+    assert!(script.heard().is_empty());
+    script.say(Packet::data(PacketType::StateManipulate, 4, reply(2)));
+    let heard = script.heard();
+    assert_eq!((heard.len(), id_of(&heard[1])), (2, 0x8000_0004));
+    assert!(script.events().is_empty());
+    script.acknowledge(0x8000_0004);
+    script.say(Packet::data(PacketType::StateManipulate, 6, reply(3)));
+    let events = script.events();
+    let [Event::Reply(ManipulateReply { body: Reply::ReadVirtualMemory(reply), .. })] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(reply.prefix()[..], [3]);
+}
