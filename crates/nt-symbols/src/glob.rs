@@ -24,7 +24,7 @@ impl Glob {
         let Some(mut rest) = text.get(first.len()..).filter(|_| same(first, text)) else { return false };
         for part in middle.iter().filter(|part| !part.is_empty()) {
             // The leftmost place is as good as any: it leaves the most for the parts after it.
-            let Some(at) = rest.windows(part.len()).position(|window| same(part, window)) else { return false };
+            let Some(at) = find(part, rest) else { return false };
             rest = &rest[at + part.len()..];
         }
         rest.len().checked_sub(last.len()).is_some_and(|at| same(last, &rest[at..]))
@@ -36,7 +36,15 @@ pub fn matches_glob(pattern: &str, text: &str) -> bool {
     Glob::new(pattern).matches(text)
 }
 
-/// Whether `text` starts with `part`; it must not be shorter.
+/// The leftmost place of `part`, which is not empty. Most places differ in the first byte already.
+fn find(part: &[u8], text: &[u8]) -> Option<usize> {
+    let (lower, upper) = (part[0], part[0].to_ascii_uppercase());
+    let last = text.len().checked_sub(part.len())?;
+    let candidate = |byte: u8| byte == lower || byte == upper || lower == b'?';
+    (0..=last).find(|at| candidate(text[*at]) && same(&part[1..], &text[at + 1..]))
+}
+
+/// Whether `text` starts with `part`.
 fn same(part: &[u8], text: &[u8]) -> bool {
     text.len() >= part.len() && part.iter().zip(text).all(|(p, t)| *p == b'?' || *p == t.to_ascii_lowercase())
 }

@@ -10,6 +10,7 @@
 
 use nt_memory::{Fault, Memory};
 
+use crate::bytes::{u16_at, u32_at};
 use crate::id::{PdbId, safe_file_name};
 
 /// Covers the headers up to the data directories, and one reply carries it.
@@ -83,14 +84,6 @@ pub struct ImageIdentity {
     pub pdb_name: String,
     /// The name as the linker wrote it, often with the build machine's directories. For display only.
     pub recorded_name: String,
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|b| u16::from_le_bytes(*b))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
 }
 
 impl Image {

@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+mod bytes;
 mod exports;
 mod glob;
 mod id;

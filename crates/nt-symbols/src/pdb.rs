@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pdb::{SourceSlice, SourceView, StreamIndex};
 
+use crate::bytes::{u16_at, u32_at};
 use crate::names::{Names, NamesBuilder};
 use crate::tpi::Types;
 use crate::{Enumeration, Layout, PdbId, Symbol, SymbolError, SymbolFile, SymbolKind, undecorated};
@@ -80,14 +81,6 @@ struct Dbi {
 }
 
 const NO_STREAM: u16 = 0xffff;
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|b| u16::from_le_bytes(*b))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
-}
 
 impl Dbi {
     fn parse(bytes: &[u8]) -> Option<Dbi> {
