@@ -250,11 +250,18 @@ impl Table {
         let wanted = |other: Tag| other.key() == tag.key();
         let keys = [tag.key().to_le_bytes(), tag.protected_bytes()];
         let mut seekers = keys.map(|key| self.seeker(self.entry.key.offset, &key));
+        // Never more than twice the price of reading the whole table.
+        let limit = bulk_requests(self.entries * self.entry.size);
         let mut requests = 0;
+        let mut hits = 0;
         let mut slot = 0;
         while slot < self.entries {
-            // Once the search has cost what reading the rest would, the rest is read: at most twice the best is paid.
-            let limit = bulk_requests((self.entries - slot) * self.entry.size);
+            let rest = self.entries - slot;
+            // As many hits as there were so far, spread evenly; the first few say little about the rest.
+            let expected = hits * rest / (slot + self.entries / 8).max(1);
+            if 2 * expected + 1 > bulk_requests(rest * self.entry.size) {
+                return self.bulk(kernel, slot, &wanted, found);
+            }
             let mut next = self.entries;
             for seeker in &mut seekers {
                 match seeker.next(kernel.memory, slot, &mut requests, limit)? {
@@ -269,6 +276,7 @@ impl Table {
             let count = WINDOW.min(self.entries - next);
             let window = self.slots(kernel, next, count)?;
             requests += 1;
+            hits += 1;
             note_holes(&mut found.notes, "nt!PoolBigPageTable", &window);
             let pages = entries(&window, self.entry.size as usize).flatten();
             found.blocks.extend(pages.filter_map(|entry| self.entry.decode(entry)).filter(|page| wanted(page.tag)));

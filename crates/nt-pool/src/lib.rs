@@ -9,13 +9,16 @@
 pub mod big_pages;
 mod kernel;
 mod kind;
+mod lists;
 pub mod pool_log;
 pub mod pooltag;
 mod record;
+mod ring;
 mod search;
 mod table;
 mod tag;
 pub mod tags;
+pub mod verifier;
 
 pub use kernel::{Kernel, PoolError};
 pub use kind::PoolKind;

@@ -1,17 +1,13 @@
 //! Driver Verifier's log of pool allocations and frees: `!verifier 0x80`.
 //!
-//! `nt!VfPoolTraces` is a ring of `_VF_POOL_TRACE` records (13 return addresses; 50 on Windows 11). The writer counts
-//! first, so the newest record is in slot `VfPoolTracesIndex & (VfPoolTracesLength - 1)`, and a record's sequence
-//! number is its count. Nothing in a record says whether it is of an allocation or of a free; the functions on its
-//! stack do ([`operation`]).
+//! `nt!VfPoolTraces` is a ring of `_VF_POOL_TRACE` records (13 return addresses; 50 on Windows 11). Nothing in a record
+//! says whether it is of an allocation or of a free; the functions on its stack do ([`operation`]).
 
 use std::ops::Range;
 
-use nt_memory::Fault;
-
 use crate::record::{Member, Record};
+use crate::ring::{Names, Ring};
 use crate::search::{Seek, Seeker, bulk_requests};
-use crate::table::{entries, note_holes, read_table};
 use crate::{Kernel, PoolError};
 
 /// One record.
@@ -54,26 +50,17 @@ pub struct PoolLog {
     pub notes: Vec<String>,
 }
 
-/// Records of the largest log that Windows can be told to keep.
-const MAX_LENGTH: u32 = 0x80_0000;
-
-/// Bytes of the log held at a time.
-const PIECE: u64 = 4 << 20;
-
 /// Reads the log. `Ok(None)`: the kernel keeps no such log now.
 ///
 /// An address is looked for in every record, since a block that contains it may start anywhere before it; see
 /// [`find`] for a cheaper way that says what it leaves out.
 pub fn read(kernel: &Kernel<'_>, wanted: Wanted) -> Result<Option<PoolLog>, PoolError> {
-    let Some(ring) = Ring::read(kernel)? else { return Ok(None) };
-    let mut log = ring.empty_log();
-    match wanted {
-        Wanted::All => ring.all(kernel, &mut log, &|_| true)?,
-        Wanted::Address(address) => ring.all(kernel, &mut log, &|trace| trace.contains(address))?,
-        Wanted::Newest(count) => ring.newest(kernel, &mut log, count)?,
-    }
-    ring.check(kernel, &mut log.notes)?;
-    Ok(Some(log))
+    let Some(log) = Log::read(kernel)? else { return Ok(None) };
+    Ok(Some(match wanted {
+        Wanted::All => log.all(kernel, &|_| true)?,
+        Wanted::Address(address) => log.all(kernel, &|trace| trace.contains(address))?,
+        Wanted::Newest(count) => log.newest(kernel, count)?,
+    }))
 }
 
 /// Records of one address, and which blocks were looked for.
@@ -93,18 +80,12 @@ pub struct Found {
 /// 64 KB region and the one below; else those of the address's own page. [`Found::starts`] says which. Reads the
 /// whole log where the target cannot search.
 pub fn find(kernel: &Kernel<'_>, address: u64) -> Result<Option<Found>, PoolError> {
-    let Some(ring) = Ring::read(kernel)? else { return Ok(None) };
-    let mut log = ring.empty_log();
-    let starts = match ring.search(kernel, &mut log, address)? {
-        Some(lowest) => lowest..address.saturating_add(1),
-        None => {
-            log = ring.empty_log();
-            ring.all(kernel, &mut log, &|trace| trace.contains(address))?;
-            0..address.saturating_add(1)
-        }
+    let Some(log) = Log::read(kernel)? else { return Ok(None) };
+    let (log, lowest) = match log.search(kernel, address)? {
+        Some((traces, lowest)) => (log.finish(kernel, log.ring.length, traces, Vec::new())?, lowest),
+        None => (log.all(kernel, &|trace| trace.contains(address))?, 0),
     };
-    ring.check(kernel, &mut log.notes)?;
-    Ok(Some(Found { log, starts }))
+    Ok(Some(Found { log, starts: lowest..address.saturating_add(1) }))
 }
 
 /// `_VF_POOL_TRACE`
@@ -143,149 +124,59 @@ impl Fields {
     }
 }
 
-/// Where the log lies, as the kernel's variables say.
-struct Ring {
+const NAMES: Names = Names { table: "VfPoolTraces", index: "VfPoolTracesIndex", length: "VfPoolTracesLength" };
+
+/// The ring and how its records are read.
+struct Log {
+    ring: Ring,
     fields: Fields,
-    address: u64,
-    index: u32,
-    length: u32,
 }
 
-impl Ring {
+impl Log {
     fn read(kernel: &Kernel<'_>) -> Result<Option<Self>, PoolError> {
-        if kernel.find_symbol("VfPoolTraces").is_none() {
+        if kernel.find_symbol(NAMES.table).is_none() {
             return Ok(None);
         }
         let fields = Fields::new(kernel)?;
-        let (address, index, length) = Self::variables(kernel)?;
-        if address == 0 {
-            return Ok(None);
-        }
-        let bytes = u64::from(length) * fields.size as u64;
-        if !length.is_power_of_two() || length > MAX_LENGTH || !kernel.is_kernel_range(address, bytes) {
-            return Err(PoolError::Unlikely(format!(
-                "nt!VfPoolTraces holds {address:016x} and nt!VfPoolTracesLength {length:#x} records, which is no log in \
-                 kernel memory (the length is a power of two up to {MAX_LENGTH:#x}); are the symbols this kernel's?"
-            )));
-        }
-        Ok(Some(Ring { fields, address, index, length }))
+        Ok(Ring::read(kernel, &NAMES, fields.size)?.map(|ring| Log { ring, fields }))
     }
 
-    fn variables(kernel: &Kernel<'_>) -> Result<(u64, u32, u32), PoolError> {
-        let variables = [
-            kernel.pointer_variable("VfPoolTraces")?,
-            kernel.u32_variable("VfPoolTracesIndex")?,
-            kernel.u32_variable("VfPoolTracesLength")?,
-        ];
-        let mut values = kernel.gather(&variables)?.into_iter();
-        let mut next = || values.next().unwrap_or(Ok(0));
-        Ok((next()?, next()? as u32, next()? as u32))
-    }
-
-    /// Says so when the log was written to, or replaced, since.
-    fn check(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<(), PoolError> {
-        let (address, index, length) = Self::variables(kernel)?;
-        if (address, length) != (self.address, self.length) {
-            notes.push("the log was replaced while it was read; ask again".into());
-        } else if index != self.index {
-            let written = index.wrapping_sub(self.index);
-            notes.push(format!("{written} records were written while the log was read; the oldest may be mixed up"));
-        }
-        Ok(())
-    }
-
-    fn empty_log(&self) -> PoolLog {
-        PoolLog { length: self.length, index: self.index, parsed: 0, traces: Vec::new(), notes: Vec::new() }
-    }
-
-    fn newest_slot(&self) -> u32 {
-        self.index & (self.length - 1)
-    }
-
-    /// The count that a slot's record was written at.
-    fn sequence(&self, slot: u32) -> u32 {
-        let age = self.index.wrapping_sub(slot) & (self.length - 1);
-        self.index.wrapping_sub(age)
-    }
-
-    /// Reads the slots `first .. first + count` and passes the written ones on, last slot first, until `each` has
-    /// enough. Says whether a slot was found that was never written.
-    fn slots(
+    /// Puts the records together with what they were taken from.
+    fn finish(
         &self,
         kernel: &Kernel<'_>,
-        slots: Range<u32>,
-        notes: &mut Vec<String>,
-        each: &mut dyn FnMut(Trace),
-    ) -> Result<bool, Fault> {
-        let size = self.fields.size;
-        let piece = (PIECE / size as u64) as u32;
-        let mut end = slots.end;
-        let mut unwritten = false;
-        while end > slots.start {
-            let first = end.saturating_sub(piece).max(slots.start);
-            let at = self.address.wrapping_add(u64::from(first) * size as u64);
-            let table = read_table(kernel, at, (end - first) as usize * size)?;
-            note_holes(notes, "nt!VfPoolTraces", &table);
-            let records: Vec<Option<&[u8]>> = entries(&table, size).collect();
-            for (i, record) in records.iter().enumerate().rev() {
-                let Some(record) = record else { continue };
-                match self.fields.decode(record, self.sequence(first + i as u32)) {
-                    Some(trace) => each(trace),
-                    None => unwritten = true,
-                }
-            }
-            end = first;
-        }
-        Ok(unwritten)
+        parsed: u32,
+        traces: Vec<Trace>,
+        mut notes: Vec<String>,
+    ) -> Result<PoolLog, PoolError> {
+        self.ring.check(kernel, &mut notes)?;
+        Ok(PoolLog { length: self.ring.length, index: self.ring.index, parsed, traces, notes })
     }
 
-    /// Every record, newest first.
-    fn all(&self, kernel: &Kernel<'_>, log: &mut PoolLog, wanted: &dyn Fn(&Trace) -> bool) -> Result<(), Fault> {
-        let PoolLog { traces, notes, .. } = log;
-        let mut each = |trace: Trace| {
-            if wanted(&trace) {
-                traces.push(trace);
-            }
-        };
-        let newest = self.newest_slot();
-        self.slots(kernel, 0..newest + 1, notes, &mut each)?;
-        // A log that has not come round yet has nothing above the newest record.
-        let may_be_unwritten = self.index < self.length && newest + 1 < self.length;
-        let last = self.length - 1;
-        let unwritten = may_be_unwritten && self.slots(kernel, last..self.length, &mut Vec::new(), &mut |_| {})?;
-        if !unwritten {
-            self.slots(kernel, newest + 1..self.length, notes, &mut each)?;
-        }
-        log.parsed = self.length;
-        Ok(())
+    /// Every record that `wanted` accepts.
+    fn all(&self, kernel: &Kernel<'_>, wanted: &dyn Fn(&Trace) -> bool) -> Result<PoolLog, PoolError> {
+        let mut notes = Vec::new();
+        let decode = |record: &[u8], sequence| self.fields.decode(record, sequence);
+        let traces = self.ring.all(kernel, &mut notes, &decode, wanted)?;
+        self.finish(kernel, self.ring.length, traces, notes)
     }
 
-    /// The newest `count` records.
-    fn newest(&self, kernel: &Kernel<'_>, log: &mut PoolLog, count: u32) -> Result<(), Fault> {
-        let count = count.min(self.length);
-        let newest = self.newest_slot();
-        let first = (newest + 1).saturating_sub(count);
-        let PoolLog { traces, notes, .. } = log;
-        let mut each = |trace: Trace| traces.push(trace);
-        let unwritten = self.slots(kernel, first..newest + 1, notes, &mut each)?;
-        let rest = count - (newest + 1 - first);
-        if rest > 0 && !(unwritten && self.index < self.length) {
-            self.slots(kernel, self.length - rest..self.length, notes, &mut each)?;
-        }
-        log.parsed = count;
-        Ok(())
+    fn newest(&self, kernel: &Kernel<'_>, count: u32) -> Result<PoolLog, PoolError> {
+        let mut notes = Vec::new();
+        let decode = |record: &[u8], sequence| self.fields.decode(record, sequence);
+        let traces = self.ring.newest(kernel, &mut notes, &decode, count)?;
+        self.finish(kernel, count.min(self.ring.length), traces, notes)
     }
 
-    /// Fills the log with the records of blocks that contain the address, and returns the lowest start of a block that
-    /// was looked for; `None` if reading everything is as cheap.
-    fn search(&self, kernel: &Kernel<'_>, log: &mut PoolLog, address: u64) -> Result<Option<u64>, PoolError> {
+    /// The records of blocks that contain the address, and the lowest start of a block that was looked for; `None` if
+    /// reading everything is as cheap.
+    fn search(&self, kernel: &Kernel<'_>, address: u64) -> Result<Option<(Vec<Trace>, u64)>, PoolError> {
         if self.fields.address.size != usize::from(kernel.pointer_size) {
             return Ok(None);
         }
-        let size = self.fields.size as u64;
-        let mut hunt = Hunt { ring: self, kernel, seen: Vec::new(), requests: 0 };
+        let mut hunt = Hunt { log: self, kernel, seen: Vec::new(), requests: 0 };
         let page = address & !0xfff;
-        let everything = bulk_requests(u64::from(self.length) * size);
+        let everything = bulk_requests(u64::from(self.ring.length) * self.fields.size as u64);
         // (bytes of an address that are left off, lowest start, requests allowed)
         let ways = [(3, (address >> 24).saturating_sub(1) << 24, 8), (2, (address >> 16).saturating_sub(1) << 16, 8)];
         let mut lowest = None;
@@ -311,17 +202,16 @@ impl Ring {
                 _ => return Ok(None),
             }
         }
-        hunt.seen.sort_by_key(|(slot, _)| self.index.wrapping_sub(*slot) & (self.length - 1));
+        hunt.seen.sort_by_key(|(slot, _)| self.ring.age(*slot));
         let traces = hunt.seen.into_iter().filter_map(|(_, trace)| trace);
-        log.traces = traces.filter(|trace| trace.contains(address)).collect();
-        log.parsed = self.length;
-        Ok(lowest)
+        let traces = traces.filter(|trace| trace.contains(address)).collect();
+        Ok(lowest.map(|lowest| (traces, lowest)))
     }
 }
 
 /// A search of the log by the target.
 struct Hunt<'h> {
-    ring: &'h Ring,
+    log: &'h Log,
     kernel: &'h Kernel<'h>,
     /// Slots read so far, with what they hold.
     seen: Vec<(u32, Option<Trace>)>,
@@ -332,16 +222,16 @@ impl Hunt<'_> {
     /// Reads the records of all blocks that start between `start` and `address`, region by region of 256^`skip`
     /// bytes. `Seek::None`: there are no more.
     fn regions(&mut self, skip: usize, start: u64, address: u64, limit: u64) -> Result<Seek, PoolError> {
-        let ring = self.ring;
+        let Log { ring, fields } = self.log;
         let shift = 8 * skip;
         for region in (start >> shift..=address >> shift).rev() {
             let bytes = (region << shift).to_le_bytes();
             let mut seeker = Seeker {
                 table: ring.address,
-                record: ring.fields.size as u64,
+                record: fields.size as u64,
                 count: u64::from(ring.length),
-                place: (ring.fields.address.offset + skip) as u64,
-                bytes: bytes[skip..ring.fields.address.size].to_vec(),
+                place: (fields.address.offset + skip) as u64,
+                bytes: bytes[skip..fields.address.size].to_vec(),
                 last: None,
             };
             let mut from = 0;
@@ -363,12 +253,12 @@ impl Hunt<'_> {
         if self.seen.iter().any(|(seen, _)| *seen == slot) {
             return Ok(());
         }
-        let size = self.ring.fields.size;
-        let mut record = vec![0; size];
-        let at = self.ring.address.wrapping_add(u64::from(slot) * size as u64);
+        let Log { ring, fields } = self.log;
+        let mut record = vec![0; fields.size];
+        let at = ring.address.wrapping_add(u64::from(slot) * fields.size as u64);
         self.kernel.memory.read_exact(at, &mut record)?;
         self.requests += 1;
-        self.seen.push((slot, self.ring.fields.decode(&record, self.ring.sequence(slot))));
+        self.seen.push((slot, fields.decode(&record, ring.sequence(slot))));
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use nt_memory::ReadError;
 use nt_symbols::{Field, Layout};
 
 use crate::kernel::little_endian;
@@ -30,11 +31,15 @@ pub(crate) struct Member {
 
 impl<'k> Record<'k> {
     pub(crate) fn new(kernel: &'k Kernel<'k>, type_name: &str) -> Result<Self, PoolError> {
-        let layout = kernel.layout(type_name)?;
+        Self::of(kernel, kernel.layout(type_name)?)
+    }
+
+    /// A structure that no symbol file describes.
+    pub(crate) fn of(kernel: &'k Kernel<'k>, layout: Arc<Layout>) -> Result<Self, PoolError> {
         if !(1..=MAX_RECORD).contains(&layout.size) {
             return Err(PoolError::Unlikely(format!(
-                "the symbols of nt give type {type_name} a size of {:#x} bytes; the symbol file is damaged",
-                layout.size
+                "the symbols of nt give type {} a size of {:#x} bytes; the symbol file is damaged",
+                layout.name, layout.size
             )));
         }
         Ok(Record { kernel, size: layout.size as usize, layout })
@@ -61,6 +66,32 @@ impl<'k> Record<'k> {
             layout = inner;
         }
         None
+    }
+
+    /// Where a member of any size starts.
+    pub(crate) fn place(&self, name: &str) -> Result<usize, PoolError> {
+        let inside = |field: &&Field| {
+            field.offset.checked_add(field.size).is_some_and(|end| field.size > 0 && end <= self.size as u64)
+        };
+        let field = self.layout.field(name).filter(inside);
+        field
+            .map(|field| field.offset as usize)
+            .ok_or_else(|| PoolError::NoField { type_name: self.layout.name.clone(), member: name.into() })
+    }
+
+    /// The plain numbers among the members, by name: no pointers, arrays, bit fields or inner structures.
+    pub(crate) fn numbers(&self) -> Vec<(String, Member)> {
+        let plain = self.layout.fields.iter().filter(|field| {
+            field.pointers == 0 && field.array.is_none() && field.bits.is_none() && !field.type_name.starts_with('_')
+        });
+        plain.filter_map(|field| Some((field.name.clone(), self.checked(field, field.offset)?))).collect()
+    }
+
+    /// One whole record from the target.
+    pub(crate) fn read(&self, address: u64) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = vec![0; self.size];
+        self.kernel.memory.read_exact(address, &mut bytes)?;
+        Ok(bytes)
     }
 
     fn checked(&self, field: &Field, offset: u64) -> Option<Member> {

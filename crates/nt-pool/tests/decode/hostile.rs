@@ -150,3 +150,46 @@ proptest! {
         let _ = pool_log::find(&kernel, address);
     }
 }
+
+/// A verifier's books in which any pointer or count may be anything.
+#[derive(Debug)]
+struct Damaged {
+    world: World,
+    /// (which eight bytes of the books, what they hold now)
+    damage: Vec<(usize, u64)>,
+}
+
+prop_compose! {
+    fn damaged()(
+        version in prop::sample::select(vec![WIN7_X64, WIN10_1903, WIN11_21H2]),
+        damage in prop::collection::vec((0..0x1000usize, number()), 1..40),
+    ) -> Damaged {
+        Damaged { world: crate::verifier::ordinary(version), damage }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(150))]
+
+    #[test]
+    fn damaged_books_end_with_notes(mut damaged in damaged()) {
+        let list = damaged.world.address_of("VfSuspectDriversList");
+        let tree = damaged.world.address_of("ViTargetDriversAvl");
+        let books = damaged.world.pool(1);
+        for (place, value) in damaged.damage {
+            let place = place as u64;
+            let at = match place % 16 {
+                0 => list,
+                1 => tree + place % 8 * 8,
+                _ => books + place * 8,
+            };
+            damaged.world.put(at, value, 8);
+        }
+        let kernel = damaged.world.kernel();
+        if let Ok(found) = nt_pool::verifier::drivers(&kernel) {
+            for driver in found.drivers.iter().take(64) {
+                let _ = nt_pool::verifier::allocations(&kernel, driver);
+            }
+        }
+    }
+}

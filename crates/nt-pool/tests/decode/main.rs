@@ -6,3 +6,4 @@ mod hostile;
 mod pool_log;
 mod support;
 mod tags;
+mod verifier;

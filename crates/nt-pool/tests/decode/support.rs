@@ -255,3 +255,14 @@ pub(crate) fn array(name: &str, offset: u64, count: u64, element: u64) -> Field 
 pub(crate) fn cases(cases: u32) -> proptest::test_runner::Config {
     proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
 }
+
+/// A structure inside a structure.
+pub(crate) fn member(name: &str, offset: u64, size: u64, type_name: &str) -> Field {
+    Field { type_name: type_name.into(), ..field(name, offset, size) }
+}
+
+/// A plain number.
+pub(crate) fn number(name: &str, offset: u64, size: u64) -> Field {
+    let type_name = if size == 8 { "unsigned long long" } else { "unsigned long" };
+    member(name, offset, size, type_name)
+}

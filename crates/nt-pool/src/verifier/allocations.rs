@@ -1,0 +1,86 @@
+//! A verified driver's outstanding allocations: `!verifier 3 driver.sys`.
+//!
+//! The verifier notes each in a slot of a tracking page (tag `Vepp`). A page's first slot is its header, which names the
+//! driver's data; pages are chained from there. A free slot has bit 0 of `NumberOfBytes` set, but so has an allocation
+//! of an odd size from special pool; a free slot's first member then leads to another slot, or nowhere.
+
+use std::collections::HashSet;
+
+use nt_memory::PAGE_SIZE;
+
+use super::Driver;
+use crate::lists::follow;
+use crate::record::Record;
+use crate::{Kernel, PoolError, Tag};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allocation {
+    pub address: u64,
+    /// What the block can hold, the verifier's own pointer at its end included.
+    pub size: u64,
+    pub tag: Tag,
+    /// Where the allocating function returned to.
+    pub caller: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allocations {
+    /// In the order of the driver's tracking pages.
+    pub allocations: Vec<Allocation>,
+    pub notes: Vec<String>,
+}
+
+/// `_VI_POOL_PAGE_HEADER.Signature` of Windows 7 and later.
+const SIGNATURE: u64 = 0x2132_1345;
+
+/// What the driver has allocated and not freed. Nothing is known of a driver that is not loaded.
+pub fn allocations(kernel: &Kernel<'_>, driver: &Driver) -> Result<Allocations, PoolError> {
+    let mut found = Allocations::default();
+    let Some((owner, first)) = driver.tracking else { return Ok(found) };
+    let header = Record::new(kernel, "_VI_POOL_PAGE_HEADER")?;
+    let slot = Record::new(kernel, "_VI_POOL_ENTRY")?;
+    let next = header.member("NextPage")?;
+    let page_owner = header.member("VerifierEntry")?;
+    let signature = header.find("Signature");
+    if slot.size < header.size {
+        return Err(PoolError::Unlikely(format!(
+            "_VI_POOL_ENTRY has {:#x} bytes and _VI_POOL_PAGE_HEADER, which takes one's place, {:#x}",
+            slot.size, header.size
+        )));
+    }
+
+    let mut pages = Vec::new();
+    let what = format!("tracking pages of {}", driver.name);
+    follow(kernel, &what, first, 0, &mut found.notes, &mut |link, _| {
+        let page = link & !(PAGE_SIZE - 1);
+        let mut bytes = vec![0; PAGE_SIZE as usize];
+        kernel.memory.read_exact(page, &mut bytes)?;
+        let signed = signature.is_none_or(|signature| signature.get(&bytes) == SIGNATURE);
+        if !signed || page_owner.get(&bytes) != owner {
+            return Err(PoolError::Unlikely(format!("the page at {page:016x} is not one of this driver's")));
+        }
+        let link = next.get(&bytes);
+        pages.push((page, bytes));
+        Ok(link)
+    })?;
+
+    let address = slot.member("InUse.VirtualAddress")?;
+    let caller = slot.member("InUse.CallingAddress")?;
+    let size = slot.member("InUse.NumberOfBytes")?;
+    let tag = slot.member("InUse.Tag")?;
+    let tracking: HashSet<u64> = pages.iter().map(|(page, _)| *page).collect();
+    for slot in pages.iter().flat_map(|(_, bytes)| bytes.chunks_exact(slot.size).skip(1)) {
+        let block = address.get(slot);
+        let leads_to_slot = tracking.contains(&(block & !(PAGE_SIZE - 1)));
+        let free = size.get(slot) & 1 != 0 && leads_to_slot;
+        if kernel.is_kernel_address(block) && !free {
+            found.allocations.push(Allocation {
+                address: block,
+                size: size.get(slot),
+                tag: Tag::from_key(tag.get(slot) as u32).0,
+                caller: caller.get(slot),
+            });
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,222 @@
+//! The drivers that are verified, loaded or not.
+//!
+//! Vista keeps one list, `nt!MiSuspectDriverList`, of entries that hold everything. Later versions keep names and load
+//! counts in `nt!VfSuspectDriversList`, and loaded images in a forest of AVL trees, `nt!ViTargetDriversAvl`, whose
+//! nodes (`_VF_TARGET_DRIVER`) lead to the counters of a verified image (`_VF_TARGET_VERIFIED_DRIVER_DATA`).
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use super::Counters;
+use crate::kernel::little_endian;
+use crate::lists::{follow, note, pointer_at, slist_first, unicode_string};
+use crate::record::{Member, Record};
+use crate::table::{entries, note_holes, read_table};
+use crate::{Kernel, PoolError};
+
+/// kd's words for what happened to a driver since the machine started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    Loaded,
+    Unloaded,
+    /// It came back after it was unloaded.
+    LoadedAndUnloaded,
+    NeverLoaded,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Driver {
+    /// `_VF_TARGET_DRIVER` of a loaded one, else its entry in the list of names.
+    pub entry: u64,
+    pub name: String,
+    pub loads: u32,
+    pub unloads: u32,
+    /// Where the image lies; unknown for a driver that is not loaded.
+    pub image: Option<Range<u64>>,
+    /// Empty for a driver that is not loaded (Windows 7 and later drop them with the image).
+    pub counters: Counters,
+    /// What the driver's tracking pages name as their owner, and the first of them.
+    pub(super) tracking: Option<(u64, u64)>,
+}
+
+impl Driver {
+    pub fn state(&self) -> State {
+        match (self.loads, self.unloads) {
+            (0, _) => State::NeverLoaded,
+            (_, 0) => State::Loaded,
+            (loads, unloads) if loads > unloads => State::LoadedAndUnloaded,
+            _ => State::Unloaded,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Drivers {
+    /// In the order of the kernel's list of names.
+    pub drivers: Vec<Driver>,
+    pub notes: Vec<String>,
+}
+
+/// Trees of the forest; it has some dozens.
+const MAX_TREES: u64 = 0x1000;
+
+/// Nodes of one tree: no kernel has so many drivers.
+const MAX_NODES: usize = 0x1_0000;
+
+/// Every driver the verifier knows by name, with its counters if it is loaded.
+pub fn drivers(kernel: &Kernel<'_>) -> Result<Drivers, PoolError> {
+    let mut found = Drivers::default();
+    if let Some(head) = kernel.find_symbol("MiSuspectDriverList") {
+        suspects(kernel, head, "MiSuspectDriverList", "_MI_VERIFIER_DRIVER_ENTRY", &mut found)?;
+        return Ok(found);
+    }
+    let head = kernel.symbol("VfSuspectDriversList")?;
+    suspects(kernel, head, "VfSuspectDriversList", "_VF_SUSPECT_DRIVER_ENTRY", &mut found)?;
+    if !found.drivers.is_empty()
+        && let Err(error) = targets(kernel, &mut found)
+    {
+        note(&mut found.notes, "the loaded drivers' counters are missing", error)?;
+    }
+    Ok(found)
+}
+
+/// A list of names and load counts; Vista's entries hold the counters as well.
+fn suspects(kernel: &Kernel<'_>, head: u64, list: &str, type_name: &str, found: &mut Drivers) -> Result<(), PoolError> {
+    let record = Record::new(kernel, type_name)?;
+    let links = record.place("Links")?;
+    let (loads, unloads) = (record.find("Loads"), record.find("Unloads"));
+    let image = record.find("StartAddress").zip(record.find("EndAddress"));
+    let first = pointer_at(kernel, head)?;
+    let Drivers { drivers, notes } = found;
+    follow(kernel, &format!("nt!{list}"), first, head, notes, &mut |link, notes| {
+        let entry = link.wrapping_sub(links as u64);
+        let bytes = record.read(entry)?;
+        let name = match unicode_string(kernel, &record, &bytes, "BaseName") {
+            Ok(name) => name,
+            Err(error) => {
+                note(notes, &format!("the name of the driver whose entry is {entry:016x}"), error)?;
+                String::new()
+            }
+        };
+        let get = |member: Option<Member>| member.map_or(0, |member| member.get(&bytes));
+        let pages = record.place("PoolPageHeaders").ok().and_then(|at| slist_first(kernel, &bytes, at));
+        drivers.push(Driver {
+            entry,
+            name,
+            loads: get(loads) as u32,
+            unloads: get(unloads) as u32,
+            image: image.map(|(start, end)| start.get(&bytes)..end.get(&bytes)).filter(|image| image.start != 0),
+            counters: pages.map(|_| Counters::new(&record, &bytes)).unwrap_or_default(),
+            tracking: pages.map(|pages| (entry, pages)),
+        });
+        Ok(little_endian(&bytes[links..links + usize::from(kernel.pointer_size)]))
+    })?;
+    Ok(())
+}
+
+/// Completes the drivers with what the forest of loaded images says.
+fn targets(kernel: &Kernel<'_>, found: &mut Drivers) -> Result<(), PoolError> {
+    let tree = Record::new(kernel, "_VF_AVL_TREE")?;
+    let table = Record::new(kernel, "_VF_AVL_TABLE")?;
+    let root = table.member("RtlTable.BalancedRoot.RightChild")?;
+    let bytes = tree.read(kernel.symbol("ViTargetDriversAvl")?)?;
+    let address = tree.member("Tables")?.get(&bytes);
+    let count = tree.member("TablesNo")?.get(&bytes);
+    if !kernel.is_kernel_address(address) || count > MAX_TREES {
+        return Err(PoolError::Unlikely(format!(
+            "nt!ViTargetDriversAvl has {count:#x} trees at {address:016x}, which is not plausible (at most {MAX_TREES:#x})"
+        )));
+    }
+    let tables = read_table(kernel, address, count as usize * table.size)?;
+    note_holes(&mut found.notes, "nt!ViTargetDriversAvl", &tables);
+    let walk = Walk {
+        kernel,
+        links: Record::new(kernel, "_RTL_BALANCED_LINKS")?,
+        target: Record::new(kernel, "_VF_TARGET_DRIVER")?,
+        data: Record::new(kernel, "_VF_TARGET_VERIFIED_DRIVER_DATA")?,
+    };
+    let mut seen = HashSet::new();
+    for table in entries(&tables, table.size).flatten() {
+        walk.tree(root.get(table), &mut seen, found)?;
+    }
+    Ok(())
+}
+
+struct Walk<'k> {
+    kernel: &'k Kernel<'k>,
+    links: Record<'k>,
+    target: Record<'k>,
+    data: Record<'k>,
+}
+
+impl Walk<'_> {
+    fn tree(&self, root: u64, seen: &mut HashSet<u64>, found: &mut Drivers) -> Result<(), PoolError> {
+        let left = self.links.member("LeftChild")?;
+        let right = self.links.member("RightChild")?;
+        let mut pending = vec![root];
+        while let Some(node) = pending.pop() {
+            if node == 0 {
+                continue;
+            }
+            if !self.kernel.is_kernel_address(node) || !seen.insert(node) || seen.len() > MAX_NODES {
+                found.notes.push(format!(
+                    "nt!ViTargetDriversAvl: a tree leads to {node:016x}, which is no kernel address or was there \
+                     before; drivers are missing"
+                ));
+                continue;
+            }
+            let mut bytes = vec![0; self.links.size + self.target.size];
+            if let Err(error) = self.kernel.memory.read_exact(node, &mut bytes) {
+                note(&mut found.notes, "nt!ViTargetDriversAvl: drivers are missing", error)?;
+                continue;
+            }
+            let (links, target) = bytes.split_at(self.links.size);
+            pending.extend([left.get(links), right.get(links)]);
+            let entry = node.wrapping_add(self.links.size as u64);
+            if let Err(error) = self.driver(entry, target, found) {
+                note(&mut found.notes, &format!("the driver whose entry is {entry:016x}"), error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn driver(&self, entry: u64, target: &[u8], found: &mut Drivers) -> Result<(), PoolError> {
+        let data = self.target.member("VerifiedData")?.get(target);
+        if data == 0 {
+            // A loaded image that is not verified.
+            return Ok(());
+        }
+        let bytes = self.data.read(data)?;
+        let suspect = self.data.member("SuspectDriverEntry")?.get(&bytes);
+        let node = |name: &str| {
+            let inner = self.target.find(&format!("TreeNode.{name}"));
+            inner.or_else(|| self.target.find(&format!("TreeNode.Base.{name}"))).map(|member| member.get(target))
+        };
+        let image = node("p").map(|start| start..start.saturating_add(node("RangeSize").unwrap_or(0)));
+        let pages = self.data.place("PoolPageHeaders").ok().and_then(|at| slist_first(self.kernel, &bytes, at));
+        let counters = Counters::new(&self.data, &bytes);
+        let tracking = pages.map(|pages| (data, pages));
+        let named = found.drivers.iter_mut().find(|driver| driver.entry == suspect);
+        match named {
+            Some(driver) => {
+                (driver.entry, driver.image, driver.counters, driver.tracking) = (entry, image, counters, tracking);
+            }
+            None => {
+                // Its name's entry is not in the list (any more): what it allocated is still there.
+                let names = Record::new(self.kernel, "_VF_SUSPECT_DRIVER_ENTRY")?;
+                let suspect = names.read(suspect)?;
+                let get = |name| names.find(name).map_or(0, |member| member.get(&suspect) as u32);
+                found.drivers.push(Driver {
+                    entry,
+                    name: unicode_string(self.kernel, &names, &suspect, "BaseName")?,
+                    loads: get("Loads"),
+                    unloads: get("Unloads"),
+                    image,
+                    counters,
+                    tracking,
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! The verifier's other logs: injected failures (0x4), IRQL transitions (0x8), forced-pending IRPs (0x40), IRPs (0x100),
+//! critical regions (0x200) and cancelled IRPs being watched (0x400).
+
+use nt_symbols::{Field, Layout};
+
+use crate::kernel::little_endian;
+use crate::lists::{follow, pointer_at};
+use crate::pool_log::Wanted;
+use crate::record::{Member, Record};
+use crate::ring::{Names, Ring};
+use crate::{Kernel, PoolError};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LogKind {
+    Faults,
+    Irql,
+    ForcedPending,
+    Irps,
+    CriticalRegions,
+    WatchedIrps,
+}
+
+/// One record; a log has only some of the members.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// Counts since the log was made; 0 in the list of watched IRPs.
+    pub sequence: u32,
+    pub thread: Option<u64>,
+    pub irp: Option<u64>,
+    pub old_irql: Option<u8>,
+    pub new_irql: Option<u8>,
+    pub processor: Option<u16>,
+    pub tick_count: Option<u32>,
+    /// IRQL at which an IRP was allocated, completed or cancelled.
+    pub irql: Option<u8>,
+    /// Combined APC-disable count of its thread then.
+    pub apc_disable: Option<u32>,
+    /// When the watch on a cancelled IRP ends.
+    pub due_tick_count: Option<u32>,
+    pub frames: Vec<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryLog {
+    /// Slots in the ring; the number of elements of a list.
+    pub length: u32,
+    /// Newest first; a list in its own order.
+    pub entries: Vec<Entry>,
+    pub notes: Vec<String>,
+}
+
+const FAULTS: Names = Names { table: "ViFaultTraces", index: "ViFaultTracesIndex", length: "ViFaultTracesLength" };
+const IRQL: Names = Names { table: "ViTrackIrqlQueue", index: "ViTrackIrqlIndex", length: "ViTrackIrqlQueueLength" };
+const IRPS: Names = Names { table: "IovIrpTraces", index: "IovIrpTracesIndex", length: "IovIrpTracesLength" };
+const REGIONS: Names = Names {
+    table: "VfKeCriticalRegionTraces",
+    index: "VfKeCriticalRegionTracesIndex",
+    length: "VfKeCriticalRegionTracesLength",
+};
+const PENDING: Names =
+    Names { table: "VfForcedPendingLog", index: "VfForcedPendingIrps", length: "VfForcedPendingLogLength" };
+const PENDING_VISTA: Names =
+    Names { table: "IovForcePendingLog", index: "IovForcedPendingIrps", length: "IovForcedPendingLogLength" };
+
+/// Reads one log; `Wanted::Address` is a thread's or an IRP's. `Ok(None)`: this version, or these settings, have none.
+pub fn log(kernel: &Kernel<'_>, kind: LogKind, wanted: Wanted) -> Result<Option<EntryLog>, PoolError> {
+    let (names, record) = match kind {
+        LogKind::WatchedIrps => return watched_irps(kernel, wanted),
+        LogKind::Faults => (&FAULTS, Err("_VI_FAULT_TRACE")),
+        LogKind::Irql => (&IRQL, Err("_VI_TRACK_IRQL")),
+        LogKind::CriticalRegions => (&REGIONS, Err("_VF_KE_CRITICAL_REGION_TRACE")),
+        LogKind::Irps => (&IRPS, Ok(irp_trace())),
+        LogKind::ForcedPending if kernel.find_symbol(PENDING.table).is_none() => {
+            (&PENDING_VISTA, Ok(forced_pending_trace()))
+        }
+        LogKind::ForcedPending => (&PENDING, Ok(forced_pending_trace())),
+    };
+    if kernel.find_symbol(names.table).is_none() {
+        return Ok(None);
+    }
+    let record = match record {
+        Err(type_name) => Record::new(kernel, type_name)?,
+        Ok(layout) if kernel.pointer_size == 8 => Record::of(kernel, layout.into())?,
+        Ok(layout) => return Err(PoolError::NoType(format!("{} for 32-bit Windows", layout.name))),
+    };
+    let Some(ring) = Ring::read(kernel, names, record.size)? else { return Ok(None) };
+    let fields = Fields::new(&record);
+    let decode = |bytes: &[u8], sequence| fields.decode(bytes, sequence);
+    let mut notes = Vec::new();
+    let entries = match wanted {
+        Wanted::All => ring.all(kernel, &mut notes, &decode, &|_| true)?,
+        Wanted::Newest(count) => ring.newest(kernel, &mut notes, &decode, count)?,
+        Wanted::Address(address) => ring.all(kernel, &mut notes, &decode, &|entry| entry.is_of(address))?,
+    };
+    ring.check(kernel, &mut notes)?;
+    Ok(Some(EntryLog { length: ring.length, entries, notes }))
+}
+
+/// The list of `_VF_WATCHDOG_IRP`.
+fn watched_irps(kernel: &Kernel<'_>, wanted: Wanted) -> Result<Option<EntryLog>, PoolError> {
+    let Some(head) = kernel.find_symbol("VfWdIrpListHead") else { return Ok(None) };
+    let record = Record::new(kernel, "_VF_WATCHDOG_IRP")?;
+    let links = record.place("ListEntry")?;
+    let fields = Fields::new(&record);
+    let mut log = EntryLog { length: 0, entries: Vec::new(), notes: Vec::new() };
+    let EntryLog { entries, notes, .. } = &mut log;
+    let first = pointer_at(kernel, head)?;
+    follow(kernel, "nt!VfWdIrpListHead", first, head, notes, &mut |link, _| {
+        let bytes = record.read(link.wrapping_sub(links as u64))?;
+        entries.extend(fields.decode(&bytes, 0));
+        Ok(little_endian(&bytes[links..links + usize::from(kernel.pointer_size)]))
+    })?;
+    log.length = log.entries.len() as u32;
+    match wanted {
+        Wanted::All => {}
+        Wanted::Newest(count) => log.entries.truncate(count as usize),
+        Wanted::Address(address) => log.entries.retain(|entry| entry.is_of(address)),
+    }
+    Ok(Some(log))
+}
+
+impl Entry {
+    fn is_of(&self, address: u64) -> bool {
+        self.thread == Some(address) || self.irp == Some(address)
+    }
+}
+
+/// The members that the logs' records may have.
+struct Fields {
+    thread: Option<Member>,
+    irp: Option<Member>,
+    old_irql: Option<Member>,
+    new_irql: Option<Member>,
+    processor: Option<Member>,
+    tick_count: Option<Member>,
+    irql: Option<Member>,
+    apc_disable: Option<Member>,
+    due_tick_count: Option<Member>,
+    stack: Option<Member>,
+}
+
+impl Fields {
+    fn new(record: &Record<'_>) -> Self {
+        Fields {
+            thread: record.find("Thread"),
+            irp: record.find("Irp"),
+            old_irql: record.find("OldIrql"),
+            new_irql: record.find("NewIrql"),
+            processor: record.find("Processor"),
+            tick_count: record.find("TickCount"),
+            irql: record.find("Irql"),
+            apc_disable: record.find("CombinedApcDisable"),
+            due_tick_count: record.find("DueTickCount"),
+            stack: record.find("StackTrace"),
+        }
+    }
+
+    /// `None` for a slot that was never written: it is of no thread and no IRP, and has no stack.
+    fn decode(&self, record: &[u8], sequence: u32) -> Option<Entry> {
+        let get = |member: &Option<Member>| member.map(|member| member.get(record));
+        let frames = self.stack.iter().flat_map(|stack| (0..stack.count).map(|i| stack.element(record, i)));
+        let entry = Entry {
+            sequence,
+            thread: get(&self.thread),
+            irp: get(&self.irp),
+            old_irql: get(&self.old_irql).map(|value| value as u8),
+            new_irql: get(&self.new_irql).map(|value| value as u8),
+            processor: get(&self.processor).map(|value| value as u16),
+            tick_count: get(&self.tick_count).map(|value| value as u32),
+            irql: get(&self.irql).map(|value| value as u8),
+            apc_disable: get(&self.apc_disable).map(|value| value as u32),
+            due_tick_count: get(&self.due_tick_count).map(|value| value as u32),
+            frames: frames.take_while(|frame| *frame != 0).collect(),
+        };
+        let blank = entry.thread.unwrap_or(0) == 0 && entry.irp.unwrap_or(0) == 0 && entry.frames.is_empty();
+        (!blank).then_some(entry)
+    }
+}
+
+fn field(name: &str, offset: u64, size: u64) -> Field {
+    Field { name: name.into(), offset, size, bits: None, array: None, pointers: 0, type_name: "void".into() }
+}
+
+fn stack(offset: u64, frames: u64) -> Field {
+    Field { array: Some((frames, 8)), ..field("StackTrace", offset, frames * 8) }
+}
+
+/// No symbol file has the IRP log's type; on 64-bit Windows it is, by what the log holds:
+///
+/// ```text
+/// 00 Irp   08 Thread   10 CombinedApcDisable (4)   14 Irql (1)   18 StackTrace[13]   80
+/// ```
+fn irp_trace() -> Layout {
+    let fields = vec![
+        field("Irp", 0, 8),
+        field("Thread", 8, 8),
+        field("CombinedApcDisable", 0x10, 4),
+        field("Irql", 0x14, 1),
+        stack(0x18, 13),
+    ];
+    Layout { name: "of the IRP log".into(), size: 0x80, fields }
+}
+
+/// Nor the forced-pending log's:
+///
+/// ```text
+/// 00 Irp   08 (not known)   10 StackTrace[62]   200
+/// ```
+fn forced_pending_trace() -> Layout {
+    Layout { name: "of the forced-pending log".into(), size: 0x200, fields: vec![field("Irp", 0, 8), stack(0x10, 62)] }
+}

@@ -1,0 +1,161 @@
+//! Whole sessions of the binary, compared with the transcripts in tests/golden.
+//!
+//! `KDPOOL_BLESS=1 cargo test -p kdpool --test transcripts` writes them anew; look at the difference before you commit.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn kdpool(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kdpool"))
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .env("TZ", "UTC")
+        .stdin(Stdio::null())
+        .output()
+        .expect("kdpool starts")
+}
+
+/// Replaces what differs from run to run.
+fn steady(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let line = line.trim_end();
+        let line = match () {
+            () if line.starts_with("Connected to target 127.0.0.1 on port ") => {
+                "Connected to target 127.0.0.1 on port N on local IP 127.0.0.1."
+            }
+            () if line.starts_with("Connected to Windows 7 7601 x64 target at (") => {
+                "Connected to Windows 7 7601 x64 target at (NOW), ptr64 TRUE"
+            }
+            () => line,
+        };
+        let words = line.split(' ').map(|word| if word.contains("kdpool-demo-") { "STORE" } else { word });
+        lines.push(words.collect::<Vec<_>>().join(" "));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn compare(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    let text = steady(text);
+    if std::env::var_os("KDPOOL_BLESS").is_some() {
+        std::fs::write(&path, &text).expect("the transcript is written");
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default().replace("\r\n", "\n");
+    for (number, (ours, theirs)) in text.lines().zip(golden.lines()).enumerate() {
+        assert_eq!(ours, theirs, "{name}, line {}", number + 1);
+    }
+    assert_eq!(text.lines().count(), golden.lines().count(), "{name}: number of lines");
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+const ARTICLE: &str = "!poolused 4; !poolfind Leak; !verifier 0x80 fffff8a005800000; q";
+
+#[test]
+fn the_article_over_kdnet() {
+    let output = kdpool(&["demo", "-c", ARTICLE]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    compare("article.txt", &stdout(&output));
+}
+
+/// What the article prints is printed over every carrier, line by line.
+#[test]
+fn the_article_over_serial_lines() {
+    let wanted = kdpool(&["demo", "-c", ARTICLE]);
+    let answers = |output: &Output| {
+        let text = stdout(output);
+        let start = text.find("   Sorting by  Paged Pool Consumed").expect("the first answer");
+        text[start..].to_owned()
+    };
+    let carriers: &[&str] = if cfg!(unix) { &["tcp", "unix", "pty"] } else { &["tcp"] };
+    for carrier in carriers {
+        let output = kdpool(&["demo", "--over", carrier, "-c", ARTICLE]);
+        assert_eq!(output.status.code(), Some(0), "{carrier}: {}", stderr(&output));
+        assert_eq!(answers(&output), answers(&wanted), "{carrier}");
+    }
+}
+
+#[test]
+fn the_everyday_commands() {
+    let commands = "? nt!PoolBigPageTable; lm m nt; ln fffff80001923cc6; x nt!PoolBigPage*; dps nt!PoolBigPageTable L1; \
+                    dd 0 L4; db nt!NtBuildLab L20; foo; !foo; .echo done; q";
+    let output = kdpool(&["demo", "-c", commands]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let text = stdout(&output);
+    let start = text.find("int     3\n").map_or(0, |at| at + "int     3\n".len());
+    compare("everyday.txt", &text[start..]);
+    compare("everyday.err.txt", &stderr(&output));
+}
+
+/// Attaching reads what the banner shows and nothing else.
+#[test]
+fn attaching_costs_at_most_40_requests() {
+    let output = kdpool(&["demo", "-c", ".stats; q"]);
+    let text = stdout(&output);
+    let line = text.lines().find(|line| line.contains("requests")).expect(".stats");
+    let number = line.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty()).expect("a number");
+    assert!(number.parse::<u32>().expect("digits") <= 40, "{line}");
+}
+
+#[test]
+fn json_is_one_object_per_command() {
+    let output = kdpool(&["demo", "--format", "json", "-c", "!poolfind Leak; nonsense; q"]);
+    assert_eq!(output.status.code(), Some(1));
+    let objects: Vec<serde_json::Value> =
+        stdout(&output).lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    assert_eq!(objects.len(), 3);
+    assert_eq!(objects[0]["result"]["blocks"].as_array().map(Vec::len), Some(23));
+    assert_eq!(objects[0]["result"]["blocks"][22]["address"], "0xfffff8a005800000");
+    assert_eq!(objects[0]["result"]["blocks"][22]["size"], 0xfa000);
+    assert_eq!(objects[0]["complete"], true);
+    let cost = &objects[0]["cost"];
+    assert!(cost["requests"].as_u64().is_some_and(|requests| requests <= 60), "{cost}");
+    assert!(cost["bytes_read"].as_u64().is_some_and(|bytes| bytes <= 16 * 1024), "{cost}");
+    assert_eq!(objects[1]["ok"], false);
+    assert!(objects[1]["error"].as_str().is_some_and(|error| error.contains("nonsense")));
+}
+
+#[test]
+fn usage_errors_are_one_line_and_status_2() {
+    for (connection, part) in [
+        ("net:port=50000,key=1.2.3", "four"),
+        ("net:port=50000,key=!", "four"),
+        ("net:port=50000", "key"),
+        ("net:port=0x,key=1.2.3.4", "port"),
+        ("usb:targetname=x", "usb"),
+        ("com:port=com1,parity=odd", "parity"),
+    ] {
+        let output = kdpool(&["-k", connection, "-c", "q"]);
+        assert_eq!(output.status.code(), Some(2), "{connection}");
+        let text = stderr(&output);
+        assert_eq!(text.lines().count(), 1, "{connection}: {text}");
+        assert!(text.contains(part), "{connection}: {text}");
+    }
+}
+
+#[test]
+fn no_connection_is_status_3_and_says_why() {
+    let taken = std::net::UdpSocket::bind("0.0.0.0:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port();
+    let output = kdpool(&["-k", &format!("net:port={port},key=1.2.3.4"), "-c", "q"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("already in use"), "{}", stderr(&output));
+    drop(taken);
+
+    let output = kdpool(&["-k", &format!("net:port={port},key=1.2.3.4"), "-bonc", "--connect-timeout", "1", "-c", "q"]);
+    assert_eq!(output.status.code(), Some(3));
+    let text = stderr(&output);
+    assert!(text.contains("Nothing arrived") && text.contains(&format!("port:{port}")), "{text}");
+    assert!(!text.contains("1.2.3.4"), "the key is printed: {text}");
+
+    let output = kdpool(&["-k", "com:pipe,port=/nonexistent/kd.sock", "-c", "q"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("does not exist"), "{}", stderr(&output));
+}
