@@ -131,7 +131,7 @@ pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fau
     if let Some(name) = place(kernel, symbols)? {
         let _ = writeln!(text, "{name}:");
     }
-    text.push_str(&instruction(stop, width));
+    text.push_str(&instruction(stop, kernel.version(), width));
     Ok(text)
 }
 
@@ -167,10 +167,10 @@ fn place(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<Option<String>, F
 }
 
 /// ``fffff800`01489f60 cc              int     3``: kd disassembles; a breakpoint is the one instruction we know.
-fn instruction(stop: &Stop, width: Width) -> String {
+fn instruction(stop: &Stop, version: &Version, width: Width) -> String {
     let address = width.tick(width.address(stop.program_counter));
     match stop.instructions.first() {
-        Some(0xcc) => format!("{address} {:<16}{:<8}3\n", "cc", "int"),
+        Some(0xcc) if matches!(version.machine, 0x8664 | 0x014c) => format!("{address} {:<16}{:<8}3\n", "cc", "int"),
         _ => {
             let bytes: String = stop.instructions.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             format!("{address} {bytes}\n")

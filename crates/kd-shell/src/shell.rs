@@ -381,16 +381,6 @@ impl Shell {
         }))
     }
 
-    /// An event as kd shows it; `None` for what only `-v` shows, which is traced. Also written to the log.
-    pub fn on_event(&mut self, event: &Event) -> Option<String> {
-        let text = event_text(event)?;
-        self.session.log.write(&text);
-        if matches!(event, Event::Restarted { .. }) {
-            self.session.symbols.forget();
-        }
-        Some(text)
-    }
-
     /// What a word at the end of a line may become: a command, or a symbol of the kernel once its symbols are known.
     /// Asks the target nothing.
     pub fn complete(&self, prefix: &str) -> Vec<String> {

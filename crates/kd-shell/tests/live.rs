@@ -38,23 +38,23 @@ impl Output for Screen {
 
 impl Live {
     fn attach() -> Self {
-        let runtime = Runtime::new().unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        kd_fake::kernel::write_symbol_store(directory.path()).unwrap();
+        let runtime = Runtime::new().expect("runtime");
+        let directory = tempfile::tempdir().expect("directory");
+        kd_fake::kernel::write_symbol_store(directory.path()).expect("store");
         let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
         let options = FakeOptions::new(transport, kd_fake::kernel::article());
-        let fake = runtime.block_on(kd_fake::spawn(options)).unwrap();
-        let address = fake.address().unwrap();
-        let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).unwrap();
-        let link = runtime.block_on(kd_link::open(&spec)).unwrap();
+        let fake = runtime.block_on(kd_fake::spawn(options)).expect("fake target");
+        let address = fake.address().expect("TCP");
+        let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).expect("-k");
+        let link = runtime.block_on(kd_link::open(&spec)).expect("link");
         let interrupt = Interrupt::default();
         let wire = HostSession::serial(SerialConfig::default());
         let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
-        let source = PathSource::new(&directory.path().display().to_string()).unwrap();
+        let source = PathSource::new(&directory.path().display().to_string()).expect("path");
         let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
         let mut shell = Shell::new(session, Format::Kd, interrupt.clone());
         shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(30))).unwrap());
+        assert!(shell.wait(Some(Duration::from_secs(30))).expect("stop"));
         Self { shell, interrupt, fake, runtime, directory }
     }
 
@@ -69,7 +69,7 @@ impl Live {
     }
 
     fn leave(mut self) {
-        self.shell.take_target().unwrap().leave(Leave::Running);
+        self.shell.take_target().expect("target").leave(Leave::Running);
         drop(self.fake);
         self.runtime.shutdown_timeout(Duration::from_secs(1));
     }

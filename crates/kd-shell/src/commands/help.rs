@@ -64,6 +64,12 @@ impl Text for Help {
                 }
             }
         }
-        Ok(())
+        match self.detailed {
+            true => Ok(()),
+            false => writeln!(
+                out,
+                "\n; separates commands, * and $$ start comments, $<file and $$<file run the lines of a file."
+            ),
+        }
     }
 }
