@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{self, BufRead, BufWriter, IsTerminal};
+use std::io::{self, BufRead, IsTerminal};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kd_link::{BoxFuture, Capture, Frame, KdSpec, Link, NetTarget, Trace};
+use kd_link::{BoxFuture, Capture, Frame, KdSpec, Link, Trace};
 use kd_shell::{Format, Log, Next, Outcome, PathSource, PoolTags, Session, Shell, Symbols, banner, event_text};
 use kd_target::{Event, Halted, Interrupt, Leave, Running, Target, TargetError};
 use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
@@ -103,7 +103,7 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
     if let Some(path) = &plan.capture {
         let file = File::create(path).with_context(|| format!("cannot write the capture {}", path.display()))?;
         let port = if let KdSpec::Net(net) = &plan.spec { net.port } else { 0 };
-        link = Box::new(Capture::new(link, Box::new(BufWriter::new(file)), port)?);
+        link = Box::new(Capture::new(link, Box::new(file), port)?);
     }
     let link = Box::new(Trace::new(link));
 
@@ -449,16 +449,8 @@ fn make_wire_session(runtime: &Runtime, spec: &KdSpec) -> Result<HostSession> {
         KdSpec::Net(net) => {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).context("no random numbers")?;
-            let target = match &net.target {
-                Some(NetTarget::Host(name)) => Some(
-                    runtime
-                        .block_on(tokio::net::lookup_host((name.as_str(), net.port)))
-                        .ok()
-                        .and_then(|mut addresses| addresses.next())
-                        .with_context(|| format!("-k: cannot resolve the name `{name}` of target="))?,
-                ),
-                _ => None,
-            };
+            let addresses = runtime.block_on(net.target_addresses()).context("-k: target=")?;
+            let target = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied();
             HostSession::kdnet(KdnetConfig { key: net.key.expose().parse().context("-k: key")?, target, seed })
         }
         KdSpec::Serial(serial) => HostSession::serial(SerialConfig { baud: Some(serial.baud), resets: 0 }),

@@ -65,7 +65,7 @@ pub(crate) struct DebugArgs {
     /// Give up when the target has not stopped by then [default: wait for ever at a terminal, else 60]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) connect_timeout: Option<u64>,
-    /// Write the traffic to a pcapng file (`kdpool decode` reads KDNET's)
+    /// Write the traffic to a pcapng file, for `kdpool decode`
     #[arg(long, value_name = "FILE")]
     pub(crate) capture: Option<PathBuf>,
     #[command(flatten)]
