@@ -285,6 +285,36 @@ Finished parsing all pool tracking information.
     assert_eq!(entries[1]["operation"], "free");
 }
 
+/// The output of each `kd>` line of the article, without the blank lines that its web page put between all lines.
+fn article() -> Option<Vec<(String, Vec<String>)>> {
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
+    let shared = std::env::var("KDPOOL_SHARED").unwrap_or(beside.into());
+    let text = std::fs::read_to_string(format!("{shared}/article.md")).ok()?.replace('\u{a0}', " ");
+    let mut commands = Vec::new();
+    let mut lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty());
+    while let Some(line) = lines.by_ref().find(|line| line.starts_with("kd> ")) {
+        // Prose follows each output.
+        let prose =
+            |line: &&str| !line.starts_with("Next find") && !line.starts_with("Step") && !line.starts_with("Keep in");
+        let output = lines.by_ref().take_while(prose).map(String::from).collect();
+        commands.push((line["kd> ".len()..].to_string(), output));
+    }
+    Some(commands)
+}
+
+#[test]
+fn the_articles_text_is_ours() {
+    let Some(commands) = article() else { return println!("skipped: there is no shared/article.md") };
+    assert_eq!(commands.len(), 3);
+    for (command, expected) in commands {
+        let ours = text(&command);
+        let ours: Vec<&str> = ours.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        assert_eq!(ours[..expected.len()], expected, "{command}");
+        // The article shows three rows of its table, and all of the other two answers.
+        assert!(command.starts_with("!poolused") || ours.len() == expected.len(), "{command}");
+    }
+}
+
 #[test]
 fn quantities_and_addresses_are_told_apart() {
     let newest = json("!verifier 0x80 3");
