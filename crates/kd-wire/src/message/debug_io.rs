@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use super::layout::{Field, layout};
 use super::{DecodeError, Fields, Layout, Value};
+use crate::packet::MAX_KDNET;
 
 /// ApiNumber of a print.
 pub const PRINT_STRING: u32 = 0x3230;
@@ -70,9 +71,9 @@ impl GetString {
         self.data.slice(..self.data.len().min(self.length_of_prompt_string as usize))
     }
 
-    /// The answer packet, cut at what the target takes.
+    /// The answer packet, cut at what the target takes and at what fits into any packet.
     pub fn answer(&self, text: &[u8]) -> GetStringAnswer {
-        let len = text.len().min(self.length_of_string_read as usize).min(512);
+        let len = text.len().min(self.length_of_string_read as usize).min(MAX_KDNET - Self::SIZE);
         GetStringAnswer {
             processor_level: self.processor_level,
             processor: self.processor,

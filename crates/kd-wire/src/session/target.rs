@@ -64,7 +64,11 @@ struct Kdnet {
 }
 
 enum Transport {
-    Serial(Deframer),
+    Serial {
+        deframer: Deframer,
+        /// When the packet that is coming in counts as broken off.
+        stalled: Option<Duration>,
+    },
     Kdnet(Box<Kdnet>),
 }
 
@@ -94,7 +98,8 @@ pub struct TargetSession {
 impl TargetSession {
     /// A stub on a serial line.
     pub fn serial() -> Self {
-        Self::new(Transport::Serial(Deframer::new()), INITIAL_ID | SYNC, INITIAL_ID, Duration::from_secs(1))
+        let transport = Transport::Serial { deframer: Deframer::new(), stalled: None };
+        Self::new(transport, INITIAL_ID | SYNC, INITIAL_ID, Duration::from_secs(1))
     }
 
     /// A stub on a network. It makes its first offer at once.
@@ -133,7 +138,10 @@ impl TargetSession {
     /// Sends a message after those before it. A state change means that the target stands still.
     pub fn send(&mut self, now: Duration, message: Message) {
         self.stopped |= matches!(message, Message::StateChange(_));
-        if matches!(message, Message::DebugIo(DebugIo::Prompt(_)) | Message::FileIoRequest(_)) {
+        if matches!(
+            message,
+            Message::DebugIo(DebugIo::Prompt(_)) | Message::FileIoRequest(_) | Message::ControlRequest(_)
+        ) {
             self.question = Some(message.clone());
         }
         self.queue.push_back(message);
@@ -158,22 +166,31 @@ impl TargetSession {
     }
 
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let kdnet = match &self.transport {
+        let transport = match &self.transport {
             Transport::Kdnet(kdnet) => [Some(kdnet.next_offer), kdnet.next_ping],
-            Transport::Serial(_) => [None, None],
+            Transport::Serial { stalled, .. } => [*stalled, None],
         };
-        kdnet.into_iter().flatten().chain(self.sending.as_ref().map(|sending| sending.deadline)).min()
+        transport.into_iter().flatten().chain(self.sending.as_ref().map(|sending| sending.deadline)).min()
     }
 
     pub fn handle_timeout(&mut self, now: Duration) {
-        if let Transport::Kdnet(kdnet) = &mut self.transport {
-            if kdnet.next_offer <= now {
-                self.transmits.push_back(kdnet.offer(kdnet.host));
-                kdnet.next_offer = now + OFFER_INTERVAL;
+        match &mut self.transport {
+            Transport::Kdnet(kdnet) => {
+                if kdnet.next_offer <= now {
+                    self.transmits.push_back(kdnet.offer(kdnet.host));
+                    kdnet.next_offer = now + OFFER_INTERVAL;
+                }
+                if kdnet.next_ping.is_some_and(|at| at <= now) {
+                    kdnet.next_ping = Some(now + OFFER_INTERVAL);
+                    self.transmits.extend(kdnet.ping());
+                }
             }
-            if kdnet.next_ping.is_some_and(|at| at <= now) {
-                kdnet.next_ping = Some(now + OFFER_INTERVAL);
-                self.transmits.extend(kdnet.ping());
+            Transport::Serial { deframer, stalled } => {
+                if stalled.is_some_and(|at| at <= now) {
+                    *stalled = None;
+                    deframer.abandon();
+                    self.control(PacketType::Resend, 0);
+                }
             }
         }
         if self.sending.as_ref().is_some_and(|sending| sending.deadline <= now) {
@@ -182,13 +199,14 @@ impl TargetSession {
     }
 
     pub fn handle_bytes(&mut self, now: Duration, bytes: &[u8]) {
-        let Transport::Serial(deframer) = &mut self.transport else { return };
+        let Transport::Serial { deframer, stalled } = &mut self.transport else { return };
         if !deframer.is_partial() && bytes == [BREAK_IN] {
             self.break_in(now);
             return;
         }
         let mut found = Vec::new();
         deframer.push(bytes, |deframed| found.push(deframed));
+        *stalled = deframer.is_partial().then_some(now + Duration::from_secs(1));
         for deframed in found {
             match deframed {
                 Deframed::Packet(packet) => self.receive(now, packet),
@@ -246,7 +264,7 @@ impl TargetSession {
             // A running target looks for break-ins only.
             return;
         }
-        let serial = matches!(self.transport, Transport::Serial(_));
+        let serial = matches!(self.transport, Transport::Serial { .. });
         match (packet.body, packet.packet_type) {
             (Body::Control, PacketType::Acknowledge) => {
                 let mask = if serial { SYNC } else { 0 };
@@ -289,14 +307,18 @@ impl TargetSession {
             }
             return;
         }
-        let Ok(message) = Message::decode(packet_type, Direction::HostToTarget, &payload) else {
+        // The header is not part of the checksum, so a damaged type gets this far.
+        let wanted = self.question.as_ref().map_or(PacketType::StateManipulate, |question| question.encode().0);
+        if serial && packet_type != wanted {
+            self.control(PacketType::Acknowledge, id);
+            return;
+        }
+        let message = Message::decode(packet_type, Direction::HostToTarget, &payload);
+        let Some(message) = message.ok().filter(|_| packet_type == wanted && (serial || payload.len() <= MAX_KDNET))
+        else {
             self.control(PacketType::Resend, 0);
             return;
         };
-        if !serial && payload.len() > MAX_KDNET {
-            self.control(PacketType::Resend, 0);
-            return;
-        }
         self.control(PacketType::Acknowledge, id);
         if serial {
             if !expected {
@@ -310,16 +332,14 @@ impl TargetSession {
                 self.rx = next;
             }
         }
-        if matches!(message, Message::DebugIo(_) | Message::FileIoReply(_)) {
-            self.question = None;
-        }
+        self.question = None;
         self.events.push_back(TargetEvent::Message(Box::new(message)));
     }
 
     fn acknowledged(&mut self) {
         self.sending = None;
         self.tx = match self.transport {
-            Transport::Serial(_) => (self.tx & !SYNC) ^ 1,
+            Transport::Serial { .. } => (self.tx & !SYNC) ^ 1,
             Transport::Kdnet(_) => self.tx.wrapping_add(2),
         };
     }
@@ -360,7 +380,7 @@ impl TargetSession {
             self.sending = None;
             self.queue.clear();
             self.stopped = false;
-            if matches!(self.transport, Transport::Serial(_)) {
+            if matches!(self.transport, Transport::Serial { .. }) {
                 self.tx = INITIAL_ID | SYNC;
                 self.rx = INITIAL_ID;
             }
@@ -390,7 +410,7 @@ impl TargetSession {
 
     fn transmit(&mut self, packet: &Packet) {
         match &mut self.transport {
-            Transport::Serial(_) => {
+            Transport::Serial { .. } => {
                 self.transmits.push_back(Transmit { peer: None, data: packet.encode_serial() });
             }
             Transport::Kdnet(kdnet) => self.transmits.extend(kdnet.data(&packet.encode())),
