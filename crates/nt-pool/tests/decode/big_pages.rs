@@ -182,6 +182,17 @@ proptest! {
     }
 }
 
+pub(crate) fn check_ordinary(version: Version) {
+    let mut table = Table::new(version, 256);
+    for n in 0..50 {
+        let page = table.block(n, b"Leak", 0x1000 * n);
+        let slot = table.slot_of(page.address);
+        table.put(slot, page);
+    }
+    let found = big_pages::find(&table.world.kernel(), Tag(*b"Leak")).unwrap();
+    assert_eq!((found.blocks, found.notes), (table.pages(|_| true), vec![]), "{version:?}");
+}
+
 /// The article's table: 65,536 entries, 23 blocks of the tag, here among blocks of others.
 fn article() -> Table {
     let mut table = Table::new(WIN7_X64, 0x1_0000);

@@ -62,7 +62,7 @@ fn number() -> impl Strategy<Value = u64> {
         Just(1),
         Just(u64::MAX),
         Just(0xffff_ffff_ffff_f000),
-        (0..12u32).prop_map(|n| 1 << n),
+        (0..9u32).prop_map(|n| 1 << n),
         0..0x400u64,
         (0..0x1_0000u64).prop_map(|n| 0xffff_fa80_0000_0000 + n * 0x88),
         any::<u64>(),

@@ -3,6 +3,7 @@
 
 mod big_pages;
 mod hostile;
+mod isf;
 mod pool_log;
 mod support;
 mod tags;

@@ -152,6 +152,17 @@ proptest! {
     }
 }
 
+pub(crate) fn check_ordinary(version: Version) {
+    let mut log = Log::new(version, 64, 100);
+    let (_, frames) = layout(version);
+    let stack: Vec<u64> = (0..frames).map(|i| log.world.base() + i).collect();
+    for n in 0..64 {
+        log.push(log.world.pool(5) + n * 0x100, n, log.world.pool(6), &stack[..n as usize % stack.len() + 1]);
+    }
+    let read = pool_log::read(&log.world.kernel(), Wanted::All).unwrap().unwrap();
+    assert_eq!((read.traces, read.notes), (log.newest_first(|_| true), vec![]), "{version:?}");
+}
+
 /// The article's log: 65,536 records, of which two concern its block.
 fn article(version: Version, near: bool) -> (Log, u64) {
     let mut log = Log::new(version, 0x1_0000, 0x1234_0000);

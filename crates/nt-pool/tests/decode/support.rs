@@ -7,27 +7,43 @@ use std::sync::Arc;
 
 use nt_memory::{Fault, Memory, Search};
 use nt_pool::Kernel;
-use nt_symbols::{Field, Layout, Symbol, SymbolFile, SymbolKind};
+use nt_symbols::{Field, Isf, Layout, Symbol, SymbolFile, SymbolKind};
 
 /// A generation of Windows kernels: its pointer width and its build.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Version {
     pub(crate) pointer: u8,
     pub(crate) build: u16,
+    /// The real kernel's names and types, in place of those that a test describes by hand.
+    pub(crate) real: Option<Real>,
 }
 
-pub(crate) const VISTA_X86: Version = Version { pointer: 4, build: 6002 };
-pub(crate) const WIN7_X64: Version = Version { pointer: 8, build: 7601 };
-pub(crate) const WIN10_1607: Version = Version { pointer: 8, build: 14393 };
-pub(crate) const WIN10_1903: Version = Version { pointer: 8, build: 18362 };
-pub(crate) const WIN10_2004_X86: Version = Version { pointer: 4, build: 19041 };
-pub(crate) const SERVER_2022: Version = Version { pointer: 8, build: 20348 };
-pub(crate) const WIN11_21H2: Version = Version { pointer: 8, build: 22000 };
+#[derive(Clone, Copy)]
+pub(crate) struct Real(pub(crate) &'static Isf);
+
+impl std::fmt::Debug for Real {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.path().fmt(f)
+    }
+}
+
+const fn version(pointer: u8, build: u16) -> Version {
+    Version { pointer, build, real: None }
+}
+
+pub(crate) const VISTA_X86: Version = version(4, 6002);
+pub(crate) const WIN7_X64: Version = version(8, 7601);
+pub(crate) const WIN10_1607: Version = version(8, 14393);
+pub(crate) const WIN10_1903: Version = version(8, 18362);
+pub(crate) const WIN10_2004_X86: Version = version(4, 19041);
+pub(crate) const SERVER_2022: Version = version(8, 20348);
+pub(crate) const WIN11_21H2: Version = version(8, 22000);
 pub(crate) const ALL: [Version; 7] =
     [VISTA_X86, WIN7_X64, WIN10_1607, WIN10_1903, WIN10_2004_X86, SERVER_2022, WIN11_21H2];
 
 #[derive(Default)]
 pub(crate) struct Symbols {
+    real: Option<Real>,
     names: HashMap<String, u32>,
     layouts: HashMap<String, Arc<Layout>>,
 }
@@ -42,10 +58,16 @@ impl SymbolFile for Symbols {
     }
 
     fn symbol(&self, name: &str) -> Option<Symbol> {
+        if let Some(Real(real)) = self.real {
+            return real.symbol(name);
+        }
         self.names.get(name).map(|&rva| Symbol { name: name.into(), rva })
     }
 
     fn around(&self, rva: u32) -> (Option<Symbol>, Option<Symbol>) {
+        if let Some(Real(real)) = self.real {
+            return real.around(rva);
+        }
         let symbol = |(name, &rva): (&String, &u32)| Symbol { name: name.clone(), rva };
         let before = self.names.iter().filter(|(_, at)| **at <= rva).max_by_key(|(_, at)| **at).map(symbol);
         let after = self.names.iter().filter(|(_, at)| **at > rva).min_by_key(|(_, at)| **at).map(symbol);
@@ -57,7 +79,10 @@ impl SymbolFile for Symbols {
     }
 
     fn layout(&self, type_name: &str) -> Option<Arc<Layout>> {
-        self.layouts.get(type_name).cloned()
+        match self.real {
+            Some(Real(real)) => real.layout(type_name),
+            None => self.layouts.get(type_name).cloned(),
+        }
     }
 }
 
@@ -90,7 +115,7 @@ impl World {
     pub(crate) fn new(version: Version) -> Self {
         World {
             version,
-            symbols: Symbols::default(),
+            symbols: Symbols { real: version.real, ..Symbols::default() },
             pages: BTreeMap::new(),
             next_variable: 0x20_0000,
             searches: false,
@@ -136,7 +161,10 @@ impl World {
 
     /// Places a variable in the image and gives it a name.
     pub(crate) fn variable(&mut self, name: &str, size: u32) -> u64 {
-        let rva = self.next_variable;
+        let rva = match self.version.real {
+            Some(Real(real)) => real.symbol(name).expect("the real kernel has this variable").rva,
+            None => self.next_variable,
+        };
         self.next_variable += size.next_multiple_of(8);
         self.symbols.names.insert(name.into(), rva);
         let address = self.base() + u64::from(rva);

@@ -197,6 +197,12 @@ fn ordinary(version: Version, processors: u64) -> Tables {
     tables
 }
 
+pub(crate) fn check_ordinary(version: Version) {
+    let tables = ordinary(version, 3);
+    let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
+    assert_eq!((report.tags, report.notes), (tables.expected(), vec![]), "{version:?}");
+}
+
 #[test]
 fn each_table_is_read_once_in_full_replies() {
     let tables = ordinary(WIN10_1903, 4);

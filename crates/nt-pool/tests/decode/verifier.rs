@@ -34,9 +34,11 @@ fn layouts(version: Version) -> Layouts {
     };
     match version.build {
         ..9200 => of(0x28, 0x30, 0x30, 0x50, 0x100, 0x20, 0x40, 0x70),
-        9200..17134 => of(0x38, 0x40, 0x30, 0x50, 0x120, 0x10, 0x28, 0xc0),
+        9200..14393 => of(0x30, 0x38, 0x30, 0x50, 0x100, 0x10, 0x20, 0xc0),
+        14393..17134 => of(0x38, 0x40, 0x30, 0x50, 0x120, 0x10, 0x28, 0xc0),
         17134..19041 => of(0x38, 0x40, 0x40, 0x60, 0x120, 0x10, 0x28, 0xc0),
-        19041..22000 => of(0x30, 0x38, 0x40, 0x70, 0x130, 0x10, 0x28, 0xc0),
+        19041..20348 => of(0x38, 0x40, 0x40, 0x68, 0x130, 0x10, 0x28, 0xc0),
+        20348..22000 => of(0x30, 0x38, 0x40, 0x70, 0x130, 0x10, 0x28, 0xc0),
         _ => of(0x38, 0x40, 0x40, 0x70, 0x130, 0x10, 0x28, 0xc0),
     }
 }
@@ -383,6 +385,21 @@ proptest! {
 fn one(name: &str, slots: usize) -> Truth {
     let slots = vec![Slot::Live { size: 0x3c, tag: *b"Vprt" }; slots];
     Truth { name: name.into(), loads: 1, unloads: 0, loaded: true, current_paged: 1, slots }
+}
+
+pub(crate) fn check_ordinary(version: Version) {
+    let drivers = [one("a.sys", 200), one("b.sys", 3), one("c.sys", 0), one("d.sys", 1)];
+    let (world, expected) = build(version, &drivers);
+    let found = verifier::drivers(&world.kernel()).unwrap();
+    assert_eq!(found.notes, Vec::<String>::new(), "{version:?}");
+    assert_eq!(found.drivers.len(), 4, "{version:?}");
+    for ((driver, truth), allocations) in found.drivers.iter().zip(&drivers).zip(expected) {
+        assert_eq!((&driver.name, driver.state()), (&truth.name, State::Loaded));
+        assert_eq!(driver.counters.get("CurrentPagedPoolAllocations"), Some(1), "{version:?}");
+        assert_eq!(driver.image.as_ref().map(|image| image.end - image.start), Some(0x8000));
+        let live = verifier::allocations(&world.kernel(), driver).unwrap();
+        assert_eq!((live.allocations, live.notes), (allocations, vec![]), "{version:?}");
+    }
 }
 
 #[test]
