@@ -11,6 +11,7 @@ mod kernel;
 mod kind;
 mod lists;
 pub mod pool_log;
+pub mod pool_page;
 pub mod pooltag;
 mod record;
 mod ring;

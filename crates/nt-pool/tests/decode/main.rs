@@ -5,6 +5,7 @@ mod big_pages;
 mod hostile;
 mod isf;
 mod pool_log;
+mod pool_page;
 mod support;
 mod tags;
 mod verifier;
