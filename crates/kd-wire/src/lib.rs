@@ -3,7 +3,7 @@
 //! * [`packet`]: the packets that serial lines and KDNET share, and how to find them in a byte stream.
 //! * [`message`]: what the packets carry.
 //! * [`kdnet`]: the encrypted datagrams that carry packets over UDP.
-//! * [`session`]: the host's end of a connection: acknowledgements, retransmission, attaching.
+//! * [`session`]: the two ends of a connection: acknowledgements, retransmission, attaching.
 //! * [`dissect`]: recorded traffic, explained.
 
 pub mod dissect;

@@ -1,8 +1,9 @@
-//! The host's end of a KD connection, without I/O.
+//! The two ends of a KD connection, without I/O: [`HostSession`] and [`TargetSession`].
 //!
-//! The caller owns the socket and the clock. Time is a [`Duration`](std::time::Duration) since any epoch that does not change. After each
-//! call that takes `now`, drain [`HostSession::poll_transmit`] to the carrier and [`HostSession::poll_event`], then
-//! arm one timer for [`HostSession::poll_timeout`] and call [`HostSession::handle_timeout`] when it fires:
+//! The caller owns the socket and the clock. Time is a [`Duration`](std::time::Duration) since any epoch that does
+//! not change. After each call that takes `now`, drain [`HostSession::poll_transmit`] to the carrier and
+//! [`HostSession::poll_event`], then arm one timer for [`HostSession::poll_timeout`] and call
+//! [`HostSession::handle_timeout`] when it fires:
 //!
 //! ```text
 //! bytes arrive  -> handle_bytes / handle_datagram  \
@@ -109,7 +110,7 @@ pub enum Diagnostic {
     AuthenticationFailed {
         peer: SocketAddr,
     },
-    /// Data of a session whose key we do not have; an offer will come.
+    /// Data sealed with a key that we do not have: of an earlier session, or damaged. An offer will come.
     UnknownSession {
         peer: SocketAddr,
     },

@@ -239,7 +239,8 @@ impl Association {
             }
         }
         if self.current.is_some() || !self.candidates.is_empty() {
-            // Late data of the session before: the key it was sealed with is gone.
+            // Late data of the session before, whose key is gone, or damage. It says nothing about our control key.
+            let rejection = if rejection == Rejection::Tag { Rejection::NoDataKey } else { rejection };
             self.reject(peer, payload.len(), rejection, out);
         } else {
             out.diagnose(Diagnostic::UnknownSession { peer });
