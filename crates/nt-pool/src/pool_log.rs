@@ -50,6 +50,10 @@ pub struct PoolLog {
     pub notes: Vec<String>,
 }
 
+/// Requests that one way to search may take before a narrower one is tried; a part of the log that takes no more to
+/// read is read.
+const FEW: u64 = 8;
+
 /// Reads the log. `Ok(None)`: the kernel keeps no such log now.
 ///
 /// An address is looked for in every record, since a block that contains it may start anywhere before it; see
@@ -81,11 +85,36 @@ pub struct Found {
 /// whole log where the target cannot search.
 pub fn find(kernel: &Kernel<'_>, address: u64) -> Result<Option<Found>, PoolError> {
     let Some(log) = Log::read(kernel)? else { return Ok(None) };
-    let (log, lowest) = match log.search(kernel, address)? {
+    let (log, lowest) = match log.search(kernel, address, log.ring.length)? {
         Some((traces, lowest)) => (log.finish(kernel, log.ring.length, traces, Vec::new())?, lowest),
         None => (log.all(kernel, &|trace| trace.contains(address))?, 0),
     };
     Ok(Some(Found { log, starts: lowest..address.saturating_add(1) }))
+}
+
+/// Every record written since the log's index was `index` ([`PoolLog::index`] of an earlier look).
+pub fn read_since(kernel: &Kernel<'_>, index: u32) -> Result<Option<PoolLog>, PoolError> {
+    let Some(log) = Log::read(kernel)? else { return Ok(None) };
+    let (count, lost) = log.written_since(index);
+    let mut read = log.newest(kernel, count)?;
+    read.notes.extend(lost);
+    Ok(Some(read))
+}
+
+/// [`find`] among the records written since the log's index was `index`.
+pub fn find_since(kernel: &Kernel<'_>, address: u64, index: u32) -> Result<Option<Found>, PoolError> {
+    let Some(log) = Log::read(kernel)? else { return Ok(None) };
+    let (count, lost) = log.written_since(index);
+    let (mut read, lowest) = match log.search(kernel, address, count)? {
+        Some((traces, lowest)) => (log.finish(kernel, count, traces, Vec::new())?, lowest),
+        None => {
+            let mut read = log.newest(kernel, count)?;
+            read.traces.retain(|trace| trace.contains(address));
+            (read, 0)
+        }
+    };
+    read.notes.extend(lost);
+    Ok(Some(Found { log: read, starts: lowest..address.saturating_add(1) }))
 }
 
 /// `_VF_POOL_TRACE`
@@ -168,24 +197,36 @@ impl Log {
         self.finish(kernel, count.min(self.ring.length), traces, notes)
     }
 
-    /// The records of blocks that contain the address, and the lowest start of a block that was looked for; `None` if
-    /// reading everything is as cheap.
-    fn search(&self, kernel: &Kernel<'_>, address: u64) -> Result<Option<(Vec<Trace>, u64)>, PoolError> {
-        if self.fields.address.size != usize::from(kernel.pointer_size) {
+    /// How many records the log has gained since an earlier look, and what to say if some of them are gone again.
+    fn written_since(&self, index: u32) -> (u32, Option<String>) {
+        let written = self.ring.index.wrapping_sub(index);
+        let lost = (written > self.ring.length).then(|| {
+            format!(
+                "{written} records were written since, and the log holds {}; the older ones are lost",
+                self.ring.length
+            )
+        });
+        (written.min(self.ring.length), lost)
+    }
+
+    /// Those of the newest `count` records whose blocks contain the address, and the lowest start of a block that was
+    /// looked for; `None` if reading all of them is as cheap.
+    fn search(&self, kernel: &Kernel<'_>, address: u64, count: u32) -> Result<Option<(Vec<Trace>, u64)>, PoolError> {
+        let everything = bulk_requests(u64::from(count) * self.fields.size as u64);
+        if everything <= FEW || self.fields.address.size != usize::from(kernel.pointer_size) {
             return Ok(None);
         }
-        let mut hunt = Hunt { log: self, kernel, seen: Vec::new(), requests: 0 };
+        let mut hunt = Hunt { log: self, kernel, parts: self.ring.newest_slots(count), seen: Vec::new(), requests: 0 };
         let page = address & !0xfff;
-        let everything = bulk_requests(u64::from(self.ring.length) * self.fields.size as u64);
-        // (bytes of an address that are left off, lowest start, requests allowed)
-        let ways = [(3, (address >> 24).saturating_sub(1) << 24, 8), (2, (address >> 16).saturating_sub(1) << 16, 8)];
+        // (bytes of an address that are left off, lowest start)
+        let ways = [(3, (address >> 24).saturating_sub(1) << 24), (2, (address >> 16).saturating_sub(1) << 16)];
         let mut lowest = None;
-        for (skip, start, allowed) in ways {
+        for (skip, start) in ways {
             // Two bytes and less are found everywhere.
             if usize::from(kernel.pointer_size) < skip + 3 {
                 continue;
             }
-            let limit = hunt.requests + allowed;
+            let limit = hunt.requests + FEW;
             match hunt.regions(skip, start, address, limit)? {
                 Seek::None => {
                     lowest = Some(start);
@@ -213,6 +254,8 @@ impl Log {
 struct Hunt<'h> {
     log: &'h Log,
     kernel: &'h Kernel<'h>,
+    /// The slots to be searched.
+    parts: [Range<u32>; 2],
     /// Slots read so far, with what they hold.
     seen: Vec<(u32, Option<Trace>)>,
     requests: u64,
@@ -223,26 +266,29 @@ impl Hunt<'_> {
     /// bytes. `Seek::None`: there are no more.
     fn regions(&mut self, skip: usize, start: u64, address: u64, limit: u64) -> Result<Seek, PoolError> {
         let Log { ring, fields } = self.log;
+        let size = fields.size as u64;
         let shift = 8 * skip;
         for region in (start >> shift..=address >> shift).rev() {
             let bytes = (region << shift).to_le_bytes();
-            let mut seeker = Seeker {
-                table: ring.address,
-                record: fields.size as u64,
-                count: u64::from(ring.length),
-                place: (fields.address.offset + skip) as u64,
-                bytes: bytes[skip..fields.address.size].to_vec(),
-                last: None,
-            };
-            let mut from = 0;
-            loop {
-                match seeker.next(self.kernel.memory, from, &mut self.requests, limit)? {
-                    Seek::Record(slot) => {
-                        self.read(slot as u32)?;
-                        from = slot + 1;
+            for part in self.parts.clone() {
+                let mut seeker = Seeker {
+                    table: ring.address.wrapping_add(u64::from(part.start) * size),
+                    record: size,
+                    count: part.len() as u64,
+                    place: (fields.address.offset + skip) as u64,
+                    bytes: bytes[skip..fields.address.size].to_vec(),
+                    last: None,
+                };
+                let mut from = 0;
+                loop {
+                    match seeker.next(self.kernel.memory, from, &mut self.requests, limit)? {
+                        Seek::Record(record) => {
+                            self.read(part.start + record as u32)?;
+                            from = record + 1;
+                        }
+                        Seek::None => break,
+                        other => return Ok(other),
                     }
-                    Seek::None => break,
-                    other => return Ok(other),
                 }
             }
         }

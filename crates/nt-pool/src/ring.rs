@@ -92,6 +92,15 @@ impl Ring {
         self.index.wrapping_sub(self.age(slot))
     }
 
+    /// The slots of the newest `count` records, the newer part first.
+    pub(crate) fn newest_slots(&self, count: u32) -> [Range<u32>; 2] {
+        let count = count.min(self.length);
+        let end = self.newest_slot() + 1;
+        let first = end.saturating_sub(count);
+        let rest = count - (end - first);
+        [first..end, self.length - rest..self.length]
+    }
+
     /// Every record that `wanted` accepts, newest first.
     pub(crate) fn all<T>(
         &self,
@@ -126,13 +135,9 @@ impl Ring {
         count: u32,
     ) -> Result<Vec<T>, Fault> {
         let mut records = Vec::new();
-        let count = count.min(self.length);
-        let newest = self.newest_slot();
-        let first = (newest + 1).saturating_sub(count);
-        let unwritten = self.slots(kernel, first..newest + 1, notes, decode, &mut |record| records.push(record))?;
-        let rest = count - (newest + 1 - first);
-        if rest > 0 && !(unwritten && self.index < self.length) {
-            let older = self.length - rest..self.length;
+        let [newer, older] = self.newest_slots(count);
+        let unwritten = self.slots(kernel, newer, notes, decode, &mut |record| records.push(record))?;
+        if !(unwritten && self.index < self.length) {
             self.slots(kernel, older, notes, decode, &mut |record| records.push(record))?;
         }
         Ok(records)

@@ -148,6 +148,7 @@ proptest! {
         let _ = pool_log::read(&kernel, Wanted::Newest(address as u32));
         let _ = pool_log::read(&kernel, Wanted::Address(address));
         let _ = pool_log::find(&kernel, address);
+        let _ = pool_log::find_since(&kernel, address, address as u32);
     }
 }
 

@@ -85,7 +85,7 @@ prop_compose! {
     fn log()(
         version in prop::sample::select(&ALL[..]),
         searches in any::<bool>(),
-        power in 3..7u32,
+        power in 3..10u32,
         start in prop_oneof![Just(0u32), Just(u32::MAX - 20), any::<u32>()],
         entries in entries(0..150usize),
     ) -> Log {
@@ -163,6 +163,27 @@ pub(crate) fn check_ordinary(version: Version) {
     assert_eq!((read.traces, read.notes), (log.newest_first(|_| true), vec![]), "{version:?}");
 }
 
+proptest! {
+    #![proptest_config(cases(96))]
+
+    #[test]
+    fn records_since_an_index(log in log(), back in 0..200u32, pick in any::<prop::sample::Index>()) {
+        let index = log.index.wrapping_sub(back);
+        let new = |trace: &Trace| log.index.wrapping_sub(trace.sequence) < back;
+        let read = pool_log::read_since(&log.world.kernel(), index).unwrap().unwrap();
+        prop_assert_eq!(read.traces, log.newest_first(new));
+        prop_assert_eq!(read.notes.is_empty(), back <= log.length);
+        let Some(trace) = log.truth.get(pick.index(log.truth.len().max(1))) else { return Ok(()) };
+        let address = trace.address;
+        let found = pool_log::find_since(&log.world.kernel(), address, index).unwrap().unwrap();
+        let promised: Vec<_> =
+            found.log.traces.into_iter().filter(|trace| found.starts.contains(&trace.address)).collect();
+        let expected =
+            log.newest_first(|t| new(t) && contains(t, address) && found.starts.contains(&t.address));
+        prop_assert_eq!(promised, expected);
+    }
+}
+
 /// The article's log: 65,536 records, of which two concern its block.
 fn article(version: Version, near: bool) -> (Log, u64) {
     let mut log = Log::new(version, 0x1_0000, 0x1234_0000);
@@ -193,6 +214,39 @@ fn two_hits_among_65536_cost_little() {
             assert!(cost.requests <= 30 && cost.bytes <= 8 << 10, "{version:?} {near}: {cost:?}");
             assert!(found.starts.start <= block - 0x1_0000, "{:x?}", found.starts);
         }
+    }
+}
+
+#[test]
+fn a_second_look_costs_only_what_is_new() {
+    for version in [WIN7_X64, WIN11_21H2] {
+        let mut log = Log::new(version, 0x1000, 0x1fc0);
+        log.world.searches = true;
+        let block = log.world.pool(16);
+        for n in 0..0x1000 {
+            log.push(log.world.pool(32) + n * 0x40, 0x40, log.world.pool(7), &[log.world.base()]);
+        }
+        log.push(block, 0xfa000, log.world.pool(7), &[log.world.base()]);
+        let first = pool_log::find(&log.world.kernel(), block).unwrap().unwrap();
+        assert_eq!(first.log.traces.len(), 1);
+        // Across the ring's end.
+        for n in 0..100u64 {
+            let address = if n == 77 { block } else { log.world.pool(32) + n * 0x40 };
+            log.push(address, 0x1000, log.world.pool(7), &[log.world.base() + 1]);
+        }
+        log.world.reset_cost();
+        let second = pool_log::find_since(&log.world.kernel(), block, first.log.index).unwrap().unwrap();
+        let expected = log.newest_first(|trace| trace.sequence > first.log.index && contains(trace, block));
+        assert_eq!((second.log.traces.len(), second.log.traces), (1, expected));
+        assert_eq!((second.log.parsed, second.log.notes), (100, vec![]));
+        let cost = log.world.cost();
+        assert!(cost.requests <= 10, "{version:?}: {cost:?}");
+
+        let all = pool_log::read_since(&log.world.kernel(), first.log.index).unwrap().unwrap();
+        assert_eq!(all.traces, log.newest_first(|trace| trace.sequence > first.log.index));
+        let late = pool_log::read_since(&log.world.kernel(), log.index.wrapping_sub(0x1001)).unwrap().unwrap();
+        assert_eq!(late.traces.len(), 0x1000);
+        assert!(late.notes[0].starts_with("4097 records were written since"), "{:?}", late.notes);
     }
 }
 
