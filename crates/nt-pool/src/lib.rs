@@ -7,6 +7,7 @@
 //! Counts and pointers come from an untrusted target: each is checked against a documented bound before it is used.
 
 pub mod big_pages;
+pub mod history;
 mod kernel;
 mod kind;
 mod lists;
@@ -16,6 +17,7 @@ pub mod pooltag;
 mod record;
 mod ring;
 mod search;
+pub mod special_page;
 mod table;
 mod tag;
 pub mod tags;
