@@ -59,15 +59,11 @@ const MAX_PROBES: usize = 32;
 /// Sums the tag tables. `wanted` filters by tag.
 pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<TagReport, PoolError> {
     let places = Places::read(kernel)?;
-    let row = Row::new(kernel)?;
-    let mut sums = Sums::new(row, wanted);
-    let tables = places.tables(kernel, &mut sums.notes)?;
-    for (what, address) in tables {
+    let mut sums = Sums::new(Row::new(kernel)?, wanted);
+    for (what, address) in places.tables(kernel, &mut sums.notes)? {
         sums.add_table(kernel, &what, address, places.rows)?;
     }
-    sums.add_expansion(kernel, &places)?;
-    places.check(kernel, &mut sums.notes)?;
-    Ok(sums.report())
+    sums.finish(kernel, &places)
 }
 
 /// One tag's sums, from its row alone where the tables' hash leads to it; else as [`read`].
@@ -79,14 +75,9 @@ pub fn read_one(kernel: &Kernel<'_>, tag: Tag) -> Result<TagReport, PoolError> {
 }
 
 fn read_row(kernel: &Kernel<'_>, tag: Tag) -> Result<Option<TagReport>, PoolError> {
-    let Some(mask) = kernel.find_symbol("PoolTrackTableMask") else { return Ok(None) };
     let places = Places::read(kernel)?;
-    let Ok(mask) = kernel.gather(&[Variable { address: mask, size: kernel.pointer_size }])?.remove(0) else {
-        return Ok(None);
-    };
-    if !mask.wrapping_add(1).is_power_of_two() || mask >= places.rows {
-        return Ok(None);
-    }
+    let plausible = |mask: &u64| mask.wrapping_add(1).is_power_of_two() && *mask < places.rows;
+    let Some(mask) = places.mask.filter(plausible) else { return Ok(None) };
     let row = Row::new(kernel)?;
     let Some(index) = find_row(kernel, &row, places.master, mask, tag)? else { return Ok(None) };
     let wanted = |other: Tag| other.key() == tag.key();
@@ -101,9 +92,7 @@ fn read_row(kernel: &Kernel<'_>, tag: Tag) -> Result<Option<TagReport>, PoolErro
         }
         sums.add(&what, &table);
     }
-    sums.add_expansion(kernel, &places)?;
-    places.check(kernel, &mut sums.notes)?;
-    Ok(Some(sums.report()))
+    sums.finish(kernel, &places).map(Some)
 }
 
 /// The row that the kernel's hash leads to. The product is 64 bits wide on x64; 32 bits are tried too, and the row's
@@ -139,8 +128,10 @@ fn find_row(kernel: &Kernel<'_>, row: &Row, table: u64, mask: u64, tag: Tag) -> 
 struct Places {
     master: u64,
     rows: u64,
-    expansion: u64,
-    expansion_rows: u64,
+    /// Of the tables' hash.
+    mask: Option<u64>,
+    /// The expansion table and its rows; `None` if the kernel does not say.
+    expansion: Option<(u64, u64)>,
 }
 
 impl Places {
@@ -166,13 +157,14 @@ impl Places {
     fn variables(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
         let mut variables =
             vec![kernel.pointer_variable("PoolTrackTable")?, kernel.pointer_variable("PoolTrackTableSize")?];
-        let expansion = ["PoolTrackTableExpansion", "PoolTrackTableExpansionSize"];
-        if let [Ok(table), Ok(rows)] = expansion.map(|name| kernel.pointer_variable(name)) {
-            variables.extend([table, rows]);
-        }
+        let optional = ["PoolTrackTableExpansion", "PoolTrackTableExpansionSize", "PoolTrackTableMask"];
+        let optional = optional.map(|name| kernel.pointer_variable(name).ok());
+        variables.extend(optional.iter().flatten());
         let mut values = kernel.gather(&variables)?.into_iter();
         let mut next = || values.next().unwrap_or(Ok(0));
-        Ok(Places { master: next()?, rows: next()?, expansion: next()?, expansion_rows: next()? })
+        let (master, rows) = (next()?, next()?);
+        let [table, table_rows, mask] = optional.map(|variable| variable.and_then(|_| next().ok()));
+        Ok(Places { master, rows, mask, expansion: table.zip(table_rows) })
     }
 
     /// Says so when a table has moved or grown since: the rows read may be the old ones.
@@ -317,17 +309,21 @@ impl<'w> Sums<'w> {
     }
 
     fn add_expansion(&mut self, kernel: &Kernel<'_>, places: &Places) -> Result<(), Fault> {
-        if places.expansion == 0 || places.expansion_rows == 0 {
+        let Some((table, rows)) = places.expansion else {
+            self.notes.push("nt!PoolTrackTableExpansion is not known; tags that overflowed into it are missing".into());
+            return Ok(());
+        };
+        if table == 0 || rows == 0 {
             return Ok(());
         }
-        if !kernel.is_kernel_address(places.expansion) || places.expansion_rows > MAX_ROWS {
+        if !kernel.is_kernel_address(table) || rows > MAX_ROWS {
             self.notes.push(format!(
-                "nt!PoolTrackTableExpansion holds {:016x} with {:#x} rows, which is not plausible; it was not read",
-                places.expansion, places.expansion_rows
+                "nt!PoolTrackTableExpansion holds {table:016x} with {rows:#x} rows, which is not plausible; it was not \
+                 read"
             ));
             return Ok(());
         }
-        self.add_table(kernel, "nt!PoolTrackTableExpansion", places.expansion, places.expansion_rows)
+        self.add_table(kernel, "nt!PoolTrackTableExpansion", table, rows)
     }
 
     fn add(&mut self, what: &str, table: &Sparse) {
@@ -342,6 +338,12 @@ impl<'w> Sums<'w> {
             self.row.nonpaged.add(nonpaged, bytes);
             self.row.paged.add(paged, bytes);
         }
+    }
+
+    fn finish(mut self, kernel: &Kernel<'_>, places: &Places) -> Result<TagReport, PoolError> {
+        self.add_expansion(kernel, places)?;
+        places.check(kernel, &mut self.notes)?;
+        Ok(self.report())
     }
 
     fn report(self) -> TagReport {
