@@ -19,7 +19,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{ImageIdentity, Isf, Pdb, PdbId, SymbolError, SymbolFile};
+use crate::{ImageIdentity, Isf, Pdb, PdbId, SymbolError, SymbolFile, safe_file_name};
 
 /// What `srv*` alone means.
 const MICROSOFT: &str = "https://msdl.microsoft.com/download/symbols";
@@ -114,7 +114,7 @@ pub struct NotFound {
 
 impl fmt::Display for NotFound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no symbol file for {} ({})", self.name, self.id)?;
+        write!(f, "no symbol file for {} ({})", self.name.escape_debug(), self.id)?;
         if self.tried.is_empty() {
             return write!(f, ": the symbol path is empty; set it with -y, _NT_SYMBOL_PATH or .sympath");
         }
@@ -242,9 +242,21 @@ impl SymbolPath {
         self.find(&image.pdb_name, image.pdb)
     }
 
-    /// The symbol file of that name, GUID and age. `name` must be a plain file name ([`crate::safe_file_name`]).
+    /// The symbol file of that name, GUID and age. A name that is not a plain file name ([`safe_file_name`]) is not
+    /// looked for anywhere.
     pub fn find(&self, name: &str, id: PdbId) -> Result<Found, NotFound> {
         let mut search = Search { name, id, tried: Vec::new() };
+        let not_found = |tried| NotFound { name: name.to_owned(), id, path: self.text.clone(), tried };
+        let why = match safe_file_name(name.as_bytes()) {
+            Ok(plain) if plain == name => None,
+            Ok(_) => Some("it holds directories".to_owned()),
+            Err(why) => Some(why.to_string()),
+        };
+        if let Some(why) = why {
+            let place = name.escape_debug().to_string();
+            let outcome = Outcome::Unusable(format!("this name is not looked for: {why}"));
+            return Err(not_found(vec![Attempt { place, outcome }]));
+        }
         for element in &self.elements {
             let found = match element {
                 Element::Directory(dir) => search.directory(dir),
@@ -264,7 +276,7 @@ impl SymbolPath {
                 return Ok(Found { file, tried: search.tried });
             }
         }
-        Err(NotFound { name: name.to_owned(), id, path: self.text.clone(), tried: search.tried })
+        Err(not_found(search.tried))
     }
 }
 
@@ -591,6 +603,17 @@ mod tests {
         let found = SymbolPath::parse(&text).unwrap().find("x.pdb", ID).unwrap();
         assert!(found.file.path().starts_with(right.path()));
         assert!(found.tried[0].to_string().contains("x.pdb - not a usable PDB file"), "{}", found.tried[0]);
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_directory() {
+        let pdb = crate::testing::TestPdb::new().bytes();
+        let root = tree(&[("x.pdb", &pdb), ("inner/keep", b"")]);
+        let path = SymbolPath::parse(root.path().join("inner").to_str().unwrap()).unwrap();
+        for name in ["../x.pdb", "..\\x.pdb", "..", "NUL", "a/../../x.pdb"] {
+            let error = path.find(name, ID).unwrap_err();
+            assert!(error.to_string().contains("is not looked for"), "{error}");
+        }
     }
 
     #[test]

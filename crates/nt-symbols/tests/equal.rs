@@ -52,7 +52,13 @@ fn compare(name: &str, isf: &Isf, pdb: &Pdb) {
             assert_eq!(isf.around(rva).0, pdb.around(rva).0, "{name} {rva:#x}");
         }
     }
+    for asked in ["PoolBigPageTable", "PoolTrackTable", "PoolHitTag"] {
+        assert_eq!(pdb.symbol(asked).map(|symbol| symbol.name).as_deref(), Some(asked), "{name}");
+    }
     let types = isf.types_matching("*");
+    for asked in ["_POOL_TRACKER_BIG_PAGES", "_VF_POOL_TRACE", "_MMPTE", "_EPROCESS"] {
+        assert!(types.iter().any(|kind| kind == asked), "{name} has no {asked}");
+    }
     assert_eq!(types, pdb.types_matching("*"), "{name}");
     let (mut structures, mut enumerations) = (0, 0);
     for kind in &types {
