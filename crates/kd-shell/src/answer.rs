@@ -28,13 +28,15 @@ pub struct Reply {
     /// False when something could not be read, so that more may be there than is shown.
     pub complete: bool,
     pub warnings: Vec<String>,
+    /// What was not looked at on purpose, because it would have cost too much. In JSON these are warnings as well.
+    pub remarks: Vec<String>,
     /// The answer is all there is to say, and yet the command did not do what was asked.
     pub failure: Option<CommandError>,
 }
 
 impl Reply {
     pub fn new(answer: impl Answer + 'static) -> Self {
-        Self { answer: Box::new(answer), complete: true, warnings: Vec::new(), failure: None }
+        Self { answer: Box::new(answer), complete: true, warnings: Vec::new(), remarks: Vec::new(), failure: None }
     }
 
     /// A result with `notes` about what is missing.

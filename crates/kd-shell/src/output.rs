@@ -17,6 +17,10 @@ pub trait Output {
     fn write(&mut self, text: &str);
     /// A line about a command that failed. Only in kd's format; in JSON it is in the object.
     fn error(&mut self, line: &str);
+    /// A line about an answer that is as it should be. Only in kd's format.
+    fn remark(&mut self, line: &str) {
+        self.error(line);
+    }
 }
 
 /// A cost as it is written.
@@ -53,7 +57,7 @@ struct Envelope<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     complete: bool,
-    warnings: &'a [String],
+    warnings: Vec<&'a String>,
     result: Box<RawValue>,
     cost: CostRecord,
 }
@@ -91,12 +95,14 @@ pub(crate) fn show(
         Format::Json => {
             let result = reply.as_ref().map(|reply| reply.answer.json());
             let result = result.and_then(Result::ok).and_then(|json| RawValue::from_string(json).ok());
+            let warnings: Vec<&String> =
+                reply.iter().flat_map(|reply| reply.warnings.iter().chain(&reply.remarks)).collect();
             let envelope = Envelope {
                 command,
                 ok: failure.is_none(),
                 error: failure.as_ref().map(CommandError::to_string),
                 complete: reply.as_ref().is_some_and(|reply| reply.complete),
-                warnings: reply.as_ref().map_or(&[], |reply| &reply.warnings),
+                warnings,
                 result: result.unwrap_or_default(),
                 cost: cost.into(),
             };

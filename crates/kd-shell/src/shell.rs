@@ -471,4 +471,9 @@ impl Output for Tee<'_> {
         self.log.write(line);
         self.out.error(line);
     }
+
+    fn remark(&mut self, line: &str) {
+        self.log.write(line);
+        self.out.remark(line);
+    }
 }

@@ -269,6 +269,10 @@ Finished parsing all pool tracking information.
     let inside = text("!verifier 0x80 fffff8a005880000");
     assert_eq!(inside.lines().filter(|line| line.starts_with("Pool block")).count(), 1, "{inside}");
     let mut machine = Machine::new();
+    // Everything read, or searched by the target: the same records.
+    let screen =
+        run(&mut session(&store()), Debuggee::Halted(&machine), "!verifier 80 fffff8a005800000 -full", Format::Kd);
+    assert_eq!(screen.text, expected);
     machine.searches = false;
     let screen = run(&mut session(&store()), Debuggee::Halted(&machine), "!verifier 0x80 fffff8a005800000", Format::Kd);
     assert_eq!(screen.text, expected);
@@ -277,6 +281,9 @@ Finished parsing all pool tracking information.
     let entries = json["result"]["entries"].as_array().unwrap();
     assert_eq!(entries.len(), 2);
     assert_eq!(entries[0]["address"], "0xfffff8a005800000");
+    assert_eq!(json["complete"], true);
+    assert_ne!(json["result"]["searched_from"], serde_json::Value::Null);
+    assert!(json["warnings"][0].as_str().unwrap().contains("-full"), "{json}");
     assert_eq!(entries[0]["size"], 0xfa000);
     assert_eq!(entries[0]["thread"], "0xfffffa8002be4060");
     assert_eq!(entries[0]["operation"], "allocate");

@@ -45,6 +45,11 @@ impl Output for Console {
     fn error(&mut self, line: &str) {
         complain(line.trim_end());
     }
+
+    fn remark(&mut self, line: &str) {
+        // With standard error gone there is nobody to tell.
+        let _ = anstream::stderr().lock().write_all(line.as_bytes());
+    }
 }
 
 /// Writes what the target says while a line is being typed without tearing it up.

@@ -151,6 +151,11 @@ impl Work {
             complain(&fault.to_string());
             return Ok(self.leave(Next::Lost));
         }
+        let problem = self.shell.borrow().symbol_path_problem();
+        if let Some(problem) = problem {
+            complain(&problem);
+            self.failed = true;
+        }
         let mut next = Next::Continue;
         if let Some(script) = &plan.session.script {
             let outcome = self.shell.borrow_mut().run_script(&script.display().to_string(), &mut self.console);

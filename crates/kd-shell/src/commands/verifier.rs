@@ -1,4 +1,4 @@
-//! `!verifier 0x80 [address | quantity]`: Driver Verifier's log of pool allocations and frees.
+//! `!verifier 0x80 [address [-full] | quantity]`: Driver Verifier's log of pool allocations and frees.
 //!
 //! ```text
 //! Log of recent kernel pool Allocate and Free operations:
@@ -27,10 +27,11 @@ use crate::text::{Hex, Width};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!verifier"],
-    usage: "!verifier 0x80 [address | quantity]",
+    usage: "!verifier 0x80 [address [-full] | quantity]",
     help: "Driver Verifier's log of pool operations with call stacks, newest first",
     details: "An address (in the kernel's half of the address space) shows the records of the block that contains it; a \
-              smaller number\nshows that many of the newest records. The log exists when pool tracking (8) or special pool \
+              smaller number\nshows that many of the newest records. The target searches its own log where it can; -full reads all of it,\n\
+              which also finds larger blocks that begin far below the address. The log exists when pool tracking (8) or special pool \
               (1) is on for a driver.\nA stack is not a proof of who owns a block now: the log keeps old records of an \
               address too. The newest is at the top.",
     action: Action::Answer(run),
@@ -39,16 +40,15 @@ pub(super) const INFO: CommandInfo = CommandInfo {
 /// kd's flag for this log; 4, 8, 0x20, 0x40 and 0x100 are other logs, other numbers are sums of what to show.
 const POOL_LOG: u64 = 0x80;
 
-/// A search that covers blocks starting this far below the address finds all that kd finds: larger blocks are not in
-/// practice. Where the log is too crowded for it, the whole log is read.
-const WIDE: u64 = 16 << 20;
-
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct VerifierLog {
     /// Slots of the log; 0 when the kernel keeps none.
     log_entries: u32,
     /// Slots that were looked at.
     parsed: u32,
+    /// The lowest start of a block that was looked for; blocks that begin below it and reach over the address asked
+    /// for are not among the entries. `null` when every record was read.
+    searched_from: Option<Hex>,
     entries: Vec<Entry>,
     #[serde(skip)]
     enabled: bool,
@@ -88,6 +88,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         return Err(usage(&INFO, format!("!verifier {flags:#x} is not in this version")));
     }
     let width = context.kernel()?.width();
+    let (argument, full) = match argument.strip_suffix("-full") {
+        Some(address) if !address.trim().is_empty() => (address.trim(), true),
+        _ => (argument, false),
+    };
     let wanted = match argument {
         "" => Wanted::All,
         text => match width.address(evaluate_all(text, &mut context.scope())?) {
@@ -101,17 +105,20 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             },
         },
     };
-    let log = match wanted {
-        Wanted::Address(address) => match context.pool(|kernel| pool_log::find(kernel, address))? {
-            Some(found) if found.starts.start != 0 && address.wrapping_sub(found.starts.start) < WIDE => {
-                context.pool(|kernel| pool_log::read(kernel, wanted))?
-            }
-            found => found.map(|found| found.log),
-        },
-        Wanted::All | Wanted::Newest(_) => context.pool(|kernel| pool_log::read(kernel, wanted))?,
+    let (log, searched_from) = match wanted {
+        Wanted::Address(address) if !full => look_for(context, address)?,
+        _ => (context.pool(|kernel| pool_log::read(kernel, wanted))?, None),
     };
     let Some(PoolLog { length, parsed, traces, mut notes, .. }) = log else {
-        let answer = VerifierLog { log_entries: 0, parsed: 0, entries: Vec::new(), enabled: false, wanted, width };
+        let answer = VerifierLog {
+            log_entries: 0,
+            parsed: 0,
+            searched_from: None,
+            entries: Vec::new(),
+            enabled: false,
+            wanted,
+            width,
+        };
         return Ok(Reply::new(answer));
     };
     let mut names = context.names()?;
@@ -142,8 +149,32 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if !entries.is_empty() {
         notes.extend(names.drivers()?.notes.iter().cloned());
     }
-    let answer = VerifierLog { log_entries: length, parsed, entries, enabled: true, wanted, width };
-    Ok(Reply::with_notes(answer, notes))
+    let searched_from = searched_from.map(|start| Hex(width.address(start)));
+    let answer = VerifierLog { log_entries: length, parsed, searched_from, entries, enabled: true, wanted, width };
+    let mut reply = Reply::with_notes(answer, notes);
+    if let Some(start) = searched_from {
+        reply.remarks.push(format!(
+            "The target searched its log. Blocks that begin below {} were not looked for; add -full to read all of it.",
+            width.pointer(start.0)
+        ));
+    }
+    Ok(reply)
+}
+
+/// The records of blocks that contain the address, and the lowest start that was looked for unless all were.
+///
+/// Where the target can search and knows a block that begins right there, the answer is a few small requests away. A
+/// log that has nothing of the kind is read whole, as kd does: the address may lie in the middle of a large block.
+fn look_for(context: &mut Context<'_>, address: u64) -> Result<(Option<PoolLog>, Option<u64>), CommandError> {
+    let Some(found) = context.pool(|kernel| pool_log::find(kernel, address))? else { return Ok((None, None)) };
+    let lowest = found.starts.start;
+    if lowest == 0 {
+        return Ok((Some(found.log), None));
+    }
+    if found.log.traces.iter().any(|trace| trace.address == address) {
+        return Ok((Some(found.log), Some(lowest)));
+    }
+    Ok((context.pool(|kernel| pool_log::read(kernel, Wanted::Address(address)))?, None))
 }
 
 impl Text for VerifierLog {
@@ -213,7 +244,15 @@ mod tests {
     }
 
     fn log(wanted: Wanted, entries: Vec<Entry>) -> VerifierLog {
-        VerifierLog { log_entries: 0x10000, parsed: 0x10000, entries, enabled: true, wanted, width: Width::Eight }
+        VerifierLog {
+            log_entries: 0x10000,
+            parsed: 0x10000,
+            searched_from: None,
+            entries,
+            enabled: true,
+            wanted,
+            width: Width::Eight,
+        }
     }
 
     fn text(log: &VerifierLog) -> String {
