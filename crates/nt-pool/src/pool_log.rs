@@ -92,6 +92,32 @@ pub fn find(kernel: &Kernel<'_>, address: u64) -> Result<Option<Found>, PoolErro
     Ok(Some(Found { log, starts: lowest..address.saturating_add(1) }))
 }
 
+/// The records of blocks that start exactly at one of `addresses`: some three small requests for each. Reads the whole
+/// log where the target cannot search or where that is cheaper.
+pub fn find_starts(kernel: &Kernel<'_>, addresses: &[u64]) -> Result<Option<PoolLog>, PoolError> {
+    let Some(log) = Log::read(kernel)? else { return Ok(None) };
+    let length = log.ring.length;
+    let everything = bulk_requests(u64::from(length) * log.fields.size as u64);
+    let searchable = log.fields.address.size == usize::from(kernel.pointer_size);
+    let mut hunt = Hunt { log: &log, kernel, parts: log.ring.newest_slots(length), seen: Vec::new(), requests: 0 };
+    if searchable && everything > addresses.len() as u64 {
+        let mut whole = true;
+        for &address in addresses {
+            whole = hunt.regions(0, address, address, everything)? == Seek::None;
+            if !whole {
+                break;
+            }
+        }
+        if whole {
+            let mut seen = hunt.seen;
+            seen.sort_by_key(|(slot, _)| log.ring.age(*slot));
+            let traces = seen.into_iter().filter_map(|(_, trace)| trace).collect();
+            return Ok(Some(log.finish(kernel, length, traces, Vec::new())?));
+        }
+    }
+    Ok(Some(log.all(kernel, &|trace| addresses.contains(&trace.address))?))
+}
+
 /// Every record written since the log's index was `index` ([`PoolLog::index`] of an earlier look).
 pub fn read_since(kernel: &Kernel<'_>, index: u32) -> Result<Option<PoolLog>, PoolError> {
     let Some(log) = Log::read(kernel)? else { return Ok(None) };
@@ -318,7 +344,7 @@ pub enum Operation {
 }
 
 /// Frames that can still belong to the allocator.
-const LEADING: usize = 4;
+pub const LEADING: usize = 4;
 
 /// Beginnings of the functions that log an allocation, Vista to Windows 11.
 const ALLOCATE: [&str; 8] = [
