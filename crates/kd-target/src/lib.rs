@@ -391,8 +391,16 @@ fn unexpected(answer: &Answer) -> TargetError {
     TargetError::Refused(format!("unexpected answer of the session: {answer:?}"))
 }
 
+impl Halted {
+    /// An address as KD carries it: those of 32-bit targets are sign-extended.
+    fn on_the_wire(&self, address: u64) -> u64 {
+        if self.version().pointer_size() == 4 { i64::from(address as u32 as i32) as u64 } else { address }
+    }
+}
+
 impl Memory for Halted {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let address = self.on_the_wire(address);
         let mut done = 0;
         while done < buffer.len() {
             let Some(at) = address.checked_add(done as u64) else { break };
@@ -415,7 +423,13 @@ impl Memory for Halted {
         if self.session.shared.interrupt.take() {
             return Err(Fault::Cancelled);
         }
-        match self.ask(Ask::Search { address, length, pattern: pattern.to_vec() }) {
+        let start = self.on_the_wire(address);
+        match self.ask(Ask::Search { address: start, length, pattern: pattern.to_vec() }) {
+            // Told in the caller's own form.
+            Ok(Answer::Search(Search::Found(hit))) => {
+                let hit = self.on_the_wire(hit).wrapping_sub(start).wrapping_add(address);
+                Ok(Search::Found(hit))
+            }
             Ok(Answer::Search(search)) => Ok(search),
             Err(TargetError::Fault(fault)) => Err(fault),
             Ok(_) | Err(_) => Ok(Search::Unsupported),

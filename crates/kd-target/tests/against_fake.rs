@@ -60,6 +60,16 @@ fn set_up(carrier: Carrier, adjust: impl FnOnce(&mut FakeOptions)) -> Setup {
     Setup { runtime, fake, spec: KdSpec::parse(&spec).unwrap() }
 }
 
+/// Runs a test over every carrier at the same time: they mostly wait.
+fn everywhere(test: impl Fn(Carrier) + Sync) {
+    std::thread::scope(|scope| {
+        for carrier in CARRIERS {
+            let test = &test;
+            scope.spawn(move || test(carrier));
+        }
+    });
+}
+
 impl Setup {
     fn attach(&self, break_in: bool) -> (Running, Receiver<Event>) {
         let session = match &self.spec {
@@ -83,7 +93,7 @@ impl Setup {
 
 #[test]
 fn attaches_reads_and_leaves_over_every_carrier() {
-    for carrier in CARRIERS {
+    everywhere(|carrier| {
         let setup = set_up(carrier, |_| {});
         let (running, _events) = setup.attach(true);
         let halted = running.wait(Some(PATIENCE)).unwrap_or_else(|(_, error)| panic!("{carrier:?}: {error}"));
@@ -96,12 +106,12 @@ fn attaches_reads_and_leaves_over_every_carrier() {
         assert!(files.contains(&"ntoskrnl.exe".to_owned()) && files.contains(&"myfault.sys".to_owned()), "{files:?}");
         drop(halted);
         setup.assert_left_running();
-    }
+    });
 }
 
 #[test]
 fn takes_a_halted_target_over_and_one_that_waits_at_boot() {
-    for carrier in CARRIERS {
+    everywhere(|carrier| {
         for start in [Start::BrokenIn, Start::WaitingAtBoot] {
             let setup = set_up(carrier, |options| options.start = start);
             let (running, _events) = setup.attach(true);
@@ -111,7 +121,7 @@ fn takes_a_halted_target_over_and_one_that_waits_at_boot() {
             drop(halted);
             setup.assert_left_running();
         }
-    }
+    });
 }
 
 #[test]
@@ -149,7 +159,7 @@ fn holes_are_found_where_they_are() {
 
 #[test]
 fn go_and_break_again() {
-    for carrier in CARRIERS {
+    everywhere(|carrier| {
         let setup = set_up(carrier, |_| {});
         let (running, _events) = setup.attach(true);
         let mut halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
@@ -159,7 +169,7 @@ fn go_and_break_again() {
         }
         drop(halted);
         setup.assert_left_running();
-    }
+    });
 }
 
 #[test]
@@ -223,7 +233,7 @@ fn prints_loads_prompts_and_file_requests_are_served_while_it_runs() {
 
 #[test]
 fn comes_back_after_a_reboot_announced_or_not() {
-    for carrier in CARRIERS {
+    everywhere(|carrier| {
         for announced in [true, false] {
             let setup = set_up(carrier, |options| {
                 options.reboot_time = Duration::from_millis(200);
@@ -254,7 +264,7 @@ fn comes_back_after_a_reboot_announced_or_not() {
             let told = events.try_iter().any(|event| matches!(event, Event::Restarted { .. }));
             assert!(told || !announced, "{carrier:?}: the restart was not told");
         }
-    }
+    });
 }
 
 #[test]
