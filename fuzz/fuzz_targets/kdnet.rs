@@ -26,7 +26,7 @@ fn drain(host: &mut HostSession, key: &Key, data_key: &mut Option<DataKey>) {
 fuzz_target!(|data: &[u8]| {
     let Ok(key) = "1.2.3.4".parse::<Key>() else { return };
     let peer = SocketAddr::from(([10, 0, 0, 2], 50000));
-    let mut host = HostSession::kdnet(KdnetConfig { key: key.clone(), target: None, seed: [1; 32] });
+    let mut host = HostSession::kdnet(KdnetConfig { key: key.clone(), targets: Vec::new(), seed: [1; 32] });
     let mut now = Duration::ZERO;
     let mut data_key = None;
 

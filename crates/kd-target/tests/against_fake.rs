@@ -74,7 +74,7 @@ impl Setup {
     fn attach(&self, break_in: bool) -> (Running, Receiver<Event>) {
         let session = match &self.spec {
             KdSpec::Net(_) => {
-                HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), target: None, seed: [7; 32] })
+                HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), targets: Vec::new(), seed: [7; 32] })
             }
             _ => HostSession::serial(SerialConfig::default()),
         };
@@ -296,7 +296,7 @@ fn a_bad_line_is_no_reason_for_wrong_bytes() {
 fn an_interrupt_ends_a_wait_and_a_read() {
     let setup = set_up(Carrier::Net, |_| {});
     let link = setup.runtime.block_on(kd_link::open(&setup.spec)).unwrap();
-    let session = HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), target: None, seed: [7; 32] });
+    let session = HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), targets: Vec::new(), seed: [7; 32] });
     let interrupt = Interrupt::default();
     let (running, _events) = kd_target::attach(setup.runtime.handle(), link, session, false, interrupt.clone());
     let raise = interrupt.clone();

@@ -42,8 +42,8 @@ pub struct SerialConfig {
 #[derive(Debug, Clone)]
 pub struct KdnetConfig {
     pub key: Key,
-    /// Where to ask for an offer instead of waiting for one (`target=`).
-    pub target: Option<SocketAddr>,
+    /// Where to ask for an offer instead of waiting for one (`target=`): the addresses of one target.
+    pub targets: Vec<SocketAddr>,
     /// 32 random bytes; the host's part of every data key is derived from them.
     pub seed: [u8; 32],
 }

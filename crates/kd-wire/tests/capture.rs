@@ -172,7 +172,7 @@ fn a_host_session_takes_what_the_target_said() {
     let (key, peer, from): (Key, SocketAddr, _) =
         ("8.8.8.8".parse().unwrap(), "192.168.2.72:51111".parse().unwrap(), Direction::TargetToHost);
     let mut reader = Recording::new(&key);
-    let mut host = HostSession::kdnet(KdnetConfig { key: key.clone(), target: None, seed: [1; 32] });
+    let mut host = HostSession::kdnet(KdnetConfig { key: key.clone(), targets: Vec::new(), seed: [1; 32] });
     let mut data_key = None;
     let mut counts = BTreeMap::new();
     let mut sequence = 0;

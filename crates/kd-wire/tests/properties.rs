@@ -251,7 +251,7 @@ fn datagram_piece() -> impl Strategy<Value = (u8, Vec<u8>)> {
 
 /// A host session with a data key, and that key.
 fn connected() -> (HostSession, DataKey) {
-    let mut host = HostSession::kdnet(KdnetConfig { key: key(), target: None, seed: [1; 32] });
+    let mut host = HostSession::kdnet(KdnetConfig { key: key(), targets: Vec::new(), seed: [1; 32] });
     let from = Direction::TargetToHost;
     let offer = Offer { nonce: [5; 32], target: peer(), configured: peer(), connected: None }.encode();
     let raw = seal(&key(), Sealed { version: 4, data_key: None, from, sequence: 3, body: &offer });

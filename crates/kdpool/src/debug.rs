@@ -454,9 +454,8 @@ fn make_wire_session(runtime: &Runtime, spec: &KdSpec) -> Result<HostSession> {
         KdSpec::Net(net) => {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).context("no random numbers")?;
-            let addresses = runtime.block_on(net.target_addresses()).context("-k: target=")?;
-            let target = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied();
-            HostSession::kdnet(KdnetConfig { key: net.key.expose().parse().context("-k: key")?, target, seed })
+            let targets = runtime.block_on(net.target_addresses()).context("-k: target=")?;
+            HostSession::kdnet(KdnetConfig { key: net.key.expose().parse().context("-k: key")?, targets, seed })
         }
         KdSpec::Serial(serial) => HostSession::serial(SerialConfig { baud: Some(serial.baud), resets: 0 }),
         KdSpec::Pipe(pipe) => HostSession::serial(SerialConfig { baud: None, resets: pipe.resets.unwrap_or_default() }),

@@ -61,8 +61,8 @@ pub(super) struct Association {
     key: Key,
     seed: Zeroizing<[u8; 32]>,
     answers: u64,
-    /// Where to ask for an offer.
-    target: Option<SocketAddr>,
+    /// Where to ask for an offer: one target, which may have addresses of both families.
+    targets: Vec<SocketAddr>,
     version: Option<u8>,
     current: Option<Live>,
     /// Newest first.
@@ -83,11 +83,11 @@ pub(super) struct Association {
 impl Association {
     pub(super) fn new(config: KdnetConfig) -> Self {
         Association {
-            next_poke: config.target.map(|_| Duration::ZERO),
+            next_poke: (!config.targets.is_empty()).then_some(Duration::ZERO),
             key: config.key,
             seed: Zeroizing::new(config.seed),
             answers: 0,
-            target: config.target,
+            targets: config.targets,
             version: None,
             current: None,
             candidates: VecDeque::new(),
@@ -127,11 +127,10 @@ impl Association {
         if self.next_poke.is_some_and(|at| at <= now) {
             self.next_poke = Some(now + POKE_INTERVAL);
             let silent = self.current.as_ref().is_none_or(|live| now.saturating_sub(live.heard) >= SILENCE);
-            if let Some(target) = self.target
-                && silent
-                && self.candidates.is_empty()
-            {
-                self.poke(target, None, out);
+            if silent && self.candidates.is_empty() {
+                for target in self.targets.clone() {
+                    self.poke(target, None, out);
+                }
             }
         }
         if self.next_probe.is_some_and(|at| at <= now) {

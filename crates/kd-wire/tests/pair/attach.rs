@@ -206,7 +206,7 @@ fn something_else_on_the_port_is_said() {
 /// `target=`: an empty control datagram twice a second, until an offer comes.
 #[test]
 fn a_named_target_is_asked_for_an_offer() {
-    let config = KdnetConfig { target: Some(target_address()), ..host_config() };
+    let config = KdnetConfig { targets: vec![target_address()], ..host_config() };
     let mut pair = Pair::kdnet(1);
     pair.host = HostSession::kdnet(config);
     // The target makes its first offers to somebody else.
@@ -220,7 +220,7 @@ fn a_named_target_is_asked_for_an_offer() {
 
 #[test]
 fn pokes_come_every_half_second() {
-    let mut host = HostSession::kdnet(KdnetConfig { target: Some(target_address()), ..host_config() });
+    let mut host = HostSession::kdnet(KdnetConfig { targets: vec![target_address()], ..host_config() });
     let mut pokes = 0;
     let mut now = Duration::from_secs(5);
     while now < Duration::from_secs(15) {

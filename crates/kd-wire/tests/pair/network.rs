@@ -126,7 +126,7 @@ pub(crate) fn prompt(text: &str) -> Message {
 }
 
 pub(crate) fn host_config() -> KdnetConfig {
-    KdnetConfig { key: key(), target: None, seed: [7; 32] }
+    KdnetConfig { key: key(), targets: Vec::new(), seed: [7; 32] }
 }
 
 pub(crate) fn target_config() -> TargetConfig {
