@@ -59,8 +59,10 @@ fn streams(data: &[u8]) -> Vec<Vec<u8>> {
     debug.extend(modules);
     let mut extra = [0xff; 22];
     extra[8..12].copy_from_slice(&[6, 0, 5, 0]);
-    extra[20..22]
-        .copy_from_slice(&[if data.len() % 2 == 0 { 5 } else { 0xff }, if data.len() % 2 == 0 { 0 } else { 0xff }]);
+    extra[20..22].copy_from_slice(&[
+        if data.len().is_multiple_of(2) { 5 } else { 0xff },
+        if data.len().is_multiple_of(2) { 0 } else { 0xff },
+    ]);
     debug.extend(extra);
     vec![Vec::new(), info, types, debug, next(), next(), next(), next()]
 }
