@@ -22,6 +22,8 @@ const MAX_ROUNDS: u32 = 24;
 const MAX_ISSUES: u32 = 6;
 /// RESENDs in a row, either way, before they are answered by the clock only.
 const RESEND_BURST: u32 = 8;
+/// How long after ours a RESET of the target still counts as its answer.
+const RESET_PATIENCE: Duration = Duration::from_millis(500);
 const KDNET_HOST_ID: u32 = 0x8000_0000;
 
 enum Transport {
@@ -111,6 +113,8 @@ pub struct HostSession {
     heard: bool,
     /// A RESET of ours was not answered yet.
     reset_pending: bool,
+    /// When our last RESET went out.
+    last_reset: Option<Duration>,
     sending: Option<Sending>,
     queue: VecDeque<Outgoing>,
     request: Option<Outstanding>,
@@ -150,6 +154,7 @@ impl HostSession {
             rx_known: false,
             heard: false,
             reset_pending: false,
+            last_reset: None,
             sending: None,
             queue: VecDeque::new(),
             request: None,
@@ -455,9 +460,10 @@ impl HostSession {
         }
     }
 
-    fn transmit_reset(&mut self) {
+    fn transmit_reset(&mut self, now: Duration) {
         let id = if self.is_serial() { 0 } else { self.tx };
         self.reset_pending = true;
+        self.last_reset = Some(now);
         if let Some(sending) = &mut self.sending {
             sending.reset_since = true;
         }
@@ -538,7 +544,7 @@ impl HostSession {
         }
         // A target that the id rules have come apart with ignores us until a RESET.
         if rounds.is_multiple_of(4) {
-            self.transmit_reset();
+            self.transmit_reset(now);
         }
         self.retransmit(now);
     }
@@ -596,7 +602,7 @@ impl HostSession {
         let (count, payload) = (request.issues, request.payload.clone());
         self.out.diagnose(Diagnostic::Reissued { count });
         if count > 2 {
-            self.transmit_reset();
+            self.transmit_reset(now);
         }
         self.enqueue(now, PacketType::StateManipulate, payload, Purpose::Request);
     }
@@ -675,7 +681,7 @@ impl HostSession {
     }
 
     fn receive_reset(&mut self, now: Duration, id: u32) {
-        self.rx_known = true;
+        let knew = std::mem::replace(&mut self.rx_known, true);
         if let Transport::Serial(serial) = &mut self.transport {
             serial.last_sync = None;
             self.tx = INITIAL_ID;
@@ -683,12 +689,15 @@ impl HostSession {
             if let Some(sending) = &mut self.sending {
                 sending.id = INITIAL_ID;
             }
-        } else {
+        } else if !knew || id.wrapping_add(2) != self.rx {
+            // Else it repeats the packet we have; our acknowledgement is still under way.
             self.rx = id;
         }
-        // The answer to our own is not answered, or two well-meaning ends would go on for ever.
-        if !std::mem::take(&mut self.reset_pending) {
-            self.transmit_reset();
+        // The answer to our own is not answered, or two well-meaning ends would go on for ever: each answer makes the
+        // target repeat its packet, and a packet that was under way when we asked hides that one answer is still due.
+        let recently = self.last_reset.is_some_and(|at| now.saturating_sub(at) < RESET_PATIENCE);
+        if !std::mem::take(&mut self.reset_pending) && !recently {
+            self.transmit_reset(now);
         }
         self.out.diagnose(Diagnostic::Resynchronised);
         if let Some(sending) = &mut self.sending {
@@ -702,7 +711,7 @@ impl HostSession {
     fn receive_data(&mut self, now: Duration, packet_type: PacketType, id: u32, payload: Bytes) {
         let fresh = match &self.transport {
             Transport::Serial(_) => self.serial_id(now, packet_type, id, &payload),
-            Transport::Kdnet(_) => self.kdnet_id(packet_type, id),
+            Transport::Kdnet(_) => self.kdnet_id(now, packet_type, id),
         };
         let Some(fresh) = fresh else { return };
         let ack = if self.is_serial() { id & !SYNC } else { id };
@@ -753,13 +762,13 @@ impl HostSession {
         Some(true)
     }
 
-    fn kdnet_id(&mut self, packet_type: PacketType, id: u32) -> Option<bool> {
+    fn kdnet_id(&mut self, now: Duration, packet_type: PacketType, id: u32) -> Option<bool> {
         let ahead = id.wrapping_sub(self.rx) as i32;
         if !self.rx_known {
             self.rx_known = true;
             if id != self.rx && packet_type == PacketType::StateChange64 {
                 // The target goes on counting from an earlier session. As WinDbg, tell it our own number first.
-                self.transmit_reset();
+                self.transmit_reset(now);
                 self.rx = id;
                 return None;
             }
@@ -900,7 +909,7 @@ impl HostSession {
         if stop {
             self.transmit_break_in();
         } else if reset {
-            self.transmit_reset();
+            self.transmit_reset(now);
         }
     }
 }

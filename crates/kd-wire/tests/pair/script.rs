@@ -124,6 +124,22 @@ fn a_reset_names_the_next_id() {
     assert!(matches!(&script.events()[..], [Event::Print { .. }]));
 }
 
+/// A packet that was under way when the RESET went out comes before the answer. The answer is still one: answered in
+/// its turn it would make the target repeat its packet, and so on for the rest of the session.
+#[test]
+fn a_late_answer_to_a_reset_is_not_answered() {
+    let mut script = Script::attached();
+    script.say(Packet::control(PacketType::Reset, 2));
+    assert_eq!(script.heard(), [Packet::control(PacketType::Reset, 0x8000_0000)]);
+    let (packet_type, payload) = print("x").encode();
+    script.say(Packet::data(packet_type, 2, payload.clone()));
+    script.say(Packet::control(PacketType::Reset, 2));
+    script.say(Packet::data(packet_type, 2, payload));
+    let acknowledged = Packet::control(PacketType::Acknowledge, 2);
+    assert_eq!(script.heard(), [acknowledged.clone(), acknowledged]);
+    assert!(matches!(&script.events()[..], [Event::Print { .. }]));
+}
+
 /// A packet whose acknowledgement was lost comes again under its old id.
 #[test]
 fn an_old_id_is_acknowledged_and_dropped() {
