@@ -16,6 +16,6 @@ mod transport;
 
 pub use faults::Faults;
 pub use kdnet::KeyError;
-pub use server::{FakeHandle, FakeOptions, FakeTarget, ModuleLoad, Start, spawn};
+pub use server::{Evolve, FakeHandle, FakeOptions, FakeTarget, ModuleLoad, Start, spawn};
 pub use stats::Stats;
 pub use transport::FakeTransport;

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -36,10 +37,27 @@ pub struct ModuleLoad {
     pub unload: bool,
 }
 
+/// What happens in the machine while it runs; see [`FakeOptions::evolve`].
+pub type Evolve = Box<dyn FnMut(&mut Kernel, Duration) + Send>;
+
+/// The machine, which the stub and the handle reach.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Mutex<Kernel>>);
+
+impl Shared {
+    /// A closure that panicked in between has left a machine in some state, which is as good as another.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Kernel> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// How a fake target behaves. Times are those of real targets unless a test shortens them.
 pub struct FakeOptions {
     pub transport: FakeTransport,
-    pub kernel: Kernel,
+    pub(crate) kernel: Shared,
+    /// Changes the machine while it runs: called at every clock tick with the running time since the last call. While
+    /// the target is stopped it is not called.
+    pub evolve: Option<Evolve>,
     pub start: Start,
     /// What it does after a restart.
     pub restart: Start,
@@ -53,7 +71,7 @@ pub struct FakeOptions {
     pub first_id: u32,
     /// Serial: a break-in byte counts after this much silence.
     pub break_in_silence: Duration,
-    /// Serial: a running kernel reads one byte in this time.
+    /// The period of the clock interrupt; on a serial line a running kernel reads one byte in this time.
     pub clock_tick: Duration,
     /// Serial: what the firmware writes before the kernel's first packet.
     pub firmware_noise: Vec<u8>,
@@ -83,7 +101,8 @@ impl FakeOptions {
         };
         FakeOptions {
             transport,
-            kernel,
+            kernel: Shared(Arc::new(Mutex::new(kernel))),
+            evolve: None,
             start: Start::Running,
             restart: Start::WaitingAtBoot,
             max_data: None,
@@ -157,8 +176,10 @@ pub async fn spawn(options: FakeOptions) -> io::Result<FakeHandle> {
         FakeTransport::UnixListen(path) => Some(path.clone()),
         _ => None,
     };
+    let kernel = options.kernel.clone();
     let task = tokio::spawn(Stub::new(wiring, options).run());
     Ok(FakeHandle {
+        kernel,
         local,
         #[cfg(unix)]
         path,
@@ -175,6 +196,7 @@ pub async fn spawn(options: FakeOptions) -> io::Result<FakeHandle> {
 
 /// A running fake target. Dropping it takes the machine away without a word.
 pub struct FakeHandle {
+    kernel: Shared,
     local: Option<SocketAddr>,
     #[cfg(unix)]
     path: Option<PathBuf>,
@@ -203,6 +225,11 @@ impl FakeHandle {
     /// What happened so far.
     pub fn stats(&self) -> Stats {
         self.counters.snapshot()
+    }
+
+    /// Looks at the machine or changes it, at once and whether it runs or is stopped; the target does nothing meanwhile.
+    pub fn with_kernel<T>(&self, action: impl FnOnce(&mut Kernel) -> T) -> T {
+        action(&mut self.kernel.lock())
     }
 
     // A full queue means that the target has been halted through 64 commands; one more makes no difference.

@@ -5,6 +5,7 @@
 mod host;
 
 use host::{Host, Kdnet, PATIENCE, Packet, u16_at, u32_at, u64_at};
+use kd_fake::kernel::{LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind};
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport, Faults, ModuleLoad, Start, kernel};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::OnceLock;
@@ -650,4 +651,33 @@ fn a_bad_key_is_refused() {
     let transport = FakeTransport::kdnet(SocketAddr::from(([127, 0, 0, 1], 50000)), "1.2.3");
     let error = FakeTarget::start(quick(transport)).err().unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+fn interrupt_time(host: &mut Host) -> u64 {
+    u64_at(&host.read(0xffff_f780_0000_0008, 8).data, 0)
+}
+
+#[test]
+fn the_machine_leaks_while_it_runs_and_only_then() {
+    let (target, mut host) = tcp_with(|options| {
+        options.evolve = Some(Box::new(kernel::article_activity(Some(Duration::from_millis(2)), true)));
+    });
+    let leaked = || target.with_kernel(|kernel| kernel.large().filter(|life| life.tag == LEAK_TAG).count());
+
+    host.break_in();
+    let stop = host.stop();
+    let (time, count) = (interrupt_time(&mut host), leaked());
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!((interrupt_time(&mut host), leaked()), (time, count), "stopped is stopped");
+    // A test may do more to a stopped machine than its debugger.
+    let address = target
+        .with_kernel(|kernel| kernel.allocate_large(LEAK_TAG, 0x2000, PoolKind::Paged, &LEAK_STACK, LEAK_THREAD))
+        .unwrap();
+    assert_eq!(host.read(address, 8).data.len(), 8);
+
+    host.leave(&stop);
+    until("ten more", || leaked() >= count + 10);
+    host.break_in();
+    host.stop();
+    assert!(interrupt_time(&mut host) >= time + 9 * 2 * 10_000);
 }

@@ -44,6 +44,12 @@ pub(crate) struct FakeArgs {
     /// Print something this often while running
     #[arg(long, value_name = "SECONDS")]
     print_every: Option<u64>,
+    /// The driver leaks one block more after this much running time
+    #[arg(long, value_name = "MS")]
+    leak_every: Option<u64>,
+    /// Another driver allocates and frees all the time
+    #[arg(long)]
+    churn: bool,
     /// Lose this share of all packets, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     loss: f64,
@@ -74,6 +80,10 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
     options.max_data = arguments.max_data;
     options.search_memory = !arguments.no_search;
     options.print_every = arguments.print_every.map(Duration::from_secs);
+    if arguments.leak_every.is_some() || arguments.churn {
+        let period = arguments.leak_every.map(Duration::from_millis);
+        options.evolve = Some(Box::new(kd_fake::kernel::article_activity(period, arguments.churn)));
+    }
     options.faults = Faults { seed: arguments.seed, drop: arguments.loss, ..Faults::default() };
     runtime.block_on(async {
         let target = kd_fake::spawn(options).await.context("the fake target did not start")?;

@@ -1,12 +1,15 @@
 //! The machine of the article "Call Stacks for Pool Allocations": Windows 7 SP1 x64, where `myfault.sys` leaks paged
 //! pool under Driver Verifier.
 
+use std::ops::Range;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use crate::isf::{Identity, Isf, IsfError};
+use crate::kernel::books::{Books, Places, PoolKind, Usage};
 use crate::kernel::builder::Builder;
 use crate::kernel::modules::Module;
-use crate::kernel::pool::{BigPage, TagRow, Usage, tag};
+use crate::kernel::pool::{BigPage, TagRow, tag};
 use crate::kernel::system::{Machine, Process};
 use crate::kernel::verifier::{LiveBlock, Trace, VerifiedDriver};
 use crate::kernel::{Kernel, KernelFacts};
@@ -39,7 +42,7 @@ const FRAMES: [(u64, &str, u64); 12] = [
 const MYFAULT: u64 = 0xffff_f880_0428_7000;
 const MYFAULT_SIZE: u32 = 0x8000;
 /// Return addresses of the allocation's record, innermost first.
-const ALLOCATION: [u64; 8] = [
+pub const LEAK_STACK: [u64; 8] = [
     0xffff_f800_0192_3cc6,
     0xffff_f800_0192_3d3d,
     MYFAULT + 0x11f6,
@@ -49,8 +52,8 @@ const ALLOCATION: [u64; 8] = [
     0xffff_f800_017a_42f6,
     0xffff_f800_0148_7ed3,
 ];
-/// Return addresses of the free's record.
-const FREE: [u64; 7] = [
+/// Return addresses of the free's record, innermost first.
+pub const FREE_STACK: [u64; 7] = [
     0xffff_f800_0192_393a,
     0xffff_f800_015b_6a6f,
     0xffff_f800_0172_73eb,
@@ -59,12 +62,17 @@ const FREE: [u64; 7] = [
     0xffff_f800_0172_6b22,
     0xffff_f800_0148_7ed3,
 ];
-const ALLOCATING_THREAD: u64 = 0xffff_fa80_02be_4060;
-const FREEING_THREAD: u64 = 0xffff_fa80_0218_7060;
+/// The ETHREAD of NotMyfault.exe that leaks.
+pub const LEAK_THREAD: u64 = 0xffff_fa80_02be_4060;
+/// The ETHREAD of the system process that frees.
+pub const FREEING_THREAD: u64 = 0xffff_fa80_0218_7060;
 
 /// The block whose history the article looks up.
 const BLOCK: u64 = 0xffff_f8a0_0580_0000;
-const LEAK_BYTES: u64 = 0xf_a000;
+/// Bytes of a leaked block.
+pub const LEAK_BYTES: u64 = 0xf_a000;
+/// Their tag.
+pub const LEAK_TAG: u32 = tag(b"Leak");
 /// The leaked blocks in the article's order, which is that of the table.
 const LEAKED: [u64; 23] = [
     0xffff_f8a0_06a0_0000,
@@ -99,6 +107,10 @@ const LOG: u64 = 0xffff_fa80_0300_0000;
 const LOG_LENGTH: usize = 0x10000;
 /// The log's running counter: it went round the ring three times and some.
 const LOG_INDEX: u32 = 0x0003_b2a7;
+
+/// Where the machine puts large blocks while it runs.
+const ROOM: Range<u64> = 0xffff_fa80_0480_0000..0xffff_fa80_0580_0000;
+const PAGED_ROOM: Range<u64> = 0xffff_f8a0_0800_0000..0xffff_f8a0_4000_0000;
 
 const SYSTEM: u64 = 0xffff_fa80_0180_6040;
 const MODULE_ENTRIES: u64 = 0xffff_fa80_0183_0000;
@@ -140,8 +152,34 @@ pub(crate) fn symbols() -> Result<Isf, IsfError> {
     Ok(isf)
 }
 
-/// Builds the machine.
-pub(crate) fn kernel() -> Result<Kernel, IsfError> {
+/// How the article's machine is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Article {
+    /// Slots of Verifier's pool log, a power of two. In a short one the oldest of the article's records are
+    /// overwritten already.
+    pub log_length: u32,
+}
+
+impl Default for Article {
+    fn default() -> Article {
+        Article { log_length: 0x10000 }
+    }
+}
+
+impl Article {
+    /// Builds the machine.
+    ///
+    /// # Panics
+    ///
+    /// When `log_length` is not a power of two, or the symbol table carried in this crate lacks something; the tests
+    /// would not pass then.
+    pub fn build(self) -> Kernel {
+        assert!(self.log_length.is_power_of_two(), "the ring's slots are found with a mask");
+        kernel(self).expect("the carried symbol table has what the article needs")
+    }
+}
+
+fn kernel(article: Article) -> Result<Kernel, IsfError> {
     let mut builder = Builder::new(symbols()?, BASE);
     let kpcr = builder.symbol("KiInitialPCR")?;
     let idle_thread = builder.symbol("KiInitialThread")?;
@@ -165,8 +203,9 @@ pub(crate) fn kernel() -> Result<Kernel, IsfError> {
     builder.modules(MODULE_ENTRIES, (KERNEL_TIMESTAMP, KERNEL_CHECKSUM), MODULES)?;
     builder.memory.map(MYFAULT, MYFAULT_SIZE.into());
 
-    builder.pool_tags(&TAG_TABLES, TAG_SLOTS, &tag_rows(), EXPANSION, &overflow())?;
-    builder.big_pages(BIG_PAGE_TABLE, BIG_PAGE_SLOTS, &big_pages())?;
+    let (rows, overflow, pages) = (tag_rows(), overflow(), big_pages());
+    builder.pool_tags(&TAG_TABLES, TAG_SLOTS, &rows, EXPANSION, &overflow)?;
+    builder.big_pages(BIG_PAGE_TABLE, BIG_PAGE_SLOTS, &pages)?;
     for (name, value) in [
         ("MmNonPagedPoolStart", 0xffff_fa80_0180_0000),
         ("MiNonPagedPoolStartAligned", 0xffff_fa80_0180_0000),
@@ -183,9 +222,10 @@ pub(crate) fn kernel() -> Result<Kernel, IsfError> {
         builder.set_u64(name, value)?;
     }
 
-    let log = log(&builder)?;
-    builder.pool_traces(LOG, LOG_INDEX, &log)?;
-    let live = |&address| LiveBlock { address, bytes: LEAK_BYTES, tag: tag(b"Leak"), caller: ALLOCATION[2] };
+    let mut log = log(&builder)?;
+    log.drain(..log.len().saturating_sub(article.log_length as usize));
+    builder.pool_traces(LOG, LOG_INDEX, article.log_length, &log)?;
+    let live = |&address| LiveBlock { address, bytes: LEAK_BYTES, tag: LEAK_TAG, caller: LEAK_STACK[2] };
     let driver = VerifiedDriver {
         name: "myfault.sys",
         base: MYFAULT,
@@ -194,7 +234,7 @@ pub(crate) fn kernel() -> Result<Kernel, IsfError> {
         live: LEAKED.iter().map(live).collect(),
     };
     // `verifier /flags 1 /driver myfault.sys`: special pool.
-    builder.verified_driver(VERIFIED_DRIVER, 1, &driver)?;
+    let data = builder.verified_driver(VERIFIED_DRIVER, 1, &driver)?;
 
     let break_return = builder.symbol("KiIdleLoop")? + 0x10d;
     let stack = STACK - 0x80;
@@ -217,7 +257,46 @@ pub(crate) fn kernel() -> Result<Kernel, IsfError> {
         break_return,
         stack,
     };
-    Ok(Kernel::new(builder.memory, facts))
+    let places = Places {
+        regions: [ROOM, PAGED_ROOM],
+        pages: &pages,
+        rows: &rows,
+        overflow: &overflow,
+        log: &log,
+        drivers: &[(data, driver)],
+    };
+    let books = Books::open(&builder, facts.processors, places)?;
+    Kernel::new(builder, facts, books)
+}
+
+/// What goes on in the article's machine, for [`FakeOptions::evolve`](crate::FakeOptions::evolve): every `leak_every`
+/// of running time its driver leaks one block more; with `churn`, another driver allocates a block at every clock tick
+/// and frees it at the next one.
+pub fn article_activity(
+    leak_every: Option<Duration>,
+    churn: bool,
+) -> impl FnMut(&mut Kernel, Duration) + Send + 'static {
+    let mut since = Duration::ZERO;
+    let mut borrowed = None;
+    let mut ticks = 0;
+    // tcpip.sys instead of myfault.sys.
+    let stack = [LEAK_STACK[0], LEAK_STACK[1], 0xffff_f880_0164_2d31, LEAK_STACK[4], LEAK_STACK[7]];
+    move |kernel, passed| {
+        since += passed;
+        while let Some(period) = leak_every.filter(|period| !period.is_zero() && since >= *period) {
+            since -= period;
+            // When the pool is exhausted the driver leaks no more.
+            kernel.allocate_large(LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &LEAK_STACK, LEAK_THREAD);
+        }
+        if churn {
+            if let Some(address) = borrowed.take() {
+                kernel.free_large(address, &FREE_STACK, FREEING_THREAD);
+            }
+            ticks += 1;
+            let size = 0x1000 * (1 + ticks % 7);
+            borrowed = kernel.allocate_large(tag(b"TcpB"), size, PoolKind::NonPaged, &stack, FREEING_THREAD);
+        }
+    }
 }
 
 const KERNEL_TIMESTAMP: u32 = 0x5def_9b43;
@@ -229,12 +308,7 @@ const PROCESSES: &[Process] = &[
     Process { address: 0xffff_fa80_02a1_b060, id: 0x154, name: "csrss.exe", threads: &[] },
     Process { address: 0xffff_fa80_02a4_e060, id: 0x1d0, name: "services.exe", threads: &[] },
     Process { address: 0xffff_fa80_02ab_7b30, id: 0x5e8, name: "explorer.exe", threads: &[] },
-    Process {
-        address: 0xffff_fa80_02c0_5060,
-        id: 0x8ec,
-        name: "NotMyfault.exe",
-        threads: &[(ALLOCATING_THREAD, 0x8f0)],
-    },
+    Process { address: 0xffff_fa80_02c0_5060, id: 0x8ec, name: "NotMyfault.exe", threads: &[(LEAK_THREAD, 0x8f0)] },
 ];
 
 const fn module(path: &'static str, base: u64, size: u32, timestamp: u32) -> Module {
@@ -270,8 +344,8 @@ const MODULES: &[Module] = &[
     module(r"DRIVERS\spsys.sys", 0xffff_f880_0429_0000, 0x7_1000, 0x49f3_4c2a),
 ];
 
-const fn usage(allocs: u32, frees: u32, bytes: u64) -> Usage {
-    Usage { allocs, frees, bytes }
+fn usage(allocs: u32, frees: u32, bytes: u64) -> Usage {
+    Usage { allocs: allocs.into(), frees: frees.into(), bytes }
 }
 
 /// Set on the tags of blocks that only their owner may free.
@@ -281,7 +355,7 @@ const PROTECTED: u32 = 0x8000_0000;
 fn tag_rows() -> Vec<TagRow> {
     let none = Usage::default();
     let mut rows = vec![
-        TagRow { tag: tag(b"Leak"), nonpaged: none, paged: usage(23, 0, 23 * LEAK_BYTES) },
+        TagRow { tag: LEAK_TAG, nonpaged: none, paged: usage(23, 0, 23 * LEAK_BYTES) },
         TagRow { tag: tag(b"CM31"), nonpaged: none, paged: usage(20_520 + 1_874, 1_874, 18_514_560) },
         TagRow { tag: tag(b"CIcr"), nonpaged: none, paged: usage(2_977 + 41, 41, 8_511_504) },
     ];
@@ -342,24 +416,30 @@ const OBJECT_TAGS: [&[u8; 4]; 9] = [b"Proc", b"Thre", b"Sema", b"Muta", b"Time",
 fn big_pages() -> Vec<BigPage> {
     let mut pages: Vec<BigPage> = LEAKED
         .iter()
-        .map(|&address| BigPage { address, tag: tag(b"Leak"), paged: true, bytes: LEAK_BYTES, freed: false })
+        .map(|&address| BigPage { address, tag: LEAK_TAG, kind: PoolKind::Paged, bytes: LEAK_BYTES, freed: false })
         .collect();
-    pages.push(BigPage { address: BIG_PAGE_TABLE, tag: tag(b"Pool"), paged: false, bytes: 0x18_0000, freed: false });
-    pages.push(BigPage { address: LOG, tag: tag(b"Pool"), paged: false, bytes: 0x80_0000, freed: false });
+    pages.push(BigPage {
+        address: BIG_PAGE_TABLE,
+        tag: tag(b"Pool"),
+        kind: PoolKind::NonPaged,
+        bytes: 0x18_0000,
+        freed: false,
+    });
+    pages.push(BigPage { address: LOG, tag: tag(b"Pool"), kind: PoolKind::NonPaged, bytes: 0x80_0000, freed: false });
     let mut random = Random(0x6269_6770_6167_6573);
     let paged = [b"CM31", b"CM31", b"CM31", b"CIcr", b"MmSt", b"Ntff", b"PfFK"];
     for slot in 0..300 {
         let address = 0xffff_f8a0_0001_0000 + slot * 0x4_0000;
         let tag = tag(paged[random.below(paged.len() as u64) as usize]);
         let bytes = 0x1000 * (1 + random.below(8));
-        pages.push(BigPage { address, tag, paged: true, bytes, freed: random.below(5) == 0 });
+        pages.push(BigPage { address, tag, kind: PoolKind::Paged, bytes, freed: random.below(5) == 0 });
     }
     let nonpaged = [b"MmCa", b"EtwB", b"Cont", b"NDpp"];
     for slot in 0..120 {
         let address = 0xffff_fa80_0400_1000 + slot * 0x1_0000;
         let tag = tag(nonpaged[random.below(nonpaged.len() as u64) as usize]);
         let bytes = 0x1000 * (1 + random.below(6));
-        pages.push(BigPage { address, tag, paged: false, bytes, freed: random.below(6) == 0 });
+        pages.push(BigPage { address, tag, kind: PoolKind::NonPaged, bytes, freed: random.below(6) == 0 });
     }
     pages
 }
@@ -376,12 +456,12 @@ fn log(builder: &Builder) -> Result<Vec<Trace>, IsfError> {
         // The leak of the last minutes, newest block last; the article's block is the newest.
         let leaked = newer.checked_sub(170).filter(|at| at % 97 == 0).map(|at| LEAKED.len().wrapping_sub(1 + at / 97));
         if let Some(&address) = leaked.and_then(|index| LEAKED.get(index)) {
-            let frames = ALLOCATION.to_vec();
-            log.push(Trace { address, size: LEAK_BYTES, thread: ALLOCATING_THREAD, frames });
+            let frames = LEAK_STACK.to_vec();
+            log.push(Trace { address, size: LEAK_BYTES, thread: LEAK_THREAD, frames });
             continue;
         }
         if newer == 41_233 {
-            log.push(Trace { address: BLOCK, size: 0x1000, thread: FREEING_THREAD, frames: FREE.to_vec() });
+            log.push(Trace { address: BLOCK, size: 0x1000, thread: FREEING_THREAD, frames: FREE_STACK.to_vec() });
             continue;
         }
         let thread = THREADS[random.below(THREADS.len() as u64) as usize];
@@ -403,7 +483,7 @@ fn log(builder: &Builder) -> Result<Vec<Trace>, IsfError> {
 }
 
 const THREADS: [u64; 6] = [
-    ALLOCATING_THREAD,
+    LEAK_THREAD,
     FREEING_THREAD,
     0xffff_fa80_0183_d680,
     0xffff_fa80_0264_8b60,
@@ -442,13 +522,13 @@ impl Stacks {
     }
 
     fn allocation(&self, random: &mut Random) -> Vec<u64> {
-        let mut frames = ALLOCATION[..2].to_vec();
+        let mut frames = LEAK_STACK[..2].to_vec();
         self.rest(&mut frames, random);
         frames
     }
 
     fn free(&self, random: &mut Random) -> Vec<u64> {
-        let mut frames = vec![FREE[0], self.free_pool];
+        let mut frames = vec![FREE_STACK[0], self.free_pool];
         self.rest(&mut frames, random);
         frames
     }
@@ -460,7 +540,7 @@ impl Stacks {
         for _ in 0..2 + random.below(7) {
             frames.push(self.callers[random.below(self.callers.len() as u64) as usize]);
         }
-        frames.push(ALLOCATION[7]);
+        frames.push(LEAK_STACK[7]);
     }
 }
 

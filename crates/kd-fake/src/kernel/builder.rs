@@ -46,6 +46,18 @@ impl Builder {
         Ok(self.base + self.isf.symbol(name)?)
     }
 
+    /// 8 bytes at an address; 0 where nothing is mapped.
+    pub(crate) fn pointer(&self, address: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.memory.read(address, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// A variable of 8 bytes.
+    pub(crate) fn variable(&self, name: &str) -> Result<u64, IsfError> {
+        Ok(self.pointer(self.symbol(name)?))
+    }
+
     /// Sets a variable of the kernel.
     pub fn set(&mut self, name: &str, bytes: &[u8]) -> Result<(), IsfError> {
         let at = self.symbol(name)?;
@@ -70,19 +82,7 @@ impl Builder {
 
     /// Sets a member of a structure: an integer, a pointer, an enumeration or a bit field.
     pub fn field(&self, object: &mut Object, path: &str, value: u64) -> Result<(), IsfError> {
-        let (offset, ty) = self.isf.member(object.ty, path)?;
-        let size = self.isf.size_of(ty)?.min(8) as usize;
-        let place = &mut object.bytes[offset as usize..offset as usize + size];
-        let mut raw = [0; 8];
-        raw[..size].copy_from_slice(place);
-        let value = match ty {
-            Type::Bitfield { bit_position, bit_length, .. } => {
-                let mask = u64::MAX >> (64 - u32::from(*bit_length)) << bit_position;
-                u64::from_le_bytes(raw) & !mask | value << bit_position & mask
-            }
-            _ => value,
-        };
-        place.copy_from_slice(&value.to_le_bytes()[..size]);
+        Place::of(&self.isf, object.ty, path)?.put(&mut object.bytes, value);
         Ok(())
     }
 
@@ -111,6 +111,45 @@ impl Builder {
             self.memory.put(*entry, &next.to_le_bytes());
             self.memory.put(entry + 8, &previous.to_le_bytes());
         }
+    }
+}
+
+/// Where a member lies in its structure: an integer, a pointer, an enumeration or a bit field.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) offset: usize,
+    width: usize,
+    shift: u32,
+    /// Before it is shifted.
+    mask: u64,
+}
+
+impl Place {
+    pub(crate) fn of(isf: &Isf, ty: &str, path: &str) -> Result<Place, IsfError> {
+        let (offset, ty) = isf.member(ty, path)?;
+        let width = isf.size_of(ty)?.min(8) as usize;
+        let (shift, bits) = match ty {
+            Type::Bitfield { bit_position, bit_length, .. } => (u32::from(*bit_position), u32::from(*bit_length)),
+            _ => (0, 8 * width as u32),
+        };
+        Ok(Place { offset: offset as usize, width, shift, mask: u64::MAX >> (64 - bits) })
+    }
+
+    /// The value, without its sign.
+    pub(crate) fn get(&self, structure: &[u8]) -> u64 {
+        let mut raw = [0; 8];
+        raw[..self.width].copy_from_slice(&structure[self.offset..self.offset + self.width]);
+        u64::from_le_bytes(raw) >> self.shift & self.mask
+    }
+
+    /// Sets the value; what does not fit is cut off.
+    pub(crate) fn put(&self, structure: &mut [u8], value: u64) {
+        let place = &mut structure[self.offset..self.offset + self.width];
+        let mut raw = [0; 8];
+        raw[..self.width].copy_from_slice(place);
+        let mask = self.mask << self.shift;
+        let value = u64::from_le_bytes(raw) & !mask | value << self.shift & mask;
+        place.copy_from_slice(&value.to_le_bytes()[..self.width]);
     }
 }
 

@@ -14,11 +14,13 @@ const FIRST_FRAME: u64 = 0x18_7000;
 pub(crate) struct Memory {
     physical: Vec<u8>,
     root: u64,
+    /// Frames that are not mapped any more.
+    free: Vec<u64>,
 }
 
 impl Memory {
     pub(crate) fn new() -> Memory {
-        let mut memory = Memory { physical: vec![0; FIRST_FRAME as usize], root: FIRST_FRAME };
+        let mut memory = Memory { physical: vec![0; FIRST_FRAME as usize], root: FIRST_FRAME, free: Vec::new() };
         let root = memory.frame();
         memory.put_entry(root + SELF_MAP * 8, root | KERNEL_PAGE);
         memory
@@ -48,6 +50,32 @@ impl Memory {
             }
             page += PAGE;
         }
+    }
+
+    /// Takes the memory of the pages in the range away; the page tables stay.
+    pub(crate) fn unmap(&mut self, address: u64, length: u64) {
+        let mut page = address & !(PAGE - 1);
+        let end = address.saturating_add(length);
+        while let Some(at) = self.next_mapped(page).filter(|&at| at < end) {
+            if let Some(entry) = self.page_entry(at) {
+                self.free.push(self.entry(entry) & FRAME);
+                self.put_entry(entry, 0);
+            }
+            page = at + PAGE;
+        }
+    }
+
+    /// Where the entry of the last level for an address is.
+    fn page_entry(&self, address: u64) -> Option<u64> {
+        let mut table = self.root;
+        for level in (1..4).rev() {
+            let value = self.entry(table + index(address, level) * 8);
+            if value & PRESENT == 0 {
+                return None;
+            }
+            table = value & FRAME;
+        }
+        Some(table + index(address, 0) * 8)
     }
 
     /// Writes to memory that is mapped for it if need be.
@@ -151,6 +179,10 @@ impl Memory {
     }
 
     fn frame(&mut self) -> u64 {
+        if let Some(frame) = self.free.pop() {
+            self.physical[frame as usize..(frame + PAGE) as usize].fill(0);
+            return frame;
+        }
         let frame = self.physical.len() as u64;
         self.physical.resize(self.physical.len() + PAGE as usize, 0);
         frame
@@ -193,6 +225,22 @@ mod tests {
         assert_eq!(memory.read(0x0000_8000_0000_0000, &mut buffer), 0, "not canonical");
         assert_eq!(memory.read(u64::MAX, &mut buffer), 0, "no wrap past the top");
         assert_eq!(memory.write(0xffff_f800_0000_1fff, b"xyz"), 1);
+    }
+
+    #[test]
+    fn unmapped_pages_are_gone_and_their_memory_is_used_again() {
+        let mut memory = Memory::new();
+        let base = 0xffff_f8a0_0000_0000;
+        memory.put(base, &[7; 0x3000]);
+        let size = memory.physical.len();
+        memory.unmap(base, 0x1001);
+        let mut buffer = [0; 2];
+        assert_eq!(memory.read(base + 0x1000, &mut buffer), 0);
+        assert_eq!(memory.read(base + 0x1ffe, &mut buffer), 0);
+        assert_eq!(memory.read(base + 0x2000, &mut buffer), 2);
+        memory.map(base + 0x1000, 1);
+        assert_eq!((memory.read(base + 0x1000, &mut buffer), buffer), (2, [0, 0]));
+        assert_eq!(memory.physical.len(), size);
     }
 
     #[test]

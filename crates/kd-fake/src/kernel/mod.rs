@@ -1,7 +1,9 @@
 //! The memory of a simulated kernel.
 
 mod article;
+mod books;
 mod builder;
+mod clock;
 mod image;
 mod memory;
 mod modules;
@@ -12,8 +14,15 @@ mod verifier;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+pub use self::article::{
+    Article, FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, article_activity,
+};
+use self::books::Books;
+pub use self::books::{Life, Operation, PoolKind, Record, TagUsage, Usage};
 pub use self::builder::{Builder, Object};
+use self::clock::Clock;
 use self::memory::Memory;
+use crate::isf::IsfError;
 use crate::pdb;
 
 /// What a target says about itself, and where its parts lie.
@@ -53,15 +62,17 @@ pub struct KernelFacts {
     pub stack: u64,
 }
 
-/// A kernel's memory, virtual and physical.
+/// A kernel's memory, virtual and physical, and what keeps it up while the machine runs.
 pub struct Kernel {
     memory: Memory,
     facts: KernelFacts,
+    clock: Clock,
+    books: Books,
 }
 
 impl Kernel {
-    fn new(memory: Memory, facts: KernelFacts) -> Kernel {
-        Kernel { memory, facts }
+    fn new(builder: Builder, facts: KernelFacts, books: Books) -> Result<Kernel, IsfError> {
+        Ok(Kernel { clock: Clock::new(&builder)?, memory: builder.memory, facts, books })
     }
 
     /// Copies the readable prefix; returns its length (stops at the first unmapped page).
@@ -96,7 +107,7 @@ impl Kernel {
 ///
 /// When the symbol table carried in this crate lacks something; the tests would not pass then.
 pub fn article() -> Kernel {
-    article::kernel().expect("the carried symbol table has what the article needs")
+    Article::default().build()
 }
 
 /// Writes the PDB of [`article`] below `dir` as a symbol store holds it,

@@ -1,15 +1,8 @@
 //! Pool accounting: the tag tables and the table of big pages.
 
 use crate::isf::IsfError;
+use crate::kernel::books::{EntryLayout, PoolKind, Usage};
 use crate::kernel::builder::Builder;
-
-/// What a tag has of one kind of pool.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) allocs: u32,
-    pub(crate) frees: u32,
-    pub(crate) bytes: u64,
-}
 
 /// A row of the tag tables, summed over the processors.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +17,7 @@ pub(crate) struct TagRow {
 pub(crate) struct BigPage {
     pub(crate) address: u64,
     pub(crate) tag: u32,
-    pub(crate) paged: bool,
+    pub(crate) kind: PoolKind,
     pub(crate) bytes: u64,
     /// A slot that was freed: it keeps its content and gets bit 0 of its address.
     pub(crate) freed: bool,
@@ -36,7 +29,7 @@ pub(crate) const fn tag(text: &[u8; 4]) -> u32 {
 }
 
 /// Where the search for a tag or a page number starts, in a table of `mask + 1` slots.
-fn hash(value: u32, mask: u64) -> usize {
+pub(crate) fn hash(value: u32, mask: u64) -> usize {
     let product = 0x9e5f * u64::from(value);
     ((product ^ product >> 32) & mask) as usize
 }
@@ -61,9 +54,9 @@ impl Builder {
             }
             places[slot] = Some(row);
         }
-        let count = tables.len() as u32;
+        let count = tables.len() as u64;
         for (processor, &table) in tables.iter().enumerate() {
-            let processor = processor as u32;
+            let processor = processor as u64;
             let mut bytes = Vec::new();
             for place in &places {
                 let share = place.map(|row| TagRow {
@@ -74,7 +67,7 @@ impl Builder {
                 bytes.extend(self.tag_row(share.as_ref())?);
             }
             self.memory.put(table, &bytes);
-            let slot = self.symbol("ExPoolTagTables")? + 8 * u64::from(processor);
+            let slot = self.symbol("ExPoolTagTables")? + 8 * processor;
             self.memory.put(slot, &table.to_le_bytes());
         }
         let mut bytes = Vec::new();
@@ -94,11 +87,11 @@ impl Builder {
         if let Some(row) = row {
             let values = [
                 ("Key", u64::from(row.tag)),
-                ("NonPagedAllocs", u64::from(row.nonpaged.allocs)),
-                ("NonPagedFrees", u64::from(row.nonpaged.frees)),
+                ("NonPagedAllocs", row.nonpaged.allocs),
+                ("NonPagedFrees", row.nonpaged.frees),
                 ("NonPagedBytes", row.nonpaged.bytes),
-                ("PagedAllocs", u64::from(row.paged.allocs)),
-                ("PagedFrees", u64::from(row.paged.frees)),
+                ("PagedAllocs", row.paged.allocs),
+                ("PagedFrees", row.paged.frees),
                 ("PagedBytes", row.paged.bytes),
             ];
             self.fields(&mut object, &values)?;
@@ -110,6 +103,7 @@ impl Builder {
     /// hash says.
     pub(crate) fn big_pages(&mut self, table: u64, slots: u64, pages: &[BigPage]) -> Result<(), IsfError> {
         let size = self.isf.size("_POOL_TRACKER_BIG_PAGES")?;
+        let layout = EntryLayout::of(self)?;
         self.memory.map(table, slots * size);
         let mut used = vec![false; slots as usize];
         for page in pages {
@@ -118,15 +112,7 @@ impl Builder {
                 slot = (slot + 1) & (slots as usize - 1);
             }
             used[slot] = true;
-            let mut object = self.object("_POOL_TRACKER_BIG_PAGES")?;
-            let values = [
-                ("Va", page.address | u64::from(page.freed)),
-                ("Key", u64::from(page.tag)),
-                ("PoolType", u64::from(page.paged)),
-                ("NumberOfBytes", page.bytes),
-            ];
-            self.fields(&mut object, &values)?;
-            self.store(table + slot as u64 * size, &object);
+            self.memory.write(table + slot as u64 * size, &layout.write(page));
         }
         let live = pages.iter().filter(|page| !page.freed).count();
         self.set_u64("PoolBigPageTable", table)?;
@@ -137,7 +123,7 @@ impl Builder {
 
 /// A processor's part of the sum. A block may be freed on another processor than the one that allocated it, so
 /// every second processor frees more than it allocates: its bytes are below zero, and wrap.
-fn share(total: Usage, processor: u32, count: u32) -> Usage {
+fn share(total: Usage, processor: u64, count: u64) -> Usage {
     if count == 1 {
         return total;
     }
@@ -147,8 +133,8 @@ fn share(total: Usage, processor: u32, count: u32) -> Usage {
         let allocs = total.allocs / (2 * count);
         let frees = total.frees / count;
         let bytes = match other % 2 {
-            1 => (total.bytes / (3 * u64::from(count))).wrapping_neg(),
-            _ => total.bytes / (3 * u64::from(count)),
+            1 => (total.bytes / (3 * count)).wrapping_neg(),
+            _ => total.bytes / (3 * count),
         };
         first.allocs -= allocs;
         first.frees -= frees;

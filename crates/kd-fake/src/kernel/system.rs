@@ -2,6 +2,7 @@
 
 use crate::isf::IsfError;
 use crate::kernel::builder::Builder;
+use crate::kernel::clock::{SHARED_DATA, TICK};
 use crate::kernel::modules::utf16;
 
 /// What tells one machine from another.
@@ -29,9 +30,6 @@ pub(crate) struct Process {
     pub(crate) name: &'static str,
     pub(crate) threads: &'static [(u64, u64)],
 }
-
-const SHARED_DATA: u64 = 0xffff_f780_0000_0000;
-const TICK: u64 = 156_250;
 
 impl Builder {
     /// Versions, times and the page at `fffff780'00000000`.

@@ -1,7 +1,7 @@
 //! Driver Verifier's log of pool allocations and frees.
 
-use crate::isf::IsfError;
-use crate::kernel::builder::Builder;
+use crate::isf::{Isf, IsfError};
+use crate::kernel::builder::{Builder, Place};
 use crate::kernel::modules::utf16;
 
 /// A record of the log.
@@ -13,6 +13,47 @@ pub(crate) struct Trace {
     /// Return addresses, innermost first.
     pub(crate) frames: Vec<u64>,
 }
+
+/// The layout of a record.
+#[derive(Clone, Copy)]
+pub(crate) struct TraceLayout {
+    pub(crate) size: usize,
+    address: Place,
+    bytes: Place,
+    thread: Place,
+    stack: usize,
+    /// Number of frames.
+    pub(crate) depth: usize,
+}
+
+impl TraceLayout {
+    pub(crate) fn of(isf: &Isf) -> Result<TraceLayout, IsfError> {
+        let ty = "_VF_POOL_TRACE";
+        let (stack, stack_type) = isf.member(ty, "StackTrace")?;
+        Ok(TraceLayout {
+            size: isf.size(ty)? as usize,
+            address: Place::of(isf, ty, "Address")?,
+            bytes: Place::of(isf, ty, "Size")?,
+            thread: Place::of(isf, ty, "Thread")?,
+            stack: stack as usize,
+            depth: isf.size_of(stack_type)? as usize / 8,
+        })
+    }
+
+    pub(crate) fn write(&self, trace: &Trace) -> Vec<u8> {
+        let mut record = vec![0; self.size];
+        self.address.put(&mut record, trace.address);
+        self.bytes.put(&mut record, trace.size);
+        self.thread.put(&mut record, trace.thread);
+        for (frame, value) in trace.frames.iter().take(self.depth).enumerate() {
+            record[self.stack + frame * 8..self.stack + frame * 8 + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        record
+    }
+}
+
+/// The level bit of pool tracking.
+pub(crate) const POOL_TRACKING: u64 = 8;
 
 /// A loaded driver that is verified.
 pub(crate) struct VerifiedDriver {
@@ -35,28 +76,20 @@ pub(crate) struct LiveBlock {
 }
 
 impl Builder {
-    /// Writes the log at `table`. `records` are oldest first, as many as the log has slots (a power of two);
+    /// Writes the log of `length` slots (a power of two) at `table`. `records` are oldest first, not more than slots;
     /// `index` is the running counter after the last of them.
-    pub(crate) fn pool_traces(&mut self, table: u64, index: u32, records: &[Trace]) -> Result<(), IsfError> {
-        let ty = "_VF_POOL_TRACE";
-        let size = self.isf.size(ty)? as usize;
-        let address = self.isf.offset(ty, "Address")? as usize;
-        let bytes = self.isf.offset(ty, "Size")? as usize;
-        let thread = self.isf.offset(ty, "Thread")? as usize;
-        let (stack, stack_type) = self.isf.member(ty, "StackTrace")?;
-        let stack = stack as usize;
-        let depth = self.isf.size_of(stack_type)? as usize / 8;
-        let length = records.len() as u32;
-        let mut log = vec![0; size * records.len()];
+    pub(crate) fn pool_traces(
+        &mut self,
+        table: u64,
+        index: u32,
+        length: u32,
+        records: &[Trace],
+    ) -> Result<(), IsfError> {
+        let layout = TraceLayout::of(&self.isf)?;
+        let mut log = vec![0; layout.size * length as usize];
         for (age, record) in (0..length).zip(records.iter().rev()) {
             let slot = (index.wrapping_sub(age) & (length - 1)) as usize;
-            let entry = &mut log[slot * size..(slot + 1) * size];
-            entry[address..address + 8].copy_from_slice(&record.address.to_le_bytes());
-            entry[bytes..bytes + 8].copy_from_slice(&record.size.to_le_bytes());
-            entry[thread..thread + 8].copy_from_slice(&record.thread.to_le_bytes());
-            for (frame, value) in record.frames.iter().take(depth).enumerate() {
-                entry[stack + frame * 8..stack + frame * 8 + 8].copy_from_slice(&value.to_le_bytes());
-            }
+            log[slot * layout.size..(slot + 1) * layout.size].copy_from_slice(&layout.write(record));
         }
         self.memory.put(table, &log);
         self.set_u64("VfPoolTraces", table)?;
@@ -66,8 +99,8 @@ impl Builder {
 
     /// Writes `MmVerifierData` for one verified driver, and what Verifier keeps of that driver: its entry in the list
     /// of drivers to be verified, its node in the tree of loaded ones, and its live allocations. All of it takes two
-    /// pages at `at`.
-    pub(crate) fn verified_driver(&mut self, at: u64, level: u64, driver: &VerifiedDriver) -> Result<(), IsfError> {
+    /// pages at `at`. Returns where the driver's `_VF_TARGET_VERIFIED_DRIVER_DATA` is.
+    pub(crate) fn verified_driver(&mut self, at: u64, level: u64, driver: &VerifiedDriver) -> Result<u64, IsfError> {
         let count = driver.live.len() as u64;
         let bytes: u64 = driver.live.iter().map(|live| live.bytes).sum();
         let paged = [
@@ -110,7 +143,8 @@ impl Builder {
         self.store(verified, &data);
         let contiguous = verified + self.isf.offset("_VF_TARGET_VERIFIED_DRIVER_DATA", "ContiguousMemoryListHead")?;
         self.link(&[contiguous]);
-        self.tracking_page(page, verified, &driver.live)
+        self.tracking_page(page, verified, &driver.live)?;
+        Ok(verified)
     }
 
     /// `VfSuspectDriversList`, with one entry.

@@ -86,7 +86,7 @@ impl Stub {
             _ if SPECIAL_CALLS.contains(&api) => return Ok(Outcome::Answered),
             READ_VIRTUAL | READ_PHYSICAL => self.read_memory(api, &mut reply),
             WRITE_VIRTUAL => {
-                let written = self.options.kernel.write_virtual(get64(header, 16), extra);
+                let written = self.options.kernel.lock().write_virtual(get64(header, 16), extra);
                 put32(&mut reply.header, 28, written as u32);
                 reply.done(written == extra.len());
             }
@@ -95,16 +95,16 @@ impl Stub {
             READ_CONTROL_SPACE => self.read_control_space(&mut reply),
             WRITE_CONTROL_SPACE => self.write_control_space(extra, &mut reply),
             GET_VERSION => {
-                message::version(&mut reply.header, self.options.kernel.facts());
+                message::version(&mut reply.header, self.options.kernel.lock().facts());
                 reply.status(SUCCESS);
             }
             WRITE_BREAKPOINT => {
-                let handle = self.breakpoints.add(&mut self.options.kernel, get64(header, 16));
+                let handle = self.breakpoints.add(&mut self.options.kernel.lock(), get64(header, 16));
                 put32(&mut reply.header, 24, handle.unwrap_or_default());
                 reply.done(handle.is_some());
             }
             RESTORE_BREAKPOINT => {
-                let good = self.breakpoints.remove(&mut self.options.kernel, get32(header, 16));
+                let good = self.breakpoints.remove(&mut self.options.kernel.lock(), get32(header, 16));
                 reply.done(good);
             }
             WRITE_BREAKPOINT_EX => self.write_breakpoints(extra, &mut reply),
@@ -178,9 +178,9 @@ impl Stub {
         let (address, count) = (get64(&reply.header, 16), get32(&reply.header, 24));
         let mut data = vec![0; (count as usize).min(self.max_data)];
         let got = if api == READ_VIRTUAL {
-            self.options.kernel.read_virtual(address, &mut data)
+            self.options.kernel.lock().read_virtual(address, &mut data)
         } else {
-            self.options.kernel.read_physical(address, &mut data)
+            self.options.kernel.lock().read_physical(address, &mut data)
         };
         reply.done(got == data.len());
         data.truncate(got);
@@ -191,7 +191,7 @@ impl Stub {
 
     /// The Ex calls came with Windows 8.
     fn has_context_ex(&self) -> bool {
-        self.options.kernel.facts().build >= 9200
+        self.options.kernel.lock().facts().build >= 9200
     }
 
     fn get_context(&mut self, api: u32, reply: &mut Reply) {
@@ -286,7 +286,7 @@ impl Stub {
         reply.data = extra.to_vec();
         let mut good = extra.len() / 16 >= count;
         for entry in reply.data.chunks_exact_mut(16).take(count) {
-            let handle = self.breakpoints.add(&mut self.options.kernel, get64(entry, 0));
+            let handle = self.breakpoints.add(&mut self.options.kernel.lock(), get64(entry, 0));
             good &= handle.is_some();
             put32(entry, 8, handle.unwrap_or_default());
         }
@@ -299,7 +299,7 @@ impl Stub {
         reply.data = extra.to_vec();
         let mut good = extra.len() / 4 >= count;
         for entry in reply.data.chunks_exact_mut(4).take(count) {
-            let removed = self.breakpoints.remove(&mut self.options.kernel, get32(entry, 0));
+            let removed = self.breakpoints.remove(&mut self.options.kernel.lock(), get32(entry, 0));
             good &= removed;
             put32(entry, 0, if removed { SUCCESS } else { UNSUCCESSFUL });
         }
@@ -321,7 +321,7 @@ impl Stub {
     fn search(&mut self, extra: &[u8], reply: &mut Reply) {
         let (address, length) = (get64(&reply.header, 16), get64(&reply.header, 24));
         let pattern = extra.get(..get32(&reply.header, 32) as usize).filter(|pattern| !pattern.is_empty());
-        match pattern.map(|pattern| self.options.kernel.search(address, length, pattern)) {
+        match pattern.map(|pattern| self.options.kernel.lock().search(address, length, pattern)) {
             Some(Some(found)) => {
                 put64(&mut reply.header, 16, found);
                 reply.status(SUCCESS);
@@ -347,7 +347,7 @@ impl Stub {
                 .take((length - filled).min(0x1000))
                 .copied()
                 .collect();
-            let written = self.options.kernel.write_virtual(address.wrapping_add(filled as u64), &piece);
+            let written = self.options.kernel.lock().write_virtual(address.wrapping_add(filled as u64), &piece);
             filled += written;
             if written < piece.len() {
                 break;

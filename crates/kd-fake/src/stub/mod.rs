@@ -20,6 +20,7 @@ use line::Line;
 use manipulate::Outcome;
 use message::{MANIPULATE, Stop, Stopped};
 use packet::{Data, Event, Ids, Standing};
+use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -55,6 +56,41 @@ pub(crate) enum Command {
     Bugcheck(u32),
     /// With the notice that a kernel sends before it restarts.
     Reboot,
+}
+
+/// What ends a stretch of running.
+enum Running {
+    Command(Command),
+    Print,
+    BreakIn,
+}
+
+/// The clock interrupt: time passes for the kernel only while it runs.
+struct Clock {
+    last: Instant,
+}
+
+impl Clock {
+    fn start() -> Clock {
+        Clock { last: Instant::now() }
+    }
+
+    fn tick(&mut self, options: &mut FakeOptions) {
+        let now = Instant::now();
+        let passed = now - std::mem::replace(&mut self.last, now);
+        let mut kernel = options.kernel.lock();
+        kernel.advance(passed);
+        if let Some(evolve) = &mut options.evolve {
+            evolve(&mut kernel, passed);
+        }
+    }
+
+    async fn run(&mut self, options: &mut FakeOptions) -> Infallible {
+        loop {
+            sleep(options.clock_tick).await;
+            self.tick(options);
+        }
+    }
 }
 
 /// How long a packet is repeated.
@@ -134,15 +170,15 @@ impl Stub {
     }
 
     fn power_on(&mut self) {
-        let count = self.options.kernel.facts().processors.max(1);
-        self.cpus = (0..count).map(|number| Cpu::new(&self.options.kernel, number)).collect();
+        let count = self.options.kernel.lock().facts().processors.max(1);
+        self.cpus = (0..count).map(|number| Cpu::new(&self.options.kernel.lock(), number)).collect();
         self.current = 0;
         self.control_c = false;
         self.set_not_present(false);
         self.contacted = false;
         self.last_reply = None;
         self.staged_context = Vec::new();
-        self.breakpoints.remove_all(&mut self.options.kernel);
+        self.breakpoints.remove_all(&mut self.options.kernel.lock());
         self.counters.update(|stats| stats.breakpoints = Vec::new());
         self.counters.resume();
         self.counters.unblock();
@@ -158,6 +194,7 @@ impl Stub {
             self.counters.update(|stats| stats.reboots += 1);
             tracing::debug!("the machine restarts");
             self.power_on();
+            self.options.kernel.lock().restart(self.options.reboot_time);
             let mut nonce = [0; 24];
             if getrandom::fill(&mut nonce).is_err() {
                 nonce[..8].copy_from_slice(&self.counters.snapshot().reboots.to_le_bytes());
@@ -181,7 +218,7 @@ impl Stub {
             Start::WaitingAtBoot => {
                 let first = message::print(b"KDTARGET: Refreshing KD connection\n", 0);
                 self.send_data(packet::DEBUG_IO, &first, Patience::Endless).await?;
-                let facts = self.options.kernel.facts();
+                let facts = self.options.kernel.lock().facts().clone();
                 let stop = Stop::Module {
                     path: KERNEL_PATH.to_owned(),
                     base: facts.kernel_base,
@@ -206,19 +243,24 @@ impl Stub {
                 continue;
             }
             let drain = self.not_present || !self.contacted;
-            tokio::select! {
+            let mut clock = Clock::start();
+            let event = tokio::select! {
                 biased;
                 reset = self.resets.recv() => return Err(reset.map_or(Interrupt::Closed, |()| Interrupt::Reboot)),
-                command = self.commands.recv() => match command {
-                    Some(command) => self.command(command).await?,
-                    None => return Err(Interrupt::Closed),
-                },
-                () = due(next_print) => {
+                command = self.commands.recv() => Running::Command(command.ok_or(Interrupt::Closed)?),
+                () = due(next_print) => Running::Print,
+                () = self.line.poll_break_in(drain) => Running::BreakIn,
+                never = clock.run(&mut self.options) => match never {},
+            };
+            clock.tick(&mut self.options);
+            match event {
+                Running::Command(command) => self.command(command).await?,
+                Running::Print => {
                     next_print = self.options.print_every.map(|period| Instant::now() + period);
                     let text = self.options.print_text.clone();
                     self.print(text.as_bytes()).await?;
                 }
-                () = self.line.poll_break_in(drain) => {
+                Running::BreakIn => {
                     self.heard();
                     self.break_in().await?;
                 }
@@ -268,7 +310,7 @@ impl Stub {
     }
 
     async fn break_in(&mut self) -> Result<(), Interrupt> {
-        let facts = self.options.kernel.facts().clone();
+        let facts = self.options.kernel.lock().facts().clone();
         self.current = 0;
         self.cpus[0].break_in(&facts);
         self.halt(Stop::breakpoint(facts.break_pc), Patience::Endless).await
@@ -309,7 +351,7 @@ impl Stub {
 
     fn at_int3(&self) -> bool {
         let mut byte = [0];
-        self.options.kernel.read_virtual(self.cpus[0].pc(), &mut byte) == 1 && byte[0] == INT3
+        self.options.kernel.lock().read_virtual(self.cpus[0].pc(), &mut byte) == 1 && byte[0] == INT3
     }
 
     /// One instruction: a return where there is one, else something of one byte.
@@ -317,8 +359,8 @@ impl Stub {
         const RET: u8 = 0xc3;
         let (pc, sp) = (self.cpus[number].pc(), self.cpus[number].sp());
         let (mut code, mut target) = ([0], [0; 8]);
-        self.options.kernel.read_virtual(pc, &mut code);
-        if code[0] == RET && self.options.kernel.read_virtual(sp, &mut target) == 8 {
+        self.options.kernel.lock().read_virtual(pc, &mut code);
+        if code[0] == RET && self.options.kernel.lock().read_virtual(sp, &mut target) == 8 {
             self.cpus[number].set_pc(u64::from_le_bytes(target));
             self.cpus[number].set_sp(sp.wrapping_add(8));
         } else {
@@ -331,7 +373,7 @@ impl Stub {
         let mut stop = stop.clone();
         'announce: loop {
             let pc = self.cpus[self.current].pc();
-            self.breakpoints.remove_range(&mut self.options.kernel, pc, 16);
+            self.breakpoints.remove_range(&mut self.options.kernel.lock(), pc, 16);
             let payload = self.state_change(&stop);
             self.counters.update(|stats| {
                 stats.state_changes += 1;
@@ -371,7 +413,7 @@ impl Stub {
     fn state_change(&self, stop: &Stop) -> Vec<u8> {
         let cpu = &self.cpus[self.current];
         let mut code = [0; 16];
-        let length = self.options.kernel.read_virtual(cpu.pc(), &mut code);
+        let length = self.options.kernel.lock().read_virtual(cpu.pc(), &mut code);
         let at = Stopped {
             processor: self.current as u16,
             processors: self.cpus.len() as u32,

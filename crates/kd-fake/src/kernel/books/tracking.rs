@@ -1,0 +1,211 @@
+//! Verifier's list of the allocations that each verified driver has, and its counters.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use super::{Life, add};
+use crate::isf::IsfError;
+use crate::kernel::PoolKind;
+use crate::kernel::builder::{Builder, Place};
+use crate::kernel::memory::Memory;
+use crate::kernel::verifier::{POOL_TRACKING, VerifiedDriver};
+
+const PAGE: u64 = 0x1000;
+
+/// Counters of one kind of pool: allocations, their peak, bytes, their peak. Offset and width of each.
+type Current = [(u64, usize); 4];
+
+struct Driver {
+    image: Range<u64>,
+    /// `_VF_TARGET_VERIFIED_DRIVER_DATA`.
+    data: u64,
+    /// Free `_VI_POOL_ENTRY`s, the next to be used first.
+    free: VecDeque<u64>,
+    /// The entry of each block.
+    used: BTreeMap<u64, u64>,
+}
+
+pub(crate) struct Tracking {
+    drivers: Vec<Driver>,
+    /// Pool tracking is on: the last pointer of a block leads to its entry.
+    pub(crate) points_back: bool,
+    /// `MmVerifierData`.
+    totals: u64,
+    /// In `MmVerifierData` and in a driver's data: nonpaged, paged.
+    total_counters: [Current; 2],
+    driver_counters: [Current; 2],
+    /// AllocationsAttempted, AllocationsSucceeded.
+    attempts: [(u64, usize); 2],
+    /// AllocationFreed, where the version has it.
+    freed: Option<(u64, usize)>,
+    /// PoolPageHeaders, in a driver's data.
+    pages: u64,
+    entry: u64,
+    /// VirtualAddress, CallingAddress, NumberOfBytes, Tag of `_VI_POOL_ENTRY`.
+    fields: [Place; 4],
+    /// NextPage, VerifierEntry, Signature of `_VI_POOL_PAGE_HEADER`.
+    header: [Place; 3],
+}
+
+impl Tracking {
+    pub(crate) fn open(builder: &Builder, drivers: &[(u64, VerifiedDriver)]) -> Result<Tracking, IsfError> {
+        let isf = &builder.isf;
+        let totals = "_MM_DRIVER_VERIFIER_DATA";
+        let data = "_VF_TARGET_VERIFIED_DRIVER_DATA";
+        let counter = |ty, name: &str| -> Result<(u64, usize), IsfError> {
+            let (offset, ty) = isf.member(ty, name)?;
+            Ok((offset, isf.size_of(ty)? as usize))
+        };
+        let current = |ty, pool: &str| -> Result<Current, IsfError> {
+            Ok([
+                counter(ty, &format!("Current{pool}PoolAllocations"))?,
+                counter(ty, &format!("Peak{pool}PoolAllocations"))?,
+                counter(ty, &format!("{pool}Bytes"))?,
+                counter(ty, &format!("Peak{pool}Bytes"))?,
+            ])
+        };
+        let entry = |name| Place::of(isf, "_VI_POOL_ENTRY", name);
+        let header = |name| Place::of(isf, "_VI_POOL_PAGE_HEADER", name);
+        let at = builder.symbol("MmVerifierData")?;
+        let mut level = [0; 4];
+        builder.memory.read(at, &mut level);
+        let mut tracking = Tracking {
+            drivers: Vec::new(),
+            points_back: u64::from(u32::from_le_bytes(level)) & POOL_TRACKING != 0,
+            totals: at,
+            total_counters: [current(totals, "NonPaged")?, current(totals, "Paged")?],
+            driver_counters: [current(data, "NonPaged")?, current(data, "Paged")?],
+            attempts: [counter(totals, "AllocationsAttempted")?, counter(totals, "AllocationsSucceeded")?],
+            freed: counter(totals, "AllocationFreed").ok(),
+            pages: isf.offset(data, "PoolPageHeaders")?,
+            entry: isf.size("_VI_POOL_ENTRY")?,
+            fields: [
+                entry("InUse.VirtualAddress")?,
+                entry("InUse.CallingAddress")?,
+                entry("InUse.NumberOfBytes")?,
+                entry("InUse.Tag")?,
+            ],
+            header: [header("NextPage")?, header("VerifierEntry")?, header("Signature")?],
+        };
+        for (data, driver) in drivers {
+            let mut known = Driver {
+                image: driver.base..driver.base + driver.size,
+                data: *data,
+                free: VecDeque::new(),
+                used: BTreeMap::new(),
+            };
+            let mut page = builder.pointer(data + tracking.pages + 8) & !0xf;
+            while page != 0 {
+                for place in tracking.entries(page) {
+                    let mut bytes = vec![0; tracking.entry as usize];
+                    builder.memory.read(place, &mut bytes);
+                    let [address, _, size, _] = tracking.fields.map(|field| field.get(&bytes));
+                    if size & 1 == 1 {
+                        known.free.push_back(place);
+                    } else {
+                        known.used.insert(address, place);
+                    }
+                }
+                page = builder.pointer(page);
+            }
+            tracking.drivers.push(known);
+        }
+        Ok(tracking)
+    }
+
+    fn entries(&self, page: u64) -> impl Iterator<Item = u64> + use<> {
+        let size = self.entry;
+        (1..PAGE / size).map(move |slot| page + slot * size)
+    }
+
+    /// The verified driver in whose code a frame is.
+    pub(crate) fn driver(&self, stack: &[u64]) -> Option<(usize, u64)> {
+        stack.iter().find_map(|frame| {
+            let driver = self.drivers.iter().position(|driver| driver.image.contains(frame))?;
+            Some((driver, *frame))
+        })
+    }
+
+    pub(crate) fn is_full(&self, driver: usize) -> bool {
+        self.drivers[driver].free.is_empty()
+    }
+
+    /// Tracks a block (address, bytes, tag) that was allocated from `driver` and its frame.
+    pub(crate) fn allocated(
+        &mut self,
+        memory: &mut Memory,
+        (driver, caller): (usize, u64),
+        (address, bytes, tag): (u64, u64, u32),
+        kind: PoolKind,
+    ) -> Option<u64> {
+        let at = self.drivers[driver].free.pop_front()?;
+        let mut entry = vec![0; self.entry as usize];
+        for (field, value) in self.fields.iter().zip([address, caller, bytes, tag.into()]) {
+            field.put(&mut entry, value);
+        }
+        memory.write(at, &entry);
+        self.drivers[driver].used.insert(address, at);
+        for (offset, width) in self.attempts {
+            add(memory, self.totals + offset, width, 1);
+        }
+        self.count(memory, driver, kind, 1, bytes);
+        Some(at)
+    }
+
+    pub(crate) fn freed(&mut self, memory: &mut Memory, life: &Life) {
+        let found = self.drivers.iter_mut().position(|driver| driver.used.contains_key(&life.address));
+        let Some(driver) = found else { return };
+        let Some(at) = self.drivers[driver].used.remove(&life.address) else { return };
+        let mut entry = vec![0; self.entry as usize];
+        // A free entry: the next free one, and an odd size.
+        let next = self.drivers[driver].free.front().copied().unwrap_or_default();
+        self.fields[0].put(&mut entry, next);
+        self.fields[2].put(&mut entry, 1);
+        memory.write(at, &entry);
+        self.drivers[driver].free.push_front(at);
+        if let Some((offset, width)) = self.freed {
+            add(memory, self.totals + offset, width, 1);
+        }
+        self.count(memory, driver, life.kind, u64::MAX, life.bytes.wrapping_neg());
+    }
+
+    fn count(&self, memory: &mut Memory, driver: usize, kind: PoolKind, blocks: u64, bytes: u64) {
+        let paged = usize::from(kind.is_paged());
+        for (base, counters) in
+            [(self.totals, &self.total_counters[paged]), (self.drivers[driver].data, &self.driver_counters[paged])]
+        {
+            for (pair, change) in counters.chunks(2).zip([blocks, bytes]) {
+                let now = add(memory, base + pair[0].0, pair[0].1, change);
+                let peak = add(memory, base + pair[1].0, pair[1].1, 0);
+                if now > peak {
+                    memory.write(base + pair[1].0, &now.to_le_bytes()[..pair[1].1]);
+                }
+            }
+        }
+    }
+
+    /// Puts a page in front of a driver's pages.
+    pub(crate) fn add_page(&mut self, memory: &mut Memory, driver: usize, page: u64) {
+        let list = self.drivers[driver].data + self.pages;
+        let mut head = [0; 16];
+        memory.read(list, &mut head);
+        let region = u64::from_le_bytes([head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15]]);
+        let mut entry = vec![0; self.entry as usize];
+        let values = [region & !0xf, self.drivers[driver].data, 0x2132_1345];
+        for (field, value) in self.header.iter().zip(values) {
+            field.put(&mut entry, value);
+        }
+        memory.write(page, &entry);
+        // Depth and sequence number are the first two 16-bit halves.
+        add(memory, list, 2, 1);
+        memory.write(list + 8, &(page | region & 0xf).to_le_bytes());
+        let entries: Vec<u64> = self.entries(page).collect();
+        for (at, place) in entries.iter().enumerate() {
+            let mut entry = vec![0; self.entry as usize];
+            self.fields[0].put(&mut entry, entries.get(at + 1).copied().unwrap_or_default());
+            self.fields[2].put(&mut entry, 1);
+            memory.write(*place, &entry);
+        }
+        self.drivers[driver].free.extend(entries);
+    }
+}
