@@ -3,6 +3,7 @@
 //! `nt!VfPoolTraces` is a ring of `_VF_POOL_TRACE` records (13 return addresses; 50 on Windows 11). Nothing in a record
 //! says whether it is of an allocation or of a free; the functions on its stack do ([`operation`]).
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use crate::record::{Member, Record};
@@ -115,7 +116,33 @@ pub fn find_starts(kernel: &Kernel<'_>, addresses: &[u64]) -> Result<Option<Pool
             return Ok(Some(log.finish(kernel, length, traces, Vec::new())?));
         }
     }
-    Ok(Some(log.all(kernel, &|trace| addresses.contains(&trace.address))?))
+    let wanted: HashSet<u64> = addresses.iter().copied().collect();
+    Ok(Some(log.all(kernel, &|trace| wanted.contains(&trace.address))?))
+}
+
+/// Where the log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Slots in the ring.
+    pub length: u32,
+    /// The newest record's sequence number; 0 before the first.
+    pub index: u32,
+}
+
+/// Reads where the log stands; costs one or two small reads. `Ok(None)`: the kernel keeps no such log now.
+pub fn position(kernel: &Kernel<'_>) -> Result<Option<Position>, PoolError> {
+    let log = Log::read(kernel)?;
+    Ok(log.map(|Log { ring, .. }| Position { length: ring.length, index: ring.index }))
+}
+
+/// One record by its sequence number; `None` if it was overwritten since, or is still to come.
+pub fn record(kernel: &Kernel<'_>, sequence: u32) -> Result<Option<Trace>, PoolError> {
+    let Some(log) = Log::read(kernel)? else { return Ok(None) };
+    let slot = sequence & (log.ring.length - 1);
+    if log.ring.sequence(slot) != sequence {
+        return Ok(None);
+    }
+    log.slot(kernel, slot)
 }
 
 /// Every record written since the log's index was `index` ([`PoolLog::index`] of an earlier look).
@@ -206,6 +233,14 @@ impl Log {
     ) -> Result<PoolLog, PoolError> {
         self.ring.check(kernel, &mut notes)?;
         Ok(PoolLog { length: self.ring.length, index: self.ring.index, parsed, traces, notes })
+    }
+
+    /// What one slot holds.
+    fn slot(&self, kernel: &Kernel<'_>, slot: u32) -> Result<Option<Trace>, PoolError> {
+        let mut record = vec![0; self.fields.size];
+        let at = self.ring.address.wrapping_add(u64::from(slot) * self.fields.size as u64);
+        kernel.memory.read_exact(at, &mut record)?;
+        Ok(self.fields.decode(&record, self.ring.sequence(slot)))
     }
 
     /// Every record that `wanted` accepts.
@@ -325,12 +360,9 @@ impl Hunt<'_> {
         if self.seen.iter().any(|(seen, _)| *seen == slot) {
             return Ok(());
         }
-        let Log { ring, fields } = self.log;
-        let mut record = vec![0; fields.size];
-        let at = ring.address.wrapping_add(u64::from(slot) * fields.size as u64);
-        self.kernel.memory.read_exact(at, &mut record)?;
+        let trace = self.log.slot(self.kernel, slot)?;
         self.requests += 1;
-        self.seen.push((slot, fields.decode(&record, ring.sequence(slot))));
+        self.seen.push((slot, trace));
         Ok(())
     }
 }

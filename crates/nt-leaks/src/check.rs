@@ -1,0 +1,467 @@
+//! What became of each block of a mark. The reasoning is in docs/leaks.md; the rules here have its numbers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use nt_memory::Fault;
+use nt_pool::Tag;
+use serde::{Serialize, Serializer};
+
+use crate::harvest::{Harvest, Operation, Record};
+use crate::mark::Mark;
+use crate::snapshot::{Block, Snapshot, Source};
+use crate::stack::{Frame, Resolver, StackId, Stacks};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// The same allocation.
+    Still,
+    Freed,
+    /// Freed, and the address was allocated again.
+    Reused,
+    /// Allocated since.
+    New,
+    Unknown,
+}
+
+/// What a verdict rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Evidence {
+    /// The verifier's log shows what happened, or that nothing did.
+    Log,
+    /// The tag's counters leave no other possibility.
+    Counters,
+    /// The kernel's list of blocks has the address, or has it no more.
+    Address,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BlockReport {
+    #[serde(serialize_with = "crate::hex::serialize")]
+    pub address: u64,
+    pub size: u64,
+    #[serde(serialize_with = "tag")]
+    pub tag: Tag,
+    pub verdict: Verdict,
+    pub evidence: Vec<Evidence>,
+    /// Who allocated it: the block that is there now, or else the one that was.
+    pub stack: Option<StackId>,
+    /// The kernel's books list it now, under its tag.
+    #[serde(skip)]
+    pub listed: bool,
+}
+
+fn tag<S: Serializer>(tag: &Tag, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(tag)
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    pub still: u64,
+    pub freed: u64,
+    pub reused: u64,
+    pub new: u64,
+    pub unknown: u64,
+}
+
+/// Blocks that one stack allocated: now, and compared with the mark.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// `None`: blocks whose stack is not known.
+    pub id: Option<StackId>,
+    pub bytes: u64,
+    pub count: u64,
+    pub delta_bytes: i64,
+    pub delta_count: i64,
+    #[serde(serialize_with = "frames")]
+    pub frames: Vec<Frame>,
+}
+
+fn frames<S: Serializer>(frames: &[Frame], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Shown {
+        #[serde(serialize_with = "crate::hex::serialize")]
+        address: u64,
+        symbol: Option<String>,
+    }
+    serializer.collect_seq(
+        frames
+            .iter()
+            .map(|frame| Shown { address: frame.address, symbol: frame.module.as_ref().map(|_| frame.to_string()) }),
+    )
+}
+
+/// A tag's counters since the mark, and what follows from them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TagBooks {
+    #[serde(serialize_with = "tag")]
+    pub tag: Tag,
+    /// Blocks at the mark.
+    pub marked: u64,
+    /// Operations that were counted since; `None` when the counters cannot be compared.
+    pub allocs: Option<u64>,
+    pub frees: Option<u64>,
+    /// So many blocks of the mark are still there for certain.
+    pub at_least: u64,
+    /// Bytes in use, as the counters say, now and at the mark.
+    pub bytes: u64,
+    pub bytes_marked: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    pub mark: String,
+    /// While the target ran.
+    pub elapsed_ms: u64,
+    pub blocks: Vec<BlockReport>,
+    /// Most growth first. Blocks without a stack are in `unattributed`.
+    pub stacks: Vec<Group>,
+    pub unattributed: Option<Group>,
+    pub summary: Summary,
+    pub tags: Vec<TagBooks>,
+    pub log_wrapped: bool,
+    #[serde(skip)]
+    pub notes: Vec<String>,
+}
+
+/// Compares a look with a mark.
+pub fn check(
+    mark: &Mark,
+    now: &Snapshot,
+    harvest: Option<&Harvest>,
+    resolver: &mut Resolver<'_>,
+) -> Result<CheckReport, Fault> {
+    let then = &mark.snapshot;
+    let mut tags: BTreeSet<u32> = then.blocks.iter().chain(&now.blocks).map(|block| block.tag).collect();
+    tags.extend(then.scope.tag);
+    let sites = Sites::new(mark, now, harvest, resolver)?;
+    let mut report = CheckReport {
+        mark: mark.name.clone(),
+        elapsed_ms: now.times.interrupt.saturating_sub(then.times.interrupt) / 10_000,
+        blocks: Vec::new(),
+        stacks: Vec::new(),
+        unattributed: None,
+        summary: Summary::default(),
+        tags: Vec::new(),
+        log_wrapped: harvest.is_some_and(Harvest::has_wrapped),
+        notes: now.notes.clone(),
+    };
+    for tag in tags {
+        Books { tag, then, now, harvest, sites: &sites }.judge(&mut report);
+    }
+    let order: HashMap<u64, usize> = then.blocks.iter().enumerate().map(|(i, block)| (block.address, i)).collect();
+    report.blocks.sort_by_key(|block| (order.get(&block.address).copied().unwrap_or(usize::MAX), block.address));
+    let mut stacks = then.stacks.clone();
+    name_stacks(mark, harvest, resolver, &mut stacks, &mut report)?;
+    group(mark, &stacks, &mut report);
+    for block in &report.blocks {
+        let count = match block.verdict {
+            Verdict::Still => &mut report.summary.still,
+            Verdict::Freed => &mut report.summary.freed,
+            Verdict::Reused => &mut report.summary.reused,
+            Verdict::New => &mut report.summary.new,
+            Verdict::Unknown => &mut report.summary.unknown,
+        };
+        *count += 1;
+    }
+    Ok(report)
+}
+
+/// How often the log shows an allocation from a place that is known to allocate a tag.
+struct Sites {
+    by_tag: HashMap<u32, u64>,
+}
+
+impl Sites {
+    fn new(mark: &Mark, now: &Snapshot, harvest: Option<&Harvest>, resolver: &mut Resolver<'_>) -> Result<Self, Fault> {
+        let mut by_tag = HashMap::new();
+        let Some(harvest) = harvest else { return Ok(Sites { by_tag }) };
+        let mut owners: HashMap<(String, u64), BTreeSet<u32>> = HashMap::new();
+        for block in &mark.snapshot.blocks {
+            let frames = block.stack.map(|id| mark.snapshot.stacks.get(id)).unwrap_or_default();
+            let addresses: Vec<u64> = frames.iter().map(|frame| frame.address).collect();
+            if let Some(site) = resolver.site(&addresses)? {
+                owners.entry(site).or_default().insert(block.tag);
+            }
+        }
+        for block in &now.blocks {
+            if let Some(record) = newest_allocation(harvest.at(block.address))
+                && let Some(site) = resolver.site(&record.frames)?
+            {
+                owners.entry(site).or_default().insert(block.tag);
+            }
+        }
+        for record in harvest.all().filter(|record| record.operation == Operation::Allocate) {
+            let site = resolver.site(&record.frames)?;
+            let mut tags = site.and_then(|site| owners.get(&site).cloned()).unwrap_or_default();
+            if now.freed.contains(&record.address) {
+                tags.extend(now.scope.tag);
+            }
+            for tag in tags {
+                *by_tag.entry(tag).or_insert(0) += 1;
+            }
+        }
+        Ok(Sites { by_tag })
+    }
+}
+
+fn newest_allocation(records: &[Record]) -> Option<&Record> {
+    records.last().filter(|record| record.operation == Operation::Allocate)
+}
+
+/// One tag's blocks and counters, then and now.
+struct Books<'a> {
+    tag: u32,
+    then: &'a Snapshot,
+    now: &'a Snapshot,
+    harvest: Option<&'a Harvest>,
+    sites: &'a Sites,
+}
+
+impl Books<'_> {
+    fn judge(&self, report: &mut CheckReport) {
+        let of_tag = |snapshot: &'_ Snapshot| -> BTreeMap<u64, Block> {
+            let blocks = snapshot.blocks.iter().filter(|block| block.tag == self.tag);
+            blocks.map(|block| (block.address, block.clone())).collect()
+        };
+        let (marked, live) = (of_tag(self.then), of_tag(self.now));
+        let taken = |address: u64| self.now.blocks.iter().any(|block| block.address == address);
+        let mut verdicts: BTreeMap<u64, (Verdict, Vec<Evidence>)> = BTreeMap::new();
+        let mut open = Vec::new();
+        for block in marked.values() {
+            let records = self.records(block.address);
+            let verdict = match live.get(&block.address) {
+                Some(now) if now.source == block.source && now.size != block.size => {
+                    Some((Verdict::Reused, evidence(Evidence::Address, logged_reuse(block, records))))
+                }
+                Some(_) if logged_reuse(block, records) => Some((Verdict::Reused, vec![Evidence::Log])),
+                Some(_) => {
+                    open.push(block);
+                    None
+                }
+                None => Some(self.absent(block, taken(block.address))),
+            };
+            verdicts.extend(verdict.map(|verdict| (block.address, verdict)));
+        }
+        let fresh: Vec<&Block> = live.values().filter(|block| !marked.contains_key(&block.address)).collect();
+        let count = |wanted: Verdict| verdicts.values().filter(|(verdict, _)| *verdict == wanted).count() as u64;
+        let (gone, reused, fresh_count) = (count(Verdict::Freed), count(Verdict::Reused), fresh.len() as u64);
+        // Blocks whose address went to another tag are gone, not allocated again under this one.
+        let went = |(address, (verdict, _)): &(&u64, &(Verdict, _))| {
+            *verdict == Verdict::Reused && !live.contains_key(address)
+        };
+        let elsewhere = verdicts.iter().filter(went).count() as u64;
+        let again = reused - elsewhere;
+
+        let gained = self.now.gained(self.then, self.tag);
+        let possible = self.possible_reuses(gained, (gone + elsewhere, again, fresh_count), (&marked, &live), report);
+        let nothing_left = possible == Some(0);
+        let accounted = self.harvest.is_some_and(Harvest::is_complete)
+            && gained.is_some_and(|(allocs, _)| self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) == allocs);
+        let mut proved = 0;
+        let mut left = 0;
+        for block in open {
+            let quiet = self.records(block.address).is_empty();
+            let verdict = if nothing_left {
+                // What is not verified is not logged: silence means something only of a block whose allocation is there.
+                let log = quiet && block.allocation.is_some() && self.harvest.is_some_and(Harvest::is_complete);
+                (Verdict::Still, evidence(Evidence::Counters, log))
+            } else if accounted && quiet {
+                (Verdict::Still, vec![Evidence::Log, Evidence::Counters])
+            } else {
+                (Verdict::Unknown, vec![Evidence::Address])
+            };
+            match verdict.0 {
+                Verdict::Still => proved += 1,
+                _ => left += 1,
+            }
+            verdicts.insert(block.address, verdict);
+        }
+        for block in marked.values() {
+            let now = live.get(&block.address);
+            if let Some((verdict, evidence)) = verdicts.remove(&block.address) {
+                report.blocks.push(self.line(now.unwrap_or(block), now.is_some(), verdict, evidence));
+            }
+        }
+        for block in fresh {
+            let logged = newest_allocation(self.records(block.address)).is_some();
+            let verdict = match self.then.complete && self.was_watched(block) {
+                true => (Verdict::New, evidence(Evidence::Address, logged)),
+                false if logged_twice(self.records(block.address)) => (Verdict::New, vec![Evidence::Log]),
+                false => (Verdict::Unknown, vec![Evidence::Address]),
+            };
+            report.blocks.push(self.line(block, true, verdict.0, verdict.1));
+        }
+        let bytes = |snapshot: &Snapshot| snapshot.counters.get(&self.tag).map_or(0, |counters| counters.bytes);
+        if marked.is_empty() && live.is_empty() && self.now.scope.tag.is_none() {
+            return;
+        }
+        report.tags.push(TagBooks {
+            tag: Tag::from_key(self.tag).0,
+            marked: marked.len() as u64,
+            allocs: gained.map(|gained| gained.0),
+            frees: gained.map(|gained| gained.1),
+            at_least: proved + possible.map_or(0, |possible| u64::saturating_sub(left, possible)),
+            bytes: bytes(self.now),
+            bytes_marked: bytes(self.then),
+        });
+    }
+
+    fn records(&self, address: u64) -> &[Record] {
+        self.harvest.map_or(&[], |harvest| harvest.at(address))
+    }
+
+    fn line(&self, block: &Block, listed: bool, verdict: Verdict, evidence: Vec<Evidence>) -> BlockReport {
+        let Block { address, size, .. } = *block;
+        BlockReport { address, size, tag: Tag::from_key(self.tag).0, verdict, evidence, stack: None, listed }
+    }
+
+    /// A block that the kernel's books do not list under this tag any more.
+    fn absent(&self, block: &Block, taken: bool) -> (Verdict, Vec<Evidence>) {
+        let logged = self.records(block.address).iter().any(|record| record.operation == Operation::Free);
+        if taken || self.now.occupied.contains(&block.address) {
+            return (Verdict::Reused, evidence(Evidence::Address, logged));
+        }
+        let listed = match &block.source {
+            Source::Large => self.now.complete,
+            Source::Tracked(driver) => self.now.tracked.contains(driver),
+        };
+        match listed {
+            true => (Verdict::Freed, evidence(Evidence::Address, logged)),
+            // A part of the table is missing: the block may be there.
+            false => (Verdict::Unknown, vec![Evidence::Address]),
+        }
+    }
+
+    /// Whether the book that lists the block was read at the mark.
+    fn was_watched(&self, block: &Block) -> bool {
+        match &block.source {
+            Source::Large => true,
+            Source::Tracked(driver) => self.then.tracked.contains(driver),
+        }
+    }
+
+    /// At most so many of the blocks that are listed then and now can have been freed and allocated again in between;
+    /// `None` when the counters do not tell.
+    ///
+    /// Each such block took one free and one allocation of the tag that are not those of a block known to be gone or
+    /// new.
+    fn possible_reuses(
+        &self,
+        gained: Option<(u64, u64)>,
+        (gone, again, fresh): (u64, u64, u64),
+        (marked, live): (&BTreeMap<u64, Block>, &BTreeMap<u64, Block>),
+        report: &mut CheckReport,
+    ) -> Option<u64> {
+        let (allocs, frees) = gained?;
+        if frees == 0 {
+            if again > 0 {
+                // The log says freed, the counter says not: one of them is misread.
+                report.notes.push(format!(
+                    "{}: the log shows frees that its counter did not count; nothing is concluded from the counter",
+                    Tag::from_key(self.tag).0
+                ));
+                return None;
+            }
+            return Some(0);
+        }
+        let difference = |now: u64, then: u64| i128::from(now) - i128::from(then);
+        let balanced = difference(allocs, frees) == difference(live.len() as u64, marked.len() as u64)
+            && self.then.complete
+            && self.now.complete;
+        if !balanced {
+            // Small blocks, or an operation that was stopped half way: nothing can be subtracted.
+            return Some(frees);
+        }
+        let by_frees = frees.checked_sub(gone + again)?;
+        let by_allocs = allocs.checked_sub(fresh + again)?;
+        Some(by_frees.min(by_allocs))
+    }
+}
+
+fn evidence(first: Evidence, log: bool) -> Vec<Evidence> {
+    let mut evidence = vec![first];
+    if log {
+        evidence.insert(0, Evidence::Log);
+    }
+    evidence
+}
+
+/// The log shows that a block which is listed now is not the one of the mark: an allocation that is not the mark's own.
+/// A free alone does not do: it is logged before it is done, and the target may have been stopped in between.
+fn logged_reuse(block: &Block, records: &[Record]) -> bool {
+    let Some(last) = records.iter().rposition(|record| record.operation == Operation::Allocate) else { return false };
+    // The mark's own allocation was logged before the mark, so this is another one. Without that it may be the mark's
+    // own, logged late, unless something came before.
+    block.allocation.is_some() || records[..last].iter().any(|record| record.operation != Operation::Unknown)
+}
+
+/// Two allocations of an address since: the newest cannot be a late record of before.
+fn logged_twice(records: &[Record]) -> bool {
+    newest_allocation(records).is_some() && records.len() > 1
+}
+
+/// Gives each block its stack.
+fn name_stacks(
+    mark: &Mark,
+    harvest: Option<&Harvest>,
+    resolver: &mut Resolver<'_>,
+    stacks: &mut Stacks,
+    report: &mut CheckReport,
+) -> Result<(), Fault> {
+    let known: HashMap<(u64, u32), Option<StackId>> =
+        mark.snapshot.blocks.iter().map(|block| ((block.address, block.tag), block.stack)).collect();
+    for block in &mut report.blocks {
+        let own = known.get(&(block.address, block.tag.key())).copied().flatten();
+        let records = harvest.map_or(&[][..], |harvest| harvest.at(block.address));
+        let newest = newest_allocation(records);
+        block.stack = match (block.verdict, newest) {
+            (Verdict::Still | Verdict::Freed, _) => own,
+            _ if !block.listed => own,
+            (Verdict::Reused | Verdict::New | Verdict::Unknown, Some(record)) => {
+                Some(stacks.add(resolver.stack(&record.frames)?))
+            }
+            (Verdict::Unknown, None) => own,
+            (Verdict::Reused | Verdict::New, None) => None,
+        };
+    }
+    Ok(())
+}
+
+/// Puts blocks with the same stack together and compares with the mark.
+fn group(mark: &Mark, stacks: &Stacks, report: &mut CheckReport) {
+    let mut groups: BTreeMap<Option<StackId>, Group> = BTreeMap::new();
+    let mut at = |id: Option<StackId>, size: u64, then: bool| {
+        let group = groups.entry(id).or_insert_with(|| Group {
+            id,
+            bytes: 0,
+            count: 0,
+            delta_bytes: 0,
+            delta_count: 0,
+            frames: id.map(|id| stacks.get(id).to_vec()).unwrap_or_default(),
+        });
+        let signed = i64::try_from(size).unwrap_or(i64::MAX);
+        match then {
+            true => {
+                group.delta_bytes = group.delta_bytes.saturating_sub(signed);
+                group.delta_count -= 1;
+            }
+            false => {
+                group.bytes = group.bytes.saturating_add(size);
+                group.count += 1;
+                group.delta_bytes = group.delta_bytes.saturating_add(signed);
+                group.delta_count += 1;
+            }
+        }
+    };
+    for block in &mark.snapshot.blocks {
+        at(block.stack, block.size, true);
+    }
+    for block in report.blocks.iter().filter(|block| block.listed) {
+        at(block.stack, block.size, false);
+    }
+    report.unattributed = groups.remove(&None);
+    report.stacks = groups.into_values().collect();
+    report.stacks.sort_by_key(|group| std::cmp::Reverse((group.delta_bytes, group.bytes, group.id)));
+}

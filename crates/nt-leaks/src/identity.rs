@@ -1,0 +1,207 @@
+//! Which kernel, and which of its lives.
+
+use nt_memory::Fault;
+use nt_pool::{Kernel, PoolError};
+use nt_symbols::Image;
+use serde::{Deserialize, Serialize};
+
+/// What two looks must have in common to be compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub build: u16,
+    pub pointer_size: u8,
+    /// GUID and age of the kernel's PDB as a symbol store writes them; with it two builds cannot be confused.
+    pub pdb: Option<String>,
+    /// Time stamp and checksum from the image's header, where the PDB is not known.
+    pub image: Option<(u32, u32)>,
+    #[serde(with = "crate::hex")]
+    pub base: u64,
+    /// `nt!KeBootTime` as it was at the start, in 100 ns since 1601; `None` where it cannot be read.
+    pub boot_time: Option<u64>,
+    /// `KUSER_SHARED_DATA.BootId` (Windows 8 and later): counts starts.
+    pub boot_id: Option<u32>,
+}
+
+/// The target's clocks, in 100 ns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// Since the start; stands still with the target.
+    pub interrupt: u64,
+    /// Since 1601, UTC.
+    pub system: u64,
+}
+
+/// Why two looks cannot be compared.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Different {
+    #[error("the mark is of another kernel ({mark}; this one is {now}): take a new mark")]
+    Kernel { mark: String, now: String },
+    #[error("the target was restarted since the mark ({why}): no block of then is left, take a new mark")]
+    Restarted { why: String },
+}
+
+const SECOND: u64 = 10_000_000;
+
+/// Two readings of the boot time of one life differ by less.
+const SAME_BOOT: u64 = 2 * SECOND;
+
+/// Where only the clocks tell: the wall clock may be set, and jumps ahead after a stop.
+const SAME_CLOCK: u64 = 60 * SECOND;
+
+impl Identity {
+    /// Reads what identifies the kernel: its image's header, the shared page and one variable.
+    pub fn read(kernel: &Kernel<'_>) -> Result<(Identity, Times), PoolError> {
+        let (pdb, image) = match nt_symbols::rsds(kernel.memory, kernel.base) {
+            Ok(found) => (Some(found.pdb.store_key()), Some(stamp(&found.image))),
+            Err(nt_symbols::ImageError::Fault(fault)) => return Err(fault.into()),
+            Err(_) => match Image::read(kernel.memory, kernel.base) {
+                Ok(image) => (None, Some(stamp(&image))),
+                Err(nt_symbols::ImageError::Fault(fault)) => return Err(fault.into()),
+                Err(_) => (None, None),
+            },
+        };
+        let (times, boot_id) = shared_data(kernel)?;
+        let identity = Identity {
+            build: kernel.build,
+            pointer_size: kernel.pointer_size,
+            pdb,
+            image,
+            base: kernel.base,
+            boot_time: boot_time(kernel)?,
+            boot_id,
+        };
+        Ok((identity, times))
+    }
+
+    /// Whether `now` is the same kernel in the same life as `self` was.
+    pub fn same(&self, at: Times, now: &Identity, then: Times) -> Result<(), Different> {
+        let kernel = |identity: &Identity| {
+            let pdb = identity.pdb.as_deref().map_or("PDB unknown".into(), |pdb| format!("PDB {pdb}"));
+            format!("build {}, {pdb}", identity.build)
+        };
+        let pdb_differs = matches!((&self.pdb, &now.pdb), (Some(a), Some(b)) if a != b);
+        let image_differs = matches!((self.image, now.image), (Some(a), Some(b)) if a != b);
+        if (self.build, self.pointer_size) != (now.build, now.pointer_size) || pdb_differs || image_differs {
+            return Err(Different::Kernel { mark: kernel(self), now: kernel(now) });
+        }
+        let restarted = |why: String| Err(Different::Restarted { why });
+        if matches!((self.boot_id, now.boot_id), (Some(a), Some(b)) if a != b) {
+            return restarted("its boot number is another".into());
+        }
+        if then.interrupt < at.interrupt {
+            let seconds = |time: Times| time.interrupt / SECOND;
+            return restarted(format!("it ran for {} s then and for {} s now", seconds(at), seconds(then)));
+        }
+        match (self.boot_time, now.boot_time) {
+            (Some(a), Some(b)) if a.abs_diff(b) > SAME_BOOT => {
+                return restarted("its boot time is another".into());
+            }
+            (Some(_), Some(_)) => {}
+            _ => {
+                let boot = |time: Times| time.system.wrapping_sub(time.interrupt);
+                if boot(at).abs_diff(boot(then)) > SAME_CLOCK {
+                    return restarted("its clocks say so".into());
+                }
+            }
+        }
+        if self.base != now.base {
+            return restarted(format!("the kernel lay at {:016x} and lies at {:016x}", self.base, now.base));
+        }
+        Ok(())
+    }
+}
+
+fn stamp(image: &Image) -> (u32, u32) {
+    (image.time_date_stamp, image.check_sum)
+}
+
+/// `KeBootTime` follows when the wall clock is set, and `KeBootTimeBias` says by how much.
+fn boot_time(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
+    let value = |name: &str| -> Result<Option<u64>, Fault> {
+        let Some(address) = kernel.find_symbol(name) else { return Ok(None) };
+        let mut bytes = [0; 8];
+        let read = kernel.memory.read(address, &mut bytes)?;
+        Ok((read == bytes.len()).then(|| u64::from_le_bytes(bytes)))
+    };
+    let Some(time) = value("KeBootTime")?.filter(|time| *time != 0) else { return Ok(None) };
+    Ok(Some(time.wrapping_sub(value("KeBootTimeBias")?.unwrap_or(0))))
+}
+
+/// `KUSER_SHARED_DATA` lies at the same place in every Windows.
+///
+/// ```text
+/// 08 InterruptTime (low, high)   14 SystemTime   2c4 BootId (as the symbols say)
+/// ```
+fn shared_data(kernel: &Kernel<'_>) -> Result<(Times, Option<u32>), PoolError> {
+    let page = if kernel.pointer_size == 4 { 0xffdf_0000 } else { 0xffff_f780_0000_0000 };
+    let mut bytes = [0; 0x1c];
+    kernel.memory.read_exact(page, &mut bytes)?;
+    let number = |at: usize| bytes[at..at + 8].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
+    let times = Times { interrupt: number(8), system: number(0x14) };
+    let layout = kernel.symbols.layout("_KUSER_SHARED_DATA");
+    let boot_id = layout.and_then(|layout| layout.field("BootId").map(|field| field.offset));
+    let boot_id = match boot_id {
+        Some(offset) if offset < 0x1000 => match kernel.memory.read_u32(page + offset) {
+            Ok(value) => Some(value),
+            Err(nt_memory::ReadError::Fault(fault)) => return Err(fault.into()),
+            Err(_) => None,
+        },
+        _ => None,
+    };
+    Ok((times, boot_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            build: 7601,
+            pointer_size: 8,
+            pdb: Some("ABC1".into()),
+            image: Some((1, 2)),
+            base: 0xfffff80001418000,
+            boot_time: Some(1000 * SECOND),
+            boot_id: None,
+        }
+    }
+
+    fn at(interrupt: u64, system: u64) -> Times {
+        Times { interrupt: interrupt * SECOND, system: system * SECOND }
+    }
+
+    #[test]
+    fn the_same_life_is_recognised_whatever_the_wall_clock_does() {
+        let then = at(10, 1010);
+        assert_eq!(identity().same(then, &identity(), then), Ok(()));
+        assert_eq!(identity().same(then, &identity(), at(20, 9_000_000)), Ok(()));
+        let unknown = Identity { boot_time: None, ..identity() };
+        assert_eq!(unknown.same(then, &unknown, at(20, 1020 + 30)), Ok(()));
+    }
+
+    #[test]
+    fn another_life_is_another_boot() {
+        let then = at(10, 1010);
+        let boots = [
+            (Identity { boot_time: Some(1100 * SECOND), ..identity() }, at(30, 1130)),
+            (identity(), at(9, 1130)),
+            (Identity { base: 0xfffff80001618000, ..identity() }, at(30, 1130)),
+        ];
+        for (now, time) in boots {
+            let error = identity().same(then, &now, time).unwrap_err();
+            assert!(matches!(error, Different::Restarted { .. }), "{error}");
+        }
+        let (a, b) = (Identity { boot_id: Some(7), ..identity() }, Identity { boot_id: Some(8), ..identity() });
+        assert!(matches!(a.same(then, &b, at(30, 1030)), Err(Different::Restarted { .. })));
+    }
+
+    #[test]
+    fn another_kernel_is_named() {
+        let other = Identity { pdb: Some("DEF1".into()), ..identity() };
+        let error = identity().same(at(1, 1), &other, at(2, 2)).unwrap_err();
+        assert!(error.to_string().contains("PDB ABC1") && error.to_string().contains("PDB DEF1"), "{error}");
+        let other = Identity { build: 9600, ..identity() };
+        assert!(matches!(identity().same(at(1, 1), &other, at(2, 2)), Err(Different::Kernel { .. })));
+    }
+}

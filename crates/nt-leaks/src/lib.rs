@@ -1,0 +1,25 @@
+//! umdh for the kernel: remember the pool ([`Mark`]), look again later ([`Snapshot`]), and say of every block whether it
+//! is the same allocation, and by what that is known ([`check`]).
+//!
+//! This crate knows no transport. It reads through [`nt_pool::Kernel`]; what it does not know it calls unknown. What each
+//! kind of evidence proves is written down in docs/leaks.md, and `check.rs` follows that text.
+
+mod check;
+mod harvest;
+mod hex;
+mod identity;
+mod mark;
+mod report;
+mod snapshot;
+mod stack;
+
+pub use check::{BlockReport, CheckReport, Evidence, Group, Summary, TagBooks, Verdict, check};
+pub use harvest::{Harvest, Operation, Record};
+pub use identity::{Different, Identity, Times};
+pub use mark::{Mark, MarkError};
+pub use report::{Column, flame_graph, folded, html, umdh};
+pub use snapshot::{Block, Counters, LogPosition, LookError, Scope, Snapshot, Source, look, mark};
+pub use stack::{Frame, Module, Modules, Namer, Resolver, Skip, Stack, StackId, Stacks};
+
+#[cfg(test)]
+mod model;
