@@ -21,6 +21,7 @@ pub mod special_page;
 mod table;
 mod tag;
 pub mod tags;
+pub mod unloaded;
 pub mod verifier;
 
 pub use kernel::{Kernel, PoolError};

@@ -63,6 +63,16 @@ const MAX_TREES: u64 = 0x1000;
 /// Nodes of one tree: no kernel has so many drivers.
 const MAX_NODES: usize = 0x1_0000;
 
+/// Whether the verifier has any driver to verify; costs one small read.
+pub fn any_driver(kernel: &Kernel<'_>) -> Result<bool, PoolError> {
+    let head = match kernel.find_symbol("MiSuspectDriverList") {
+        Some(head) => head,
+        None => kernel.symbol("VfSuspectDriversList")?,
+    };
+    let first = pointer_at(kernel, head)?;
+    Ok(first != 0 && first != head)
+}
+
 /// Every driver the verifier knows by name, with its counters if it is loaded.
 pub fn drivers(kernel: &Kernel<'_>) -> Result<Drivers, PoolError> {
     let mut found = Drivers::default();

@@ -9,4 +9,5 @@ mod pool_page;
 mod special_page;
 mod support;
 mod tags;
+mod unloaded;
 mod verifier;

@@ -332,3 +332,21 @@ fn the_stack_tells_the_operation() {
         assert_eq!(operation(stack), expected, "{stack:?}");
     }
 }
+
+#[test]
+fn a_record_by_its_number() {
+    let mut log = Log::new(WIN7_X64, 8, 0xffff_fffc);
+    assert_eq!(pool_log::record(&log.world.kernel(), 0xffff_fffc).unwrap(), None);
+    for n in 0..12 {
+        log.push(log.world.pool(3) + n, 0x10, 0, &[1]);
+    }
+    let kernel = log.world.kernel();
+    assert_eq!(pool_log::position(&kernel).unwrap(), Some(pool_log::Position { length: 8, index: 8 }));
+    for (sequence, offset) in [(8, Some(11)), (1, Some(4)), (0, None), (9, None), (0xffff_ffff, None)] {
+        let found = pool_log::record(&kernel, sequence).unwrap();
+        let expected = offset.map(|n| (sequence, log.world.pool(3) + n));
+        assert_eq!(found.map(|trace| (trace.sequence, trace.address)), expected);
+    }
+    log.world.pointer_variable("VfPoolTraces", 0);
+    assert_eq!(pool_log::position(&log.world.kernel()).unwrap(), None);
+}

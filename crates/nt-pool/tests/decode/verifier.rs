@@ -583,3 +583,9 @@ fn watched_irps_are_a_list() {
     assert_eq!(log.entries[1].irp, Some(0xffff_fa80_0000_1100));
     assert_eq!(log.entries[1].due_tick_count, Some(77));
 }
+
+#[test]
+fn whether_any_driver_is_verified() {
+    assert!(verifier::any_driver(&ordinary(WIN11_21H2).kernel()).unwrap());
+    assert!(!verifier::any_driver(&build(WIN7_X64, &[]).0.kernel()).unwrap());
+}
