@@ -131,7 +131,13 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
     let format = if json { Format::Json } else { Format::Kd };
     let mut shell = Shell::new(shell, format, interrupt);
     shell.set_target(Target::Halted(halted));
-    let mut work = Work { shell: Rc::new(RefCell::new(shell)), console: Console::default(), restarted, failed: false };
+    let mut work = Work {
+        shell: Rc::new(RefCell::new(shell)),
+        console: Console::default(),
+        restarted,
+        failed: false,
+        talked: false,
+    };
     work.all(&plan, &announcer)
 }
 
@@ -142,6 +148,8 @@ struct Work {
     restarted: Arc<AtomicBool>,
     /// A command of a script failed.
     failed: bool,
+    /// Somebody typed.
+    talked: bool,
 }
 
 impl Work {
@@ -219,6 +227,7 @@ impl Work {
 
     /// A person at a terminal.
     fn converse(&mut self, announcer: &Announcer) -> Result<Next> {
+        self.talked = true;
         let config =
             rustyline::Config::builder().auto_add_history(true).completion_type(rustyline::CompletionType::List);
         let mut editor = rustyline::Editor::<Completer, _>::with_config(config.build())?;
@@ -280,13 +289,25 @@ impl Work {
     fn leave(&mut self, next: Next) -> ExitCode {
         let target = self.shell.borrow_mut().take_target();
         if let Some(target) = target {
-            target.leave(if next == (Next::Quit { halted: true }) { Leave::Halted } else { Leave::Running });
+            let leave = if next == (Next::Quit { halted: true }) { Leave::Halted } else { Leave::Running };
+            target.leave(leave);
+            if self.talked && next != Next::Lost {
+                remark(parting(leave), false);
+            }
         }
         match next {
             Next::Lost => ExitCode::from(CONNECTION_LOST),
             _ if self.failed => ExitCode::from(COMMAND_FAILED),
             _ => ExitCode::SUCCESS,
         }
+    }
+}
+
+/// What to know of a target that was left; docs/leaving.md.
+fn parting(leave: Leave) -> &'static str {
+    match leave {
+        Leave::Running => "The target runs. It may stall once, up to a minute, when it next has something to print.\n",
+        Leave::Halted => "The target stands still until a debugger comes.\n",
     }
 }
 
