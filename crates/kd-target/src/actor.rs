@@ -9,8 +9,9 @@ use bytes::Bytes;
 use kd_link::{Frame, Link};
 use kd_wire::message::StateChange;
 use kd_wire::message::manipulate::{
-    ManipulateReply, Reply, Request, api_name, continue_api, continue2, get_context, get_version, read_virtual_memory,
-    restore_break_point, search_memory, set_context,
+    ManipulateReply, Reply, Request, api_name, continue_api, continue2, get_context, get_version, read_control_space,
+    read_physical_memory, read_virtual_memory, restore_break_point, search_memory, set_context, write_break_point,
+    write_physical_memory, write_virtual_memory,
 };
 use kd_wire::message::state_change::{HIBERNATING, REBOOTING, Report};
 use kd_wire::session::{self, HostSession, RequestFailure};
@@ -414,6 +415,16 @@ impl Actor {
         let processor = at.processor;
         match ask {
             Ask::Read { address, length } => self.read(processor, address, length).await,
+            Ask::ReadPhysical { address, length } => self.read_physical(processor, address, length).await,
+            Ask::Write { address, data, physical } => self.write(processor, address, data, physical).await,
+            Ask::ReadControl { processor, selector, length } => self.read_control(processor, selector, length).await,
+            Ask::SetContext { processor, context } => self.set_context(processor, context).await.map(|()| Answer::Done),
+            Ask::SetBreakpoint { address } => self.set_breakpoint(processor, address).await,
+            Ask::ClearBreakpoint { handle } => {
+                let request = restore_break_point::Request { break_point_handle: handle };
+                let reply = self.reply(processor, Request::RestoreBreakPoint(request)).await?;
+                accepted(reply.return_status, || format!("take breakpoint {handle} out")).map(|()| Answer::Done)
+            }
             Ask::Search { address, length, pattern } => {
                 let request = search_memory::Request {
                     search_address: address,
@@ -432,7 +443,90 @@ impl Actor {
                 let bytes = self.context(processor).await?;
                 Ok(Answer::Bytes { bytes, ended: false })
             }
-            Ask::Go => self.go().await.map(|()| Answer::Going),
+            Ask::Go => self.go().await.map(|()| Answer::Done),
+        }
+    }
+
+    async fn read_physical(&mut self, processor: u16, address: u64, length: usize) -> Result<Answer, TargetError> {
+        let request = read_physical_memory::Request {
+            target_base_address: address,
+            transfer_count: length.min(MOST_READ_DATA) as u32,
+            caching: 0,
+        };
+        let reply = self.reply(processor, Request::ReadPhysicalMemory(request)).await?;
+        let Reply::ReadPhysicalMemory(body) = reply.body else {
+            return Err(refused(reply.return_status, || format!("read physical memory at {address:x}")));
+        };
+        let bytes = body.prefix();
+        let bytes = bytes.slice(..bytes.len().min(length));
+        self.shared.status().cost.bytes_read += bytes.len() as u64;
+        Ok(Answer::Bytes { bytes, ended: !is_success(reply.return_status) })
+    }
+
+    /// One request; the answer says how many bytes were written.
+    async fn write(
+        &mut self,
+        processor: u16,
+        address: u64,
+        data: Bytes,
+        physical: bool,
+    ) -> Result<Answer, TargetError> {
+        let count = data.len() as u32;
+        let request = match physical {
+            false => Request::WriteVirtualMemory(write_virtual_memory::Request {
+                target_base_address: address,
+                transfer_count: count,
+                data,
+            }),
+            true => Request::WritePhysicalMemory(write_physical_memory::Request {
+                target_base_address: address,
+                transfer_count: count,
+                caching: 0,
+                data,
+            }),
+        };
+        let reply = self.reply(processor, request).await?;
+        let written = match reply.body {
+            Reply::WriteVirtualMemory(body) => body.actual_bytes_written,
+            Reply::WritePhysicalMemory(body) => body.actual_bytes_written,
+            _ => return Err(refused(reply.return_status, || format!("write at {address:x}"))),
+        };
+        Ok(Answer::Count(written.min(count)))
+    }
+
+    async fn read_control(&mut self, processor: u16, selector: u64, length: u32) -> Result<Answer, TargetError> {
+        let request = read_control_space::Request { target_base_address: selector, transfer_count: length };
+        let reply = self.reply(processor, Request::ReadControlSpace(request)).await?;
+        match reply.body {
+            Reply::ReadControlSpace(body) if is_success(reply.return_status) => {
+                Ok(Answer::Bytes { bytes: body.prefix(), ended: false })
+            }
+            _ => Err(refused(reply.return_status, || {
+                format!("give {length:#x} bytes of control space {selector:#x} of processor {processor}")
+            })),
+        }
+    }
+
+    /// Writes a CONTEXT record. A target takes one only after it gave one in the same stop.
+    async fn set_context(&mut self, processor: u16, context: Bytes) -> Result<(), TargetError> {
+        let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
+        let context_flags = Machine::of(machine).and_then(|machine| machine.context_flags(&context)).unwrap_or(0);
+        self.context(processor).await?;
+        let request = set_context::Request { context_flags, data: context };
+        let reply = self.reply(processor, Request::SetContext(request)).await?;
+        accepted(reply.return_status, || format!("take registers of processor {processor}"))
+    }
+
+    async fn set_breakpoint(&mut self, processor: u16, address: u64) -> Result<Answer, TargetError> {
+        let request = write_break_point::Request { break_point_address: address };
+        let reply = self.reply(processor, Request::WriteBreakPoint(request)).await?;
+        match reply.body {
+            Reply::WriteBreakPoint(body) if is_success(reply.return_status) => {
+                Ok(Answer::Count(body.break_point_handle))
+            }
+            _ => Err(refused(reply.return_status, || {
+                format!("set a breakpoint at {address:016x}: its table is full, or it has one there")
+            })),
         }
     }
 
@@ -678,6 +772,14 @@ async fn until(deadline: Option<Deadline>) {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
+}
+
+fn refused(status: u32, what: impl FnOnce() -> String) -> TargetError {
+    TargetError::Refused(format!("the target did not {} (status {status:08x})", what()))
+}
+
+fn accepted(status: u32, what: impl FnOnce() -> String) -> Result<(), TargetError> {
+    if is_success(status) { Ok(()) } else { Err(refused(status, what)) }
 }
 
 /// NTSTATUS: the top bit is a failure or a warning.

@@ -39,14 +39,19 @@ impl Machine {
         instructions.starts_with(self.break_instruction).then(|| program_counter.wrapping_add(length))
     }
 
+    /// ContextFlags of a CONTEXT record.
+    pub(crate) fn context_flags(&self, context: &[u8]) -> Option<u32> {
+        let flags = context.get(self.context_flags..self.context_flags + 4)?;
+        Some(u32::from_le_bytes(flags.try_into().ok()?))
+    }
+
     pub(crate) fn break_length(&self) -> usize {
         self.break_instruction.len()
     }
 
     /// Writes the program counter of a CONTEXT record; returns its ContextFlags. `None`: the record is too short.
     pub(crate) fn set_program_counter(&self, context: &mut [u8], value: u64) -> Option<u32> {
-        let flags = context.get(self.context_flags..self.context_flags + 4)?;
-        let flags = u32::from_le_bytes(flags.try_into().ok()?);
+        let flags = self.context_flags(context)?;
         let field = context.get_mut(self.program_counter..self.program_counter + self.pointer_size)?;
         field.copy_from_slice(&value.to_le_bytes()[..self.pointer_size]);
         Some(flags)

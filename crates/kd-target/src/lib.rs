@@ -15,7 +15,7 @@ mod continuing;
 mod modules;
 mod status;
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -142,8 +142,14 @@ pub enum Leave {
 #[derive(Debug)]
 enum Ask {
     Read { address: u64, length: usize },
+    ReadPhysical { address: u64, length: usize },
+    Write { address: u64, data: Bytes, physical: bool },
     Search { address: u64, length: u64, pattern: Vec<u8> },
     Context { processor: u16 },
+    SetContext { processor: u16, context: Bytes },
+    ReadControl { processor: u16, selector: u64, length: u32 },
+    SetBreakpoint { address: u64 },
+    ClearBreakpoint { handle: u32 },
     Go,
 }
 
@@ -155,7 +161,9 @@ enum Answer {
         ended: bool,
     },
     Search(Search),
-    Going,
+    /// Bytes written, or a breakpoint's handle.
+    Count(u32),
+    Done,
 }
 
 #[derive(Debug)]
@@ -185,6 +193,9 @@ struct Session {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedSender<Command>,
 }
+
+/// Bytes of one write; a request of this size passes every carrier.
+const WRITE_DATA: usize = 512;
 
 /// Letting go must not hang the user's shell when the target is dead.
 const LONGEST_LEAVE: Duration = Duration::from_secs(15);
@@ -217,7 +228,10 @@ pub struct Halted {
     session: Session,
     halt: Arc<Halt>,
     cache: RefCell<Cache>,
+    physical: RefCell<Cache>,
     modules: OnceCell<Modules>,
+    /// Whose registers are meant: the one that stopped, until another one is chosen.
+    processor: Cell<u16>,
 }
 
 /// The target runs, or is not connected yet: it can only be asked to stop.
@@ -284,7 +298,15 @@ impl Target {
 
 impl Halted {
     fn new(session: Session, halt: Arc<Halt>) -> Self {
-        Self { session, halt, cache: RefCell::default(), modules: OnceCell::new() }
+        let processor = Cell::new(halt.stop.processor);
+        Self {
+            session,
+            halt,
+            cache: RefCell::default(),
+            physical: RefCell::default(),
+            modules: OnceCell::new(),
+            processor,
+        }
     }
 
     fn is_current(&self) -> bool {
@@ -326,6 +348,108 @@ impl Halted {
         }
     }
 
+    /// Replaces one processor's CONTEXT record.
+    pub fn set_context(&self, processor: u16, context: Vec<u8>) -> Result<(), TargetError> {
+        self.ask(Ask::SetContext { processor, context: context.into() }).map(drop)
+    }
+
+    /// The processor whose registers are meant. Memory is always read through the one that stopped.
+    pub fn processor(&self) -> u16 {
+        self.processor.get()
+    }
+
+    /// Chooses another processor until the target runs. Its registers can be had without moving the stop to it.
+    pub fn set_processor(&self, processor: u16) -> Result<(), TargetError> {
+        let processors = self.stop().processors;
+        if u32::from(processor) >= processors {
+            return Err(TargetError::Refused(format!("the target has {processors} processors; the first is 0")));
+        }
+        self.processor.set(processor);
+        Ok(())
+    }
+
+    /// A part of one processor's control space: KSPECIAL_REGISTERS and the like.
+    pub fn read_control(&self, processor: u16, selector: u64, length: u32) -> Result<Bytes, TargetError> {
+        match self.ask(Ask::ReadControl { processor, selector, length })? {
+            Answer::Bytes { bytes, .. } => Ok(bytes),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Fills the start of `buffer` from physical memory and returns how many bytes are good.
+    pub fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let Some(at) = address.checked_add(done as u64) else { break };
+            let gap = match self.physical.borrow().at(at, buffer.len() - done) {
+                Known::Bytes(bytes) => {
+                    buffer[done..done + bytes.len()].copy_from_slice(bytes);
+                    done += bytes.len();
+                    continue;
+                }
+                Known::Unreadable => break,
+                Known::Gap(gap) => gap,
+            };
+            // Targets read physical memory page by page.
+            let length = gap.min((PAGE_SIZE - at % PAGE_SIZE) as usize);
+            let (bytes, _) = self.fetch(|length| Ask::ReadPhysical { address: at, length }, length)?;
+            let mut physical = self.physical.borrow_mut();
+            physical.insert(at, &bytes);
+            if bytes.is_empty() {
+                physical.mark_unreadable(at);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes memory; returns how many bytes the target took. It ignores write protection.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<usize, Fault> {
+        self.write_pieces(self.on_the_wire(address), data, false)
+    }
+
+    /// Writes physical memory.
+    pub fn write_physical(&self, address: u64, data: &[u8]) -> Result<usize, Fault> {
+        self.write_pieces(address, data, true)
+    }
+
+    fn write_pieces(&self, address: u64, data: &[u8], physical: bool) -> Result<usize, Fault> {
+        // What is written changes memory that is known by other addresses as well.
+        self.cache.take();
+        self.physical.take();
+        let mut done = 0;
+        while done < data.len() {
+            if self.session.shared.interrupt.take() {
+                return Err(Fault::Cancelled);
+            }
+            let Some(at) = address.checked_add(done as u64) else { break };
+            let length = (data.len() - done).min(WRITE_DATA).min((PAGE_SIZE - at % PAGE_SIZE) as usize);
+            let piece = Bytes::copy_from_slice(&data[done..done + length]);
+            let written = match self.ask(Ask::Write { address: at, data: piece, physical }) {
+                Ok(Answer::Count(written)) => (written as usize).min(length),
+                Ok(other) => return Err(Fault::Lost(unexpected(&other).to_string())),
+                Err(TargetError::Fault(fault)) => return Err(fault),
+                Err(error) => return Err(Fault::Lost(error.to_string())),
+            };
+            done += written;
+            if written < length {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Plants a breakpoint; returns its handle in the target's table. Leaving the target takes all of them out.
+    pub fn set_breakpoint(&self, address: u64) -> Result<u32, TargetError> {
+        match self.ask(Ask::SetBreakpoint { address: self.on_the_wire(address) })? {
+            Answer::Count(handle) => Ok(handle),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub fn clear_breakpoint(&self, handle: u32) -> Result<(), TargetError> {
+        self.ask(Ask::ClearBreakpoint { handle }).map(drop)
+    }
+
     /// Lets the target run. A hard-coded breakpoint at the program counter is stepped over first.
     #[allow(clippy::result_large_err)] // The target comes back with the error: it still has to be let go.
     pub fn go(self) -> Result<Running, (Self, TargetError)> {
@@ -349,14 +473,14 @@ impl Halted {
         }
     }
 
-    /// One request: as many of the `length` bytes at `address` as a reply carries.
-    fn fetch(&self, address: u64, length: usize) -> Result<(Bytes, bool), Fault> {
+    /// One request: as many of `length` bytes as a reply carries.
+    fn fetch(&self, ask: impl FnOnce(usize) -> Ask, length: usize) -> Result<(Bytes, bool), Fault> {
         let shared = &self.session.shared;
         if shared.interrupt.take() {
             return Err(Fault::Cancelled);
         }
         let asked = length.min(shared.reply_data.load(Ordering::Relaxed));
-        match self.ask(Ask::Read { address, length: asked }) {
+        match self.ask(ask(asked)) {
             Ok(Answer::Bytes { bytes, ended }) => Ok((bytes.slice(..bytes.len().min(asked)), ended)),
             Ok(other) => Err(Fault::Lost(unexpected(&other).to_string())),
             Err(TargetError::Fault(fault)) => Err(fault),
@@ -366,7 +490,7 @@ impl Halted {
 
     /// Fills a gap of the cache. Returns whether the byte after the last good one is unreadable.
     fn fill(&self, address: u64, length: usize) -> Result<bool, Fault> {
-        let (bytes, ended) = self.fetch(address, length)?;
+        let (bytes, ended) = self.fetch(|length| Ask::Read { address, length }, length)?;
         self.cache.borrow_mut().insert(address, &bytes);
         if !ended && !bytes.is_empty() {
             return Ok(false);
@@ -374,7 +498,7 @@ impl Halted {
         let hole = address.wrapping_add(bytes.len() as u64);
         if !hole.is_multiple_of(PAGE_SIZE) && !bytes.is_empty() {
             // Memory ends at pages. A reply that ends elsewhere may only have been cut: ask once from there.
-            let (rest, ended) = self.fetch(hole, length - bytes.len())?;
+            let (rest, ended) = self.fetch(|length| Ask::Read { address: hole, length }, length - bytes.len())?;
             self.cache.borrow_mut().insert(hole, &rest);
             if !rest.is_empty() && !ended {
                 return Ok(false);
