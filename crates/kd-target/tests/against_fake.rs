@@ -1,5 +1,7 @@
 //! The attached kernel against the fake target, which tells afterwards what really happened to it.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests may panic like tests.
+
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -194,6 +196,23 @@ fn only_the_explicit_wish_leaves_it_halted() {
     let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
     Target::Halted(halted).leave(Leave::Halted);
     assert!(setup.fake.stats().halted);
+}
+
+/// A breakpoint of a debugger that is gone would stop the machine with nobody there, if we leave it while it runs.
+#[test]
+fn what_another_debugger_left_is_gone_once_the_target_runs() {
+    let setup = set_up(Carrier::Net, |_| {});
+    let (running, _events) = setup.attach(true);
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    halted.set_breakpoint(halted.stop().program_counter + 0x40).unwrap();
+    Target::Halted(halted).leave(Leave::Halted);
+    assert_eq!(setup.fake.stats().breakpoints.len(), 1);
+
+    let (running, _events) = setup.attach(true);
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
+    drop(running);
+    setup.assert_left_running();
 }
 
 #[test]

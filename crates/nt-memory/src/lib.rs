@@ -7,6 +7,8 @@
 //! * a *hole*: this page is not readable now. Other pages are; the result is incomplete and says where.
 //! * a [`Fault`]: the source itself is gone (link lost, target running, command cancelled). Nothing more can be read.
 
+pub mod paging;
+
 use std::ops::Range;
 
 /// The source cannot be read at all any more; whatever was being computed ends here.
@@ -142,6 +144,7 @@ pub fn read_sparse(memory: &dyn Memory, address: u64, length: usize) -> Result<S
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // One hole is what is expected.
 mod tests {
     use super::*;
 
