@@ -3,7 +3,7 @@
 //! `nt!VfPoolTraces` is a ring of `_VF_POOL_TRACE` records (13 return addresses; 50 on Windows 11). Nothing in a record
 //! says whether it is of an allocation or of a free; the functions on its stack do ([`operation`]).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 use crate::record::{Member, Record};
@@ -101,20 +101,12 @@ pub fn find_starts(kernel: &Kernel<'_>, addresses: &[u64]) -> Result<Option<Pool
     let everything = bulk_requests(u64::from(length) * log.fields.size as u64);
     let searchable = log.fields.address.size == usize::from(kernel.pointer_size);
     let mut hunt = Hunt { log: &log, kernel, parts: log.ring.newest_slots(length), seen: Vec::new(), requests: 0 };
-    if searchable && everything > addresses.len() as u64 {
-        let mut whole = true;
-        for &address in addresses {
-            whole = hunt.regions(0, address, address, everything)? == Seek::None;
-            if !whole {
-                break;
-            }
-        }
-        if whole {
-            let mut seen = hunt.seen;
-            seen.sort_by_key(|(slot, _)| log.ring.age(*slot));
-            let traces = seen.into_iter().filter_map(|(_, trace)| trace).collect();
-            return Ok(Some(log.finish(kernel, length, traces, Vec::new())?));
-        }
+    if searchable && everything > addresses.len() as u64 && hunt.starts(addresses, everything)? {
+        let mut seen = hunt.seen;
+        seen.sort_by_key(|(slot, _)| log.ring.age(*slot));
+        let traces = seen.into_iter().filter_map(|(_, trace)| trace);
+        let traces = traces.filter(|trace| addresses.contains(&trace.address)).collect();
+        return Ok(Some(log.finish(kernel, length, traces, Vec::new())?));
     }
     let wanted: HashSet<u64> = addresses.iter().copied().collect();
     Ok(Some(log.all(kernel, &|trace| wanted.contains(&trace.address))?))
@@ -354,6 +346,32 @@ impl Hunt<'_> {
             }
         }
         Ok(Seek::None)
+    }
+
+    /// Reads the records of all blocks that start at one of `addresses`; false where the target cannot search, or it
+    /// takes too long. The target goes through its whole log for each search, so blocks that lie in one region of
+    /// 16 MB are looked for together.
+    fn starts(&mut self, addresses: &[u64], limit: u64) -> Result<bool, PoolError> {
+        const REGION: usize = 3;
+        let mut regions: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for &address in addresses {
+            regions.entry(address >> (8 * REGION)).or_default().push(address);
+        }
+        for addresses in regions.values() {
+            let few = self.requests + 4 * addresses.len() as u64 + FEW;
+            let first = addresses[0];
+            // Two bytes and less are found everywhere.
+            let wide = self.log.fields.address.size >= REGION + 3;
+            if wide && addresses.len() > 1 && self.regions(REGION, first, first, few.min(limit))? == Seek::None {
+                continue;
+            }
+            for &address in addresses {
+                if self.regions(0, address, address, limit)? != Seek::None {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn read(&mut self, slot: u32) -> Result<(), PoolError> {
