@@ -77,6 +77,8 @@ struct Actor {
     halts: u64,
     heard: bool,
     reboot_announced: bool,
+    /// The target's breakpoint table was emptied of what a dead debugger left.
+    released: bool,
 }
 
 /// Runs until the session is left.
@@ -104,6 +106,7 @@ pub(crate) async fn run(
         halts: 0,
         heard: false,
         reboot_announced: false,
+        released: false,
     };
     actor.session.synchronise(Duration::ZERO, break_in);
     let (leave, done) = loop {
@@ -419,7 +422,10 @@ impl Actor {
             Ask::Write { address, data, physical } => self.write(processor, address, data, physical).await,
             Ask::ReadControl { processor, selector, length } => self.read_control(processor, selector, length).await,
             Ask::SetContext { processor, context } => self.set_context(processor, context).await.map(|()| Answer::Done),
-            Ask::SetBreakpoint { address } => self.set_breakpoint(processor, address).await,
+            Ask::SetBreakpoint { address } => {
+                self.release_leftovers().await;
+                self.set_breakpoint(processor, address).await
+            }
             Ask::ClearBreakpoint { handle } => {
                 let request = restore_break_point::Request { break_point_handle: handle };
                 let reply = self.reply(processor, Request::RestoreBreakPoint(request)).await?;
@@ -443,7 +449,11 @@ impl Actor {
                 let bytes = self.context(processor).await?;
                 Ok(Answer::Bytes { bytes, ended: false })
             }
-            Ask::Go => self.go().await.map(|()| Answer::Done),
+            Ask::Go => {
+                // Once the target runs nothing can be removed any more, and we may have to leave it running.
+                self.release_leftovers().await;
+                self.go().await.map(|()| Answer::Done)
+            }
         }
     }
 
@@ -744,6 +754,13 @@ impl Actor {
         }
     }
 
+    /// What a session that died left in the table, before anything of ours is in it.
+    async fn release_leftovers(&mut self) {
+        if !self.released {
+            self.release_breakpoints().await;
+        }
+    }
+
     /// Breakpoints outlive their debugger: the table is the target's. Ours and those of a session that died.
     async fn release_breakpoints(&mut self) {
         let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return };
@@ -754,6 +771,7 @@ impl Actor {
                 return;
             }
         }
+        self.released = true;
     }
 }
 
