@@ -185,21 +185,20 @@ impl Sites {
                 owners.entry(site).or_default().insert(block.tag);
             }
         }
-        for block in &now.blocks {
-            if let Some(record) = newest_allocation(harvest.at(block.address))
+        let listed = now.blocks.iter().map(|block| (block.address, block.tag));
+        let freed = now.freed.iter().filter_map(|address| Some((*address, now.scope.tag?)));
+        for (address, tag) in listed.chain(freed) {
+            let newest = harvest.at(address).iter().rfind(|record| record.operation == Operation::Allocate);
+            if let Some(record) = newest
                 && let Some(site) = resolver.site(&record.frames)?
             {
-                owners.entry(site).or_default().insert(block.tag);
+                owners.entry(site).or_default().insert(tag);
             }
         }
         for record in harvest.all().filter(|record| record.operation == Operation::Allocate) {
             let site = resolver.site(&record.frames)?;
-            let mut tags = site.and_then(|site| owners.get(&site).cloned()).unwrap_or_default();
-            if now.freed.contains(&record.address) {
-                tags.extend(now.scope.tag);
-            }
-            for tag in tags {
-                *by_tag.entry(tag).or_insert(0) += 1;
+            for tag in site.and_then(|site| owners.get(&site)).into_iter().flatten() {
+                *by_tag.entry(*tag).or_insert(0) += 1;
             }
         }
         Ok(Sites { by_tag })

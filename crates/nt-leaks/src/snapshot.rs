@@ -1,6 +1,6 @@
 //! A look at the pool: at the mark everything that identifies a block later, at a check only what can have changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use nt_memory::ReadError;
 use nt_pool::big_pages::{self, BigPage};
@@ -133,7 +133,8 @@ pub fn look(
     if let Some(harvest) = harvest.as_deref_mut() {
         search = harvest.extend(kernel, resolver, &mut now.notes)?;
     }
-    let listed = now.take_from_counters(mark) || now.take_from_candidates(kernel, mark, harvest.as_deref())?;
+    let listed =
+        now.take_from_counters(mark) || now.take_from_candidates(kernel, mark, harvest.as_deref(), resolver)?;
     if !listed {
         now.list(kernel)?;
         now.look_up_absent(kernel, mark)?;
@@ -213,7 +214,10 @@ impl Snapshot {
         };
         self.complete &= pages.notes.is_empty();
         self.notes.extend(pages.notes);
-        let live: Vec<BigPage> = pages.blocks.into_iter().filter(|page| !page.free).collect();
+        let (freed, live): (Vec<BigPage>, Vec<BigPage>) = pages.blocks.into_iter().partition(|page| page.free);
+        if self.scope.tag.is_some() {
+            self.freed.extend(freed.iter().map(|page| page.address));
+        }
         let mut seen = BTreeSet::new();
         for page in live {
             if self.wants(page.tag, Some(page.kind.is_paged())) && seen.insert(page.address) {
@@ -315,6 +319,7 @@ impl Snapshot {
         kernel: &Kernel<'_>,
         mark: &Mark,
         harvest: Option<&Harvest>,
+        resolver: &mut Resolver<'_>,
     ) -> Result<bool, PoolError> {
         let then = &mark.snapshot;
         let (Some(harvest), Some(tag)) = (harvest.filter(|harvest| harvest.is_complete()), self.scope.tag) else {
@@ -328,34 +333,39 @@ impl Snapshot {
         }
         let mut blocks: BTreeMap<u64, Block> = then.blocks.iter().map(|block| (block.address, block.clone())).collect();
         let (mut occupied, mut freed) = (BTreeSet::new(), BTreeSet::new());
-        let mut counted = (0, 0);
+        // Operations that are the tag's for certain: what made the state of now out of that of then.
+        let mut certain = (0, 0);
+        let sites = sites(then, resolver)?;
         for &address in &candidates {
             let was = blocks.remove(&address).is_some();
             let page = big_pages::lookup(kernel, address)?;
             let of_tag = page.as_ref().is_some_and(|page| page.tag.key() == tag);
+            let records = harvest.at(address);
+            let last = records.iter().rfind(|record| record.operation == Operation::Allocate);
+            certain.1 += u64::from(was);
             match page {
                 Some(page) if !page.free && self.wants(page.tag, Some(page.kind.is_paged())) => {
+                    certain.0 += u64::from(last.is_some());
                     blocks.insert(address, large(&page));
                 }
-                Some(page) if !page.free => {
-                    if was {
-                        occupied.insert(address);
-                    }
+                Some(page) if !page.free && was => {
+                    occupied.insert(address);
                 }
-                Some(_) if of_tag => {
+                Some(page) if page.free && of_tag => {
                     freed.insert(address);
+                    // Allocated and freed in between. An old entry alone does not say when.
+                    let site = last.map(|record| resolver.site(&record.frames)).transpose()?.flatten();
+                    if site.is_some_and(|site| sites.contains(&site)) {
+                        let times =
+                            records.iter().filter(|record| record.operation == Operation::Allocate).count() as u64;
+                        certain.0 += times;
+                        certain.1 += times;
+                    }
                 }
                 _ => {}
             }
-            if was || of_tag {
-                let of = |operation| {
-                    harvest.at(address).iter().filter(|record| record.operation == operation).count() as u64
-                };
-                counted.0 += of(Operation::Allocate);
-                counted.1 += of(Operation::Free);
-            }
         }
-        if counted != (allocs, frees) {
+        if certain != (allocs, frees) {
             return Ok(false);
         }
         self.blocks = blocks.into_values().collect();
@@ -393,6 +403,17 @@ impl Snapshot {
             }
         }
     }
+}
+
+/// The places in drivers that allocated the blocks.
+fn sites(then: &Snapshot, resolver: &mut Resolver<'_>) -> Result<HashSet<(String, u64)>, PoolError> {
+    let mut sites = HashSet::new();
+    let stacks: BTreeSet<StackId> = then.blocks.iter().filter_map(|block| block.stack).collect();
+    for stack in stacks {
+        let frames: Vec<u64> = then.stacks.get(stack).iter().map(|frame| frame.address).collect();
+        sites.extend(resolver.site(&frames)?);
+    }
+    Ok(sites)
 }
 
 /// A record holds what was asked for, and the books what was given: rounded up, with the verifier's pointer.
