@@ -130,5 +130,12 @@ impl<'a> Kernel<'a> {
 
 /// Up to eight bytes as a number.
 pub(crate) fn little_endian(bytes: &[u8]) -> u64 {
+    // The usual widths in one step: gigabytes of headers are read this way.
+    if let Ok(bytes) = bytes.try_into() {
+        return u64::from_le_bytes(bytes);
+    }
+    if let Ok(bytes) = bytes.try_into() {
+        return u32::from_le_bytes(bytes).into();
+    }
     bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }

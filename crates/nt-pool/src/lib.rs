@@ -7,22 +7,29 @@
 //! Counts and pointers come from an untrusted target: each is checked against a documented bound before it is used.
 
 pub mod big_pages;
+mod classic_pool;
 pub mod history;
 mod kernel;
 mod kind;
+mod lfh_subsegment;
 mod lists;
+mod page_tables;
+mod pool_header;
 pub mod pool_log;
 pub mod pool_page;
 pub mod pooltag;
 mod record;
 mod ring;
 mod search;
+pub mod segment_heap;
+pub mod small_blocks;
 pub mod special_page;
 mod table;
 mod tag;
 pub mod tags;
 pub mod unloaded;
 pub mod verifier;
+mod vs_subsegment;
 
 pub use kernel::{Kernel, PoolError};
 pub use kind::PoolKind;

@@ -14,7 +14,7 @@
 use nt_memory::PAGE_SIZE;
 
 use crate::kernel::{Variable, little_endian};
-use crate::record::Record;
+use crate::pool_header::{Header, Headers};
 use crate::{Kernel, PoolError, Tag};
 
 /// One block of a page.
@@ -75,71 +75,64 @@ pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<PoolPage, PoolError> {
 
 /// A page's bytes that the caller has read already. Reads no more than the cookie that hides a block's process.
 pub fn decode(kernel: &Kernel<'_>, address: u64, page: &[u8]) -> Result<PoolPage, PoolError> {
-    let header = Record::new(kernel, "_POOL_HEADER")?;
-    let unit = header.size;
-    let previous_size = header.member("PreviousSize")?;
-    let block_size = header.member("BlockSize")?;
-    let pool_type = header.member("PoolType")?;
-    let pool_index = header.find("PoolIndex");
-    let tag = header.member("PoolTag")?;
-    let process_billed = header.find("ProcessBilled");
+    let headers = Headers::new(kernel)?;
     let mut cookie = None;
     let mut found = PoolPage { address, blocks: Vec::new(), problem: None };
-    let mut offset = 0;
-    let mut before = 0u64;
-    while offset < page.len() {
-        let at = address.wrapping_add(offset as u64);
-        let Some(bytes) = page.get(offset..offset + unit) else {
-            found.problem = Some(format!("the block before {at:016x} leaves no room for a header"));
-            break;
-        };
-        let size = block_size.get(bytes) as usize * unit;
-        let previous = previous_size.get(bytes) * unit as u64;
-        if previous != before {
-            found.problem = Some(format!(
-                "the header at {at:016x} gives {previous:#x} bytes to the block before it, which has {before:#x}"
-            ));
-            break;
+    for (offset, header) in headers.chain(page) {
+        let at = address.wrapping_add(offset);
+        match header {
+            Ok(header) => {
+                let end = (offset + header.block_size) as usize;
+                found.blocks.push(block(kernel, &headers, at, header, &page[offset as usize..end], &mut cookie)?);
+            }
+            Err(broken) => found.problem = Some(broken.describe(at)),
         }
-        let Some(block) = page.get(offset..offset + size).filter(|block| !block.is_empty()) else {
-            found.problem = Some(format!("the header at {at:016x} gives its block {size:#x} bytes"));
-            break;
-        };
-        let kind = pool_type.get(bytes) as u8;
-        let stored = match process_billed {
-            _ if kind & QUOTA == 0 => 0,
-            Some(member) => member.get(bytes),
-            // No room in the header: the block's last pointer.
-            None => little_endian(&block[block.len().saturating_sub(kernel.pointer_size.into())..]),
-        };
-        let process = if process_billed.is_some() && kernel.build >= ENCODED_PROCESS && stored != 0 {
-            let key = match cookie {
-                Some(key) => key,
-                None => *cookie.insert(read_cookie(kernel)?),
-            };
-            key.map(|key| stored ^ at ^ key)
-        } else {
-            Some(stored)
-        };
-        let (tag, protected) = Tag::from_key(tag.get(bytes) as u32);
-        found.blocks.push(Block {
-            header: at,
-            address: at.wrapping_add(unit as u64),
-            size: (size - unit) as u64,
-            block_size: size as u64,
-            previous_size: previous,
-            tag,
-            protected,
-            allocated: kind != 0,
-            paged: kind & 1 != 0,
-            pool_type: kind,
-            pool_index: pool_index.map_or(0, |member| member.get(bytes) as u8),
-            process: process.filter(|process| kernel.is_kernel_address(*process)),
-        });
-        before = size as u64;
-        offset += size;
     }
     Ok(found)
+}
+
+/// One block with everything its header says; `bytes` are the block's, header included. The quota's cookie is read when
+/// it is needed, once.
+pub(crate) fn block(
+    kernel: &Kernel<'_>,
+    headers: &Headers,
+    at: u64,
+    header: Header,
+    bytes: &[u8],
+    cookie: &mut Option<Option<u64>>,
+) -> Result<Block, PoolError> {
+    let kind = header.pool_type;
+    let in_header = headers.process_billed(bytes);
+    let stored = match in_header {
+        _ if kind & QUOTA == 0 => 0,
+        Some(stored) => stored,
+        // No room in the header: the block's last pointer.
+        None => little_endian(&bytes[bytes.len().saturating_sub(kernel.pointer_size.into())..]),
+    };
+    let process = if in_header.is_some() && kernel.build >= ENCODED_PROCESS && stored != 0 {
+        let key = match *cookie {
+            Some(key) => key,
+            None => *cookie.insert(read_cookie(kernel)?),
+        };
+        key.map(|key| stored ^ at ^ key)
+    } else {
+        Some(stored)
+    };
+    let (tag, protected) = header.tag();
+    Ok(Block {
+        header: at,
+        address: at.wrapping_add(headers.unit),
+        size: header.block_size - headers.unit,
+        block_size: header.block_size,
+        previous_size: header.previous_size,
+        tag,
+        protected,
+        allocated: kind != 0,
+        paged: kind & 1 != 0,
+        pool_type: kind,
+        pool_index: headers.pool_index(bytes),
+        process: process.filter(|process| kernel.is_kernel_address(*process)),
+    })
 }
 
 /// `nt!ExpPoolQuotaCookie`; `None` if it cannot be read.

@@ -11,6 +11,9 @@ use crate::{Kernel, PoolError};
 /// No structure read here is larger; a symbol file that says so is damaged. Also bounds what a table of them takes.
 const MAX_RECORD: u64 = 0x1000;
 
+/// A pool node, a page segment, a processor's control block.
+const MAX_LARGE: u64 = 0x2_0000;
+
 /// A structure whose size has been checked.
 pub(crate) struct Record<'k> {
     kernel: &'k Kernel<'k>,
@@ -34,9 +37,18 @@ impl<'k> Record<'k> {
         Self::of(kernel, kernel.layout(type_name)?)
     }
 
+    /// One of the few that are larger than a page.
+    pub(crate) fn large(kernel: &'k Kernel<'k>, type_name: &str) -> Result<Self, PoolError> {
+        Self::up_to(kernel, kernel.layout(type_name)?, MAX_LARGE)
+    }
+
     /// A structure that no symbol file describes.
     pub(crate) fn of(kernel: &'k Kernel<'k>, layout: Arc<Layout>) -> Result<Self, PoolError> {
-        if !(1..=MAX_RECORD).contains(&layout.size) {
+        Self::up_to(kernel, layout, MAX_RECORD)
+    }
+
+    fn up_to(kernel: &'k Kernel<'k>, layout: Arc<Layout>, most: u64) -> Result<Self, PoolError> {
+        if !(1..=most).contains(&layout.size) {
             return Err(PoolError::Unlikely(format!(
                 "the symbols of nt give type {} a size of {:#x} bytes; the symbol file is damaged",
                 layout.name, layout.size

@@ -215,7 +215,7 @@ impl Places {
 
 /// How many processors have a table. The variable is one byte up to Windows Vista and four later; no more is read
 /// than there is room before the next symbol.
-fn processors(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
+pub(crate) fn processors(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
     let Some(address) = kernel.find_symbol("KeNumberProcessors") else { return Ok(None) };
     let room = kernel.room("KeNumberProcessors").unwrap_or(4);
     let size = if kernel.build < 7600 || room < 4 { 1 } else { 4 };

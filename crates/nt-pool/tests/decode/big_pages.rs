@@ -15,6 +15,41 @@ fn layout(version: Version) -> (u64, u64, u64, u64, u8) {
     }
 }
 
+pub(crate) fn describe(world: &mut World) {
+    let version = world.version;
+    let (size, key, kind, bytes, wide) = layout(version);
+    let pointer = u64::from(version.pointer);
+    let mut fields = vec![field("Va", 0, pointer), field("Key", key, 4), field("NumberOfBytes", bytes, wide.into())];
+    if version.build < 10240 {
+        fields.push(field("PoolType", kind, 4));
+    } else {
+        fields.extend([bits("Pattern", kind, 0, 8), bits("PoolType", kind, 8, 12), bits("SlushSize", kind, 20, 12)]);
+    }
+    if version.build >= 20348 {
+        fields.push(field("ProcessBilled", 0x18, 8));
+    }
+    world.layout("_POOL_TRACKER_BIG_PAGES", size, &fields);
+}
+
+/// A table of blocks in use, by address, size and type, for kernels that are made for something else.
+pub(crate) fn table_of(world: &mut World, blocks: &[(u64, u64, u32)]) {
+    let version = world.version;
+    let (size, key, kind, bytes, wide) = layout(version);
+    let slots = blocks.len().next_power_of_two() as u64;
+    let address = world.pool(0);
+    world.pointer_variable("PoolBigPageTable", address);
+    world.pointer_variable("PoolBigPageTableSize", slots);
+    world.write(address, &vec![0; (slots * size) as usize]);
+    for (slot, (block, length, pool_type)) in blocks.iter().enumerate() {
+        let at = address + slot as u64 * size;
+        world.put(at, *block, version.pointer);
+        world.write(at + key, b"Larg");
+        let pool_type = if version.build < 10240 { *pool_type } else { pool_type << 8 };
+        world.put(at + kind, pool_type.into(), 4);
+        world.put(at + bytes, *length, wide);
+    }
+}
+
 #[derive(Debug)]
 struct Table {
     world: World,
@@ -27,23 +62,8 @@ struct Table {
 impl Table {
     fn new(version: Version, slots: u64) -> Self {
         let mut world = World::new(version);
-        let (size, key, kind, bytes, wide) = layout(version);
-        let pointer = u64::from(version.pointer);
-        let mut fields =
-            vec![field("Va", 0, pointer), field("Key", key, 4), field("NumberOfBytes", bytes, wide.into())];
-        if version.build < 10240 {
-            fields.push(field("PoolType", kind, 4));
-        } else {
-            fields.extend([
-                bits("Pattern", kind, 0, 8),
-                bits("PoolType", kind, 8, 12),
-                bits("SlushSize", kind, 20, 12),
-            ]);
-        }
-        if version.build >= 20348 {
-            fields.push(field("ProcessBilled", 0x18, 8));
-        }
-        world.layout("_POOL_TRACKER_BIG_PAGES", size, &fields);
+        describe(&mut world);
+        let (size, ..) = layout(version);
         let address = world.pool(0);
         world.pointer_variable("PoolBigPageTable", address);
         world.pointer_variable("PoolBigPageTableSize", slots);

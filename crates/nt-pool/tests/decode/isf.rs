@@ -35,5 +35,8 @@ fn real_types_decode_what_the_facts_describe() {
         crate::big_pages::check_ordinary(version);
         crate::pool_log::check_ordinary(version);
         crate::verifier::check_ordinary(version);
+        if build >= 17763 {
+            crate::segment_heap::check_ordinary(version);
+        }
     }
 }

@@ -6,6 +6,7 @@ mod hostile;
 mod isf;
 mod pool_log;
 mod pool_page;
+mod segment_heap;
 mod special_page;
 mod support;
 mod tags;

@@ -1,0 +1,361 @@
+//! Where the pool of Windows Vista to 10 1803 lies, and which of its blocks wait in lists.
+//!
+//! | version | nonpaged | paged | special |
+//! |---|---|---|---|
+//! | Vista to 8.1, x64 | `MmNonPagedPoolStart`, `MiNonPagedPoolEnd` | to `MmPagedPoolEnd` | `MiSpecialPool` |
+//! | Vista to 8.1, x86 | `MiSystemVaType`: one byte per page directory entry | the same | the same |
+//! | 10 | `MiVisibleState`: `SystemVaRegions` | the same | the same |
+//!
+//! Of these ranges the resident pages are read; each holds a chain of headers from its start to its end.
+
+use std::ops::Range;
+
+use nt_memory::{Fault, PAGE_SIZE, read_sparse};
+
+use crate::kernel::{Variable, little_endian};
+use crate::lists::{note, slist_first};
+use crate::page_tables::PageTables;
+use crate::record::Record;
+use crate::segment_heap::Heaps;
+use crate::small_blocks::{Area, Content, Kinds};
+use crate::tags::processors;
+use crate::{Kernel, PoolError, PoolKind};
+
+/// Fixed places of x64 kernels that have no variable for them (facts 4.1: Rekall; facts/peer-facts 5.1).
+const PAGED_START_WINDOWS_7: u64 = 0xffff_f8a0_0000_0000;
+const NONPAGED_START_WINDOWS_8: u64 = 0xffff_e000_0000_0000;
+const PAGED_START_WINDOWS_8: u64 = 0xffff_c000_0000_0000;
+
+/// The first builds of Windows 8 and of Windows 10.
+const WINDOWS_8: u16 = 9200;
+const WINDOWS_10: u16 = 10240;
+
+/// No pool is larger than all memory that x64 kernels of these versions can have addresses for.
+const MAX_RANGE: u64 = 1 << 45;
+
+/// Processors and pool descriptors that are looked at.
+const MAX_PROCESSORS: u64 = 2048;
+const MAX_DESCRIPTORS: u64 = 0x110;
+
+/// One range of virtual memory that holds pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Region {
+    pub(crate) range: Range<u64>,
+    pub(crate) pool: PoolKind,
+    pub(crate) special: bool,
+}
+
+/// Looks for the resident pages of the wanted pools.
+pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError> {
+    let mut found = Heaps::default();
+    let tables = PageTables::new(kernel)?;
+    for region in regions(kernel, kinds, &mut found.notes)? {
+        let resident = tables.resident(region.range.clone())?;
+        found.notes.extend(resident.notes);
+        let content = if region.special { Content::SpecialPages } else { Content::Pages };
+        found.areas.extend(resident.runs.into_iter().map(|run| Area {
+            address: run.start,
+            length: run.end - run.start,
+            pool: region.pool,
+            content,
+        }));
+    }
+    found.areas.sort_by_key(|area| area.address);
+    if kinds.nonpaged || kinds.paged {
+        lookasides(kernel, &mut found)?;
+        pending(kernel, &mut found)?;
+    }
+    Ok(found)
+}
+
+/// The ranges of the wanted pools; a range that is not known is a note.
+pub(crate) fn regions(kernel: &Kernel<'_>, kinds: Kinds, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+    let mut regions = match kernel.pointer_size {
+        4 => by_directory_entry(kernel, notes)?,
+        _ if kernel.build >= WINDOWS_10 => by_region_table(kernel, notes)?,
+        _ => by_variables(kernel, notes)?,
+    };
+    regions.retain(|region| match region.special {
+        true => kinds.special,
+        false if region.pool.is_paged() => kinds.paged,
+        false => kinds.nonpaged,
+    });
+    Ok(regions)
+}
+
+/// The values of variables by their names; 0 for what is missing, unreadable or no kernel address.
+fn addresses<const N: usize>(kernel: &Kernel<'_>, names: [&str; N]) -> Result<[u64; N], Fault> {
+    let variables: Vec<(usize, Variable)> = names
+        .iter()
+        .enumerate()
+        .filter_map(|(index, name)| Some((index, kernel.pointer_variable(name).ok()?)))
+        .collect();
+    let asked: Vec<Variable> = variables.iter().map(|(_, variable)| *variable).collect();
+    let mut values = [0; N];
+    for ((index, _), value) in variables.iter().zip(kernel.gather(&asked)?) {
+        values[*index] = value.unwrap_or(0);
+    }
+    Ok(values)
+}
+
+/// Vista to 8.1 on x64.
+fn by_variables(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+    let [nonpaged, aligned, nonpaged_end, most, paged, paged_end, paged_size] = addresses(
+        kernel,
+        [
+            "MmNonPagedPoolStart",
+            "MiNonPagedPoolStartAligned",
+            "MiNonPagedPoolEnd",
+            "MmMaximumNonPagedPoolInBytes",
+            "MiPagedPoolStart",
+            "MmPagedPoolEnd",
+            "MmSizeOfPagedPoolInBytes",
+        ],
+    )?;
+    let windows_8 = kernel.build >= WINDOWS_8;
+    let kernel_address = |address: u64| Some(address).filter(|address| kernel.is_kernel_address(*address));
+    let mut regions = Vec::new();
+    let mut add = |start: Option<u64>, end: Option<u64>, pool: PoolKind, notes: &mut Vec<String>| {
+        let start = start.map(|start| start & !(PAGE_SIZE - 1));
+        // Some variables hold the last byte's address.
+        let end = end.map(|end| end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(!(PAGE_SIZE - 1)));
+        match (start, end) {
+            (Some(start), Some(end)) if start < end && end - start <= MAX_RANGE => {
+                regions.push(Region { range: start..end, pool, special: false });
+            }
+            _ => {
+                let pool = pool.to_string().to_lowercase();
+                notes.push(format!("the kernel's variables do not say where {pool} lies; it was not searched"));
+            }
+        }
+    };
+    let start = kernel_address(nonpaged).into_iter().chain(kernel_address(aligned)).min();
+    let start = start.or(windows_8.then_some(NONPAGED_START_WINDOWS_8));
+    let end = kernel_address(nonpaged_end).or_else(|| start?.checked_add(most).filter(|_| most > 0));
+    add(start, end, PoolKind::NonPaged, notes);
+    let fixed = if windows_8 { PAGED_START_WINDOWS_8 } else { PAGED_START_WINDOWS_7 };
+    let start = kernel_address(paged).unwrap_or(fixed);
+    let end = kernel_address(paged_end).or_else(|| start.checked_add(paged_size).filter(|_| paged_size > 0));
+    add(Some(start), end, PoolKind::Paged, notes);
+    regions.extend(special_by_bitmap(kernel)?);
+    Ok(regions)
+}
+
+/// Vista's and Windows 7's `MiSpecialPool`: the first page table entry, and a bit per page directory entry.
+fn special_by_bitmap(kernel: &Kernel<'_>) -> Result<Option<Region>, PoolError> {
+    const BITS: &str = "SpecialPoolPdes.SizeOfBitMap";
+    let (Some(address), Ok(record)) = (kernel.find_symbol("MiSpecialPool"), Record::new(kernel, "_MI_SPECIAL_POOL"))
+    else {
+        return Ok(None);
+    };
+    let (Some(base), Some(bits)) = (record.find("PteBase"), record.find(BITS)) else { return Ok(None) };
+    let member = |member: crate::record::Member| Variable {
+        address: kernel.wrap(address.wrapping_add(member.offset as u64)),
+        size: member.size as u8,
+    };
+    let mut values = kernel.gather(&[member(base), member(bits)])?.into_iter().map(|value| value.unwrap_or(0));
+    let (pte, bits) = (values.next().unwrap_or(0), values.next().unwrap_or(0));
+    let Some(start) = PageTables::new(kernel)?.mapped_by(pte) else { return Ok(None) };
+    let length = bits.saturating_mul(2 << 20).min(MAX_RANGE);
+    let end = start.checked_add(length).filter(|end| *end > start);
+    // The pool of a block is in its own header.
+    Ok(end.map(|end| Region { range: start..end, pool: PoolKind::NonPaged, special: true }))
+}
+
+/// `_MI_VISIBLE_STATE.SystemVaRegions`, 10 1607 and later.
+fn by_region_table(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+    const ENUM: &str = "_MI_ASSIGNED_REGION_TYPES";
+    let state = kernel.layout("_MI_VISIBLE_STATE")?;
+    let assignment = Record::new(kernel, "_MI_SYSTEM_VA_ASSIGNMENT")?;
+    let (base, bytes) = (assignment.member("BaseAddress")?, assignment.member("NumberOfBytes")?);
+    let table = state.field("SystemVaRegions").and_then(|field| Some((field.offset, field.array?.0)));
+    let Some((offset, count)) = table.filter(|(_, count)| *count <= 64) else {
+        notes.push("this version's table of regions is not known; small blocks were not searched".into());
+        return Ok(Vec::new());
+    };
+    let pointer = kernel.gather(&[kernel.pointer_variable("MiVisibleState")?])?.remove(0)?;
+    let address = kernel.wrap(pointer.wrapping_add(offset));
+    let table = read_sparse(kernel.memory, address, count as usize * assignment.size)?;
+    let mut regions = Vec::new();
+    for (name, pool, special) in [
+        ("AssignedRegionNonPagedPool", PoolKind::NonPaged, false),
+        ("AssignedRegionPagedPool", PoolKind::Paged, false),
+        ("AssignedRegionSpecialPool", PoolKind::NonPaged, true),
+        ("AssignedRegionSpecialPoolNonPaged", PoolKind::NonPaged, true),
+        ("AssignedRegionSpecialPoolPaged", PoolKind::Paged, true),
+    ] {
+        let index = kernel.symbols.enum_value(ENUM, name).and_then(|index| usize::try_from(index).ok());
+        let Some(index) = index.filter(|index| *index < count as usize) else {
+            if !special {
+                notes.push(format!("the symbols of nt do not say which region is {name}; it was not searched"));
+            }
+            continue;
+        };
+        let Some(region) = table.get(index * assignment.size, assignment.size) else {
+            notes.push(format!("nt!MiVisibleState's entry of {name} is unreadable; it was not searched"));
+            continue;
+        };
+        let (start, length) = (base.get(region) & !(PAGE_SIZE - 1), bytes.get(region) & !(PAGE_SIZE - 1));
+        if length == 0 && special {
+            continue;
+        }
+        if !kernel.is_kernel_range(start, length) || length > MAX_RANGE {
+            notes.push(format!(
+                "nt!MiVisibleState gives {name} {length:#x} bytes at {start:016x}, which cannot be; it was not searched"
+            ));
+            continue;
+        }
+        regions.push(Region { range: start..start.wrapping_add(length), pool, special });
+    }
+    Ok(regions)
+}
+
+/// x86: the type of each page directory entry's range.
+fn by_directory_entry(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+    const ENUM: &str = "_MI_SYSTEM_VA_TYPE";
+    let pae = Record::new(kernel, "_MMPTE_HARDWARE").is_ok_and(|entry| entry.size == 8);
+    let reach: u64 = if pae { 2 << 20 } else { 4 << 20 };
+    let [start] = addresses(kernel, ["MmSystemRangeStart"])?;
+    let start = if kernel.is_kernel_address(start) { start } else { 0x8000_0000 };
+    let count = ((1u64 << 32) - start) / reach;
+    let types = match kernel.find_symbol("MiSystemVaType") {
+        Some(address) => Some(address),
+        None => {
+            let field = kernel.layout("_MI_VISIBLE_STATE").ok();
+            let offset = field.and_then(|state| state.field("SystemVaType").map(|field| field.offset));
+            match (offset, kernel.pointer_variable("MiVisibleState")) {
+                (Some(offset), Ok(variable)) => {
+                    let state = kernel.gather(&[variable])?.remove(0)?;
+                    Some(kernel.wrap(state.wrapping_add(offset)))
+                }
+                _ => None,
+            }
+        }
+    };
+    let Some(types) = types else {
+        notes.push("the symbols of nt have no MiSystemVaType; small blocks were not searched".into());
+        return Ok(Vec::new());
+    };
+    let bytes = read_sparse(kernel.memory, types, count as usize)?;
+    if !bytes.is_complete() {
+        notes.push("a part of nt!MiSystemVaType is unreadable; what lies there was not searched".into());
+    }
+    let value = |name: &str, known: u8| {
+        kernel.symbols.enum_value(ENUM, name).and_then(|value| u8::try_from(value).ok()).unwrap_or(known)
+    };
+    let kinds = [
+        (value("MiVaNonPagedPool", 5), PoolKind::NonPaged, false),
+        (value("MiVaPagedPool", 6), PoolKind::Paged, false),
+        (value("MiVaSpecialPoolNonPaged", 13), PoolKind::NonPaged, true),
+        (value("MiVaSpecialPoolPaged", 7), PoolKind::Paged, true),
+    ];
+    let mut regions: Vec<Region> = Vec::new();
+    for (index, kind) in bytes.bytes.iter().enumerate() {
+        let Some(&(_, pool, special)) = kinds.iter().find(|(value, ..)| value == kind) else { continue };
+        let from = start + index as u64 * reach;
+        match regions.last_mut() {
+            Some(last) if last.range.end == from && last.pool == pool && last.special == special => {
+                last.range.end = from + reach;
+            }
+            _ => regions.push(Region { range: from..from + reach, pool, special }),
+        }
+    }
+    Ok(regions)
+}
+
+/// The pool's own lookaside lists: each processor's, and those that all share.
+fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
+    const LISTS: [&str; 3] = ["PPNPagedLookasideList", "PPPagedLookasideList", "PPNxPagedLookasideList"];
+    let Ok(block) = kernel.symbol("KiProcessorBlock") else {
+        found.notes.push("the symbols of nt have no KiProcessorBlock; blocks in lookaside lists look allocated".into());
+        return Ok(());
+    };
+    let Ok(prcb) = kernel.layout("_KPRCB") else {
+        found.notes.push("the symbols of nt have no type _KPRCB; blocks in lookaside lists look allocated".into());
+        return Ok(());
+    };
+    let arrays: Vec<_> = LISTS
+        .iter()
+        .filter_map(|name| prcb.field(name))
+        .filter_map(|field| Some((field.offset, field.array?)))
+        .filter(|(_, (count, element))| *count <= 64 && (16..=0x100).contains(element))
+        .collect();
+    let start = arrays.iter().map(|(offset, _)| *offset).min();
+    let end = arrays.iter().map(|(offset, (count, element))| offset + count * element).max();
+    let (Some(start), Some(end)) = (start, end) else { return Ok(()) };
+    if end - start > 0x1_0000 {
+        return Ok(());
+    }
+    let width = u64::from(kernel.pointer_size);
+    let count = processors(kernel)?.unwrap_or(1).min(MAX_PROCESSORS);
+    let pointers = read_sparse(kernel.memory, block, (count * width) as usize)?;
+    for pointer in pointers.bytes.chunks_exact(width as usize).map(little_endian).filter(|pointer| *pointer != 0) {
+        let address = kernel.wrap(pointer.wrapping_add(start));
+        if !kernel.is_kernel_range(address, end - start) {
+            found.notes.push(format!("nt!KiProcessorBlock leads to {pointer:016x}, which is no kernel address"));
+            continue;
+        }
+        let bytes = read_sparse(kernel.memory, address, (end - start) as usize)?;
+        if !bytes.is_complete() {
+            found.notes.push(format!(
+                "lookaside lists of the processor at {pointer:016x} are unreadable; their blocks look allocated"
+            ));
+        }
+        for (offset, (count, element)) in &arrays {
+            for index in 0..*count {
+                let offset = (offset - start + index * element) as usize;
+                found.resting.extend(slist_first(kernel, &bytes.bytes, offset).filter(|first| *first != 0));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `_POOL_DESCRIPTOR.PendingFrees`: blocks freed together later still look allocated.
+fn pending(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
+    let descriptor = match Record::large(kernel, "_POOL_DESCRIPTOR") {
+        Ok(descriptor) => descriptor,
+        Err(error) => return Ok(note(&mut found.notes, "blocks on deferred-free lists look allocated", error)?),
+    };
+    let Ok(place) = descriptor.place("PendingFrees") else { return Ok(()) };
+    let [nonpaged_pools, paged_pools] = counts(kernel, ["ExpNumberOfNonPagedPools", "ExpNumberOfPagedPools"])?;
+    let mut descriptors: Vec<u64> = kernel.find_symbol("NonPagedPoolDescriptor").into_iter().collect();
+    let width = u64::from(kernel.pointer_size);
+    // The first of the paged descriptors is for the pool as a whole.
+    for (name, count) in [
+        ("PoolVector", 2),
+        ("ExpNonPagedPoolDescriptor", nonpaged_pools),
+        ("ExpPagedPoolDescriptor", paged_pools.saturating_add(1)),
+    ] {
+        let Some(address) = kernel.find_symbol(name) else { continue };
+        let count = count.min(MAX_DESCRIPTORS).min(kernel.room(name).map_or(count, |room| room / width));
+        let pointers = read_sparse(kernel.memory, address, (count * width) as usize)?;
+        descriptors.extend(pointers.bytes.chunks_exact(width as usize).map(little_endian));
+    }
+    descriptors.retain(|address| kernel.is_kernel_address(*address));
+    descriptors.sort_unstable();
+    descriptors.dedup();
+    let heads: Vec<Variable> = descriptors
+        .iter()
+        .map(|address| Variable { address: kernel.wrap(address.wrapping_add(place as u64)), size: kernel.pointer_size })
+        .collect();
+    for (descriptor, first) in descriptors.iter().zip(kernel.gather(&heads)?) {
+        match first {
+            Ok(0) => {}
+            Ok(first) => found.resting.push(first),
+            Err(_) => found.notes.push(format!(
+                "the pool descriptor at {descriptor:016x} is unreadable; blocks on its deferred-free list look allocated"
+            )),
+        }
+    }
+    Ok(())
+}
+
+fn counts<const N: usize>(kernel: &Kernel<'_>, names: [&str; N]) -> Result<[u64; N], Fault> {
+    let mut values = [0; N];
+    for (value, name) in values.iter_mut().zip(names) {
+        let Ok(variable) = kernel.u32_variable(name) else { continue };
+        *value = kernel.gather(&[variable])?.remove(0).unwrap_or(0);
+    }
+    Ok(values)
+}

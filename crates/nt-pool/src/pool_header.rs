@@ -1,0 +1,131 @@
+//! `_POOL_HEADER`, and chains of them; `pool_page` draws the layout.
+
+use crate::record::{Member, Record};
+use crate::{Kernel, PoolError, Tag};
+
+/// A header's fields; sizes in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
+    pub(crate) previous_size: u64,
+    /// With the header.
+    pub(crate) block_size: u64,
+    pub(crate) pool_type: u8,
+    /// With the protected bit.
+    pub(crate) key: u32,
+}
+
+impl Header {
+    pub(crate) fn tag(&self) -> (Tag, bool) {
+        Tag::from_key(self.key)
+    }
+}
+
+/// Where the fields lie in this kernel's headers.
+pub(crate) struct Headers {
+    /// A header's size, in which sizes are counted.
+    pub(crate) unit: u64,
+    previous_size: Member,
+    block_size: Member,
+    pool_type: Member,
+    pool_index: Option<Member>,
+    tag: Member,
+    process_billed: Option<Member>,
+}
+
+/// Why a chain of headers ends before its page does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Break {
+    NoRoom,
+    PreviousSize { given: u64, before: u64 },
+    BlockSize(u64),
+}
+
+impl Break {
+    pub(crate) fn describe(self, at: u64) -> String {
+        match self {
+            Break::NoRoom => format!("the block before {at:016x} leaves no room for a header"),
+            Break::PreviousSize { given, before } => {
+                format!("the header at {at:016x} gives {given:#x} bytes to the block before it, which has {before:#x}")
+            }
+            Break::BlockSize(size) => format!("the header at {at:016x} gives its block {size:#x} bytes"),
+        }
+    }
+}
+
+impl Headers {
+    pub(crate) fn new(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
+        let header = Record::new(kernel, "_POOL_HEADER")?;
+        Ok(Headers {
+            unit: header.size as u64,
+            previous_size: header.member("PreviousSize")?,
+            block_size: header.member("BlockSize")?,
+            pool_type: header.member("PoolType")?,
+            pool_index: header.find("PoolIndex"),
+            tag: header.member("PoolTag")?,
+            process_billed: header.find("ProcessBilled"),
+        })
+    }
+
+    /// The header in the first bytes; there are at least `unit` of them.
+    pub(crate) fn get(&self, bytes: &[u8]) -> Header {
+        Header {
+            previous_size: self.previous_size.get(bytes) * self.unit,
+            block_size: self.block_size.get(bytes) * self.unit,
+            pool_type: self.pool_type.get(bytes) as u8,
+            key: self.tag.get(bytes) as u32,
+        }
+    }
+
+    /// The header at `offset`, if all of it is there.
+    pub(crate) fn at(&self, bytes: &[u8], offset: u64) -> Option<Header> {
+        let start = usize::try_from(offset).ok()?;
+        let end = start.checked_add(self.unit as usize)?;
+        bytes.get(start..end).map(|bytes| self.get(bytes))
+    }
+
+    pub(crate) fn pool_index(&self, bytes: &[u8]) -> u8 {
+        self.pool_index.map_or(0, |member| member.get(bytes) as u8)
+    }
+
+    /// What a 64-bit header stores of the process that pays; 32-bit headers have no room for it.
+    pub(crate) fn process_billed(&self, bytes: &[u8]) -> Option<u64> {
+        self.process_billed.map(|member| member.get(bytes))
+    }
+
+    /// The headers of a page of the classic pool, with their offsets, up to its end or to where the chain breaks.
+    pub(crate) fn chain<'p>(&'p self, page: &'p [u8]) -> Chain<'p> {
+        Chain { headers: self, page, offset: 0, before: 0 }
+    }
+}
+
+pub(crate) struct Chain<'p> {
+    headers: &'p Headers,
+    page: &'p [u8],
+    offset: u64,
+    before: u64,
+}
+
+impl Iterator for Chain<'_> {
+    type Item = (u64, Result<Header, Break>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let end = self.page.len() as u64;
+        if self.offset >= end {
+            return None;
+        }
+        let at = self.offset;
+        // A chain that is broken has no next header.
+        self.offset = end;
+        let Some(header) = self.headers.at(self.page, at) else { return Some((at, Err(Break::NoRoom))) };
+        let Header { previous_size, block_size, .. } = header;
+        if previous_size != self.before {
+            return Some((at, Err(Break::PreviousSize { given: previous_size, before: self.before })));
+        }
+        if block_size == 0 || block_size > end - at {
+            return Some((at, Err(Break::BlockSize(block_size))));
+        }
+        self.before = block_size;
+        self.offset = at + block_size;
+        Some((at, Ok(header)))
+    }
+}

@@ -1,0 +1,405 @@
+//! The pool of Windows 10 1903 and later (and of 1809 when it is switched on): segment heaps.
+//!
+//! ```text
+//! nt!ExPoolState  _EX_POOL_HEAP_MANAGER_STATE
+//!   PoolNode[node].Heaps[0 nonpaged, 1 nonpaged NX, 2 and 3 paged], SpecialHeaps[]  -> _SEGMENT_HEAP
+//!     SegContexts[2] (1 MB and 16 MB segments)  SegmentListHead -> _HEAP_PAGE_SEGMENT ...
+//!       DescArray[256]: which runs of pages are VS subsegments, LFH subsegments, or one allocation each
+//! ```
+//!
+//! One read per segment says where its blocks are; nothing else of it needs to be looked at to know that.
+
+use std::collections::HashSet;
+
+use nt_memory::{Fault, read_sparse};
+
+use crate::kernel::{Variable, little_endian};
+use crate::lists::{follow, note, pointer_at, slist_first};
+use crate::record::{Member, Record};
+use crate::small_blocks::{Area, Content, Kinds};
+use crate::{Kernel, PoolError, PoolKind};
+
+/// `_SEGMENT_HEAP.Signature` (facts: MemProcFS; every build so far).
+const HEAP_SIGNATURE: u64 = 0xddee_ddee;
+
+/// `_HEAP_PAGE_RANGE_DESCRIPTOR.TreeSignature` of a run of pages in use.
+const TREE_SIGNATURE: u64 = 0xccdd_ccdd;
+
+/// A page segment's signature is its context's address, hidden by its own, the heap key and this, until 26100 (facts:
+/// MemProcFS).
+const SEGMENT_SIGNATURE: u64 = 0xa2e6_4ead_a2e6_4ead;
+const NO_SEGMENT_SIGNATURE: u16 = 26100;
+
+/// `RangeFlags` of a run's first page. On 32-bit Windows the upper three bits are something else.
+const RANGE: u64 = 0x3;
+const LFH: u64 = 0xb;
+const VS: u64 = 0xf;
+
+/// More pool nodes than any kernel's table has; a symbol file that says so is damaged.
+const MAX_NODES: u64 = 256;
+const MAX_DESCRIPTORS: u64 = 256;
+
+/// The first build whose pool can be a segment heap, and the first that has no other.
+const FIRST: u16 = 17763;
+const ONLY: u16 = 18362;
+
+/// Whether this kernel's pool is a segment heap.
+pub fn is_segment_heap(kernel: &Kernel<'_>) -> Result<bool, PoolError> {
+    match kernel.build {
+        ..FIRST => Ok(false),
+        FIRST..ONLY => {
+            let Some(address) = kernel.find_symbol("ExpHeapBackedPoolEnabledState") else { return Ok(true) };
+            Ok(kernel.gather(&[Variable { address, size: 4 }])?.remove(0)? != 0)
+        }
+        _ => Ok(true),
+    }
+}
+
+/// What hides the heaps' own data.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Keys {
+    pub(crate) heap: Option<u64>,
+    pub(crate) lfh: Option<u64>,
+}
+
+/// One heap that the pool is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heap {
+    pub(crate) address: u64,
+    pub(crate) pool: PoolKind,
+    pub(crate) special: bool,
+}
+
+/// What is known of the heaps before a block is looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Heaps {
+    pub(crate) keys: Keys,
+    pub(crate) areas: Vec<Area>,
+    /// Where freed blocks wait to be handed out again: the first elements of lists.
+    pub(crate) resting: Vec<u64>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Reads the roots, the heaps and every segment's descriptors.
+pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError> {
+    let mut found = Heaps { keys: keys(kernel)?, ..Heaps::default() };
+    if found.keys.heap.is_none() || found.keys.lfh.is_none() {
+        found.notes.push(
+            "the heap's keys (nt!RtlpHpHeapGlobals) could not be read; blocks in VS and LFH subsegments are missing"
+                .into(),
+        );
+    }
+    let reader = Reader::new(kernel, found.keys)?;
+    for heap in heaps(kernel, kinds, &mut found)? {
+        reader.heap(heap, &mut found)?;
+    }
+    found.areas.sort_by_key(|area| area.address);
+    found.areas.dedup_by_key(|area| area.address);
+    Ok(found)
+}
+
+fn keys(kernel: &Kernel<'_>) -> Result<Keys, PoolError> {
+    let globals = Record::new(kernel, "_RTLP_HP_HEAP_GLOBALS")?;
+    let (heap, lfh) = (globals.member("HeapKey")?, globals.member("LfhKey")?);
+    let address = match kernel.find_symbol("RtlpHpHeapGlobals") {
+        Some(address) => address,
+        // The heap manager's first member leads there.
+        None => match kernel.gather(&[kernel.pointer_variable("ExPoolState")?])?.remove(0) {
+            Ok(address) if kernel.is_kernel_address(address) => address,
+            _ => return Ok(Keys::default()),
+        },
+    };
+    let key = |member: Member| Variable {
+        address: kernel.wrap(address.wrapping_add(member.offset as u64)),
+        size: member.size as u8,
+    };
+    let mut values = kernel.gather(&[key(heap), key(lfh)])?.into_iter().map(Result::ok);
+    let mut next = || values.next().flatten();
+    Ok(Keys { heap: next(), lfh: next() })
+}
+
+/// Where an array lies in a structure that is too large to be read at once.
+struct Array {
+    offset: u64,
+    count: u64,
+    element: u64,
+}
+
+fn array(kernel: &Kernel<'_>, type_name: &str, member: &str) -> Result<Array, PoolError> {
+    let layout = kernel.layout(type_name)?;
+    let missing = || PoolError::NoField { type_name: type_name.into(), member: member.into() };
+    let field = layout.field(member).ok_or_else(missing)?;
+    let (count, element) = field.array.ok_or_else(missing)?;
+    let inside = count.checked_mul(element).and_then(|size| size.checked_add(field.offset));
+    if inside.is_none_or(|end| end > layout.size) || element == 0 {
+        return Err(missing());
+    }
+    Ok(Array { offset: field.offset, count: count.min(MAX_NODES), element })
+}
+
+/// The heaps of the wanted kinds, each once; reads the roots.
+fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Heap>, PoolError> {
+    const STATE: &str = "_EX_POOL_HEAP_MANAGER_STATE";
+    let state = kernel.symbol("ExPoolState")?;
+    let at = |offset: u64| kernel.wrap(state.wrapping_add(offset));
+    let nodes = array(kernel, STATE, "PoolNode")?;
+    let special = array(kernel, STATE, "SpecialHeaps")?;
+    let node = Record::large(kernel, "_EX_HEAP_POOL_NODE")?;
+    let heaps = node.member("Heaps")?;
+    let layout = kernel.layout(STATE)?;
+    let count = layout.field("NumberOfPools").map(|field| Variable { address: at(field.offset), size: 4 });
+    let nodes_used = match count {
+        Some(count) => match kernel.gather(&[count])?.remove(0) {
+            Ok(count) if (1..=nodes.count).contains(&count) => count,
+            count => {
+                let count = count.map_or("cannot be read".into(), |count| format!("is {count:#x}"));
+                found.notes.push(format!(
+                    "nt!ExPoolState.NumberOfPools {count}; all {} nodes were looked at instead",
+                    nodes.count
+                ));
+                nodes.count
+            }
+        },
+        None => nodes.count,
+    };
+    let mut seen = HashSet::new();
+    let mut list = Vec::new();
+    let mut add = |address: u64, index: usize, special: bool, notes: &mut Vec<String>| {
+        let (pool, wanted) = match index {
+            0 => (PoolKind::NonPaged, kinds.nonpaged),
+            1 => (PoolKind::NonPagedNx, kinds.nonpaged),
+            _ => (PoolKind::Paged, kinds.paged),
+        };
+        let wanted = if special { kinds.special } else { wanted };
+        if address == 0 || !wanted {
+            return;
+        }
+        if !kernel.is_kernel_address(address) {
+            notes.push(format!("nt!ExPoolState leads to a heap at {address:016x}, which is no kernel address"));
+        } else if seen.insert(address) {
+            list.push(Heap { address, pool, special });
+        }
+    };
+    if kinds.nonpaged || kinds.paged {
+        for index in 0..nodes_used {
+            let address = at(nodes.offset + index * nodes.element);
+            let bytes = read_sparse(kernel.memory, address, node.size)?;
+            let Some(pointers) = bytes.get(heaps.offset, heaps.count * heaps.size) else {
+                found.notes.push(format!("pool node {index} at {address:016x} is unreadable; its heaps are missing"));
+                continue;
+            };
+            for (kind, pointer) in pointers.chunks_exact(heaps.size).enumerate() {
+                add(kernel.wrap(little_endian(pointer)), kind, false, &mut found.notes);
+            }
+            if bytes.is_complete() {
+                lookasides(kernel, &bytes.bytes, &mut found.resting)?;
+            } else {
+                found.notes.push(format!(
+                    "the lookaside lists of pool node {index} are unreadable; freed blocks may look allocated"
+                ));
+            }
+        }
+    }
+    if kinds.special {
+        let width = u64::from(kernel.pointer_size);
+        let variables: Vec<Variable> = (0..special.count)
+            .map(|index| Variable { address: at(special.offset + index * width), size: kernel.pointer_size })
+            .collect();
+        for (index, pointer) in kernel.gather(&variables)?.into_iter().enumerate() {
+            match pointer {
+                Ok(pointer) => add(kernel.wrap(pointer), index, true, &mut found.notes),
+                Err(error) => note(&mut found.notes, "special heaps", error)?,
+            }
+        }
+    }
+    Ok(list)
+}
+
+/// `_EX_HEAP_POOL_NODE.Lookasides`: blocks freed to one keep their chunk's allocated mark.
+fn lookasides(kernel: &Kernel<'_>, bytes: &[u8], firsts: &mut Vec<u64>) -> Result<(), PoolError> {
+    let lookasides = array(kernel, "_EX_HEAP_POOL_NODE", "Lookasides")?;
+    let buckets = array(kernel, "_RTL_DYNAMIC_LOOKASIDE", "Buckets")?;
+    for lookaside in 0..lookasides.count {
+        for bucket in 0..buckets.count {
+            let offset = lookasides.offset + lookaside * lookasides.element + buckets.offset + bucket * buckets.element;
+            // The list's head is a bucket's first member.
+            let first = usize::try_from(offset).ok().and_then(|offset| slist_first(kernel, bytes, offset));
+            firsts.extend(first.filter(|first| *first != 0));
+        }
+    }
+    Ok(())
+}
+
+/// What is needed of the heaps' types.
+struct Reader<'k> {
+    kernel: &'k Kernel<'k>,
+    keys: Keys,
+    heap: Record<'k>,
+    heap_signature: Member,
+    contexts: Array,
+    delay_free: Option<usize>,
+    context: Record<'k>,
+    unit_shift: Member,
+    first_descriptor: Member,
+    list_head: usize,
+    segment_size: usize,
+    segment_signature: Variable,
+    descriptors: Array,
+    tree_signature: Member,
+    range_flags: Member,
+    unit_size: Member,
+}
+
+impl<'k> Reader<'k> {
+    fn new(kernel: &'k Kernel<'k>, keys: Keys) -> Result<Self, PoolError> {
+        let heap = Record::new(kernel, "_SEGMENT_HEAP")?;
+        let context = Record::new(kernel, "_HEAP_SEG_CONTEXT")?;
+        let segment = Record::large(kernel, "_HEAP_PAGE_SEGMENT")?;
+        let descriptor = Record::new(kernel, "_HEAP_PAGE_RANGE_DESCRIPTOR")?;
+        let descriptors = array(kernel, "_HEAP_PAGE_SEGMENT", "DescArray")?;
+        let signature = segment.member("Signature")?;
+        let delay_free = Record::new(kernel, "_HEAP_VS_CONTEXT")
+            .and_then(|context| Ok(heap.place("VsContext")? + context.place("DelayFreeContext")?));
+        Ok(Reader {
+            kernel,
+            keys,
+            heap_signature: heap.member("Signature")?,
+            contexts: array(kernel, "_SEGMENT_HEAP", "SegContexts")?,
+            delay_free: delay_free.ok(),
+            heap,
+            unit_shift: context.member("UnitShift")?,
+            first_descriptor: context.member("FirstDescriptorIndex")?,
+            list_head: context.place("SegmentListHead")?,
+            context,
+            segment_size: segment.size,
+            segment_signature: Variable { address: signature.offset as u64, size: signature.size as u8 },
+            descriptors,
+            tree_signature: descriptor.member("TreeSignature")?,
+            range_flags: descriptor.member("RangeFlags")?,
+            unit_size: descriptor.member("UnitSize")?,
+        })
+    }
+
+    fn heap(&self, heap: Heap, found: &mut Heaps) -> Result<(), Fault> {
+        let what = format!("the heap at {:016x}", heap.address);
+        let bytes = match self.heap.read(heap.address) {
+            Ok(bytes) => bytes,
+            Err(error) => return note(&mut found.notes, &format!("{what} is missing"), error),
+        };
+        let signature = self.heap_signature.get(&bytes);
+        if signature != HEAP_SIGNATURE {
+            found
+                .notes
+                .push(format!("{what} has the signature {signature:#x}, not {HEAP_SIGNATURE:#x}; it is missing"));
+            return Ok(());
+        }
+        if let Some(offset) = self.delay_free {
+            found.resting.extend(slist_first(self.kernel, &bytes, offset).filter(|first| *first != 0));
+        }
+        for index in 0..self.contexts.count {
+            let offset = self.contexts.offset + index * self.contexts.element;
+            let end = offset as usize + self.context.size;
+            let Some(context) = bytes.get(offset as usize..end) else { continue };
+            self.context(heap, self.kernel.wrap(heap.address.wrapping_add(offset)), context, found)?;
+        }
+        Ok(())
+    }
+
+    /// The segments of one size.
+    fn context(&self, heap: Heap, address: u64, context: &[u8], found: &mut Heaps) -> Result<(), Fault> {
+        let width = usize::from(self.kernel.pointer_size);
+        let head = self.kernel.wrap(address.wrapping_add(self.list_head as u64));
+        let first = context.get(self.list_head..self.list_head + width).map_or(0, little_endian);
+        if first == 0 || first == head {
+            return Ok(());
+        }
+        let unit_shift = self.unit_shift.get(context);
+        if !(12..=24).contains(&unit_shift) {
+            found.notes.push(format!(
+                "the segments of {address:016x} have pages of 2^{unit_shift} bytes, which cannot be; they are missing"
+            ));
+            return Ok(());
+        }
+        let first_descriptor = self.first_descriptor.get(context);
+        let what = format!("segments of {address:016x}");
+        let Heaps { areas, notes, .. } = found;
+        follow(self.kernel, &what, first, head, notes, &mut |segment, notes| {
+            let bytes = read_sparse(self.kernel.memory, segment, self.segment_size)?;
+            let Some(next) = bytes.get(0, width).map(little_endian) else {
+                return Err(PoolError::Unlikely(format!("the segment at {segment:016x} is unreadable")));
+            };
+            let signature = self.segment_signature;
+            let signature = bytes.get(signature.address as usize, signature.size.into()).map_or(0, little_endian);
+            if self.keys.heap.is_some_and(|key| !self.is_of(segment, signature, key, address)) {
+                notes.push(format!(
+                    "the segment at {segment:016x} does not have the signature of its heap; its blocks are missing"
+                ));
+                return Ok(next);
+            }
+            let mut descriptor = first_descriptor;
+            let mut damaged = 0;
+            while descriptor < self.descriptors.count.min(MAX_DESCRIPTORS) {
+                let offset = self.descriptors.offset + descriptor * self.descriptors.element;
+                let Some(record) = bytes.get(offset as usize, self.descriptors.element as usize) else {
+                    damaged += 1;
+                    descriptor += 1;
+                    continue;
+                };
+                let flags = self.flags(record);
+                let units = self.unit_size.get(record);
+                let content = match flags {
+                    RANGE if heap.special => Content::SpecialRange,
+                    RANGE => Content::Range,
+                    LFH => Content::Lfh,
+                    VS => Content::Vs,
+                    _ => {
+                        descriptor += 1;
+                        continue;
+                    }
+                };
+                let fits = units > 0 && descriptor + units <= self.descriptors.count;
+                if !fits || self.tree_signature.get(record) != TREE_SIGNATURE {
+                    damaged += 1;
+                    descriptor += 1;
+                    continue;
+                }
+                areas.push(Area {
+                    address: self.kernel.wrap(segment.wrapping_add(descriptor << unit_shift)),
+                    length: units << unit_shift,
+                    pool: heap.pool,
+                    content,
+                });
+                descriptor += units;
+            }
+            if damaged > 0 {
+                notes.push(format!(
+                    "{damaged} descriptors of the segment at {segment:016x} are damaged or unreadable; the pages that \
+                     they describe are missing"
+                ));
+            }
+            Ok(next)
+        })
+    }
+
+    fn flags(&self, descriptor: &[u8]) -> u64 {
+        let flags = self.range_flags.get(descriptor);
+        if self.kernel.pointer_size == 4 { flags & 0x1f } else { flags }
+    }
+
+    fn is_of(&self, segment: u64, signature: u64, key: u64, context: u64) -> bool {
+        let hidden = if self.kernel.build >= NO_SEGMENT_SIGNATURE { 0 } else { SEGMENT_SIGNATURE };
+        self.kernel.wrap(signature ^ segment ^ key ^ hidden) == context
+    }
+}
+
+/// Every block that waits in a list, by its element's address: of the block, of its pool header or of its chunk.
+pub(crate) fn resting(kernel: &Kernel<'_>, firsts: &[u64], notes: &mut Vec<String>) -> Result<HashSet<u64>, Fault> {
+    let mut blocks = HashSet::new();
+    for &first in firsts {
+        follow(kernel, "a list of freed blocks", kernel.wrap(first), 0, notes, &mut |at, _| {
+            blocks.insert(at);
+            Ok(kernel.wrap(pointer_at(kernel, at)?))
+        })?;
+    }
+    Ok(blocks)
+}

@@ -1,0 +1,537 @@
+//! Blocks smaller than a page, wherever this version of Windows keeps them, and the blocks of special pool.
+//!
+//! [`Plan::read`] learns from page tables or from the heap's own books where blocks can be, which is cheap and says what
+//! the rest will cost; [`Plan::find`] reads that and decodes it. `allocated` and `free` are what the pool's books say. A
+//! block that its owner has freed and that waits in one of the pool's own lists (lookaside, deferred free) is told
+//! apart from both: [`BlockState::Cached`].
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use nt_memory::{Fault, PAGE_SIZE, Sparse, read_sparse};
+
+use crate::big_pages::{self, BigPage};
+use crate::classic_pool;
+use crate::lfh_subsegment::LfhFormat;
+use crate::lists::note;
+use crate::pool_header::{Header, Headers};
+use crate::segment_heap::{self, Heaps, Keys};
+use crate::vs_subsegment::VsFormat;
+use crate::{Kernel, PoolError, PoolKind, Tag, special_page};
+
+/// One block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SmallBlock {
+    /// Where the pool header lies.
+    pub header: u64,
+    /// What the allocation call returned.
+    pub address: u64,
+    /// What the caller may use.
+    pub size: u64,
+    /// With the header.
+    pub block_size: u64,
+    /// A free block keeps its last owner's.
+    pub tag: Tag,
+    pub protected: bool,
+    pub pool: PoolKind,
+    pub state: BlockState,
+    pub kind: BlockKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockState {
+    Allocated,
+    Free,
+    /// Freed by its owner and kept for the next allocation of its size; the pool's pages still call it allocated.
+    Cached,
+}
+
+/// What holds a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockKind {
+    /// A page of the classic pool.
+    Page,
+    /// A VS subsegment of a segment heap.
+    Vs,
+    /// An LFH subsegment of a segment heap.
+    Lfh,
+    /// A page of special pool.
+    Special,
+}
+
+/// Which pools are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kinds {
+    pub nonpaged: bool,
+    pub paged: bool,
+    pub special: bool,
+}
+
+impl Kinds {
+    pub const ALL: Kinds = Kinds { nonpaged: true, paged: true, special: true };
+    pub const NONE: Kinds = Kinds { nonpaged: false, paged: false, special: false };
+}
+
+/// Where a walk ends at the latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of pool that are read.
+    pub bytes: u64,
+    /// Blocks that are kept.
+    pub blocks: usize,
+    /// Pool below this address is passed over: where an earlier walk stopped.
+    pub from: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { bytes: u64::MAX, blocks: 1 << 24, from: 0 }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Blocks {
+    /// In the order of their headers' addresses.
+    pub blocks: Vec<SmallBlock>,
+    pub notes: Vec<String>,
+    /// All of the pools that were asked for has been read and understood.
+    pub complete: bool,
+    /// Where the walk was stopped by a limit or by the user; a later one can go on from there.
+    pub stopped: Option<u64>,
+}
+
+/// The blocks of the kinds asked for whose tag is `wanted`, free ones included.
+pub fn find(
+    kernel: &Kernel<'_>,
+    wanted: &dyn Fn(Tag) -> bool,
+    kinds: Kinds,
+    limits: Limits,
+) -> Result<Blocks, PoolError> {
+    let plan = Plan::read(kernel, kinds)?;
+    let mut notes = Vec::new();
+    let large = match big_pages::read(kernel, &|_| true) {
+        Ok(pages) => {
+            notes.extend(pages.notes);
+            pages.blocks
+        }
+        Err(error) => {
+            note(&mut notes, "what belongs to large allocations is not known", error)?;
+            Vec::new()
+        }
+    };
+    let mut found = plan.find(kernel, wanted, &large, limits)?;
+    found.complete &= notes.is_empty();
+    found.notes.splice(0..0, notes);
+    Ok(found)
+}
+
+/// A run of pages that holds blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Area {
+    pub(crate) address: u64,
+    pub(crate) length: u64,
+    pub(crate) pool: PoolKind,
+    pub(crate) content: Content,
+}
+
+impl Area {
+    pub(crate) fn end(&self) -> u64 {
+        self.address.wrapping_add(self.length)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    Vs,
+    Lfh,
+    /// One allocation without a header; the table of large allocations has it.
+    Range,
+    /// One allocation of special pool.
+    SpecialRange,
+    /// Pages of the classic pool.
+    Pages,
+    /// Pages of special pool, a block in each.
+    SpecialPages,
+}
+
+/// Where blocks can be.
+#[derive(Debug)]
+pub struct Plan {
+    heaps: Heaps,
+    /// Whether the pool is a segment heap.
+    pub segment_heap: bool,
+    /// What of it could not be learned.
+    pub notes: Vec<String>,
+}
+
+/// How many bytes are read at once; a classic pool's pages can follow each other for gigabytes.
+const PIECE: u64 = 1 << 20;
+
+/// Chunks of this size and more can be large allocations (facts 5.5).
+const LARGE_CHUNK: u64 = 0xff0;
+
+/// Damaged places that are named; more are only counted.
+const NAMED: usize = 16;
+
+impl Plan {
+    /// Looks for the places only: reads no block.
+    pub fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Plan, PoolError> {
+        let segment_heap = segment_heap::is_segment_heap(kernel)?;
+        let mut heaps = match segment_heap {
+            true => segment_heap::read(kernel, kinds)?,
+            false => classic_pool::read(kernel, kinds)?,
+        };
+        let notes = std::mem::take(&mut heaps.notes);
+        Ok(Plan { heaps, segment_heap, notes })
+    }
+
+    /// Bytes that [`Plan::find`] will read from `from` on.
+    pub fn bytes(&self, from: u64) -> u64 {
+        self.walked().filter(|area| area.end() > from).map(Area::cost).sum()
+    }
+
+    /// Where the places begin and end, by pool, in ascending order: what a search says that it searches.
+    pub fn ranges(&self) -> Vec<(PoolKind, Range<u64>)> {
+        let mut ranges: Vec<(PoolKind, Range<u64>)> = Vec::new();
+        for area in self.walked() {
+            match ranges.iter_mut().find(|(pool, _)| pool.is_paged() == area.pool.is_paged()) {
+                Some((_, range)) => *range = range.start.min(area.address)..range.end.max(area.end()),
+                None => ranges.push((area.pool, area.address..area.end())),
+            }
+        }
+        ranges
+    }
+
+    fn walked(&self) -> impl Iterator<Item = &Area> {
+        self.heaps.areas.iter().filter(|area| area.content != Content::Range)
+    }
+
+    /// Reads the places and decodes them. `large` is the table of large allocations, free ones included: what lies in
+    /// one has no headers.
+    pub fn find(
+        &self,
+        kernel: &Kernel<'_>,
+        wanted: &dyn Fn(Tag) -> bool,
+        large: &[BigPage],
+        limits: Limits,
+    ) -> Result<Blocks, PoolError> {
+        let formats = Formats::new(kernel, self.heaps.keys)?;
+        let mut walk = Walk::new(kernel, &formats, wanted, large, limits);
+        let mut stopped = None;
+        for area in self.walked().filter(|area| area.end() > limits.from) {
+            match walk.area(area) {
+                Ok(None) => {}
+                Ok(at) => {
+                    stopped = at;
+                    break;
+                }
+                Err(Fault::Cancelled) => {
+                    stopped = Some(walk.reached.max(area.address));
+                    walk.notes.push("interrupted".into());
+                    break;
+                }
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+        let Walk { mut blocks, headless, moved, mut notes, mut damaged, .. } = walk;
+        let resting = match segment_heap::resting(kernel, &self.heaps.resting, &mut notes) {
+            Ok(resting) => resting,
+            Err(Fault::Cancelled) => {
+                notes.push("lists of freed blocks were not followed; such blocks look allocated".into());
+                HashSet::new()
+            }
+            Err(fault) => return Err(fault.into()),
+        };
+        mark(&mut blocks, &resting, kernel);
+        let chunk_header = 2 * u64::from(kernel.pointer_size);
+        let rests = |chunk: u64| [chunk, chunk.wrapping_add(chunk_header)].iter().any(|at| resting.contains(at));
+        for (index, _) in moved.iter().filter(|(_, chunk)| rests(*chunk)) {
+            blocks[*index].state = BlockState::Cached;
+        }
+        for at in headless.into_iter().filter(|at| !rests(*at)) {
+            damaged.add(|| {
+                format!("the VS chunk at {at:016x} is allocated, but its pool header is unreadable or damaged")
+            });
+        }
+        notes.extend(damaged.notes());
+        blocks.sort_by_key(|block| block.header);
+        notes.splice(0..0, self.notes.iter().cloned());
+        Ok(Blocks { blocks, complete: notes.is_empty() && stopped.is_none(), notes, stopped })
+    }
+}
+
+impl Area {
+    /// Bytes that are read of it.
+    fn cost(&self) -> u64 {
+        match self.content {
+            // The header is in the first page, and so is the block, or it has an entry in the table.
+            Content::SpecialRange => PAGE_SIZE.min(self.length),
+            _ => self.length,
+        }
+    }
+}
+
+/// Takes blocks that wait in lists out of those in use.
+fn mark(blocks: &mut [SmallBlock], resting: &HashSet<u64>, kernel: &Kernel<'_>) {
+    if resting.is_empty() {
+        return;
+    }
+    // A list's links lie in the block, in its pool header, or in the header of its chunk.
+    let chunk_header = 2 * u64::from(kernel.pointer_size);
+    for block in blocks.iter_mut().filter(|block| block.state == BlockState::Allocated) {
+        let places = [block.address, block.header, block.header.wrapping_sub(chunk_header)];
+        let places = if block.kind == BlockKind::Vs { &places[..] } else { &places[..2] };
+        if places.iter().any(|place| resting.contains(place)) {
+            block.state = BlockState::Cached;
+        }
+    }
+}
+
+/// Places that do not hold what they should.
+#[derive(Default)]
+struct Damaged {
+    named: Vec<String>,
+    more: usize,
+}
+
+impl Damaged {
+    fn add(&mut self, what: impl FnOnce() -> String) {
+        match self.named.len() < NAMED {
+            true => self.named.push(what()),
+            false => self.more += 1,
+        }
+    }
+
+    fn notes(self) -> impl Iterator<Item = String> {
+        let more = (self.more > 0).then(|| format!("{} more places are damaged or unreadable", self.more));
+        self.named.into_iter().chain(more)
+    }
+}
+
+/// How this kernel's blocks are laid out; without the heap's keys some cannot be decoded.
+pub(crate) struct Formats {
+    pub(crate) headers: Headers,
+    pub(crate) vs: Option<VsFormat>,
+    pub(crate) lfh: Option<LfhFormat>,
+}
+
+impl Formats {
+    pub(crate) fn new(kernel: &Kernel<'_>, keys: Keys) -> Result<Self, PoolError> {
+        Ok(Formats {
+            headers: Headers::new(kernel)?,
+            vs: keys.heap.map(|key| VsFormat::new(kernel, key)).transpose()?,
+            lfh: keys.lfh.map(|key| LfhFormat::new(kernel, key)).transpose()?,
+        })
+    }
+}
+
+struct Walk<'w> {
+    kernel: &'w Kernel<'w>,
+    wanted: &'w dyn Fn(Tag) -> bool,
+    formats: &'w Formats,
+    /// Large allocations in use, by address.
+    large: Vec<Range<u64>>,
+    limits: Limits,
+    read: u64,
+    reached: u64,
+    blocks: Vec<SmallBlock>,
+    /// VS chunks in use without a pool header: damaged, unless they wait in a list whose links lie there.
+    headless: Vec<u64>,
+    /// Blocks, by index, whose pool header is not right behind their chunk's, with the chunk's address.
+    moved: Vec<(usize, u64)>,
+    notes: Vec<String>,
+    damaged: Damaged,
+}
+
+impl<'w> Walk<'w> {
+    fn new(
+        kernel: &'w Kernel<'w>,
+        formats: &'w Formats,
+        wanted: &'w dyn Fn(Tag) -> bool,
+        large: &[BigPage],
+        limits: Limits,
+    ) -> Self {
+        let large = large.iter().filter(|page| !page.free);
+        let mut large: Vec<_> = large.map(|page| page.address..page.address.saturating_add(page.size)).collect();
+        large.sort_by_key(|range| range.start);
+        Walk {
+            kernel,
+            wanted,
+            formats,
+            large,
+            limits,
+            read: 0,
+            reached: 0,
+            blocks: Vec::new(),
+            headless: Vec::new(),
+            moved: Vec::new(),
+            notes: Vec::new(),
+            damaged: Damaged::default(),
+        }
+    }
+
+    /// Decodes one area; returns where the walk has to stop, if it has to.
+    fn area(&mut self, area: &Area) -> Result<Option<u64>, Fault> {
+        let mut at = area.address;
+        let step = match area.content {
+            Content::Pages | Content::SpecialPages => {
+                at = at.max(self.limits.from & !(PAGE_SIZE - 1));
+                PIECE
+            }
+            Content::Vs | Content::Lfh | Content::Range | Content::SpecialRange => area.cost(),
+        };
+        while at < area.end() {
+            let length = step.min(area.end() - at);
+            if self.read.saturating_add(length) > self.limits.bytes || self.blocks.len() >= self.limits.blocks {
+                self.notes
+                    .push(format!("a limit stopped the search at {at:016x}; what lies there and above is missing"));
+                return Ok(Some(at));
+            }
+            self.reached = at;
+            let bytes = read_sparse(self.kernel.memory, at, length as usize)?;
+            self.read += length;
+            match area.content {
+                Content::Vs => self.vs(area, &bytes),
+                Content::Lfh => self.lfh(area, &bytes),
+                Content::Pages => self.pages(area, &bytes),
+                Content::SpecialPages | Content::SpecialRange => self.special_pages(area, &bytes),
+                Content::Range => {}
+            }
+            at = at.saturating_add(if area.content == Content::SpecialRange { area.length } else { length });
+        }
+        Ok(None)
+    }
+
+    fn is_large(&self, range: Range<u64>) -> bool {
+        let before = self.large.partition_point(|large| large.start < range.end);
+        before.checked_sub(1).is_some_and(|last| self.large[last].end > range.start)
+    }
+
+    fn vs(&mut self, area: &Area, bytes: &Sparse) {
+        let Formats { headers, vs: Some(format), .. } = self.formats else { return };
+        let walked = format.chunks(bytes, |chunk| {
+            if !chunk.allocated {
+                return;
+            }
+            let at = area.address.wrapping_add(chunk.offset);
+            if chunk.size >= LARGE_CHUNK && self.is_large(at..at.saturating_add(chunk.size)) {
+                return;
+            }
+            match format.pool_header(headers, bytes, chunk) {
+                Some((place, header)) => {
+                    let index = self.blocks.len();
+                    self.add(area, area.address.wrapping_add(place), header, true, BlockKind::Vs);
+                    if place != chunk.offset + format.unit && self.blocks.len() > index {
+                        self.moved.push((index, at));
+                    }
+                }
+                None => self.headless.push(at),
+            }
+        });
+        if let Err(problem) = walked {
+            self.damaged.add(|| problem);
+        }
+    }
+
+    fn lfh(&mut self, area: &Area, bytes: &Sparse) {
+        let Formats { headers, lfh: Some(format), .. } = self.formats else { return };
+        let walked = format.slots(bytes, |slot| {
+            let at = area.address.wrapping_add(slot.offset);
+            let header = bytes.get(slot.offset as usize, headers.unit as usize).map(|bytes| headers.get(bytes));
+            let header = header.filter(|header| (headers.unit..=slot.size).contains(&header.block_size));
+            match header {
+                Some(header) => self.add(area, at, header, slot.allocated, BlockKind::Lfh),
+                // A block that was never handed out has no header.
+                None if !slot.allocated => {}
+                None => self.damaged.add(|| {
+                    format!("the LFH block at {at:016x} is allocated, but its pool header is unreadable or damaged")
+                }),
+            }
+        });
+        if let Err(problem) = walked {
+            self.damaged.add(|| problem);
+        }
+    }
+
+    fn pages(&mut self, area: &Area, bytes: &Sparse) {
+        let size = PAGE_SIZE as usize;
+        for offset in (0..bytes.bytes.len()).step_by(size) {
+            let at = bytes.address.wrapping_add(offset as u64);
+            if self.is_large(at..at.saturating_add(PAGE_SIZE)) {
+                continue;
+            }
+            let Some(page) = bytes.get(offset, size) else {
+                self.damaged.add(|| format!("the pool page at {at:016x} could not be read"));
+                continue;
+            };
+            let first = self.blocks.len();
+            let mut decoded = 0;
+            for (offset, header) in self.formats.headers.chain(page) {
+                let at = at.wrapping_add(offset);
+                match header {
+                    Ok(header) => {
+                        decoded += 1;
+                        self.add(area, at, header, header.pool_type != 0, BlockKind::Page);
+                    }
+                    // Free pages and pages of other use can look like the start of a chain.
+                    Err(_) if decoded < 2 => self.blocks.truncate(first),
+                    Err(broken) => {
+                        self.damaged.add(|| format!("{}; the rest of its page is missing", broken.describe(at)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn special_pages(&mut self, area: &Area, bytes: &Sparse) {
+        let size = PAGE_SIZE as usize;
+        for offset in (0..bytes.bytes.len()).step_by(size) {
+            let at = bytes.address.wrapping_add(offset as u64);
+            let Some(page) = bytes.get(offset, size) else {
+                self.damaged.add(|| format!("the page of special pool at {at:016x} could not be read"));
+                continue;
+            };
+            let Some(block) = special_page::decode(self.kernel, at, page) else { continue };
+            if (self.wanted)(block.tag) {
+                self.blocks.push(SmallBlock {
+                    header: block.header,
+                    address: block.address,
+                    size: block.size,
+                    block_size: PAGE_SIZE,
+                    tag: block.tag,
+                    protected: false,
+                    pool: if area.content == Content::SpecialRange { area.pool } else { block.kind },
+                    state: BlockState::Allocated,
+                    kind: BlockKind::Special,
+                });
+            }
+        }
+    }
+
+    fn add(&mut self, area: &Area, at: u64, header: Header, allocated: bool, kind: BlockKind) {
+        let unit = self.formats.headers.unit;
+        let (tag, protected) = header.tag();
+        if !(self.wanted)(tag) {
+            return;
+        }
+        let pool = match (area.pool, header.pool_type & SESSION != 0) {
+            (PoolKind::Paged, true) => PoolKind::PagedSession,
+            (PoolKind::NonPaged, true) => PoolKind::NonPagedSession,
+            (pool, _) => pool,
+        };
+        self.blocks.push(SmallBlock {
+            header: at,
+            address: at.wrapping_add(unit),
+            size: header.block_size.saturating_sub(unit),
+            block_size: header.block_size,
+            tag,
+            protected,
+            pool,
+            state: if allocated { BlockState::Allocated } else { BlockState::Free },
+            kind,
+        });
+    }
+}
+
+/// Of a header's PoolType.
+const SESSION: u8 = 0x20;

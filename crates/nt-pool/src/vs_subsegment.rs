@@ -1,0 +1,122 @@
+//! A VS ("variable size") subsegment of a segment heap: chunks of any size, end to end.
+//!
+//! ```text
+//! _HEAP_VS_SUBSEGMENT   Size (in chunk headers' sizes), Signature: Size ^ 0x2bed, 15 bits
+//! _HEAP_VS_CHUNK_HEADER Sizes, encoded: xor the chunk's address xor HeapKey
+//!   MemoryCost, UnsafeSize (in chunk headers' sizes), UnsafePrevSize, Allocated
+//! _POOL_HEADER          behind the chunk's header; or at the next page's start, when the block would cross a page
+//! ```
+//!
+//! A chunk of a page and more usually holds one allocation that starts a page, has no pool header, and has an entry in
+//! the table of large allocations.
+
+use nt_memory::{PAGE_SIZE, Sparse};
+
+use crate::pool_header::{Header, Headers};
+use crate::record::{Member, Record};
+use crate::{Kernel, PoolError};
+
+/// What hides a subsegment's size in its signature, in every build so far (facts: MemProcFS, 17763 to 26100).
+const SIGNATURE: u64 = 0x2bed;
+const SIGNATURE_BITS: u64 = 0x7fff;
+
+pub(crate) struct VsFormat {
+    heap_key: u64,
+    header: usize,
+    subsegment_size: Member,
+    subsegment_signature: Member,
+    sizes: Member,
+    unsafe_size: Member,
+    allocated: Member,
+    /// A chunk header's size.
+    pub(crate) unit: u64,
+}
+
+/// One chunk of a subsegment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chunk {
+    /// From the subsegment's start.
+    pub(crate) offset: u64,
+    /// With its header.
+    pub(crate) size: u64,
+    pub(crate) allocated: bool,
+}
+
+impl VsFormat {
+    pub(crate) fn new(kernel: &Kernel<'_>, heap_key: u64) -> Result<Self, PoolError> {
+        let subsegment = Record::new(kernel, "_HEAP_VS_SUBSEGMENT")?;
+        let chunk = Record::new(kernel, "_HEAP_VS_CHUNK_HEADER")?;
+        let sizes = Record::new(kernel, "_HEAP_VS_CHUNK_HEADER_SIZE")?;
+        Ok(VsFormat {
+            heap_key,
+            header: subsegment.size,
+            subsegment_size: subsegment.member("Size")?,
+            subsegment_signature: subsegment.member("Signature")?,
+            sizes: chunk.member("Sizes")?,
+            unsafe_size: sizes.member("UnsafeSize")?,
+            allocated: sizes.member("Allocated")?,
+            unit: chunk.size as u64,
+        })
+    }
+
+    /// Where the first chunk and the end are, if this is a subsegment.
+    fn bounds(&self, area: &Sparse) -> Result<(u64, u64), String> {
+        let at = area.address;
+        let header = area.get(0, self.header).ok_or_else(|| format!("the VS subsegment at {at:016x} is unreadable"))?;
+        let size = self.subsegment_size.get(header);
+        let signature = self.subsegment_signature.get(header);
+        if (size ^ SIGNATURE) & SIGNATURE_BITS != signature & SIGNATURE_BITS {
+            return Err(format!(
+                "the VS subsegment at {at:016x} has the signature {signature:#x}, not that of its size {size:#x}"
+            ));
+        }
+        let first = (self.header as u64).next_multiple_of(self.unit);
+        let end = size * self.unit;
+        let room = area.bytes.len() as u64;
+        if end > room || first > end {
+            return Err(format!("the VS subsegment at {at:016x} says it has {end:#x} bytes; its range has {room:#x}"));
+        }
+        Ok((first, end))
+    }
+
+    /// Visits the subsegment's chunks in order; says where and why the walk ended early.
+    pub(crate) fn chunks(&self, area: &Sparse, mut each: impl FnMut(Chunk)) -> Result<(), String> {
+        let (mut offset, end) = self.bounds(area)?;
+        while offset < end {
+            let at = area.address.wrapping_add(offset);
+            let Some(bytes) = area.get(offset as usize, self.unit as usize) else {
+                return Err(format!("the VS chunk at {at:016x} is unreadable; the rest of its subsegment is missing"));
+            };
+            let decoded = self.sizes.get(bytes) ^ at ^ self.heap_key;
+            let decoded = &decoded.to_le_bytes()[..self.sizes.size];
+            let size = self.unsafe_size.get(decoded) * self.unit;
+            if size == 0 || size > end - offset {
+                return Err(format!(
+                    "the VS chunk at {at:016x} says it has {size:#x} bytes of the {:#x} left; the rest of its subsegment \
+                     is missing",
+                    end - offset
+                ));
+            }
+            each(Chunk { offset, size, allocated: self.allocated.get(decoded) != 0 });
+            offset += size;
+        }
+        Ok(())
+    }
+
+    /// Where the pool header of an allocated chunk lies, with what it holds. Of the two possible places the one whose
+    /// block fills the chunk better is meant.
+    pub(crate) fn pool_header(&self, headers: &Headers, area: &Sparse, chunk: Chunk) -> Option<(u64, Header)> {
+        let end = chunk.offset + chunk.size;
+        let plain = chunk.offset + self.unit;
+        let page = (area.address.wrapping_add(plain)).next_multiple_of(PAGE_SIZE).wrapping_sub(area.address);
+        let places = [plain, page];
+        let places = if page == plain { &places[..1] } else { &places[..] };
+        let candidates = places.iter().filter_map(|&place| {
+            let bytes = area.get(usize::try_from(place).ok()?, headers.unit as usize)?;
+            let header = headers.get(bytes);
+            let fits = place < end && header.block_size >= headers.unit && header.block_size <= end - place;
+            (fits && header.pool_type != 0).then_some((place, header))
+        });
+        candidates.min_by_key(|(place, header)| end - place - header.block_size)
+    }
+}
