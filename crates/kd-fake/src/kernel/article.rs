@@ -9,8 +9,10 @@ use crate::isf::{Identity, Isf, IsfError};
 use crate::kernel::books::{Books, Places, PoolKind, Usage};
 use crate::kernel::builder::Builder;
 use crate::kernel::modules::Module;
-use crate::kernel::pool::{BigPage, TagRow, tag};
+use crate::kernel::pool::{BigPage, TagRow, TagTables, share, tag};
+use crate::kernel::random::Random;
 use crate::kernel::system::{Machine, Process};
+use crate::kernel::truth::Fixed;
 use crate::kernel::verifier::{LiveBlock, Trace, VerifiedDriver};
 use crate::kernel::{Kernel, KernelFacts};
 
@@ -185,7 +187,7 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
     let idle_thread = builder.symbol("KiInitialThread")?;
     let machine = Machine {
         build: 7601,
-        lab: "7601.24540.amd64fre.win7sp1_ldr_escrow.191210-0900",
+        lab: "7601.24540.amd64fre.win7sp1_ldr_escrow.191210-0900".to_owned(),
         service_pack: 0x100,
         version: (6, 1),
         // 2020-01-14 12:00:00, 2 hours 17 minutes after boot.
@@ -200,11 +202,17 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
     builder.processors(&machine, &[idle_thread, SECOND_IDLE_THREAD])?;
     builder.processes(PROCESSES)?;
     builder.debugger_data(machine.build)?;
-    builder.modules(MODULE_ENTRIES, (KERNEL_TIMESTAMP, KERNEL_CHECKSUM), MODULES)?;
+    let modules = builder.modules(MODULE_ENTRIES, (KERNEL_TIMESTAMP, KERNEL_CHECKSUM), MODULES)?;
     builder.memory.map(MYFAULT, MYFAULT_SIZE.into());
 
     let (rows, overflow, pages) = (tag_rows(), overflow(), big_pages());
-    builder.pool_tags(&TAG_TABLES, TAG_SLOTS, &rows, EXPANSION, &overflow)?;
+    let count = TAG_TABLES.len() as u64;
+    let part = |row: &TagRow, processor| {
+        let [nonpaged, paged] = [row.nonpaged, row.paged].map(|total| share(total, processor, count));
+        Some(TagRow { tag: row.tag, nonpaged, paged })
+    };
+    let tables = TagTables { tables: &TAG_TABLES, slots: TAG_SLOTS, expansion: EXPANSION };
+    builder.pool_tags(&tables, &rows, None, &overflow, part)?;
     builder.big_pages(BIG_PAGE_TABLE, BIG_PAGE_SLOTS, &pages)?;
     for (name, value) in [
         ("MmNonPagedPoolStart", 0xffff_fa80_0180_0000),
@@ -225,16 +233,37 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
     let mut log = log(&builder)?;
     log.drain(..log.len().saturating_sub(article.log_length as usize));
     builder.pool_traces(LOG, LOG_INDEX, article.log_length, &log)?;
-    let live = |&address| LiveBlock { address, bytes: LEAK_BYTES, tag: LEAK_TAG, caller: LEAK_STACK[2] };
+    let live: Vec<LiveBlock> = LEAKED
+        .iter()
+        .map(|&address| LiveBlock { address, bytes: LEAK_BYTES, tag: LEAK_TAG, caller: LEAK_STACK[2] })
+        .collect();
+    let count = live.len() as u64;
+    let bytes = count * LEAK_BYTES;
+    builder.verifier_settings(&[
+        // `verifier /flags 1 /driver myfault.sys`: special pool.
+        ("Level", 1),
+        ("AcquireSpinLocks", 0x2b4),
+        ("AllocationsAttempted", 0x1c7),
+        ("AllocationsSucceeded", 0x1c7),
+        // A block as large as a leaked one does not fit special pool.
+        ("AllocationsSucceededSpecialPool", 0x1c7 - count),
+        ("Loads", 1),
+        ("CurrentPagedPoolAllocations", count),
+        ("PeakPagedPoolAllocations", count),
+        ("PagedBytes", bytes),
+        ("PeakPagedBytes", bytes),
+    ])?;
+    builder.set_u32("VfOptionFlags", 0)?;
     let driver = VerifiedDriver {
         name: "myfault.sys",
-        base: MYFAULT,
-        size: MYFAULT_SIZE.into(),
-        allocations: 0x1c7,
-        live: LEAKED.iter().map(live).collect(),
+        image: Some((MYFAULT, MYFAULT_SIZE.into())),
+        loads: 1,
+        unloads: 0,
+        counters: vec![("AcquireSpinLocks", 0x2b4)],
+        live,
     };
-    // `verifier /flags 1 /driver myfault.sys`: special pool.
-    let data = builder.verified_driver(VERIFIED_DRIVER, 1, &driver)?;
+    let drivers = vec![driver];
+    let verified = builder.verified_drivers(VERIFIED_DRIVER, 1, &drivers)?;
 
     let break_return = builder.symbol("KiIdleLoop")? + 0x10d;
     let stack = STACK - 0x80;
@@ -263,10 +292,11 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
         rows: &rows,
         overflow: &overflow,
         log: &log,
-        drivers: &[(data, driver)],
+        drivers: &drivers,
+        verified: &verified,
     };
     let books = Books::open(&builder, facts.processors, places)?;
-    Kernel::new(builder, facts, books)
+    Kernel::new(builder, facts, books, Fixed { modules, ..Fixed::default() })
 }
 
 /// What goes on in the article's machine, for [`FakeOptions::evolve`](crate::FakeOptions::evolve): every `leak_every`
@@ -302,7 +332,7 @@ pub fn article_activity(
 const KERNEL_TIMESTAMP: u32 = 0x5def_9b43;
 const KERNEL_CHECKSUM: u32 = 0x0055_2e3a;
 
-const PROCESSES: &[Process] = &[
+const PROCESSES: &[Process<'_>] = &[
     Process { address: SYSTEM, id: 4, name: "System", threads: &[(FREEING_THREAD, 0x38)] },
     Process { address: 0xffff_fa80_0264_3040, id: 0xf4, name: "smss.exe", threads: &[] },
     Process { address: 0xffff_fa80_02a1_b060, id: 0x154, name: "csrss.exe", threads: &[] },
@@ -359,7 +389,7 @@ fn tag_rows() -> Vec<TagRow> {
         TagRow { tag: tag(b"CM31"), nonpaged: none, paged: usage(20_520 + 1_874, 1_874, 18_514_560) },
         TagRow { tag: tag(b"CIcr"), nonpaged: none, paged: usage(2_977 + 41, 41, 8_511_504) },
     ];
-    let mut random = Random(0x6b64_706f_6f6c);
+    let mut random = Random::from_state(0x6b64_706f_6f6c);
     for (rank, text) in PAGED_TAGS.iter().enumerate() {
         let bytes = (7_400_000 / (rank as u64 + 1)) & !0xf;
         let live = 1 + random.below(bytes / 48 + 1) as u32;
@@ -426,7 +456,7 @@ fn big_pages() -> Vec<BigPage> {
         freed: false,
     });
     pages.push(BigPage { address: LOG, tag: tag(b"Pool"), kind: PoolKind::NonPaged, bytes: 0x80_0000, freed: false });
-    let mut random = Random(0x6269_6770_6167_6573);
+    let mut random = Random::from_state(0x6269_6770_6167_6573);
     let paged = [b"CM31", b"CM31", b"CM31", b"CIcr", b"MmSt", b"Ntff", b"PfFK"];
     for slot in 0..300 {
         let address = 0xffff_f8a0_0001_0000 + slot * 0x4_0000;
@@ -447,7 +477,7 @@ fn big_pages() -> Vec<BigPage> {
 /// The whole log, oldest record first.
 fn log(builder: &Builder) -> Result<Vec<Trace>, IsfError> {
     let stacks = Stacks::new(builder)?;
-    let mut random = Random(0x7665_7269_6669_6572);
+    let mut random = Random::from_state(0x7665_7269_6669_6572);
     let mut log = Vec::with_capacity(LOG_LENGTH);
     let mut live: Vec<(u64, u64)> = Vec::new();
     let mut next = 0;
@@ -541,17 +571,5 @@ impl Stacks {
             frames.push(self.callers[random.below(self.callers.len() as u64) as usize]);
         }
         frames.push(LEAK_STACK[7]);
-    }
-}
-
-/// xorshift64: the machine is the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
     }
 }

@@ -17,6 +17,7 @@ pub use self::log::Record;
 use self::tags::Tags;
 pub use self::tags::{TagUsage, Usage};
 use self::tracking::Tracking;
+pub use self::tracking::{TrackedBlock, VerifierDriver};
 use crate::isf::IsfError;
 use crate::kernel::Kernel;
 use crate::kernel::builder::Builder;
@@ -96,8 +97,9 @@ pub(crate) struct Places<'a> {
     pub(crate) overflow: &'a [TagRow],
     /// The whole log, oldest record first.
     pub(crate) log: &'a [Trace],
-    /// With the address of its `_VF_TARGET_VERIFIED_DRIVER_DATA`.
-    pub(crate) drivers: &'a [(u64, VerifiedDriver)],
+    pub(crate) drivers: &'a [VerifiedDriver],
+    /// The `_VF_TARGET_VERIFIED_DRIVER_DATA` of each.
+    pub(crate) verified: &'a [Option<u64>],
 }
 
 /// The kernel's books of large pool, and our own.
@@ -127,7 +129,7 @@ impl Books {
             big: BigPages::open(builder)?,
             tags: Tags::open(builder, processors, places.rows, places.overflow)?,
             log,
-            tracking: Tracking::open(builder, places.drivers)?,
+            tracking: Tracking::open(builder, places.drivers, places.verified)?,
             lowest: [places.regions[0].start, places.regions[1].start],
             regions: places.regions,
             processors,
@@ -302,6 +304,21 @@ impl Kernel {
     pub fn history(&self, address: u64) -> Vec<&Life> {
         let ended = self.books.ended.get(&address).into_iter().flatten();
         ended.chain(self.books.live.get(&address)).collect()
+    }
+
+    /// Every address at which a large block was freed, with its lives as [`Kernel::history`] gives them.
+    pub fn histories(&self) -> BTreeMap<u64, Vec<&Life>> {
+        self.books.ended.keys().map(|address| (*address, self.history(*address))).collect()
+    }
+
+    /// The integers of `MmVerifierData`, by name.
+    pub fn verifier_settings(&self) -> BTreeMap<String, u64> {
+        self.books.tracking.settings(&self.memory)
+    }
+
+    /// The drivers to be verified, in the order of `VfSuspectDriversList`.
+    pub fn verifier_drivers(&self) -> Vec<VerifierDriver> {
+        self.books.tracking.drivers(&self.memory)
     }
 
     /// Every tag's counters, summed over the processors' tables and the expansion table.

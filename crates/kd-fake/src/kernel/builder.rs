@@ -1,7 +1,7 @@
 //! Puts structures and variables where a kernel's symbols and types say they are.
 
 use crate::isf::{Isf, IsfError, Type};
-use crate::kernel::memory::Memory;
+use crate::kernel::memory::{Memory, SELF_MAP};
 use crate::pdb::{Section, sections};
 
 /// A kernel in the making: its memory and what is known of its symbols and types.
@@ -15,14 +15,10 @@ pub struct Builder {
 impl Builder {
     /// A kernel loaded at `base` with code and zeroed data in place, and without anything else.
     pub fn new(isf: Isf, base: u64) -> Builder {
-        let sections = sections(&isf);
-        let mut memory = Memory::new();
-        for section in &sections {
-            let at = base + u64::from(section.rva);
-            memory.map(at, u64::from(section.size));
-            if section.is_code() {
-                memory.write(at, &vec![0x90; section.size as usize]);
-            }
+        let mut builder = Builder::zeroed(isf, base, SELF_MAP);
+        let Builder { isf, memory, sections, .. } = &mut builder;
+        for section in sections.iter().filter(|section| section.is_code()) {
+            memory.write(base + u64::from(section.rva), &vec![0x90; section.size as usize]);
         }
         for symbol in isf.symbols.values() {
             let code = sections.iter().any(|section| {
@@ -32,6 +28,16 @@ impl Builder {
             if code && symbol.address % 4 == 0 {
                 memory.write(base + symbol.address + 1, &[0xc3]);
             }
+        }
+        builder
+    }
+
+    /// A kernel of which it is not known where its code ends and its data begins: all of it is zeros.
+    pub(crate) fn zeroed(isf: Isf, base: u64, self_map: u64) -> Builder {
+        let sections = sections(&isf);
+        let mut memory = Memory::new(self_map);
+        for section in &sections {
+            memory.map(base + u64::from(section.rva), u64::from(section.size));
         }
         Builder { isf, memory, base, sections }
     }
@@ -73,6 +79,13 @@ impl Builder {
     /// Sets a variable of 4 bytes.
     pub fn set_u32(&mut self, name: &str, value: u32) -> Result<(), IsfError> {
         self.set(name, &value.to_le_bytes())
+    }
+
+    /// Sets a variable that not every version has.
+    pub(crate) fn set_known(&mut self, name: &str, bytes: &[u8]) {
+        if let Ok(at) = self.symbol(name) {
+            self.memory.put(at, bytes);
+        }
     }
 
     /// A zeroed structure, to be filled and then stored.

@@ -5,8 +5,8 @@ const PRESENT: u64 = 1;
 /// Present, writable, accessed, dirty.
 const KERNEL_PAGE: u64 = 0x63;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
-/// Where Windows up to 1607 maps the page tables into themselves: `FFFFF680'00000000`.
-const SELF_MAP: u64 = 0x1ed;
+/// Where Windows up to 1511 maps the page tables into themselves: `FFFFF680'00000000`.
+pub(crate) const SELF_MAP: u64 = 0x1ed;
 /// First page table; what lies below belongs to the firmware.
 const FIRST_FRAME: u64 = 0x18_7000;
 
@@ -14,16 +14,24 @@ const FIRST_FRAME: u64 = 0x18_7000;
 pub(crate) struct Memory {
     physical: Vec<u8>,
     root: u64,
+    self_map: u64,
     /// Frames that are not mapped any more.
     free: Vec<u64>,
 }
 
 impl Memory {
-    pub(crate) fn new() -> Memory {
-        let mut memory = Memory { physical: vec![0; FIRST_FRAME as usize], root: FIRST_FRAME, free: Vec::new() };
+    /// `self_map`: the entry of the topmost table that leads to that table itself.
+    pub(crate) fn new(self_map: u64) -> Memory {
+        let physical = vec![0; FIRST_FRAME as usize];
+        let mut memory = Memory { physical, root: FIRST_FRAME, self_map, free: Vec::new() };
         let root = memory.frame();
-        memory.put_entry(root + SELF_MAP * 8, root | KERNEL_PAGE);
+        memory.put_entry(root + self_map * 8, root | KERNEL_PAGE);
         memory
+    }
+
+    /// Where the page tables are mapped: the value of `MmPteBase`.
+    pub(crate) fn page_tables(&self) -> u64 {
+        0xffff_0000_0000_0000 | self.self_map << 39
     }
 
     /// The value of CR3.
@@ -215,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_read_ends_at_the_first_missing_page() {
-        let mut memory = Memory::new();
+        let mut memory = Memory::new(SELF_MAP);
         memory.put(0xffff_f800_0000_1ffe, b"ab");
         memory.put(0xffff_f800_0000_4000, b"cd");
         let mut buffer = [0xee; 8];
@@ -229,7 +237,7 @@ mod tests {
 
     #[test]
     fn unmapped_pages_are_gone_and_their_memory_is_used_again() {
-        let mut memory = Memory::new();
+        let mut memory = Memory::new(SELF_MAP);
         let base = 0xffff_f8a0_0000_0000;
         memory.put(base, &[7; 0x3000]);
         let size = memory.physical.len();
@@ -245,7 +253,7 @@ mod tests {
 
     #[test]
     fn search_steps_over_holes_and_page_borders() {
-        let mut memory = Memory::new();
+        let mut memory = Memory::new(SELF_MAP);
         let base = 0xffff_f800_0000_0000;
         memory.put(base + 0xffe, b"needle");
         memory.put(base + 0x4000_0ffd, b"nee");
@@ -260,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_self_map_shows_the_page_tables() {
-        let mut memory = Memory::new();
+        let mut memory = Memory::new(SELF_MAP);
         memory.map(0xffff_f800_0000_0000, 1);
         let mut entry = [0; 8];
         // PXE of an address: PXE_BASE fffff6fb'7dbed000 + index * 8.

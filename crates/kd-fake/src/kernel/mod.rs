@@ -8,7 +8,10 @@ mod image;
 mod memory;
 mod modules;
 mod pool;
+mod random;
+mod seeded;
 mod system;
+mod truth;
 mod verifier;
 
 use std::path::{Path, PathBuf};
@@ -18,11 +21,14 @@ pub use self::article::{
     Article, FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, article_activity,
 };
 use self::books::Books;
-pub use self::books::{Life, Operation, PoolKind, Record, TagUsage, Usage};
+pub use self::books::{Life, Operation, PoolKind, Record, TagUsage, TrackedBlock, Usage, VerifierDriver};
 pub use self::builder::{Builder, Object};
 use self::clock::Clock;
 use self::memory::Memory;
-use crate::isf::IsfError;
+pub use self::seeded::{SeededOptions, seeded, seeded_identity};
+use self::truth::Fixed;
+pub use self::truth::{Carrier, LoadedModule, PoolLog, Residence, Ring, RingRecord, SmallBlock, SmallState, Truth};
+use crate::isf::{Identity, Isf, IsfError};
 use crate::pdb;
 
 /// What a target says about itself, and where its parts lie.
@@ -68,11 +74,14 @@ pub struct Kernel {
     facts: KernelFacts,
     clock: Clock,
     books: Books,
+    identity: Identity,
+    fixed: Fixed,
 }
 
 impl Kernel {
-    fn new(builder: Builder, facts: KernelFacts, books: Books) -> Result<Kernel, IsfError> {
-        Ok(Kernel { clock: Clock::new(&builder)?, memory: builder.memory, facts, books })
+    fn new(builder: Builder, facts: KernelFacts, books: Books, fixed: Fixed) -> Result<Kernel, IsfError> {
+        let clock = Clock::new(&builder)?;
+        Ok(Kernel { clock, memory: builder.memory, facts, books, identity: builder.isf.identity, fixed })
     }
 
     /// Copies the readable prefix; returns its length (stops at the first unmapped page).
@@ -110,14 +119,18 @@ pub fn article() -> Kernel {
     Article::default().build()
 }
 
-/// Writes the PDB of [`article`] below `dir` as a symbol store holds it,
-/// `ntkrnlmp.pdb/<GUID and age>/ntkrnlmp.pdb`; returns the file's path.
+/// Writes the PDB of [`article`] below `dir` as a symbol store holds it; returns the file's path.
 pub fn write_symbol_store(dir: &Path) -> io::Result<PathBuf> {
-    let isf = article::symbols().map_err(io::Error::other)?;
+    write_pdb(dir, &article::symbols().map_err(io::Error::other)?)
+}
+
+/// Writes the PDB of a kernel, with its table's identity, below `dir` as a symbol store holds it,
+/// `ntkrnlmp.pdb/<GUID and age>/ntkrnlmp.pdb`; returns the file's path.
+pub fn write_pdb(dir: &Path, isf: &Isf) -> io::Result<PathBuf> {
     let identity = &isf.identity;
     let folder = dir.join(&identity.name).join(identity.store_key());
     fs::create_dir_all(&folder)?;
     let path = folder.join(&identity.name);
-    fs::write(&path, pdb::from_isf(&isf, identity).map_err(io::Error::other)?)?;
+    fs::write(&path, pdb::from_isf(isf, identity).map_err(io::Error::other)?)?;
     Ok(path)
 }

@@ -3,6 +3,7 @@
 use crate::isf::{Identity, IsfError};
 use crate::kernel::builder::Builder;
 use crate::kernel::image::Image;
+use crate::kernel::truth::LoadedModule;
 use crate::pdb::Section;
 
 /// A loaded image other than the kernel.
@@ -25,10 +26,18 @@ const STRIDE: u64 = 0x200;
 const SECOND_PAGE: Section = Section { name: ".rdata", rva: 0x1000, size: 0x1000, characteristics: 0x4000_0040 };
 
 impl Builder {
-    /// Writes the images' headers and the list at `PsLoadedModuleList`, whose entries lie at `entries`.
-    pub(crate) fn modules(&mut self, entries: u64, kernel: (u32, u32), modules: &[Module]) -> Result<(), IsfError> {
+    /// Writes the images' headers and the list at `PsLoadedModuleList`, whose entries lie at `entries`; returns the
+    /// list.
+    pub(crate) fn modules(
+        &mut self,
+        entries: u64,
+        kernel: (u32, u32),
+        modules: &[Module],
+    ) -> Result<Vec<LoadedModule>, IsfError> {
         let mut links = vec![self.symbol("PsLoadedModuleList")?];
         let (timestamp, checksum) = kernel;
+        let mut loaded =
+            vec![LoadedModule { name: "ntoskrnl.exe".to_owned(), base: self.base, size: self.image_size().into() }];
         let entry_point = self.symbol("KiSystemStartup")?;
         self.module_entry(entries, "ntoskrnl.exe", (self.base, self.image_size()), entry_point, (timestamp, checksum));
         links.push(entries);
@@ -55,9 +64,32 @@ impl Builder {
             let times = (module.timestamp, checksum);
             self.module_entry(entry, module.path, (module.base, module.size), module.base + 0x1000, times);
             links.push(entry);
+            loaded.push(LoadedModule { name: name.to_owned(), base: module.base, size: module.size.into() });
         }
         self.link(&links);
-        Ok(())
+        Ok(loaded)
+    }
+
+    /// `MmUnloadedDrivers`: 50 slots, a ring of which `MmLastUnloadedDriver` is the next. `drivers` are oldest first.
+    pub(crate) fn unloaded_drivers(&mut self, at: u64, drivers: &[LoadedModule], time: u64) -> Result<(), IsfError> {
+        const SLOT: u64 = 0x28;
+        const SLOTS: u64 = 50;
+        self.memory.map(at, SLOT * SLOTS);
+        let mut text = at + SLOT * SLOTS;
+        for (slot, driver) in (0..SLOTS).zip(drivers) {
+            let name: Vec<u8> = driver.name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+            let length = (name.len() as u16).to_le_bytes();
+            let mut entry = [length, length].concat();
+            entry.extend([0; 4]);
+            for value in [text, driver.base, driver.base + driver.size, time + slot] {
+                entry.extend(value.to_le_bytes());
+            }
+            self.memory.put(at + slot * SLOT, &entry);
+            self.memory.put(text, &name);
+            text += name.len() as u64;
+        }
+        self.set_u64("MmUnloadedDrivers", at)?;
+        self.set_u32("MmLastUnloadedDriver", (drivers.len() as u64 % SLOTS) as u32)
     }
 
     fn module_entry(

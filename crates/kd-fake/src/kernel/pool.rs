@@ -12,6 +12,15 @@ pub(crate) struct TagRow {
     pub(crate) paged: Usage,
 }
 
+/// Where the tag tables lie.
+pub(crate) struct TagTables<'a> {
+    /// One for each processor; the first is the master.
+    pub(crate) tables: &'a [u64],
+    /// Rows of each, a power of two; one more follows for what finds no place.
+    pub(crate) slots: u64,
+    pub(crate) expansion: u64,
+}
+
 /// A slot of the big-page table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BigPage {
@@ -35,18 +44,18 @@ pub(crate) fn hash(value: u32, mask: u64) -> usize {
 }
 
 impl Builder {
-    /// Writes the tag tables, one for each address in `tables` and so for each processor, of `slots` rows (a power
-    /// of two) and one more for what finds no place; then the expansion table.
+    /// Writes the tag tables and the expansion table. `part` says what of a row is in a processor's table; a row that
+    /// the processor does not have yet stays empty. `last` is the row for what found no place.
     pub(crate) fn pool_tags(
         &mut self,
-        tables: &[u64],
-        slots: u64,
+        place: &TagTables<'_>,
         rows: &[TagRow],
-        expansion: u64,
+        last: Option<&TagRow>,
         overflow: &[TagRow],
+        mut part: impl FnMut(&TagRow, u64) -> Option<TagRow>,
     ) -> Result<(), IsfError> {
-        let mask = slots - 1;
-        let mut places: Vec<Option<&TagRow>> = vec![None; slots as usize + 1];
+        let mask = place.slots - 1;
+        let mut places: Vec<Option<&TagRow>> = vec![None; place.slots as usize];
         for row in rows {
             let mut slot = hash(row.tag, mask);
             while places[slot].is_some() {
@@ -54,16 +63,11 @@ impl Builder {
             }
             places[slot] = Some(row);
         }
-        let count = tables.len() as u64;
-        for (processor, &table) in tables.iter().enumerate() {
-            let processor = processor as u64;
+        places.push(last);
+        for (processor, &table) in (0..).zip(place.tables) {
             let mut bytes = Vec::new();
             for place in &places {
-                let share = place.map(|row| TagRow {
-                    tag: row.tag,
-                    nonpaged: share(row.nonpaged, processor, count),
-                    paged: share(row.paged, processor, count),
-                });
+                let share = place.and_then(|row| part(row, processor));
                 bytes.extend(self.tag_row(share.as_ref())?);
             }
             self.memory.put(table, &bytes);
@@ -74,11 +78,11 @@ impl Builder {
         for row in overflow {
             bytes.extend(self.tag_row(Some(row))?);
         }
-        self.memory.put(expansion, &bytes);
-        self.set_u64("PoolTrackTable", tables[0])?;
-        self.set_u64("PoolTrackTableSize", slots + 1)?;
+        self.memory.put(place.expansion, &bytes);
+        self.set_u64("PoolTrackTable", place.tables[0])?;
+        self.set_u64("PoolTrackTableSize", place.slots + 1)?;
         self.set_u64("PoolTrackTableMask", mask)?;
-        self.set_u64("PoolTrackTableExpansion", if overflow.is_empty() { 0 } else { expansion })?;
+        self.set_u64("PoolTrackTableExpansion", if overflow.is_empty() { 0 } else { place.expansion })?;
         self.set_u64("PoolTrackTableExpansionSize", overflow.len() as u64)
     }
 
@@ -123,7 +127,7 @@ impl Builder {
 
 /// A processor's part of the sum. A block may be freed on another processor than the one that allocated it, so
 /// every second processor frees more than it allocates: its bytes are below zero, and wrap.
-fn share(total: Usage, processor: u64, count: u64) -> Usage {
+pub(crate) fn share(total: Usage, processor: u64, count: u64) -> Usage {
     if count == 1 {
         return total;
     }

@@ -9,7 +9,7 @@ use crate::kernel::modules::utf16;
 pub(crate) struct Machine {
     pub(crate) build: u16,
     /// `NtBuildLab`, with a debugger's "Built by".
-    pub(crate) lab: &'static str,
+    pub(crate) lab: String,
     /// `CmNtCSDVersion`: the service pack times 0x100.
     pub(crate) service_pack: u32,
     pub(crate) version: (u32, u32),
@@ -24,11 +24,13 @@ pub(crate) struct Machine {
 }
 
 /// A process, and the threads of it that are of interest.
-pub(crate) struct Process {
+#[derive(Clone, Copy)]
+pub(crate) struct Process<'a> {
     pub(crate) address: u64,
     pub(crate) id: u64,
-    pub(crate) name: &'static str,
-    pub(crate) threads: &'static [(u64, u64)],
+    pub(crate) name: &'a str,
+    /// Address and id of each.
+    pub(crate) threads: &'a [(u64, u64)],
 }
 
 impl Builder {
@@ -140,7 +142,7 @@ impl Builder {
 
     /// The idle process, the system process and others, linked at `PsActiveProcessHead`; the first of `processes`
     /// is the system process. All share one set of page tables: user memory is not part of this kernel.
-    pub(crate) fn processes(&mut self, processes: &[Process]) -> Result<(), IsfError> {
+    pub(crate) fn processes(&mut self, processes: &[Process<'_>]) -> Result<(), IsfError> {
         let idle = Process { address: self.symbol("KiInitialProcess")?, id: 0, name: "Idle", threads: &[] };
         self.process(&idle)?;
         let links = self.isf.offset("_EPROCESS", "ActiveProcessLinks")?;
@@ -153,7 +155,7 @@ impl Builder {
         self.set_u64("PsInitialSystemProcess", processes[0].address)
     }
 
-    fn process(&mut self, process: &Process) -> Result<(), IsfError> {
+    fn process(&mut self, process: &Process<'_>) -> Result<(), IsfError> {
         let mut object = self.object("_EPROCESS")?;
         let values = [
             ("Pcb.Header.Type", 3),
@@ -193,10 +195,16 @@ impl Builder {
     pub(crate) fn debugger_data(&mut self, build: u16) -> Result<(), IsfError> {
         let block = self.symbol("KdDebuggerDataBlock")?;
         let head = self.symbol("KdpDebuggerDataListHead")?;
-        let mut bytes = vec![0; DEBUGGER_DATA_SIZE];
+        let size: usize = match build {
+            ..9200 => 0x340,
+            9200..14393 => 0x360,
+            14393..17763 => 0x368,
+            _ => 0x380,
+        };
+        let mut bytes = vec![0; size];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0x10, b"KDBG");
-        put(0x14, &(DEBUGGER_DATA_SIZE as u32).to_le_bytes());
+        put(0x14, &(size as u32).to_le_bytes());
         put(0x18, &self.base.to_le_bytes());
         put(0x138, &0x1000u64.to_le_bytes());
         for &(at, name) in DEBUGGER_DATA_SYMBOLS {
@@ -211,6 +219,10 @@ impl Builder {
         }
         for &(at, selector) in DEBUGGER_DATA_SELECTORS {
             put(at, &selector.to_le_bytes());
+        }
+        if size > 0x360 {
+            // The self map's base, for it lies elsewhere at each boot.
+            bytes[0x360..0x368].copy_from_slice(&self.memory.page_tables().to_le_bytes());
         }
         self.memory.put(block, &bytes);
         self.link(&[head, block]);
@@ -236,9 +248,6 @@ impl Builder {
         Ok(())
     }
 }
-
-/// Bytes of `KDDEBUGGER_DATA64` on Windows 7.
-const DEBUGGER_DATA_SIZE: usize = 0x340;
 
 /// `KDDEBUGGER_DATA64`'s pointers: offset, and the variable or function whose address is there.
 const DEBUGGER_DATA_SYMBOLS: &[(usize, &str)] = &[

@@ -55,14 +55,16 @@ impl TraceLayout {
 /// The level bit of pool tracking.
 pub(crate) const POOL_TRACKING: u64 = 8;
 
-/// A loaded driver that is verified.
+/// A driver that is to be verified.
 pub(crate) struct VerifiedDriver {
     pub(crate) name: &'static str,
-    pub(crate) base: u64,
-    pub(crate) size: u64,
-    /// All it ever made.
-    pub(crate) allocations: u64,
-    /// Those it still has, all of them paged; at most as many as a page can track, 127.
+    /// Base and size, when it is loaded.
+    pub(crate) image: Option<(u64, u64)>,
+    pub(crate) loads: u64,
+    pub(crate) unloads: u64,
+    /// Further members of its `_VF_TARGET_VERIFIED_DRIVER_DATA`.
+    pub(crate) counters: Vec<(&'static str, u64)>,
+    /// The paged allocations that it has; at most as many as a page can track, 127.
     pub(crate) live: Vec<LiveBlock>,
 }
 
@@ -97,63 +99,115 @@ impl Builder {
         self.set_u32("VfPoolTracesLength", length)
     }
 
-    /// Writes `MmVerifierData` for one verified driver, and what Verifier keeps of that driver: its entry in the list
-    /// of drivers to be verified, its node in the tree of loaded ones, and its live allocations. All of it takes two
-    /// pages at `at`. Returns where the driver's `_VF_TARGET_VERIFIED_DRIVER_DATA` is.
-    pub(crate) fn verified_driver(&mut self, at: u64, level: u64, driver: &VerifiedDriver) -> Result<u64, IsfError> {
-        let count = driver.live.len() as u64;
-        let bytes: u64 = driver.live.iter().map(|live| live.bytes).sum();
-        let paged = [
-            ("CurrentPagedPoolAllocations", count),
-            ("PeakPagedPoolAllocations", count),
-            ("PagedBytes", bytes),
-            ("PeakPagedBytes", bytes),
-        ];
+    /// Writes `MmVerifierData`.
+    pub(crate) fn verifier_settings(&mut self, values: &[(&str, u64)]) -> Result<(), IsfError> {
         let mut data = self.object("_MM_DRIVER_VERIFIER_DATA")?;
-        let values = [
-            ("Level", level),
-            ("AcquireSpinLocks", 0x2b4),
-            ("AllocationsAttempted", driver.allocations),
-            ("AllocationsSucceeded", driver.allocations),
-            // A block as large as a leaked one does not fit special pool.
-            ("AllocationsSucceededSpecialPool", driver.allocations - count),
-            ("Loads", 1),
-        ];
-        self.fields(&mut data, &values)?;
-        self.fields(&mut data, &paged)?;
+        self.fields(&mut data, values)?;
         let place = self.symbol("MmVerifierData")?;
         self.store(place, &data);
-        self.set_u32("VfOptionFlags", 0)?;
+        Ok(())
+    }
 
-        let [suspect, table, node, verified, page] = [0, 0x100, 0x200, 0x300, 0x1000].map(|offset| at + offset);
-        self.suspect_driver(suspect, driver.name)?;
-        self.target_driver(table, node, verified, driver)?;
+    /// Writes what Verifier keeps of the drivers to be verified: the list of them, the trees (so many) of those that
+    /// are loaded, and their allocations. Two pages for each driver at `at`, and one for the trees. Returns where the
+    /// `_VF_TARGET_VERIFIED_DRIVER_DATA` of each is.
+    pub(crate) fn verified_drivers(
+        &mut self,
+        at: u64,
+        tables: u32,
+        drivers: &[VerifiedDriver],
+    ) -> Result<Vec<Option<u64>>, IsfError> {
+        let mut suspects = vec![self.symbol("VfSuspectDriversList")?];
+        let mut verified = Vec::new();
+        let mut nodes = Vec::new();
+        let trees = at + 0x2000 * drivers.len() as u64;
+        for (driver, at) in drivers.iter().zip((at..).step_by(0x2000)) {
+            let [node, data, page] = [0x200, 0x300, 0x1000].map(|offset| at + offset);
+            self.suspect_driver(at, driver)?;
+            suspects.push(at);
+            verified.push(driver.image.map(|_| data));
+            let Some((base, size)) = driver.image else { continue };
+            self.driver_data(data, at, page, driver)?;
+            nodes.push((base, node));
+            let mut target = self.object("_VF_TARGET_DRIVER")?;
+            // The node's own type has other names in other versions, and the same first two members.
+            let key = [base.to_le_bytes(), size.to_le_bytes()].concat();
+            self.bytes(&mut target, "TreeNode", &key)?;
+            self.field(&mut target, "VerifiedData", data)?;
+            self.store(node + self.isf.size("_RTL_BALANCED_LINKS")?, &target);
+        }
+        self.link(&suspects);
+        nodes.sort_unstable();
+        let size = self.isf.size("_VF_AVL_TABLE")?;
+        for number in 0..tables {
+            let table = trees + u64::from(number) * size;
+            let chosen = |(base, _): &&(u64, u64)| (base >> 12) % u64::from(tables) == u64::from(number);
+            let chosen: Vec<u64> = nodes.iter().filter(chosen).map(|(_, node)| *node).collect();
+            let (first, depth) = self.balanced(&chosen, table)?;
+            let mut root = self.object("_VF_AVL_TABLE")?;
+            let values = [
+                ("RtlTable.BalancedRoot.Parent", table),
+                ("RtlTable.BalancedRoot.RightChild", first),
+                ("RtlTable.NumberGenericTableElements", chosen.len() as u64),
+                ("RtlTable.DepthOfTree", depth),
+            ];
+            self.fields(&mut root, &values)?;
+            self.store(table, &root);
+        }
+        let mut tree = self.object("_VF_AVL_TREE")?;
+        let values = [("NodeCount", nodes.len() as u64), ("Tables", trees), ("TablesNo", tables.into())];
+        self.fields(&mut tree, &values)?;
+        let place = self.symbol("ViTargetDriversAvl")?;
+        self.store(place, &tree);
+        Ok(verified)
+    }
 
-        let mut data = self.object("_VF_TARGET_VERIFIED_DRIVER_DATA")?;
+    /// Links `_RTL_BALANCED_LINKS`, in ascending order, into a balanced tree; its root (0 for none) and depth.
+    fn balanced(&mut self, nodes: &[u64], parent: u64) -> Result<(u64, u64), IsfError> {
+        let middle = nodes.len() / 2;
+        let Some(&node) = nodes.get(middle) else { return Ok((0, 0)) };
+        let (left, low) = self.balanced(&nodes[..middle], node)?;
+        let (right, high) = self.balanced(&nodes[middle + 1..], node)?;
+        let mut links = self.object("_RTL_BALANCED_LINKS")?;
+        let values =
+            [("Parent", parent), ("LeftChild", left), ("RightChild", right), ("Balance", high.wrapping_sub(low))];
+        self.fields(&mut links, &values)?;
+        self.store(node, &links);
+        Ok((node, low.max(high) + 1))
+    }
+
+    /// `_VF_TARGET_VERIFIED_DRIVER_DATA`, and the page of its allocations.
+    fn driver_data(&mut self, data: u64, suspect: u64, page: u64, driver: &VerifiedDriver) -> Result<(), IsfError> {
+        let count = driver.live.len() as u64;
+        let bytes: u64 = driver.live.iter().map(|live| live.bytes).sum();
+        let mut object = self.object("_VF_TARGET_VERIFIED_DRIVER_DATA")?;
         let values = [
             ("SuspectDriverEntry", suspect),
             ("Signature", 0x9876_1940),
             // A list of one: its depth, and the element with the list's kind in the low bits.
             ("PoolPageHeaders.Alignment", 1),
             ("PoolPageHeaders.Region", page | 1),
-            ("AcquireSpinLocks", 0x2b4),
+            ("CurrentPagedPoolAllocations", count),
+            ("PeakPagedPoolAllocations", count),
+            ("PagedBytes", bytes),
+            ("PeakPagedBytes", bytes),
         ];
-        self.fields(&mut data, &values)?;
-        self.fields(&mut data, &paged)?;
-        self.store(verified, &data);
-        let contiguous = verified + self.isf.offset("_VF_TARGET_VERIFIED_DRIVER_DATA", "ContiguousMemoryListHead")?;
+        self.fields(&mut object, &values)?;
+        self.fields(&mut object, &driver.counters)?;
+        self.store(data, &object);
+        let contiguous = data + self.isf.offset("_VF_TARGET_VERIFIED_DRIVER_DATA", "ContiguousMemoryListHead")?;
         self.link(&[contiguous]);
-        self.tracking_page(page, verified, &driver.live)?;
-        Ok(verified)
+        self.tracking_page(page, data, &driver.live)
     }
 
-    /// `VfSuspectDriversList`, with one entry.
-    fn suspect_driver(&mut self, entry: u64, name: &str) -> Result<(), IsfError> {
-        let text = utf16(name);
+    /// `_VF_SUSPECT_DRIVER_ENTRY`.
+    fn suspect_driver(&mut self, entry: u64, driver: &VerifiedDriver) -> Result<(), IsfError> {
+        let text = utf16(driver.name);
         let mut suspect = self.object("_VF_SUSPECT_DRIVER_ENTRY")?;
         let buffer = entry + self.isf.size("_VF_SUSPECT_DRIVER_ENTRY")?;
         let values = [
-            ("Loads", 1),
+            ("Loads", driver.loads),
+            ("Unloads", driver.unloads),
             ("BaseName.Length", text.len() as u64 - 2),
             ("BaseName.MaximumLength", text.len() as u64),
             ("BaseName.Buffer", buffer),
@@ -161,33 +215,6 @@ impl Builder {
         self.fields(&mut suspect, &values)?;
         self.store(entry, &suspect);
         self.memory.put(buffer, &text);
-        let head = self.symbol("VfSuspectDriversList")?;
-        self.link(&[head, entry]);
-        Ok(())
-    }
-
-    /// `ViTargetDriversAvl`, with one table and one node in it.
-    fn target_driver(&mut self, table: u64, node: u64, verified: u64, driver: &VerifiedDriver) -> Result<(), IsfError> {
-        let mut links = self.object("_RTL_BALANCED_LINKS")?;
-        self.field(&mut links, "Parent", table)?;
-        self.store(node, &links);
-        let mut target = self.object("_VF_TARGET_DRIVER")?;
-        let values = [("TreeNode.p", driver.base), ("TreeNode.RangeSize", driver.size), ("VerifiedData", verified)];
-        self.fields(&mut target, &values)?;
-        self.store(node + self.isf.size("_RTL_BALANCED_LINKS")?, &target);
-        let mut root = self.object("_VF_AVL_TABLE")?;
-        let values = [
-            ("RtlTable.BalancedRoot.Parent", table),
-            ("RtlTable.BalancedRoot.RightChild", node),
-            ("RtlTable.NumberGenericTableElements", 1),
-            ("RtlTable.DepthOfTree", 1),
-        ];
-        self.fields(&mut root, &values)?;
-        self.store(table, &root);
-        let mut tree = self.object("_VF_AVL_TREE")?;
-        self.fields(&mut tree, &[("NodeCount", 1), ("Tables", table), ("TablesNo", 1)])?;
-        let place = self.symbol("ViTargetDriversAvl")?;
-        self.store(place, &tree);
         Ok(())
     }
 

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
+use serde::Serialize;
+
 use super::{Life, add};
-use crate::isf::IsfError;
+use crate::isf::{IsfError, Type};
 use crate::kernel::PoolKind;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::memory::Memory;
@@ -16,13 +18,47 @@ const PAGE: u64 = 0x1000;
 type Current = [(u64, usize); 4];
 
 struct Driver {
+    name: &'static str,
+    loads: u64,
+    unloads: u64,
+    /// Empty when it is not loaded.
     image: Range<u64>,
-    /// `_VF_TARGET_VERIFIED_DRIVER_DATA`.
+    /// `_VF_TARGET_VERIFIED_DRIVER_DATA`; 0 when it is not loaded.
     data: u64,
     /// Free `_VI_POOL_ENTRY`s, the next to be used first.
     free: VecDeque<u64>,
-    /// The entry of each block.
-    used: BTreeMap<u64, u64>,
+    /// The block's, and where its entry is.
+    used: BTreeMap<u64, (TrackedBlock, u64)>,
+}
+
+/// An allocation of a verified driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TrackedBlock {
+    /// Of the block's first byte.
+    pub address: u64,
+    /// Usable bytes.
+    pub bytes: u64,
+    /// Its tag.
+    pub tag: u32,
+    /// Where the driver called the allocation routine from.
+    pub caller: u64,
+}
+
+/// What Verifier keeps of a driver to be verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VerifierDriver {
+    /// `BaseName`.
+    pub name: String,
+    /// Base and size of its image, when it is loaded.
+    pub image: Option<(u64, u64)>,
+    /// How often it was loaded.
+    pub loads: u64,
+    /// How often it was unloaded.
+    pub unloads: u64,
+    /// The integers of its `_VF_TARGET_VERIFIED_DRIVER_DATA`, by name; empty when it is not loaded.
+    pub counters: BTreeMap<String, u64>,
+    /// What it has allocated and not freed, by address.
+    pub allocations: Vec<TrackedBlock>,
 }
 
 pub(crate) struct Tracking {
@@ -45,10 +81,38 @@ pub(crate) struct Tracking {
     fields: [Place; 4],
     /// NextPage, VerifierEntry, Signature of `_VI_POOL_PAGE_HEADER`.
     header: [Place; 3],
+    /// The integers of `MmVerifierData` and of a driver's data.
+    total_integers: Integers,
+    driver_integers: Integers,
+}
+
+/// The integers of a structure, by name.
+struct Integers {
+    size: usize,
+    places: Vec<(String, Place)>,
+}
+
+impl Integers {
+    fn of(builder: &Builder, ty: &str) -> Result<Integers, IsfError> {
+        let fields = &builder.isf.user_type(ty)?.fields;
+        let integers = fields.iter().filter(|(_, field)| matches!(field.ty, Type::Base { .. }));
+        let places = integers.map(|(name, _)| Ok((name.clone(), Place::of(&builder.isf, ty, name)?)));
+        Ok(Integers { size: builder.isf.size(ty)? as usize, places: places.collect::<Result<_, IsfError>>()? })
+    }
+
+    fn read(&self, memory: &Memory, at: u64) -> BTreeMap<String, u64> {
+        let mut bytes = vec![0; self.size];
+        memory.read(at, &mut bytes);
+        self.places.iter().map(|(name, place)| (name.clone(), place.get(&bytes))).collect()
+    }
 }
 
 impl Tracking {
-    pub(crate) fn open(builder: &Builder, drivers: &[(u64, VerifiedDriver)]) -> Result<Tracking, IsfError> {
+    pub(crate) fn open(
+        builder: &Builder,
+        drivers: &[VerifiedDriver],
+        verified: &[Option<u64>],
+    ) -> Result<Tracking, IsfError> {
         let isf = &builder.isf;
         let totals = "_MM_DRIVER_VERIFIER_DATA";
         let data = "_VF_TARGET_VERIFIED_DRIVER_DATA";
@@ -86,24 +150,31 @@ impl Tracking {
                 entry("InUse.Tag")?,
             ],
             header: [header("NextPage")?, header("VerifierEntry")?, header("Signature")?],
+            total_integers: Integers::of(builder, totals)?,
+            driver_integers: Integers::of(builder, data)?,
         };
-        for (data, driver) in drivers {
+        for (driver, data) in drivers.iter().zip(verified) {
+            let (base, size) = driver.image.unwrap_or_default();
             let mut known = Driver {
-                image: driver.base..driver.base + driver.size,
-                data: *data,
+                name: driver.name,
+                loads: driver.loads,
+                unloads: driver.unloads,
+                image: base..base + size,
+                data: data.unwrap_or_default(),
                 free: VecDeque::new(),
                 used: BTreeMap::new(),
             };
-            let mut page = builder.pointer(data + tracking.pages + 8) & !0xf;
+            let mut page = data.map_or(0, |data| builder.pointer(data + tracking.pages + 8) & !0xf);
             while page != 0 {
                 for place in tracking.entries(page) {
                     let mut bytes = vec![0; tracking.entry as usize];
                     builder.memory.read(place, &mut bytes);
-                    let [address, _, size, _] = tracking.fields.map(|field| field.get(&bytes));
+                    let [address, caller, size, tag] = tracking.fields.map(|field| field.get(&bytes));
                     if size & 1 == 1 {
                         known.free.push_back(place);
                     } else {
-                        known.used.insert(address, place);
+                        let block = TrackedBlock { address, bytes: size, tag: tag as u32, caller };
+                        known.used.insert(address, (block, place));
                     }
                 }
                 page = builder.pointer(page);
@@ -144,7 +215,7 @@ impl Tracking {
             field.put(&mut entry, value);
         }
         memory.write(at, &entry);
-        self.drivers[driver].used.insert(address, at);
+        self.drivers[driver].used.insert(address, (TrackedBlock { address, bytes, tag, caller }, at));
         for (offset, width) in self.attempts {
             add(memory, self.totals + offset, width, 1);
         }
@@ -155,7 +226,7 @@ impl Tracking {
     pub(crate) fn freed(&mut self, memory: &mut Memory, life: &Life) {
         let found = self.drivers.iter_mut().position(|driver| driver.used.contains_key(&life.address));
         let Some(driver) = found else { return };
-        let Some(at) = self.drivers[driver].used.remove(&life.address) else { return };
+        let Some((_, at)) = self.drivers[driver].used.remove(&life.address) else { return };
         let mut entry = vec![0; self.entry as usize];
         // A free entry: the next free one, and an odd size.
         let next = self.drivers[driver].free.front().copied().unwrap_or_default();
@@ -182,6 +253,26 @@ impl Tracking {
                 }
             }
         }
+    }
+
+    /// The integers of `MmVerifierData`, by name.
+    pub(crate) fn settings(&self, memory: &Memory) -> BTreeMap<String, u64> {
+        self.total_integers.read(memory, self.totals)
+    }
+
+    pub(crate) fn drivers(&self, memory: &Memory) -> Vec<VerifierDriver> {
+        let driver = |driver: &Driver| VerifierDriver {
+            name: driver.name.to_owned(),
+            image: (driver.data != 0).then(|| (driver.image.start, driver.image.end - driver.image.start)),
+            loads: driver.loads,
+            unloads: driver.unloads,
+            counters: match driver.data {
+                0 => BTreeMap::new(),
+                data => self.driver_integers.read(memory, data),
+            },
+            allocations: driver.used.values().map(|(block, _)| block.clone()).collect(),
+        };
+        self.drivers.iter().map(driver).collect()
     }
 
     /// Puts a page in front of a driver's pages.

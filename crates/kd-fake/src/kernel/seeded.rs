@@ -1,0 +1,338 @@
+//! A machine of any x64 kernel whose symbol table there is, with a state that a seed decides.
+
+mod places;
+mod rings;
+mod stacks;
+mod tags;
+
+use std::ops::Range;
+
+use self::places::Map;
+use self::stacks::Stacks;
+use crate::isf::{Identity, Isf, IsfError};
+use crate::kernel::books::{Books, Places, PoolKind};
+use crate::kernel::builder::Builder;
+use crate::kernel::modules::Module;
+use crate::kernel::random::Random;
+use crate::kernel::system::{Machine, Process};
+use crate::kernel::truth::{Fixed, LoadedModule, Truth};
+use crate::kernel::verifier::VerifiedDriver;
+use crate::kernel::{Kernel, KernelFacts};
+
+/// How a seeded machine is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeededOptions {
+    /// Whether Driver Verifier is on.
+    pub verifier: bool,
+    /// Slots of Verifier's pool log, a power of two.
+    pub log_length: u32,
+    /// First slots of the big-page table, a power of two; it doubles when it gets full.
+    pub big_slots: u32,
+    /// Allocations and frees of large blocks before the machine is handed over.
+    pub operations: u32,
+}
+
+impl Default for SeededOptions {
+    fn default() -> SeededOptions {
+        SeededOptions { verifier: true, log_length: 0x400, big_slots: 0x400, operations: 2_000 }
+    }
+}
+
+/// The identity of a seeded machine's kernel. It is nobody else's: a symbol cache shall not hold our PDB under
+/// Microsoft's GUID.
+pub fn seeded_identity(isf: &Isf, seed: u64) -> Identity {
+    let mut random = Random::new(seed);
+    let mut guid = [0; 16];
+    for half in guid.chunks_mut(8) {
+        half.copy_from_slice(&random.next().to_le_bytes());
+    }
+    // Kernels of different builds differ too.
+    for (byte, own) in guid.iter_mut().zip(isf.identity.guid) {
+        *byte ^= own;
+    }
+    Identity { guid, age: 1, name: isf.identity.name.clone() }
+}
+
+/// Builds a machine and says what is in it. `isf.identity` becomes the identity of the kernel's PDB; give the table
+/// [`seeded_identity`] first where a cache may see it. Errors: the table lacks what every kernel has.
+pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, Truth), IsfError> {
+    let mut random = Random::new(seed ^ 0x6b64_706f_6f6c);
+    let build = build_number(isf);
+    let mut map = Map::new(build, &mut random);
+    let mut builder = Builder::zeroed(isf.clone(), map.kernel, map.self_map);
+    let machine = machine(&builder, build, &mut map, &mut random)?;
+    let timestamp = 0x5000_0000 + random.below(0x1000_0000) as u32;
+    let checksum = random.below(0x80_0000) as u32;
+    builder.kernel_image(isf.identity.clone(), timestamp, checksum)?;
+    builder.set("DbgBreakPointWithStatus", &[0xcc, 0xc3])?;
+    builder.versions(&machine)?;
+    let first = builder.symbol("KiInitialThread")?;
+    let idle: Vec<u64> =
+        (0..machine.processors.len()).map(|number| if number == 0 { first } else { map.room(0x1000) }).collect();
+    builder.processors(&machine, &idle)?;
+    let threads = processes(&mut builder, &mut map, &mut random)?;
+    builder.debugger_data(build)?;
+    map.write(&mut builder)?;
+
+    let (modules, unloaded) = modules(&mut builder, &mut map, &mut random, (timestamp, checksum), &machine)?;
+    let rows = tags::write(&mut builder, &mut map, &mut random, machine.processors.len())?;
+    let table = map.room(u64::from(options.big_slots) * 0x20);
+    // Kernels up to Windows 7 have none.
+    builder.set_known("ExpPoolQuotaCookie", &random.next().to_le_bytes());
+    builder.big_pages(table, options.big_slots.into(), &[])?;
+
+    let mut drivers = Vec::new();
+    if options.verifier {
+        let size = builder.isf.size("_VF_POOL_TRACE")? * u64::from(options.log_length);
+        let log = map.room(size);
+        builder.pool_traces(
+            log,
+            random.below(1 << 32) as u32 & if random.once_in(4) { u32::MAX } else { 0 },
+            options.log_length,
+            &[],
+        )?;
+        drivers = verified(&mut builder, &modules, &unloaded, &mut random)?;
+    }
+    let at = map.room(0x2000 * (drivers.len() as u64 + 1));
+    let trees = 1 + random.below(4) as u32;
+    let verified = builder.verified_drivers(at, trees, &drivers)?;
+    let stacks = Stacks::new(&builder, &modules, &drivers, &mut random)?;
+    let rings = match options.verifier {
+        true => rings::write(&mut builder, &mut map, &mut random, &stacks, &threads)?,
+        false => rings::off(&mut builder)?,
+    };
+
+    let break_return = builder.symbol("KiIdleLoop")? + 0x10;
+    builder.memory.put(machine.stack - 0x80, &break_return.to_le_bytes());
+    let kpcr = machine.processors[0];
+    let facts = KernelFacts {
+        major: 15,
+        build,
+        machine: 0x8664,
+        flags: 7,
+        kernel_base: builder.base,
+        kernel_size: builder.image_size(),
+        loaded_module_list: builder.symbol("PsLoadedModuleList")?,
+        debugger_data_list: builder.symbol("KdpDebuggerDataListHead")?,
+        break_pc: builder.symbol("DbgBreakPointWithStatus")?,
+        thread: idle[0],
+        processors: machine.processors.len() as u32,
+        cr3: builder.memory.root(),
+        kprcb: kpcr + builder.isf.offset("_KPCR", "Prcb")?,
+        kpcr,
+        break_return,
+        stack: machine.stack - 0x80,
+    };
+    let places = Places {
+        regions: [map.nonpaged_large(), map.paged_large()],
+        pages: &[],
+        rows: &rows.main,
+        overflow: &rows.expansion,
+        log: &[],
+        drivers: &drivers,
+        verified: &verified,
+    };
+    let books = Books::open(&builder, facts.processors, places)?;
+    let fixed = Fixed { modules, unloaded, rings, small: Vec::new() };
+    let mut kernel = Kernel::new(builder, facts, books, fixed)?;
+    live(&mut kernel, options.operations, &mut random, &stacks, &threads);
+    let truth = kernel.truth();
+    Ok((kernel, truth))
+}
+
+/// The build of the kernel whose layouts these are: those of the facts, and the oldest of its family for others.
+fn build_number(isf: &Isf) -> u16 {
+    let symbol = |name| isf.symbols.contains_key(name);
+    let has = |ty, field| isf.offset(ty, field).is_ok();
+    match () {
+        () if !symbol("ExpPoolQuotaCookie") => 7601,
+        () if !symbol("MiState") => 9600,
+        () if !symbol("ExPoolState") => 14393,
+        () if has("_POOL_DESCRIPTOR", "ListHeads") => 17763,
+        () if symbol("PoolVector") => 18362,
+        () if !has("_POOL_TRACKER_BIG_PAGES", "ProcessBilled") => 19041,
+        () if symbol("VfHandlePoolAlloc") => 22000,
+        () => 20348,
+    }
+}
+
+fn machine(builder: &Builder, build: u16, map: &mut Map, random: &mut Random) -> Result<Machine, IsfError> {
+    let size = builder.isf.size("_KPCR")?.next_multiple_of(0x10000);
+    let processors = 1 + random.below(4);
+    Ok(Machine {
+        build,
+        lab: format!(
+            "{build}.{}.amd64fre.kd_fake.{:06}-{:04}",
+            random.below(7000),
+            random.below(300_000),
+            random.below(2400)
+        ),
+        service_pack: if build < 9200 { 0x100 } else { 0 },
+        version: match build {
+            ..9200 => (6, 1),
+            9200..10240 => (6, 3),
+            _ => (10, 0),
+        },
+        system_time: 132_000_000_000_000_000 + random.below(1 << 50),
+        up_time: 10_000_000 + random.below(1 << 44),
+        processors: (0..processors).map(|_| map.room(size)).collect(),
+        stack: map.room(0x8000) + 0x8000,
+    })
+}
+
+/// A few processes with threads; returns the threads.
+fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Result<Vec<u64>, IsfError> {
+    let names = ["System", "smss.exe", "csrss.exe", "lsass.exe", "svchost.exe", "explorer.exe", "leaker.exe"];
+    let count = 2 + random.below(names.len() as u64 - 1) as usize;
+    let mut all = Vec::new();
+    for number in 0..count {
+        let threads: Vec<(u64, u64)> =
+            (0..1 + random.below(3)).map(|thread| (map.room(0x1000), number as u64 * 0x40 + 8 + thread * 4)).collect();
+        all.push((map.room(0x1000), 4 + number as u64 * 0x40, threads));
+    }
+    let processes: Vec<Process<'_>> = all
+        .iter()
+        .zip(names)
+        .map(|((address, id, threads), name)| Process { address: *address, id: *id, name, threads })
+        .collect();
+    builder.processes(&processes)?;
+    Ok(all.iter().flat_map(|(_, _, threads)| threads.iter().map(|(thread, _)| *thread)).collect())
+}
+
+const DRIVERS: [&str; 16] = [
+    r"drivers\ACPI.sys",
+    r"drivers\pci.sys",
+    r"drivers\volmgr.sys",
+    r"drivers\storport.sys",
+    r"drivers\fltmgr.sys",
+    r"drivers\Ntfs.sys",
+    r"drivers\ndis.sys",
+    r"drivers\NETIO.SYS",
+    r"drivers\tcpip.sys",
+    r"drivers\myfault.sys",
+    r"drivers\leaky.sys",
+    r"drivers\filter1.sys",
+    r"drivers\usbxhci.sys",
+    r"drivers\HTTP.sys",
+    r"drivers\srv2.sys",
+    r"drivers\mouclass.sys",
+];
+
+/// Some of the drivers are loaded, some were unloaded, some do not exist here.
+fn modules(
+    builder: &mut Builder,
+    map: &mut Map,
+    random: &mut Random,
+    kernel: (u32, u32),
+    machine: &Machine,
+) -> Result<(Vec<LoadedModule>, Vec<LoadedModule>), IsfError> {
+    let mut module = |path, random: &mut Random| {
+        let size = 0x3000 + 0x1000 * random.below(0x60) as u32;
+        Module {
+            path,
+            base: map.module(size.into(), random),
+            size,
+            timestamp: 0x5000_0000 + random.below(0x1000_0000) as u32,
+            pdb: !random.once_in(3),
+        }
+    };
+    let mut loaded = vec![module("hal.dll", random), module("kdcom.dll", random)];
+    let mut unloaded = Vec::new();
+    for path in DRIVERS {
+        let module = module(path, random);
+        match random.below(6) {
+            0 => {}
+            1 => unloaded.push(LoadedModule {
+                name: path.rsplit('\\').next().unwrap_or(path).to_owned(),
+                base: module.base,
+                size: module.size.into(),
+            }),
+            _ => loaded.push(module),
+        }
+    }
+    let loaded = builder.modules(map.room(0x200 * (loaded.len() as u64 + 2)), kernel, &loaded)?;
+    builder.unloaded_drivers(map.room(0x4000), &unloaded, machine.system_time - machine.up_time)?;
+    Ok((loaded, unloaded))
+}
+
+/// Verifier's settings, and which drivers it watches: loaded ones, unloaded ones, and one that never came.
+fn verified(
+    builder: &mut Builder,
+    modules: &[LoadedModule],
+    unloaded: &[LoadedModule],
+    random: &mut Random,
+) -> Result<Vec<VerifiedDriver>, IsfError> {
+    let mut drivers = Vec::new();
+    let named = |path: &'static str| {
+        let name = path.rsplit('\\').next().unwrap_or(path);
+        let find = |modules: &[LoadedModule]| {
+            modules.iter().find(|module| module.name == name).map(|module| (module.base, module.size))
+        };
+        (name, find(modules), find(unloaded))
+    };
+    for path in DRIVERS {
+        let (name, image, gone) = named(path);
+        if random.once_in(2) {
+            continue;
+        }
+        let (loads, unloads) = match (image, gone) {
+            (Some(_), _) => (1 + random.below(3), random.below(2)),
+            (None, Some(_)) => (1, 1),
+            (None, None) => (0, 0),
+        };
+        let mut counters = Vec::new();
+        for counter in
+            ["RaiseIrqls", "AcquireSpinLocks", "SynchronizeExecutions", "AllocationsWithNoTag", "AllocationsFailed"]
+        {
+            counters.push((counter, random.below(0x10000)));
+        }
+        drivers.push(VerifiedDriver { name, image, loads, unloads, counters, live: Vec::new() });
+    }
+    let fields = &builder.isf.user_type("_MM_DRIVER_VERIFIER_DATA")?.fields;
+    let mut names: Vec<String> = fields.keys().cloned().collect();
+    names.retain(|name| !["Level", "PreviousBucketName"].contains(&name.as_str()));
+    // The kernel keeps these up: they start at what the drivers have, which is nothing.
+    names.retain(|name| !name.starts_with("Current") && !name.ends_with("Bytes") && !name.starts_with("Peak"));
+    // Pool tracking (8) or special pool (1) makes the kernel keep the log; the rest is as it comes.
+    let level = (random.next() & 0x12a_ffff) | if random.once_in(3) { 1 } else { 8 };
+    let mut values = vec![("Level", level)];
+    values.extend(names.iter().map(|name| (name.as_str(), random.below(0x10_0000))));
+    builder.verifier_settings(&values)?;
+    builder.set_u32("VfOptionFlags", 0)?;
+    for name in ["VerifierIsTrackingPool", "ViVerifierEnabled"] {
+        builder.set_known(name, &1u32.to_le_bytes());
+    }
+    Ok(drivers)
+}
+
+/// What happened before the debugger came: large blocks were allocated and freed.
+fn live(kernel: &mut Kernel, operations: u32, random: &mut Random, stacks: &Stacks, threads: &[u64]) {
+    let old = kernel.facts().build < 9200;
+    let mut mine: Vec<u64> = Vec::new();
+    let texts: [&[u8; 4]; 8] = [b"Leak", b"Ntff", b"MmSt", b"NDpp", b"EtwB", b"Cont", b"Pro\xe3", b"a  b"];
+    for _ in 0..operations {
+        kernel.advance(std::time::Duration::from_micros(random.below(50_000)));
+        let thread = *random.pick(threads);
+        if mine.len() > 300 || random.below(5) < 2 && !mine.is_empty() {
+            let address = mine.swap_remove(random.below(mine.len() as u64) as usize);
+            let stack = if random.once_in(4) { Vec::new() } else { stacks.free(random) };
+            kernel.free_large(address, &stack, thread);
+        } else {
+            let kind = match random.below(3) {
+                0 => PoolKind::Paged,
+                1 if !old => PoolKind::NonPagedNx,
+                _ => PoolKind::NonPaged,
+            };
+            let most = if random.once_in(4) { 0x40000 } else { 0x4000 };
+            let size = 0x1000 + random.below(most);
+            let stack = if random.once_in(4) { Vec::new() } else { stacks.allocation(random) };
+            let tag = u32::from_le_bytes(**random.pick(&texts));
+            mine.extend(kernel.allocate_large(tag, size, kind, &stack, thread));
+        }
+    }
+}
+
+/// A range of so many bytes.
+fn range(start: u64, bytes: u64) -> Range<u64> {
+    start..start + bytes
+}

@@ -1,0 +1,146 @@
+//! Where a version of Windows puts things in its address space.
+
+use std::ops::Range;
+
+use super::range;
+use crate::isf::IsfError;
+use crate::kernel::builder::Builder;
+use crate::kernel::memory::SELF_MAP;
+use crate::kernel::random::Random;
+
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+/// What one entry of the topmost page table spans.
+const SLOT: u64 = 512 * GIB;
+
+/// The address space. Pool proper is at the start of its region, large blocks 4 GiB on, the kernel's own
+/// structures 8 GiB on.
+pub(crate) struct Map {
+    build: u16,
+    pub(crate) kernel: u64,
+    pub(crate) self_map: u64,
+    pub(crate) nonpaged: Range<u64>,
+    pub(crate) paged: Range<u64>,
+    /// Special pool: nonpaged, paged; the same one before 1703, none from 1903 on.
+    pub(crate) special: Option<[Range<u64>; 2]>,
+    next: u64,
+    next_module: u64,
+}
+
+impl Map {
+    pub(crate) fn new(build: u16, random: &mut Random) -> Map {
+        let kernel = 0xffff_f800_0000_0000 + 0x1000 * random.below(0x40000) + GIB;
+        let modules = match build {
+            ..10240 => 0xffff_f880_00c0_0000,
+            _ => 0xffff_f804_0000_0000 + 0x20_0000 * random.below(0x1000),
+        };
+        let (self_map, nonpaged, paged, special) = match build {
+            ..9200 => {
+                let special = range(0xffff_f980_0000_0000, SLOT);
+                (
+                    SELF_MAP,
+                    0xffff_fa80_0180_0000..0xffff_fac0_0000_0000,
+                    0xffff_f8a0_0000_0000..0xffff_f8c0_0000_0000,
+                    Some([special.clone(), special]),
+                )
+            }
+            9200..10240 => (SELF_MAP, range(0xffff_e000_0000_0000, TIB), range(0xffff_c000_0000_0000, TIB), None),
+            _ => {
+                // Regions start at an entry of the topmost table that each boot chooses.
+                let mut slot = 0xffff_8000_0000_0000 + SLOT * random.below(24);
+                let mut next = |size: u64| {
+                    let start = slot;
+                    slot += size + SLOT * random.below(8);
+                    range(start, size)
+                };
+                let (nonpaged, paged) = (next(16 * TIB), next(16 * TIB));
+                let special = match build {
+                    ..15063 => {
+                        let special = next(SLOT);
+                        Some([special.clone(), special])
+                    }
+                    15063..18362 => Some([next(SLOT), next(SLOT)]),
+                    _ => None,
+                };
+                (0x180 + random.below(0x40), nonpaged, paged, special)
+            }
+        };
+        let next = nonpaged.start + 8 * GIB;
+        Map { build, kernel, self_map, nonpaged, paged, special, next, next_module: modules }
+    }
+
+    /// Page-aligned room for one of the kernel's own structures.
+    pub(crate) fn room(&mut self, bytes: u64) -> u64 {
+        let at = self.next;
+        // A hole behind each: a read past the end fails.
+        self.next += bytes.next_multiple_of(0x1000) + 0x1000;
+        at
+    }
+
+    pub(crate) fn module(&mut self, size: u64, random: &mut Random) -> u64 {
+        let at = self.next_module;
+        self.next_module += size + 0x1000 * random.below(0x40);
+        at
+    }
+
+    pub(crate) fn nonpaged_large(&self) -> Range<u64> {
+        range(self.nonpaged.start + 4 * GIB, 2 * GIB)
+    }
+
+    pub(crate) fn paged_large(&self) -> Range<u64> {
+        range(self.paged.start + 4 * GIB, 2 * GIB)
+    }
+
+    /// The variables and tables by which the version says where its pool is.
+    pub(crate) fn write(&self, builder: &mut Builder) -> Result<(), IsfError> {
+        let (nonpaged, paged) = (self.nonpaged.clone(), self.paged.clone());
+        for (name, value) in [
+            ("MmNonPagedPoolStart", nonpaged.start),
+            ("MiNonPagedPoolStartAligned", nonpaged.start),
+            ("MiNonPagedPoolEnd", nonpaged.end),
+            ("MmMaximumNonPagedPoolInBytes", nonpaged.end - nonpaged.start),
+            ("MiPagedPoolStart", paged.start),
+            ("MmPagedPoolEnd", paged.end - 1),
+            ("MmSizeOfPagedPoolInBytes", paged.end - paged.start),
+            ("MmPteBase", builder.memory.page_tables()),
+        ] {
+            builder.set_known(name, &value.to_le_bytes());
+        }
+        if self.build < 10240 {
+            let entry = builder.memory.page_tables() + (paged.start >> 9 & 0x7f_ffff_fff8);
+            let mut info = builder.object("_MM_PAGED_POOL_INFO")?;
+            builder.field(&mut info, "FirstPteForPagedPool", entry)?;
+            let at = builder.symbol("MmPagedPoolInfo")?;
+            builder.store(at, &info);
+            return Ok(());
+        }
+        let visible = builder.symbol("MiState")? + builder.isf.offset("_MI_SYSTEM_INFORMATION", "Vs")?;
+        builder.set_u64("MiVisibleState", visible)?;
+        let mut regions = vec![("NonPagedPool", nonpaged), ("PagedPool", paged)];
+        if let Some([first, second]) = &self.special {
+            regions.push(("SpecialPool", first.clone()));
+            regions.push(("SpecialPoolNonPaged", first.clone()));
+            regions.push(("SpecialPoolPaged", second.clone()));
+        }
+        let constant = |builder: &Builder, ty: &str, name: &str| {
+            builder.isf.enums.get(ty).and_then(|kinds| kinds.constants.get(name)).map(|value| *value as u64)
+        };
+        for (name, region) in regions {
+            let kind = constant(builder, "_MI_ASSIGNED_REGION_TYPES", &format!("AssignedRegion{name}"));
+            if let Some(kind) = kind {
+                let array = visible + builder.isf.offset("_MI_VISIBLE_STATE", "SystemVaRegions")?;
+                let at = array + kind * builder.isf.size("_MI_SYSTEM_VA_ASSIGNMENT")?;
+                builder.memory.put(at, &region.start.to_le_bytes());
+                builder.memory.put(at + 8, &(region.end - region.start).to_le_bytes());
+            }
+            let types = builder.isf.offset("_MI_VISIBLE_STATE", "SystemVaType");
+            let kind = constant(builder, "_MI_SYSTEM_VA_TYPE", &format!("MiVa{name}"));
+            if let (Ok(types), Some(kind)) = (types, kind) {
+                for slot in (region.start..region.end).step_by(SLOT as usize) {
+                    builder.memory.put(visible + types + (slot >> 39 & 0xff), &[kind as u8]);
+                }
+            }
+        }
+        Ok(())
+    }
+}
