@@ -4,6 +4,7 @@ use kd_target::Cost;
 use nt_memory::Fault;
 use nt_pool::pooltag::PoolTags;
 
+use crate::commands::Leaks;
 use crate::error::CommandError;
 use crate::grammar::Scope;
 use crate::kernel::Kernel;
@@ -34,11 +35,20 @@ pub struct Session {
     pub(crate) next_dump: Option<u64>,
     pub(crate) last_dump: Option<&'static str>,
     pub(crate) last_command: LastCommand,
+    pub(crate) leaks: Leaks,
 }
 
 impl Session {
     pub fn new(symbols: Symbols, pool_tags: PoolTags, log: Log) -> Self {
-        Self { symbols, pool_tags, log, next_dump: None, last_dump: None, last_command: LastCommand::default() }
+        Self {
+            symbols,
+            pool_tags,
+            log,
+            next_dump: None,
+            last_dump: None,
+            last_command: LastCommand::default(),
+            leaks: Leaks::new(),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! A session's shell: lines in, answers out.
 
+mod drive;
+
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,8 @@ use crate::kernel::Kernel;
 use crate::output::{Output, difference, show};
 use crate::session::{Context, Debuggee, Format, LastCommand, Session};
 use crate::text::visible_name;
+
+pub(crate) use drive::{Drive, is_cancelled};
 
 /// What a line of commands came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,6 +262,9 @@ impl Shell {
                     })
                 }
                 Action::Control(control) => self.control(control, command.arguments, &mut next),
+                Action::Drive(run) => {
+                    run(&mut Drive { shell: self, out: &mut *out, word: &command.word, arguments: command.arguments })
+                }
             },
             None => Err(unknown(command)),
         };

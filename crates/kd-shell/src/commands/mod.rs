@@ -3,6 +3,7 @@
 use crate::answer::Reply;
 use crate::error::CommandError;
 use crate::session::Context;
+use crate::shell::Drive;
 
 mod control;
 mod dump;
@@ -10,6 +11,7 @@ mod echo;
 mod evaluate;
 mod examine;
 mod help;
+mod leak;
 mod list_modules;
 mod list_nearest;
 mod log;
@@ -23,6 +25,7 @@ mod verifier;
 mod vertarget;
 
 pub use control::Control;
+pub(crate) use leak::Leaks;
 pub(crate) use symbol_path::missing as missing_elements;
 pub(crate) use vertarget::{Vertarget, connected};
 
@@ -43,6 +46,8 @@ pub struct CommandInfo {
 pub(crate) enum Action {
     /// Answers from what it is given.
     Answer(fn(&mut Context<'_>) -> Result<Reply, CommandError>),
+    /// Lets the target run and stops it again.
+    Drive(fn(&mut Drive<'_>) -> Result<Reply, CommandError>),
     /// Changes the state of the target or ends the session: the shell does it.
     Control(Control),
 }
@@ -51,6 +56,7 @@ const COMMANDS: &[CommandInfo] = &[
     pool_used::INFO,
     pool_find::INFO,
     verifier::INFO,
+    leak::INFO,
     control::GO,
     control::BREAK,
     control::WAIT,

@@ -1,0 +1,126 @@
+//! `!leak`: marks of the pool, and what became of their blocks. docs/leaks.md says what is proved by what.
+
+mod arguments;
+mod check;
+mod freed;
+mod mark;
+mod setup;
+mod watch;
+
+use std::collections::BTreeMap;
+
+use nt_leaks::{Harvest, Mark, Module, Modules, Namer, Resolver};
+use nt_memory::Fault;
+
+use super::{Action, CommandInfo, usage};
+use crate::answer::Reply;
+use crate::error::CommandError;
+use crate::kernel::{Driver, Kernel};
+use crate::session::{Context, no_symbols};
+use crate::shell::Drive;
+use crate::symbols::{Symbols, short_name};
+use crate::text::visible_name;
+
+pub(super) const INFO: CommandInfo = CommandInfo {
+    names: &["!leak"],
+    usage: "!leak mark | check | watch | freed | setup",
+    help: "mark the pool, let the target run, and say of each block whether it is still the same allocation",
+    details: "!leak mark [name] [tag] [pooltype] [-file F]     remember the blocks of a tag (all large ones without a tag)\n\
+              !leak check [name] [-file F] [options]           what became of them, grouped by call stack as umdh does\n\
+              !leak watch tag [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed] [options]\n\
+              !leak freed address                              who freed a block: its history, newest first\n\
+              !leak setup driver.sys                           whether the verifier covers a driver, and what to type if not\n\
+              Options: -v all blocks, -d decimal, -skip module!pattern, -html F, -svg F, -folded F.\n\
+              Verdicts are still, freed, reused, new and unknown; each names its evidence (docs/leaks.md).",
+    action: Action::Drive(run),
+};
+
+fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
+    let (word, rest) = match drive.arguments.split_once(char::is_whitespace) {
+        Some((word, rest)) => (word, rest.trim()),
+        None => (drive.arguments, ""),
+    };
+    match word {
+        "mark" => drive.with(|context| mark::run(context, rest)),
+        "check" => drive.with(|context| check::run(context, rest)),
+        "freed" => drive.with(|context| freed::run(context, rest)),
+        "setup" => drive.with(|context| setup::run(context, rest)),
+        "watch" => watch::run(drive, rest),
+        "" => Err(usage(&INFO, "what is to be done?")),
+        other => Err(usage(&INFO, format!("there is no '!leak {}'", visible_name(other)))),
+    }
+}
+
+/// A mark and what the log showed since, as long as the session lasts.
+pub(crate) struct Held {
+    mark: Mark,
+    harvest: Option<Harvest>,
+}
+
+impl Held {
+    fn new(mark: Mark) -> Self {
+        let harvest = mark.log.clone().map(Harvest::new);
+        Held { mark, harvest }
+    }
+}
+
+/// The session's marks, by name.
+pub(crate) type Leaks = BTreeMap<String, Held>;
+
+const DEFAULT_NAME: &str = "mark";
+
+/// Runs `f` on what nt-pool decodes, with names for the modules that are given.
+fn with_pool<T>(
+    context: &mut Context<'_>,
+    modules: &Modules,
+    f: impl FnOnce(&nt_pool::Kernel<'_>, &mut Resolver<'_>) -> Result<T, CommandError>,
+) -> Result<T, CommandError> {
+    let kernel = context.kernel()?;
+    let symbols = &mut context.session.symbols;
+    let nt = symbols.nt(kernel).map_err(no_symbols)?;
+    let version = kernel.version();
+    let pool = nt_pool::Kernel {
+        memory: kernel.memory(),
+        symbols: nt.as_ref(),
+        base: kernel.base(),
+        pointer_size: version.pointer_size(),
+        build: version.minor,
+    };
+    let mut names = ModuleNames { kernel, symbols };
+    f(&pool, &mut Resolver::new(modules, &mut names))
+}
+
+struct ModuleNames<'a> {
+    kernel: &'a dyn Kernel,
+    symbols: &'a mut Symbols,
+}
+
+impl Namer for ModuleNames<'_> {
+    fn name(&mut self, module: &Module, rva: u32) -> Result<Option<String>, Fault> {
+        let Module { base, size, ref name, checksum } = *module;
+        let driver = Driver { base, size, file: name.clone(), checksum };
+        let file = self.symbols.of(self.kernel, &driver)?;
+        let symbol = file.and_then(|file| file.around(rva).0);
+        Ok(symbol.map(|symbol| {
+            let name = visible_name(&symbol.name);
+            match rva - symbol.rva {
+                0 => name,
+                offset => format!("{name}+{offset:#x}"),
+            }
+        }))
+    }
+}
+
+/// The modules that are loaded now.
+fn modules(context: &Context<'_>, notes: &mut Vec<String>) -> Result<Modules, CommandError> {
+    let kernel = context.kernel()?;
+    let drivers = kernel.drivers()?;
+    notes.extend(drivers.notes);
+    let module = |driver: &Driver| Module {
+        base: driver.base,
+        size: driver.size,
+        name: short_name(driver, kernel.base()),
+        checksum: driver.checksum,
+    };
+    Ok(Modules::new(drivers.drivers.iter().map(module).collect()))
+}

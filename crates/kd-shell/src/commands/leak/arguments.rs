@@ -1,0 +1,160 @@
+//! The words after `!leak …`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nt_leaks::{Scope, Skip};
+
+use super::INFO;
+use crate::commands::pool_used::pattern;
+use crate::commands::usage;
+use crate::error::CommandError;
+use crate::grammar::expression::plain_number;
+use crate::text::visible_name;
+
+/// What all subcommands understand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Arguments {
+    pub words: Vec<String>,
+    pub file: Option<PathBuf>,
+    pub report: Options,
+    pub every: Option<Duration>,
+    pub times: Option<u32>,
+    pub run_for: Option<Duration>,
+    pub min_age: Option<Duration>,
+    pub until_confirmed: bool,
+}
+
+/// How a report looks, and where else it goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    pub verbose: bool,
+    pub decimal: bool,
+    pub skip: Skip,
+    pub html: Option<PathBuf>,
+    pub svg: Option<PathBuf>,
+    pub folded: Option<PathBuf>,
+}
+
+/// Words, of which quotes make one.
+fn words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut left = text.trim();
+    while !left.is_empty() {
+        let quote = left.starts_with(['\'', '"']).then(|| left[1..].find(&left[..1])).flatten();
+        let length = quote.map_or_else(|| left.find(char::is_whitespace).unwrap_or(left.len()), |end| end + 2);
+        let (word, after) = left.split_at(length);
+        words.push(word.to_string());
+        left = after.trim_start();
+    }
+    words
+}
+
+fn unquoted(word: &str) -> &str {
+    let inner = |mark| word.strip_prefix(mark).and_then(|word| word.strip_suffix(mark));
+    inner('"').or_else(|| inner('\'')).unwrap_or(word)
+}
+
+/// `500ms`, `30s`, `10m`, `2h`; a bare number is of seconds.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    const LONGEST: u64 = 366 * 24 * 3_600_000;
+    let time = number.checked_mul(milliseconds).filter(|time| *time <= LONGEST)?;
+    Some(Duration::from_millis(time))
+}
+
+impl Arguments {
+    pub(super) fn parse(text: &str) -> Result<Self, CommandError> {
+        let mut parsed = Arguments::default();
+        let mut words = words(text).into_iter();
+        while let Some(word) = words.next() {
+            let mut value = |what: &str| words.next().ok_or_else(|| usage(&INFO, format!("{word} needs {what}")));
+            let time = |text: String| {
+                duration(&text)
+                    .ok_or_else(|| usage(&INFO, format!("'{}' is no time (30s, 10m, 500ms)", visible_name(&text))))
+            };
+            let path = |text: String| PathBuf::from(unquoted(&text));
+            match word.as_str() {
+                "-file" => parsed.file = Some(path(value("a file name")?)),
+                "-html" => parsed.report.html = Some(path(value("a file name")?)),
+                "-svg" => parsed.report.svg = Some(path(value("a file name")?)),
+                "-folded" => parsed.report.folded = Some(path(value("a file name")?)),
+                "-skip" => parsed.report.skip.add(unquoted(&value("module!pattern")?)),
+                "-v" => parsed.report.verbose = true,
+                "-d" => parsed.report.decimal = true,
+                "-every" => parsed.every = Some(time(value("a time")?)?),
+                "-for" => parsed.run_for = Some(time(value("a time")?)?),
+                "-min-age" => parsed.min_age = Some(time(value("a time")?)?),
+                "-times" => {
+                    let text = value("a number")?;
+                    let times = text.parse().ok().filter(|times| *times > 0);
+                    parsed.times = Some(times.ok_or_else(|| usage(&INFO, "-times needs a number above 0"))?);
+                }
+                "-until-confirmed" => parsed.until_confirmed = true,
+                option if option.starts_with('-') => {
+                    return Err(usage(&INFO, format!("unknown option '{}'", visible_name(option))));
+                }
+                _ => parsed.words.push(word),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// A tag and a pool type.
+pub(super) fn scope(tag: Option<&str>, pool: Option<&str>) -> Result<Scope, CommandError> {
+    let tag = match tag {
+        None => None,
+        Some(text) => {
+            let tag = pattern(text).map_err(|error| usage(&INFO, error))?;
+            let exact =
+                tag.exact().ok_or_else(|| usage(&INFO, format!("'{tag}' has wildcards; a mark is of one tag")))?;
+            Some(exact.key())
+        }
+    };
+    let paged = match pool.map(|text| (text, plain_number(text))) {
+        None => None,
+        Some((_, Some(0))) | Some(("-nonpaged", _)) => Some(false),
+        Some((_, Some(1))) | Some(("-paged", _)) => Some(true),
+        Some((text, _)) => {
+            return Err(usage(&INFO, format!("'{}' is no pool type; they are 0 and 1", visible_name(text))));
+        }
+    };
+    Ok(Scope { tag, paged })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_options_and_times() {
+        let parsed = Arguments::parse(r#"m1 "AB C" 1 -file "a b.json" -every 500ms -times 3 -for 10m -v"#).unwrap();
+        assert_eq!(parsed.words, ["m1", "\"AB C\"", "1"]);
+        assert_eq!(parsed.file, Some("a b.json".into()));
+        assert_eq!((parsed.every, parsed.times), (Some(Duration::from_millis(500)), Some(3)));
+        assert_eq!(parsed.run_for, Some(Duration::from_secs(600)));
+        assert!(parsed.report.verbose && !parsed.report.decimal);
+        for bad in ["-every", "-every soon", "-times 0", "-what", "-every 99999999999999999999s", "-every 9999999999h"]
+        {
+            assert!(Arguments::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mark_is_of_one_tag() {
+        assert_eq!(scope(Some("Leak"), None).unwrap(), Scope { tag: Some(0x6b61654c), paged: None });
+        assert_eq!(scope(Some("Leak"), Some("1")).unwrap().paged, Some(true));
+        assert_eq!(scope(None, None).unwrap(), Scope::default());
+        assert!(scope(Some("Lea*"), None).is_err() && scope(Some("Leak"), Some("7")).is_err());
+    }
+}

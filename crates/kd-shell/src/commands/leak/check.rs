@@ -1,0 +1,181 @@
+//! `!leak check [name] [-file F]`
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use nt_leaks::{CheckReport, Column, Evidence, LookError, Mark, Skip, Verdict, flame_graph, folded, html, umdh};
+use serde::Serialize;
+
+use super::arguments::{Arguments, Options};
+use super::mark::{name, place};
+use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
+use crate::answer::{Reply, Text};
+use crate::commands::usage;
+use crate::error::CommandError;
+use crate::session::Context;
+use crate::text::{Width, visible_name};
+
+#[derive(Serialize)]
+struct Checked {
+    #[serde(flatten)]
+    report: CheckReport,
+    #[serde(skip)]
+    options: Options,
+    #[serde(skip)]
+    width: Width,
+}
+
+pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
+    let arguments = Arguments::parse(text)?;
+    if let Some(word) = arguments.words.get(1) {
+        return Err(usage(&INFO, format!("'{}' is one word too many", visible_name(word))));
+    }
+    let width = context.kernel()?.width();
+    let name = name(arguments.words.first().map_or(DEFAULT_NAME, String::as_str))?;
+    let held = match &arguments.file {
+        Some(file) => Held::new(load(file)?),
+        None => match context.session.leaks.remove(&name) {
+            Some(held) => held,
+            None => Held::new(load(&place(context, &name)).map_err(|error| {
+                CommandError::Failed(format!(
+                    "there is no mark {name} in this session (!leak mark {name}), and {error}"
+                ))
+            })?),
+        },
+    };
+    let mut held = held;
+    let report = look(context, &mut held);
+    context.session.leaks.insert(name, held);
+    let report = report?;
+    write_files(std::slice::from_ref(&report), &arguments.report)?;
+    let notes = report.notes.clone();
+    Ok(Reply::with_notes(Checked { report, options: arguments.report, width }, notes))
+}
+
+fn load(path: &Path) -> Result<Mark, CommandError> {
+    Mark::load(path).map_err(|error| CommandError::Failed(error.to_string()))
+}
+
+/// Looks again, and compares.
+pub(super) fn look(context: &mut Context<'_>, held: &mut Held) -> Result<CheckReport, CommandError> {
+    let Held { mark, harvest } = held;
+    let now = with_pool(context, &mark.modules, |kernel, resolver| {
+        nt_leaks::look(kernel, mark, harvest.as_mut(), resolver).map_err(|error| match error {
+            LookError::Different(different) => CommandError::Failed(different.to_string()),
+            LookError::Pool(error) => error.into(),
+        })
+    })?;
+    let compare = |context: &mut Context<'_>, mark: &Mark| {
+        with_pool(context, &mark.modules, |_, resolver| Ok(nt_leaks::check(mark, &now, harvest.as_ref(), resolver)?))
+    };
+    let report = compare(context, mark)?;
+    let outside = |report: &CheckReport| {
+        report.stacks.iter().any(|group| group.frames.iter().any(|frame| frame.module.is_none()))
+    };
+    if !outside(&report) {
+        return Ok(report);
+    }
+    // A driver that was loaded since the mark.
+    let mut notes = Vec::new();
+    mark.modules = modules(context, &mut notes)?;
+    let mut report = compare(context, mark)?;
+    report.notes.extend(notes);
+    Ok(report)
+}
+
+/// Writes what `-html`, `-svg` and `-folded` ask for.
+pub(super) fn write_files(checks: &[CheckReport], options: &Options) -> Result<(), CommandError> {
+    let Some(last) = checks.last() else { return Ok(()) };
+    let files = [
+        (&options.html, options.html.as_ref().map(|_| html(checks, &options.skip))),
+        (&options.svg, options.svg.as_ref().map(|_| flame_graph(last, Column::Bytes, &options.skip))),
+        // Folded stacks keep every frame: their readers fold by themselves.
+        (&options.folded, options.folded.as_ref().map(|_| folded(last, Column::Bytes, &Skip::none()))),
+    ];
+    for (path, text) in files {
+        if let (Some(path), Some(text)) = (path, text) {
+            fs::write(path, text)
+                .map_err(|error| CommandError::Failed(format!("cannot write {}: {error}", path.display())))?;
+        }
+    }
+    Ok(())
+}
+
+/// Blocks that are listed without `-v`.
+const SHOWN: usize = 40;
+
+impl Text for Checked {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        write_report(&self.report, &self.options, self.width, out)
+    }
+}
+
+pub(super) fn write_report(
+    report: &CheckReport,
+    options: &Options,
+    width: Width,
+    out: &mut dyn fmt::Write,
+) -> fmt::Result {
+    writeln!(out, "Mark {}, {:.1} s of the target's time later:\n", report.mark, report.elapsed_ms as f64 / 1000.0)?;
+    for tag in &report.tags {
+        write!(out, "{}: {} blocks at the mark", tag.tag, tag.marked)?;
+        match (tag.allocs, tag.frees) {
+            (Some(allocs), Some(frees)) => writeln!(
+                out,
+                "; since then {allocs} allocations and {frees} frees; at least {} of the {} are still there; {} bytes in use",
+                tag.at_least, tag.marked, tag.bytes
+            )?,
+            _ => writeln!(out, "; its counters cannot be compared")?,
+        }
+    }
+    let s = &report.summary;
+    let sum = s.still + s.freed + s.reused + s.new + s.unknown;
+    writeln!(
+        out,
+        "{sum} blocks: {} still, {} freed, {} reused, {} new, {} unknown\n",
+        s.still, s.freed, s.reused, s.new, s.unknown
+    )?;
+    umdh(report, &options.skip, options.decimal, out)?;
+    let shown = if options.verbose { report.blocks.len() } else { SHOWN };
+    if report.blocks.is_empty() {
+        return Ok(());
+    }
+    let address = width.pointer(0).len();
+    writeln!(out, "\n{:<address$}  {:>10}  Tag   Verdict  {:<14}  Stack", "Address", "Size", "Evidence")?;
+    for block in report.blocks.iter().take(shown) {
+        let stack = block.stack.map_or("not in the log".into(), |id| id.to_string());
+        let size = format!("{:#x}", block.size);
+        let evidence: Vec<&str> = block.evidence.iter().map(|evidence| evidence_word(*evidence)).collect();
+        writeln!(
+            out,
+            "{}  {size:>10}  {}  {:<7}  {:<14}  {stack}",
+            width.pointer(block.address),
+            block.tag,
+            verdict_word(block.verdict),
+            evidence.join(" ")
+        )?;
+    }
+    match report.blocks.len().saturating_sub(shown) {
+        0 => Ok(()),
+        more => writeln!(out, "... and {more} more; -v lists them"),
+    }
+}
+
+pub(super) fn verdict_word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Still => "still",
+        Verdict::Freed => "freed",
+        Verdict::Reused => "reused",
+        Verdict::New => "new",
+        Verdict::Unknown => "unknown",
+    }
+}
+
+fn evidence_word(evidence: Evidence) -> &'static str {
+    match evidence {
+        Evidence::Log => "log",
+        Evidence::Counters => "counters",
+        Evidence::Address => "address",
+    }
+}

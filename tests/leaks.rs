@@ -1,0 +1,315 @@
+//! `!leak` on a live fake target whose pool changes while it runs, over a serial line on TCP.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kd_fake::kernel::{FREE_STACK, FREEING_THREAD, Kernel, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind};
+use kd_fake::{FakeHandle, FakeOptions, FakeTransport};
+use kd_link::KdSpec;
+use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
+use kd_target::{Interrupt, Leave, Target};
+use kd_wire::session::{HostSession, SerialConfig};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+struct Live {
+    shell: Shell,
+    interrupt: Interrupt,
+    fake: FakeHandle,
+    runtime: Runtime,
+    directory: tempfile::TempDir,
+}
+
+#[derive(Default)]
+struct Screen {
+    text: String,
+    errors: String,
+}
+
+impl Output for Screen {
+    fn write(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    fn error(&mut self, line: &str) {
+        self.errors.push_str(line);
+    }
+}
+
+impl Live {
+    fn attach(change: impl FnOnce(&mut FakeOptions)) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        kd_fake::kernel::write_symbol_store(directory.path()).unwrap();
+        let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+        change(&mut options);
+        let fake = runtime.block_on(kd_fake::spawn(options)).unwrap();
+        let address = fake.address().unwrap();
+        let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).unwrap();
+        let link = runtime.block_on(kd_link::open(&spec)).unwrap();
+        let interrupt = Interrupt::default();
+        let wire = HostSession::serial(SerialConfig::default());
+        let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
+        let mut shell = Shell::new(session(&directory), Format::Kd, interrupt.clone());
+        shell.set_target(Target::Running(running));
+        assert!(shell.wait(Some(Duration::from_secs(30))).unwrap());
+        Self { shell, interrupt, fake, runtime, directory }
+    }
+
+    fn run(&mut self, line: &str) -> Screen {
+        let mut screen = Screen::default();
+        self.shell.execute(line, &mut screen);
+        screen
+    }
+
+    fn text(&mut self, line: &str) -> String {
+        let screen = self.run(line);
+        assert_eq!(screen.errors, "", "{line}");
+        screen.text
+    }
+
+    /// The last command's object.
+    fn json(&mut self, line: &str) -> Value {
+        self.shell.format = Format::Json;
+        let text = self.run(line).text;
+        self.shell.format = Format::Kd;
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    fn leave(mut self) {
+        self.shell.take_target().unwrap().leave(Leave::Running);
+        drop(self.fake);
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+fn session(directory: &tempfile::TempDir) -> Session {
+    let source = PathSource::new(&directory.path().display().to_string()).unwrap();
+    Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default())
+}
+
+/// The stack of another place in the driver.
+fn other_stack() -> Vec<u64> {
+    let mut stack = LEAK_STACK.to_vec();
+    stack[2] += 0x40;
+    stack
+}
+
+fn leak(kernel: &mut Kernel) -> u64 {
+    kernel.allocate_large(LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &LEAK_STACK, LEAK_THREAD).unwrap()
+}
+
+const FREED: u64 = 0xffff_f8a0_06a0_0000;
+const REUSED: u64 = 0xffff_f8a0_0620_0000;
+const STILL: u64 = 0xffff_f8a0_0580_0000;
+
+/// One block freed, one freed and allocated again elsewhere in the driver, two new.
+fn change(live: &Live) -> [u64; 2] {
+    live.fake.with_kernel(|kernel| {
+        let new = [leak(kernel), leak(kernel)];
+        kernel.free_large(FREED, &FREE_STACK, FREEING_THREAD).unwrap();
+        kernel.free_large(REUSED, &FREE_STACK, FREEING_THREAD).unwrap();
+        let again =
+            kernel.allocate_large_at(REUSED, LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &other_stack(), LEAK_THREAD);
+        assert_eq!(again, Some(REUSED));
+        new
+    })
+}
+
+fn block(result: &Value, address: u64) -> &Value {
+    let address = format!("{address:#x}");
+    result["blocks"].as_array().unwrap().iter().find(|block| block["address"] == address.as_str()).unwrap()
+}
+
+#[test]
+fn a_mark_and_a_check() {
+    let mut live = Live::attach(|_| {});
+    let file = live.file("m1.json");
+    let text = live.text(&format!("!leak mark m1 Leak -file {file}"));
+    assert!(text.starts_with("Mark m1: 23 blocks of Leak, 23552000 bytes\n"), "{text}");
+
+    live.text("g");
+    let new = change(&live);
+    live.text(".sleep 0n50; .break");
+    let checked = live.json("!leak check m1");
+    let result = &checked["result"];
+    assert_eq!(checked["ok"], true, "{checked}");
+    assert_eq!(result["mark"], "m1");
+    assert_eq!(result["summary"], serde_json::json!({"still": 21, "freed": 1, "reused": 1, "new": 2, "unknown": 0}));
+    assert_eq!(result["log_wrapped"], false);
+    assert!(result["elapsed_ms"].as_u64().is_some_and(|ms| ms >= 40), "{}", result["elapsed_ms"]);
+    for (address, verdict, evidence) in [
+        (FREED, "freed", "log"),
+        (REUSED, "reused", "log"),
+        (STILL, "still", "counters"),
+        (new[0], "new", "log"),
+        (new[1], "new", "log"),
+    ] {
+        let block = block(result, address);
+        assert_eq!(block["verdict"], verdict, "{block}");
+        assert!(block["evidence"].as_array().unwrap().iter().any(|word| word == evidence), "{block}");
+        assert_eq!(block["tag"], "Leak");
+        assert!(block["stack"].as_str().unwrap().starts_with("BackTrace"));
+    }
+    assert_ne!(block(result, REUSED)["stack"], block(result, STILL)["stack"]);
+    let stacks = result["stacks"].as_array().unwrap();
+    assert_eq!(stacks.len(), 2);
+    // 23 + 2 - 1 - 1 by the leak's stack, one by the other.
+    let growth = |stack: &Value| (stack["count"].clone(), stack["delta_count"].clone(), stack["delta_bytes"].clone());
+    assert_eq!(growth(&stacks[0]), (1.into(), 1.into(), 0xfa000.into()));
+    assert_eq!(growth(&stacks[1]), (23.into(), 0.into(), 0.into()));
+    assert_eq!(stacks[1]["frames"][2]["symbol"], "myfault+0x11f6");
+
+    // The same from the file, as another process does it.
+    live.shell.session = session(&live.directory);
+    let again = live.json(&format!("!leak check m1 -file {file}"));
+    assert_eq!(again["result"]["blocks"], result["blocks"]);
+    assert_eq!(again["result"]["stacks"], result["stacks"]);
+
+    let (html, svg, folded) = (live.file("r.html"), live.file("r.svg"), live.file("r.folded"));
+    let text = live.text(&format!("!leak check m1 -d -html {html} -svg {svg} -folded {folded}"));
+    let lines: Vec<&str> = text.lines().collect();
+    let at = lines.iter().position(|line| line.starts_with("+ 1024000 (1024000 - 0) 1 allocs BackTrace")).unwrap();
+    assert!(lines[at + 1].starts_with("+ 1 (1 - 0) BackTrace") && lines[at + 1].ends_with(" allocations"));
+    assert_eq!(lines[at + 2], "\tmyfault+0x1236");
+    assert!(lines.contains(&"Total increase == 1024000"), "{text}");
+    let folded = fs::read_to_string(folded).unwrap();
+    assert!(folded.contains(";myfault+0x11f6;nt!VerifierExAllocatePoolEx+0x1d;"), "{folded}");
+    assert!(folded.lines().any(|line| line.ends_with(" 23552000")), "{folded}");
+    let svg = fs::read_to_string(svg).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains("<title>myfault+0x11f6: 23552000"));
+    let html = fs::read_to_string(html).unwrap();
+    assert!(
+        html.starts_with("<!DOCTYPE html>")
+            && html.contains("fffff8a006200000")
+            && !html.contains("http://www.w3.org/1999")
+    );
+    assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
+    live.leave();
+}
+
+/// Who freed it, newest first.
+#[test]
+fn the_history_of_a_freed_block() {
+    let mut live = Live::attach(|_| {});
+    live.fake.with_kernel(|kernel| kernel.free_large(STILL, &FREE_STACK, FREEING_THREAD)).unwrap();
+    live.text("g; .sleep 0n20; .break");
+    let freed = live.json(&format!("!leak freed {STILL:x}"));
+    let result = &freed["result"];
+    assert_eq!(result["state"], "free", "{freed}");
+    let operations: Vec<&str> =
+        result["history"].as_array().unwrap().iter().map(|entry| entry["operation"].as_str().unwrap()).collect();
+    assert_eq!(operations, ["free", "allocate", "free"]);
+    assert_eq!(result["history"][0]["frames"][1]["symbol"], "nt!ExDeferredFreePool+0x107b");
+    assert_eq!(result["history"][1]["frames"][2]["symbol"], "myfault+0x11f6");
+    live.leave();
+}
+
+#[test]
+fn setup_says_what_is_covered() {
+    let mut live = Live::attach(|_| {});
+    assert_eq!(live.json("!leak setup myfault.sys")["result"]["covered"], true);
+    let other = live.json("!leak setup ntfs");
+    assert_eq!(other["result"]["covered"], false);
+    assert_eq!(other["result"]["commands"][0]["command"], "verifier /volatile /flags 0x8 /adddriver ntfs.sys");
+    assert!(live.text("!leak setup ntfs.sys").contains("the verifier does not verify this driver"));
+    live.leave();
+}
+
+#[test]
+fn a_restart_voids_the_mark_and_bad_files_are_named() {
+    let mut live = Live::attach(|_| {});
+    let file = live.file("m.json");
+    live.text(&format!("!leak mark m Leak -file {file}"));
+    let good = fs::read_to_string(&file).unwrap();
+    let error = |live: &mut Live, text: &str| {
+        let path = live.file("bad.json");
+        fs::write(&path, text).unwrap();
+        live.run(&format!("!leak check m -file {path}")).errors
+    };
+    assert!(error(&mut live, &good[..good.len() / 2]).contains("truncated"));
+    assert!(error(&mut live, "").contains("truncated"));
+    assert!(
+        error(&mut live, &good.replacen("0xfffff8a006a00000", "0xfffff8a006a00001", 1)).contains("changed or damaged")
+    );
+    assert!(error(&mut live, &good.replacen("\"version\":1", "\"version\":2", 1)).contains("newer kdpool"));
+    assert!(error(&mut live, "{\"format\":\"x\",\"version\":1}").contains("no mark of kdpool"));
+    assert!(error(&mut live, "[]").contains("no mark of kdpool"));
+    assert!(live.run("!leak check nobody").errors.contains("there is no mark nobody"));
+
+    // Nothing is left of it after a restart, however alike the machine looks.
+    live.text("g");
+    live.fake.reboot();
+    live.text(".sleep 0n2000; .break");
+    let errors = live.run("!leak check m").errors;
+    assert!(errors.contains("restarted since the mark"), "{errors}");
+    live.leave();
+}
+
+#[test]
+fn a_watch_confirms_a_leak() {
+    let mut live = Live::attach(|options| {
+        let mut since = Duration::ZERO;
+        options.evolve = Some(Box::new(move |kernel, passed| {
+            since += passed;
+            while since >= Duration::from_millis(100) {
+                since -= Duration::from_millis(100);
+                leak(kernel);
+            }
+        }));
+    });
+    let watched = live.json("!leak watch Leak -every 300ms -times 4");
+    let result = &watched["result"];
+    assert_eq!(watched["ok"], true, "{watched}");
+    assert_eq!(result["outcome"], "confirmed", "{}", result["reasons"]);
+    assert_eq!(result["checks"].as_array().unwrap().len(), 4);
+    assert_eq!(result["last"]["summary"]["still"], result["at_mark"]["blocks"]);
+    assert_eq!(result["last"]["summary"]["unknown"], 0);
+    assert!(result["last"]["summary"]["new"].as_u64().is_some_and(|new| new >= 8), "{}", result["last"]["summary"]);
+    assert_eq!(result["target"], "running");
+    assert!(result["bytes_per_minute"].as_f64().is_some_and(|rate| rate > 1e8));
+    let text = live.text("!leak watch Leak -every 200ms -until-confirmed -times 20");
+    assert!(text.contains("Leak: confirmed leak\n"), "{text}");
+
+    // Ctrl+C ends it with the target running, and what was seen is shown.
+    let interrupt = live.interrupt.clone();
+    let presser = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(900));
+        interrupt.raise();
+    });
+    let watched = live.json("!leak watch Leak -every 300ms");
+    presser.join().unwrap();
+    assert_eq!((&watched["ok"], &watched["result"]["target"]), (&true.into(), &"running".into()), "{watched}");
+    assert!(!watched["result"]["checks"].as_array().unwrap().is_empty());
+    assert_eq!(live.shell.prompt(), None);
+    live.leave();
+}
+
+#[test]
+fn a_watch_whose_target_restarts_or_is_stable() {
+    let mut live = Live::attach(|_| {});
+    let watched = live.json("!leak watch Leak -every 100ms -times 3");
+    assert_eq!(watched["result"]["outcome"], "stable");
+    live.text(".break");
+    std::thread::scope(|scope| {
+        let fake = &live.fake;
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(1500));
+            fake.reset();
+        });
+        let mut screen = Screen::default();
+        live.shell.execute("!leak watch Leak -every 400ms -times 30", &mut screen);
+        assert!(screen.errors.contains("restarted since the mark"), "{}", screen.errors);
+        assert!(screen.text.contains(" 23 still "), "{}", screen.text);
+        assert!(screen.text.ends_with("The target is running.\n"), "{}", screen.text);
+    });
+    live.leave();
+}
