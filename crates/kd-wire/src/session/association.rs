@@ -21,6 +21,8 @@ use crate::packet::{BREAK_IN, Packet, PacketType};
 const POKE_INTERVAL: Duration = Duration::from_millis(500);
 /// An alive target offers every 3 s; after this time it is elsewhere or gone.
 const SILENCE: Duration = Duration::from_secs(15);
+/// How long only data of an unknown key may come before a keep-alive is answered after all: keys have come apart.
+const KEY_LOST: Duration = Duration::from_secs(2);
 /// Between two answers while a session exists.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
 /// Answered offers whose key nothing has proved yet.
@@ -42,6 +44,10 @@ struct Live {
     /// Number of the newest data datagram.
     data_sequence: u64,
     heard: Duration,
+    /// When data came that this key does not open, and none since that it does.
+    unknown_data: Option<Duration>,
+    /// The offer was that of a target that has no session (any more), while we had one.
+    anew: bool,
 }
 
 pub(super) enum Received {
@@ -53,6 +59,8 @@ pub(super) enum Received {
         again: bool,
         body: Bytes,
     },
+    /// The same with a target that goes on where it was: it took a later one of our answers.
+    Rekeyed(Bytes),
     /// The target has a new address.
     Moved,
 }
@@ -127,7 +135,7 @@ impl Association {
         if self.next_poke.is_some_and(|at| at <= now) {
             self.next_poke = Some(now + POKE_INTERVAL);
             let silent = self.current.as_ref().is_none_or(|live| now.saturating_sub(live.heard) >= SILENCE);
-            if silent && self.candidates.is_empty() {
+            if silent && self.next_probe.is_none() {
                 for target in self.targets.clone() {
                     self.poke(target, None, out);
                 }
@@ -211,6 +219,7 @@ impl Association {
             match open(&self.key, Some(&live.data_key), from, payload) {
                 Ok(datagram) => {
                     live.heard = now;
+                    live.unknown_data = None;
                     if datagram.sequence <= live.data_sequence {
                         out.diagnose(Diagnostic::Replayed { peer });
                         return Received::Nothing;
@@ -228,14 +237,25 @@ impl Association {
                     live.data_sequence = datagram.sequence;
                     live.heard = now;
                     live.peer = peer;
-                    self.candidates.clear();
+                    // A later answer may still be under way, and its key counts from its arrival on.
+                    self.candidates.truncate(index);
                     self.next_probe = None;
                     self.version = Some(live.version);
+                    let anew = live.anew;
                     let again = self.current.replace(live).is_some();
+                    if again && !anew {
+                        return Received::Rekeyed(datagram.body);
+                    }
                     return Received::Established { again, body: datagram.body };
                 }
                 Err(reason) => rejection = reason,
             }
+        }
+        if let Some(live) = &mut self.current
+            && rejection == Rejection::Tag
+            && live.peer.ip() == peer.ip()
+        {
+            live.unknown_data.get_or_insert(now);
         }
         if self.current.is_some() || !self.candidates.is_empty() {
             // Late data of the session before, whose key is gone, or damage. It says nothing about our control key.
@@ -263,16 +283,18 @@ impl Association {
                 if datagram.sequence > live.control_sequence {
                     live.control_sequence = datagram.sequence;
                     live.heard = now;
-                    // It still holds our key, so no other answer of ours was accepted.
-                    self.candidates.clear();
+                    // It holds a key of ours, most likely the current one.
                     self.next_probe = None;
                     if live.peer != peer {
                         live.peer = peer;
                         return Received::Moved;
                     }
-                    return Received::Nothing;
-                }
-                if datagram.sequence + REORDERED >= live.control_sequence {
+                    let lost = live.unknown_data.is_some_and(|since| now.saturating_sub(since) >= KEY_LOST);
+                    if !lost {
+                        return Received::Nothing;
+                    }
+                    live.unknown_data = None;
+                } else if datagram.sequence + REORDERED >= live.control_sequence {
                     return Received::Nothing;
                 }
             }
@@ -314,6 +336,8 @@ impl Association {
             control_sequence: sequence,
             data_sequence: 0,
             heard: now,
+            unknown_data: None,
+            anew: self.current.as_ref().is_some_and(|live| live.boot != offer.boot() || connected.is_none()),
         });
         self.probes = 0;
         self.next_probe = Some(now + POKE_INTERVAL);

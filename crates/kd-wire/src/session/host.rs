@@ -215,6 +215,10 @@ impl HostSession {
                 }
                 self.receive_body(now, &body);
             }
+            Received::Rekeyed(body) => {
+                self.retransmit(now);
+                self.receive_body(now, &body);
+            }
             Received::Moved => {
                 if let Some(peer) = association.peer() {
                     self.out.events.push_back(Event::PeerMoved { peer });

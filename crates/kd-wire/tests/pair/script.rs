@@ -1,5 +1,6 @@
 //! A KDNET target that says exactly what the test tells it to say.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kd_wire::kdnet::{DataKey, Offer, Ping, Sealed, open, seal};
@@ -21,14 +22,8 @@ impl Script {
     /// Attached: the first state change, id 0, is acknowledged.
     fn attached() -> Self {
         let mut host = HostSession::kdnet(host_config());
-        let offer =
-            Offer { nonce: [5; 32], target: target_address(), configured: host_address(), connected: None }.encode();
-        let content = Sealed { version: 4, data_key: None, from: Direction::TargetToHost, sequence: 3, body: &offer };
-        host.handle_datagram(Duration::ZERO, target_address(), &seal(&key(), content));
-        let response = host.poll_transmit().unwrap().data;
-        let response = open(&key(), None, Direction::HostToTarget, &response).unwrap();
-        let mut script =
-            Script { host, data_key: key().data_key(&response.body), sequence: 0, now: Duration::from_secs(1) };
+        let data_key = answer(&mut host, Duration::ZERO, 3, 0, None).unwrap();
+        let mut script = Script { host, data_key, sequence: 0, now: Duration::from_secs(1) };
         script.body(&Ping { last_sequence: 0, host: 1 }.encode());
         assert_eq!(script.heard(), [Packet::control(PacketType::Resend, 0)]);
         let (packet_type, payload) = Message::StateChange(exception(0x1000)).encode();
@@ -74,6 +69,23 @@ impl Script {
     }
 }
 
+/// Offers; returns the data key that the answer makes.
+fn answer(
+    host: &mut HostSession,
+    now: Duration,
+    sequence: u64,
+    count: u8,
+    connected: Option<SocketAddr>,
+) -> Option<DataKey> {
+    let mut nonce = [5; 32];
+    nonce[0] = count;
+    let offer = Offer { nonce, target: target_address(), configured: host_address(), connected }.encode();
+    let content = Sealed { version: 4, data_key: None, from: Direction::TargetToHost, sequence, body: &offer };
+    host.handle_datagram(now, target_address(), &seal(&key(), content));
+    let response = open(&key(), None, Direction::HostToTarget, &host.poll_transmit()?.data).unwrap();
+    Some(key().data_key(&response.body))
+}
+
 fn get_context() -> Request {
     Request::GetContext(get_context::Request::default())
 }
@@ -86,6 +98,48 @@ fn context() -> Vec<u8> {
 fn id_of(packet: &Packet) -> u32 {
     assert!(matches!(packet.body, Body::Data(_)), "{packet:?}");
     packet.id
+}
+
+/// Two offers were under way and both got an answer: the target takes the first, and then the second.
+#[test]
+fn two_answers_leave_the_key_of_the_later_one() {
+    let mut host = HostSession::kdnet(host_config());
+    let first = answer(&mut host, Duration::ZERO, 3, 0, None).unwrap();
+    let second = answer(&mut host, Duration::ZERO, 3, 1, None).unwrap();
+    let mut script = Script { host, data_key: first, sequence: 0, now: Duration::from_millis(1) };
+    script.body(&Ping { last_sequence: 0, host: 1 }.encode());
+    assert_eq!(script.heard(), [Packet::control(PacketType::Resend, 0)]);
+    (script.data_key, script.sequence) = (second, 0);
+    script.body(&Ping { last_sequence: 0, host: 1 }.encode());
+    assert_eq!(script.heard(), [Packet::control(PacketType::Resend, 0)]);
+    assert!(matches!(&script.events()[..], [Event::Connected { .. }]));
+}
+
+/// Keep-alives of a target whose data we cannot open: it took an answer whose key we no longer have.
+#[test]
+fn keys_that_came_apart_are_made_anew() {
+    let mut script = Script::attached();
+    let ours = std::mem::replace(&mut script.data_key, key().data_key(&[1; 322]));
+    let ping = Ping { last_sequence: 0, host: 1 }.encode();
+    script.body(&ping);
+    assert!(answer(&mut script.host, script.now, 6, 1, Some(host_address())).is_none(), "too early to tell");
+    script.now += Duration::from_secs(3);
+    script.body(&ping);
+    let anew = answer(&mut script.host, script.now, 9, 2, Some(host_address())).expect("an answer");
+    (script.data_key, script.sequence) = (anew, 0);
+    script.body(&ping);
+    assert_eq!(script.heard(), [Packet::control(PacketType::Resend, 0)]);
+    assert!(script.events().is_empty(), "the target did not restart");
+    // A target that only sends something strange now and then keeps its key.
+    let mut script = Script::attached();
+    script.data_key = key().data_key(&[1; 322]);
+    script.body(&ping);
+    script.data_key = ours;
+    script.sequence = 10;
+    script.body(&ping);
+    script.heard();
+    script.now += Duration::from_secs(3);
+    assert!(answer(&mut script.host, script.now, 6, 1, Some(host_address())).is_none());
 }
 
 /// The one loss of the recorded session, step by step: the reply never arrives, the host asks anew with its next id,
