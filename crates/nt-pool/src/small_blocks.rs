@@ -30,6 +30,8 @@ pub struct SmallBlock {
     pub size: u64,
     /// With the header.
     pub block_size: u64,
+    /// Of the block before, as a header of the classic pool has it.
+    pub previous_size: u64,
     /// A free block keeps its last owner's.
     pub tag: Tag,
     pub protected: bool,
@@ -498,6 +500,7 @@ impl<'w> Walk<'w> {
                     address: block.address,
                     size: block.size,
                     block_size: PAGE_SIZE,
+                    previous_size: 0,
                     tag: block.tag,
                     protected: false,
                     pool: if area.content == Content::SpecialRange { area.pool } else { block.kind },
@@ -524,6 +527,7 @@ impl<'w> Walk<'w> {
             address: at.wrapping_add(unit),
             size: header.block_size.saturating_sub(unit),
             block_size: header.block_size,
+            previous_size: header.previous_size,
             tag,
             protected,
             pool,

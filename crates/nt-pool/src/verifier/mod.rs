@@ -19,6 +19,12 @@ use crate::record::Record;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters(Vec<(String, u64)>);
 
+impl FromIterator<(String, u64)> for Counters {
+    fn from_iter<I: IntoIterator<Item = (String, u64)>>(counters: I) -> Self {
+        Counters(counters.into_iter().collect())
+    }
+}
+
 impl Counters {
     fn new(record: &Record<'_>, bytes: &[u8]) -> Self {
         Counters(record.numbers().into_iter().map(|(name, member)| (name, member.get(bytes))).collect())
