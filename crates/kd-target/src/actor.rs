@@ -43,6 +43,9 @@ const LATE_BREAK_IN: Duration = Duration::from_secs(2);
 const QUIET_AFTER_BREAK_IN: Duration = Duration::from_millis(1500);
 const QUIET: Duration = Duration::from_millis(300);
 
+/// How long one instruction may take.
+const SINGLE_STEP: Duration = Duration::from_secs(5);
+
 /// A reply of this size passes every network; tried when larger ones do not come through.
 const SAFE_REPLY_DATA: usize = 1024;
 
@@ -75,6 +78,8 @@ struct Actor {
     asked_at: Option<u64>,
     resumed: Option<Instant>,
     halts: u64,
+    /// Ours: address, and handle in the target's table.
+    breakpoints: Vec<(u64, u32)>,
     heard: bool,
     reboot_announced: bool,
     /// The target's breakpoint table was emptied of what a dead debugger left.
@@ -104,6 +109,7 @@ pub(crate) async fn run(
         asked_at: None,
         resumed: None,
         halts: 0,
+        breakpoints: Vec::new(),
         heard: false,
         reboot_announced: false,
         released: false,
@@ -262,6 +268,7 @@ impl Actor {
     }
 
     fn restarted(&mut self) {
+        self.breakpoints.clear();
         self.version = None;
         self.at = None;
         self.next_stop = None;
@@ -424,13 +431,9 @@ impl Actor {
             Ask::SetContext { processor, context } => self.set_context(processor, context).await.map(|()| Answer::Done),
             Ask::SetBreakpoint { address } => {
                 self.release_leftovers().await;
-                self.set_breakpoint(processor, address).await
+                self.set_breakpoint(processor, address).await.map(|()| Answer::Done)
             }
-            Ask::ClearBreakpoint { handle } => {
-                let request = restore_break_point::Request { break_point_handle: handle };
-                let reply = self.reply(processor, Request::RestoreBreakPoint(request)).await?;
-                accepted(reply.return_status, || format!("take breakpoint {handle} out")).map(|()| Answer::Done)
-            }
+            Ask::ClearBreakpoint { address } => self.clear_breakpoint(processor, address).await.map(|()| Answer::Done),
             Ask::Search { address, length, pattern } => {
                 let request = search_memory::Request {
                     search_address: address,
@@ -527,17 +530,67 @@ impl Actor {
         accepted(reply.return_status, || format!("take registers of processor {processor}"))
     }
 
-    async fn set_breakpoint(&mut self, processor: u16, address: u64) -> Result<Answer, TargetError> {
+    async fn set_breakpoint(&mut self, processor: u16, address: u64) -> Result<(), TargetError> {
         let request = write_break_point::Request { break_point_address: address };
         let reply = self.reply(processor, Request::WriteBreakPoint(request)).await?;
         match reply.body {
             Reply::WriteBreakPoint(body) if is_success(reply.return_status) => {
-                Ok(Answer::Count(body.break_point_handle))
+                self.breakpoints.push((address, body.break_point_handle));
+                Ok(())
             }
             _ => Err(refused(reply.return_status, || {
                 format!("set a breakpoint at {address:016x}: its table is full, or it has one there")
             })),
         }
+    }
+
+    async fn clear_breakpoint(&mut self, processor: u16, address: u64) -> Result<(), TargetError> {
+        let Some(at) = self.breakpoints.iter().position(|known| known.0 == address) else {
+            return Err(TargetError::Refused(format!("there is no breakpoint of ours at {address:016x}")));
+        };
+        let break_point_handle = self.breakpoints.swap_remove(at).1;
+        let request = restore_break_point::Request { break_point_handle };
+        let reply = self.reply(processor, Request::RestoreBreakPoint(request)).await?;
+        accepted(reply.return_status, || format!("take the breakpoint at {address:016x} out"))
+    }
+
+    /// Continuing at a breakpoint of ours would stop there again: its instruction is run without it first. False:
+    /// the target stopped for another reason meanwhile.
+    async fn step_off_breakpoint(&mut self, at: &StateChange) -> Result<bool, TargetError> {
+        if !self.breakpoints.iter().any(|known| known.0 == at.program_counter) {
+            return Ok(true);
+        }
+        self.clear_breakpoint(at.processor, at.program_counter).await?;
+        self.continue_with(at, DBG_EXCEPTION_HANDLED, true).await?;
+        self.at = None;
+        let deadline = Deadline::now() + SINGLE_STEP;
+        let stop = loop {
+            if let Some(stop) = self.next_stop.take() {
+                break stop;
+            }
+            match self.step(None, Some(deadline)).await {
+                Step::Event(event) => self.on_event(event),
+                Step::Lost(why) => {
+                    self.lost(why.clone());
+                    return Err(Fault::Lost(why).into());
+                }
+                Step::Deadline => {
+                    tracing::warn!("a single step did not end; the breakpoint is out");
+                    return Ok(false);
+                }
+                Step::Order(_) | Step::OrdersClosed => {}
+            }
+        };
+        let stepped = matches!(&stop.report, Report::Exception(exception)
+            if DEBUGGER_STOPS.contains(&exception.exception_code) && exception.exception_code != STATUS_BREAKPOINT);
+        let processor = stop.processor;
+        match stepped {
+            true => self.at = Some(stop),
+            // Reported as any other stop.
+            false => self.next_stop = Some(stop),
+        }
+        self.set_breakpoint(processor, at.program_counter).await?;
+        Ok(stepped)
     }
 
     async fn read(&mut self, processor: u16, address: u64, length: usize) -> Result<Answer, TargetError> {
@@ -592,7 +645,15 @@ impl Actor {
 
     /// Lets the halted target run.
     async fn go(&mut self) -> Result<(), TargetError> {
-        let Some(at) = self.at.clone() else { return Ok(()) };
+        let Some(mut at) = self.at.clone() else { return Ok(()) };
+        if !self.step_off_breakpoint(&at).await? {
+            self.resumed = Some(Instant::now());
+            self.set_phase(Phase::Running);
+            return Ok(());
+        }
+        if let Some(stepped) = self.at.clone() {
+            at = stepped;
+        }
         let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
         let status = match &at.report {
             Report::Exception(exception) if exception.exception_code == STATUS_BREAKPOINT => {
@@ -603,29 +664,37 @@ impl Actor {
             Report::Exception(_) => DBG_EXCEPTION_NOT_HANDLED,
             _ => DBG_CONTINUE,
         };
-        let request = if is_restart_notice(&at) {
+        self.continue_with(&at, status, false).await?;
+        self.at = None;
+        self.resumed = Some(Instant::now());
+        self.set_phase(Phase::Running);
+        Ok(())
+    }
+
+    /// The request that lets a stop go on: all of the target, or one instruction of the processor that stopped.
+    async fn continue_with(&mut self, at: &StateChange, status: u32, single_step: bool) -> Result<(), TargetError> {
+        let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
+        let trace_flag = u32::from(single_step);
+        let request = if is_restart_notice(at) {
             Request::Continue(continue_api::Request { continue_status: status })
         } else {
             Request::Continue2(match machine {
                 // SymStart 1 leaves the target's symbol range as it is; Dr7 is written into every processor.
                 0x014c => continue2::Request::new(
                     status,
-                    &continue2::X86 { dr7: at.x86().dr7, current_symbol_start: 1, ..Default::default() },
+                    &continue2::X86 { trace_flag, dr7: at.x86().dr7, current_symbol_start: 1, ..Default::default() },
                 ),
                 0xaa64 => continue2::Request::new(
                     status,
-                    &continue2::Arm64 { continue_flag: 1, current_symbol_start: 1, ..Default::default() },
+                    &continue2::Arm64 { continue_flag: 1, trace_flag, current_symbol_start: 1, ..Default::default() },
                 ),
                 _ => continue2::Request::new(
                     status,
-                    &continue2::X64 { dr7: at.x64().dr7, current_symbol_start: 1, ..Default::default() },
+                    &continue2::X64 { trace_flag, dr7: at.x64().dr7, current_symbol_start: 1, ..Default::default() },
                 ),
             })
         };
         self.exchange(at.processor, request).await.map_err(no_timeout)?;
-        self.at = None;
-        self.resumed = Some(Instant::now());
-        self.set_phase(Phase::Running);
         Ok(())
     }
 
@@ -646,6 +715,7 @@ impl Actor {
         let Some(behind) = machine_facts.behind_break(at.program_counter, &instructions) else { return Ok(()) };
         let context = self.context(at.processor).await?;
         let mut context = context.to_vec();
+        machine_facts.fill_up(&mut context);
         let Some(context_flags) = machine_facts.set_program_counter(&mut context, behind) else {
             return Err(TargetError::Refused(format!("the target's CONTEXT has only {} bytes", context.len())));
         };
@@ -771,6 +841,7 @@ impl Actor {
                 return;
             }
         }
+        self.breakpoints.clear();
         self.released = true;
     }
 }

@@ -10,14 +10,32 @@ pub(crate) struct Machine {
     pointer_size: usize,
     /// Offset of ContextFlags in CONTEXT.
     context_flags: usize,
+    /// Where CONTEXT's registers end that a continue restores, and where the record ends.
+    context_size: (usize, usize),
 }
 
-const X64: Machine =
-    Machine { break_instruction: &[0xcc], program_counter: 0xf8, pointer_size: 8, context_flags: 0x30 };
-const X86: Machine = Machine { break_instruction: &[0xcc], program_counter: 0xb8, pointer_size: 4, context_flags: 0 };
+const X64: Machine = Machine {
+    break_instruction: &[0xcc],
+    program_counter: 0xf8,
+    pointer_size: 8,
+    context_flags: 0x30,
+    context_size: (0x300, 0x4d0),
+};
+const X86: Machine = Machine {
+    break_instruction: &[0xcc],
+    program_counter: 0xb8,
+    pointer_size: 4,
+    context_flags: 0,
+    context_size: (0x2cc, 0x2cc),
+};
 /// `brk #0xf000`
-const ARM64: Machine =
-    Machine { break_instruction: &[0x00, 0x00, 0x3e, 0xd4], program_counter: 0x108, pointer_size: 8, context_flags: 0 };
+const ARM64: Machine = Machine {
+    break_instruction: &[0x00, 0x00, 0x3e, 0xd4],
+    program_counter: 0x108,
+    pointer_size: 8,
+    context_flags: 0,
+    context_size: (0x390, 0x390),
+};
 
 impl Machine {
     /// By the PE machine number of GetVersion.
@@ -49,6 +67,15 @@ impl Machine {
         self.break_instruction.len()
     }
 
+    /// Fills up a CONTEXT record that a small reply cut short, if nothing is missing that a continue restores: behind
+    /// the x64 registers lie vector registers and branch records that it does not touch.
+    pub(crate) fn fill_up(&self, context: &mut Vec<u8>) {
+        let (registers, size) = self.context_size;
+        if (registers..size).contains(&context.len()) {
+            context.resize(size, 0);
+        }
+    }
+
     /// Writes the program counter of a CONTEXT record; returns its ContextFlags. `None`: the record is too short.
     pub(crate) fn set_program_counter(&self, context: &mut [u8], value: u64) -> Option<u32> {
         let flags = self.context_flags(context)?;
@@ -68,6 +95,15 @@ mod tests {
         assert_eq!(X64.behind_break(0xffff_f800_0000_1000, &[0x90, 0xcc]), None);
         assert_eq!(ARM64.behind_break(0x1000, &[0x00, 0x00, 0x3e, 0xd4, 0, 0]), Some(0x1004));
         assert_eq!(X64.behind_break(0x1000, &[]), None);
+    }
+
+    #[test]
+    fn a_context_cut_short_behind_the_registers_is_filled_up() {
+        for (length, filled) in [(1096, 0x4d0), (0x4d0, 0x4d0), (0x2ff, 0x2ff), (0x500, 0x500)] {
+            let mut context = vec![1; length];
+            X64.fill_up(&mut context);
+            assert_eq!(context.len(), filled);
+        }
     }
 
     #[test]

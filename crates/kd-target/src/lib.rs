@@ -149,7 +149,7 @@ enum Ask {
     SetContext { processor: u16, context: Bytes },
     ReadControl { processor: u16, selector: u64, length: u32 },
     SetBreakpoint { address: u64 },
-    ClearBreakpoint { handle: u32 },
+    ClearBreakpoint { address: u64 },
     Go,
 }
 
@@ -161,7 +161,7 @@ enum Answer {
         ended: bool,
     },
     Search(Search),
-    /// Bytes written, or a breakpoint's handle.
+    /// Bytes written.
     Count(u32),
     Done,
 }
@@ -438,16 +438,14 @@ impl Halted {
         Ok(done)
     }
 
-    /// Plants a breakpoint; returns its handle in the target's table. Leaving the target takes all of them out.
-    pub fn set_breakpoint(&self, address: u64) -> Result<u32, TargetError> {
-        match self.ask(Ask::SetBreakpoint { address: self.on_the_wire(address) })? {
-            Answer::Count(handle) => Ok(handle),
-            other => Err(unexpected(&other)),
-        }
+    /// Plants a breakpoint. Leaving the target takes all of them out.
+    pub fn set_breakpoint(&self, address: u64) -> Result<(), TargetError> {
+        self.ask(Ask::SetBreakpoint { address: self.on_the_wire(address) }).map(drop)
     }
 
-    pub fn clear_breakpoint(&self, handle: u32) -> Result<(), TargetError> {
-        self.ask(Ask::ClearBreakpoint { handle }).map(drop)
+    /// Takes a breakpoint of ours out.
+    pub fn clear_breakpoint(&self, address: u64) -> Result<(), TargetError> {
+        self.ask(Ask::ClearBreakpoint { address: self.on_the_wire(address) }).map(drop)
     }
 
     /// Lets the target run. A hard-coded breakpoint at the program counter is stepped over first.

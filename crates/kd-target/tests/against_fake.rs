@@ -343,3 +343,44 @@ fn a_dead_target_is_given_up() {
     assert!(matches!(fault, Fault::Lost(_)), "{fault}");
     assert!(halted.go().is_err());
 }
+
+#[test]
+fn a_halted_target_is_changed_and_left_as_it_should_be() {
+    let setup = set_up(Carrier::Tcp, |_| {});
+    let (running, _events) = setup.attach(true);
+    let halted = running.wait(Some(PATIENCE)).unwrap_or_else(|(_, error)| panic!("{error}"));
+    let base = halted.version().kernel_base;
+    let list = halted.version().loaded_module_list;
+    // CR3, and the root of the page tables behind it.
+    let special = halted.read_control(0, 2, 0x20).unwrap();
+    let root = u64::from_le_bytes(special[0x10..0x18].try_into().unwrap()) & 0x000f_ffff_ffff_f000;
+    let mut table = vec![0; 0x1000];
+    assert_eq!(halted.read_physical(root, &mut table).unwrap(), 0x1000);
+    assert!(table.iter().any(|byte| *byte != 0));
+    // What is written is read again, not what was known before.
+    let mut before = [0; 0x20];
+    halted.read_exact(list, &mut before).unwrap();
+    assert_eq!(halted.write(list, b"changed").unwrap(), 7);
+    let mut after = [0; 7];
+    halted.read_exact(list, &mut after).unwrap();
+    assert_eq!(&after, b"changed");
+    assert_eq!(halted.write(list, &before).unwrap(), before.len());
+    assert_eq!(halted.write(0x1000, b"x").unwrap(), 0);
+    // Registers.
+    let context = halted.context(0).unwrap().to_vec();
+    let mut changed = context.clone();
+    changed[0x78..0x80].copy_from_slice(&0x1122_3344_5566_7788u64.to_le_bytes());
+    halted.set_context(0, changed.clone()).unwrap();
+    assert_eq!(halted.context(0).unwrap(), changed);
+    assert!(halted.set_processor(0xfff).is_err());
+    assert_eq!(halted.processor(), 0);
+    // Breakpoints.
+    halted.set_breakpoint(base + 0x1000).unwrap();
+    assert!(halted.set_breakpoint(base + 0x1000).is_err());
+    halted.set_breakpoint(base + 0x2000).unwrap();
+    halted.clear_breakpoint(base + 0x2000).unwrap();
+    assert!(halted.clear_breakpoint(base + 0x2000).is_err());
+    assert_eq!(setup.fake.stats().breakpoints, [base + 0x1000]);
+    drop(halted);
+    setup.assert_left_running();
+}
