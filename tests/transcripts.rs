@@ -27,6 +27,8 @@ fn steady(text: &str) -> String {
             () if line.starts_with("Connected to Windows 7 7601 x64 target at (") => {
                 "Connected to Windows 7 7601 x64 target at (NOW), ptr64 TRUE"
             }
+            () if line.starts_with("System Uptime: 0 days 2:17:") => "System Uptime: 0 days 2:17:SECONDS",
+            () if line.starts_with("Debug session time: ") => "Debug session time: THEN",
             () => line,
         };
         let words = line.split(' ').map(|word| if word.contains("kdpool-demo-") { "STORE" } else { word });
