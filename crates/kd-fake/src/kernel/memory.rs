@@ -4,6 +4,10 @@ const PAGE: u64 = 0x1000;
 const PRESENT: u64 = 1;
 /// Present, writable, accessed, dirty.
 const KERNEL_PAGE: u64 = 0x63;
+/// The transition bit, and read-write protection.
+const TRANSITION: u64 = 0x880;
+/// Read-write protection; the place in the page file is in the upper half.
+const PAGE_FILE: u64 = 0x80;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 /// Where Windows up to 1511 maps the page tables into themselves: `FFFFF680'00000000`.
 pub(crate) const SELF_MAP: u64 = 0x1ed;
@@ -27,6 +31,11 @@ impl Memory {
         let root = memory.frame();
         memory.put_entry(root + self_map * 8, root | KERNEL_PAGE);
         memory
+    }
+
+    /// All of it, from address 0 on.
+    pub(crate) fn physical(&self) -> &[u8] {
+        &self.physical
     }
 
     /// Where the page tables are mapped: the value of `MmPteBase`.
@@ -70,6 +79,22 @@ impl Memory {
                 self.put_entry(entry, 0);
             }
             page = at + PAGE;
+        }
+    }
+
+    /// Makes a page's entry one of transition: not present, but the page is where it was.
+    pub(crate) fn trim(&mut self, address: u64) {
+        if let Some(entry) = self.page_entry(address) {
+            let frame = self.entry(entry) & FRAME;
+            self.put_entry(entry, frame | TRANSITION);
+        }
+    }
+
+    /// Makes a page's entry one of a page file; its content is not in memory any more.
+    pub(crate) fn page_out(&mut self, address: u64) {
+        if let Some(entry) = self.page_entry(address) {
+            self.free.push(self.entry(entry) & FRAME);
+            self.put_entry(entry, (address >> 12 & 0xffff) << 32 | PAGE_FILE);
         }
     }
 

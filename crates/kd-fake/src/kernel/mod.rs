@@ -99,6 +99,11 @@ impl Kernel {
         self.memory.read_physical(address, buffer)
     }
 
+    /// Writes physical memory from address 0 on, as a raw memory image has it.
+    pub fn write_raw(&self, output: &mut impl io::Write) -> io::Result<()> {
+        output.write_all(self.memory.physical())
+    }
+
     /// First match, skipping unreadable memory, as `nt!KdpSearchMemory` does. The whole match lies within the range.
     pub fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Option<u64> {
         self.memory.search(address, length, pattern)

@@ -2,6 +2,7 @@
 
 mod places;
 mod rings;
+mod small;
 mod stacks;
 mod tags;
 
@@ -30,11 +31,19 @@ pub struct SeededOptions {
     pub big_slots: u32,
     /// Allocations and frees of large blocks before the machine is handed over.
     pub operations: u32,
+    /// Allocations and frees of small blocks before that.
+    pub small_operations: u32,
 }
 
 impl Default for SeededOptions {
     fn default() -> SeededOptions {
-        SeededOptions { verifier: true, log_length: 0x400, big_slots: 0x400, operations: 2_000 }
+        SeededOptions {
+            verifier: true,
+            log_length: 0x400,
+            big_slots: 0x400,
+            operations: 2_000,
+            small_operations: 6_000,
+        }
     }
 }
 
@@ -70,7 +79,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let idle: Vec<u64> =
         (0..machine.processors.len()).map(|number| if number == 0 { first } else { map.room(0x1000) }).collect();
     builder.processors(&machine, &idle)?;
-    let threads = processes(&mut builder, &mut map, &mut random)?;
+    let (processes, threads) = processes(&mut builder, &mut map, &mut random)?;
     builder.debugger_data(build)?;
     map.write(&mut builder)?;
 
@@ -79,7 +88,15 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let table = map.room(u64::from(options.big_slots) * 0x20);
     // Kernels up to Windows 7 have none.
     builder.set_known("ExpPoolQuotaCookie", &random.next().to_le_bytes());
-    builder.big_pages(table, options.big_slots.into(), &[])?;
+    let prcb = builder.isf.offset("_KPCR", "Prcb")?;
+    let world = small::World {
+        build,
+        processes,
+        processors: machine.processors.iter().map(|kpcr| kpcr + prcb).collect(),
+        operations: options.small_operations,
+    };
+    let (small, pages) = small::write(&mut builder, &mut map, &mut random, &world)?;
+    builder.big_pages(table, options.big_slots.into(), &pages)?;
 
     let mut drivers = Vec::new();
     if options.verifier {
@@ -125,7 +142,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     };
     let places = Places {
         regions: [map.nonpaged_large(), map.paged_large()],
-        pages: &[],
+        pages: &pages,
         rows: &rows.main,
         overflow: &rows.expansion,
         log: &[],
@@ -133,7 +150,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         verified: &verified,
     };
     let books = Books::open(&builder, facts.processors, places)?;
-    let fixed = Fixed { modules, unloaded, rings, small: Vec::new() };
+    let fixed = Fixed { modules, unloaded, rings, small };
     let mut kernel = Kernel::new(builder, facts, books, fixed)?;
     live(&mut kernel, options.operations, &mut random, &stacks, &threads);
     let truth = kernel.truth();
@@ -180,8 +197,8 @@ fn machine(builder: &Builder, build: u16, map: &mut Map, random: &mut Random) ->
     })
 }
 
-/// A few processes with threads; returns the threads.
-fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Result<Vec<u64>, IsfError> {
+/// A few processes with threads; returns the processes and the threads.
+fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Result<(Vec<u64>, Vec<u64>), IsfError> {
     let names = ["System", "smss.exe", "csrss.exe", "lsass.exe", "svchost.exe", "explorer.exe", "leaker.exe"];
     let count = 2 + random.below(names.len() as u64 - 1) as usize;
     let mut all = Vec::new();
@@ -196,7 +213,8 @@ fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Resul
         .map(|((address, id, threads), name)| Process { address: *address, id: *id, name, threads })
         .collect();
     builder.processes(&processes)?;
-    Ok(all.iter().flat_map(|(_, _, threads)| threads.iter().map(|(thread, _)| *thread)).collect())
+    let threads = all.iter().flat_map(|(_, _, threads)| threads.iter().map(|(thread, _)| *thread)).collect();
+    Ok((all.iter().map(|(process, ..)| *process).collect(), threads))
 }
 
 const DRIVERS: [&str; 16] = [

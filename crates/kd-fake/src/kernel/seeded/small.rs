@@ -1,0 +1,172 @@
+//! Pool blocks smaller than a page, and the allocators that keep them.
+//!
+//! An allocator is run outside the machine, on its own list of blocks; what comes out is written into memory once.
+
+mod classic;
+mod heap;
+mod segment;
+mod special;
+
+use super::places::Map;
+use crate::isf::IsfError;
+use crate::kernel::books::PoolKind;
+use crate::kernel::builder::{Builder, Place};
+use crate::kernel::pool::BigPage;
+use crate::kernel::random::Random;
+use crate::kernel::truth::SmallBlock;
+
+/// Bytes of a `_POOL_HEADER`, and of a unit of its sizes.
+const HEADER: u64 = 16;
+const PAGE: u64 = 0x1000;
+
+/// What the allocators need of the machine.
+pub(crate) struct World {
+    pub(crate) build: u16,
+    pub(crate) processes: Vec<u64>,
+    /// KPRCBs.
+    pub(crate) processors: Vec<u64>,
+    pub(crate) operations: u32,
+}
+
+/// Runs the version's allocator and writes its pool; returns the blocks by address, and those that are in the
+/// big-page table.
+pub(crate) fn write(
+    builder: &mut Builder,
+    map: &mut Map,
+    random: &mut Random,
+    world: &World,
+) -> Result<(Vec<SmallBlock>, Vec<BigPage>), IsfError> {
+    let (mut small, pages) = match world.build {
+        ..17763 => (classic::write(builder, map, random, world)?, Vec::new()),
+        _ => segment::write(builder, map, random, world)?,
+    };
+    if world.build < 17763 {
+        small.extend(special::write_classic(builder, map, random)?);
+    }
+    small.sort_unstable_by_key(|block| block.address);
+    Ok((small, pages))
+}
+
+/// What an owner wants of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    tag: u32,
+    /// Bytes asked for.
+    size: u64,
+    /// The EPROCESS that it is charged to.
+    process: Option<u64>,
+}
+
+impl Owner {
+    /// Mostly small, of few tags, sometimes charged to a process; at most `limit` bytes.
+    fn random(random: &mut Random, world: &World, limit: u64) -> Owner {
+        let texts: [&[u8; 4]; 10] =
+            [b"File", b"Ntf0", b"Even", b"Irp ", b"Leak", b"FMsl", b"Key ", b"Pro\xe3", b"a\x01b ", b"Vad "];
+        let sizes = match random.below(8) {
+            0 => limit,
+            1 | 2 => 0x400,
+            _ => 0x120,
+        };
+        Owner {
+            tag: u32::from_le_bytes(**random.pick(&texts)),
+            size: 1 + random.below(sizes.min(limit)),
+            process: random.once_in(5).then(|| *random.pick(&world.processes)),
+        }
+    }
+}
+
+/// Writes `_POOL_HEADER`s.
+pub(crate) struct Headers {
+    previous: Place,
+    index: Place,
+    size: Place,
+    kind: Place,
+    tag: Place,
+    billed: Place,
+    cookie: u64,
+}
+
+/// What a header says.
+pub(crate) struct Header {
+    /// Units of 16 bytes, of the block before and of this one.
+    previous: u64,
+    units: u64,
+    index: u64,
+    paged: bool,
+    /// None: free.
+    owner: Option<Owner>,
+    /// The tag of a free block's last owner.
+    tag: u32,
+}
+
+impl Headers {
+    pub(crate) fn new(builder: &Builder, world: &World) -> Result<Headers, IsfError> {
+        let place = |name| Place::of(&builder.isf, "_POOL_HEADER", name);
+        Ok(Headers {
+            previous: place("PreviousSize")?,
+            index: place("PoolIndex")?,
+            size: place("BlockSize")?,
+            kind: place("PoolType")?,
+            tag: place("PoolTag")?,
+            billed: place("ProcessBilled")?,
+            // From Windows 8 on the process is hidden.
+            cookie: if world.build < 9200 { 0 } else { builder.variable("ExpPoolQuotaCookie")? },
+        })
+    }
+
+    pub(crate) fn write(&self, builder: &mut Builder, at: u64, header: &Header) {
+        let mut bytes = [0; HEADER as usize];
+        self.previous.put(&mut bytes, header.previous);
+        self.index.put(&mut bytes, header.index);
+        self.size.put(&mut bytes, header.units);
+        self.tag.put(&mut bytes, header.owner.map_or(header.tag, |owner| owner.tag).into());
+        if let Some(owner) = header.owner {
+            // In use, paged, charged to a process.
+            let kind = 2 | u64::from(header.paged) | if owner.process.is_some() { 8 } else { 0 };
+            self.kind.put(&mut bytes, kind);
+            if let Some(process) = owner.process {
+                let hidden = if self.cookie == 0 { process } else { process ^ self.cookie ^ at };
+                self.billed.put(&mut bytes, hidden);
+            }
+        }
+        builder.memory.put(at, &bytes);
+    }
+}
+
+/// Writes an `_SLIST_HEADER` with these elements, each of which starts with the link to the next.
+fn singly_linked(builder: &mut Builder, head: u64, elements: &[u64]) {
+    for (at, element) in elements.iter().enumerate() {
+        let next = elements.get(at + 1).copied().unwrap_or_default();
+        builder.memory.put(*element, &next.to_le_bytes());
+    }
+    let count = elements.len() as u64;
+    // Depth and a sequence number; then the first element, with the list's kind in the low bits.
+    builder.memory.put(head, &(count | (count * 3) << 16).to_le_bytes());
+    builder.memory.put(head + 8, &(elements.first().copied().unwrap_or_default() | 1).to_le_bytes());
+}
+
+/// Links `RTL_BALANCED_NODE`s, in ascending order, into a balanced tree; returns its root.
+fn balanced(builder: &mut Builder, nodes: &[u64], parent: u64) -> u64 {
+    let middle = nodes.len() / 2;
+    let Some(&node) = nodes.get(middle) else { return 0 };
+    let left = balanced(builder, &nodes[..middle], node);
+    let right = balanced(builder, &nodes[middle + 1..], node);
+    for (offset, value) in [(0, left), (8, right), (16, parent)] {
+        builder.memory.put(node + offset, &u64::to_le_bytes(value));
+    }
+    node
+}
+
+/// The block's first bytes are its own.
+fn fill(builder: &mut Builder, address: u64, bytes: u64, random: &mut Random) {
+    let content: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).collect();
+    builder.memory.put(address, &content[..bytes as usize]);
+}
+
+/// The pools that a version has.
+fn kinds(build: u16) -> &'static [PoolKind] {
+    match build {
+        ..9200 => &[PoolKind::NonPaged, PoolKind::Paged],
+        _ => &[PoolKind::NonPaged, PoolKind::NonPagedNx, PoolKind::Paged],
+    }
+}
