@@ -74,6 +74,7 @@ pub fn target(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Faul
     let target = Vertarget::read(kernel, symbols)?;
     // The box about an empty path has said it already.
     if !symbols.source().path().is_empty()
+        && !symbols.is_nt_unasked()
         && let Err(NoSymbols::Missing(why)) = symbols.nt(kernel)
     {
         let _ = writeln!(text, "*** ERROR: {why}");
@@ -86,7 +87,7 @@ pub fn target(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Faul
 pub fn prompt(kernel: &dyn Kernel) -> String {
     let stop = kernel.stop();
     match kernel.version().is_multiprocessor() && stop.processors > 1 {
-        true => format!("{}: kd> ", stop.processor),
+        true => format!("{}: kd> ", kernel.processor()),
         false => "kd> ".into(),
     }
 }

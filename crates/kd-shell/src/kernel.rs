@@ -2,6 +2,7 @@
 
 use kd_target::{Halted, Stop, TargetError, Version};
 use nt_memory::{Fault, Memory};
+use nt_symbols::SymbolFile;
 
 use crate::text::Width;
 
@@ -33,15 +34,67 @@ pub trait Kernel: Memory {
     /// One processor's CONTEXT record, raw.
     fn context(&self, processor: u16) -> Result<Vec<u8>, TargetError>;
     fn memory(&self) -> &dyn Memory;
+    /// Fills the start of `buffer` from physical memory and returns how many bytes are good.
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault>;
+    /// A part of one processor's control space.
+    fn read_control(&self, processor: u16, selector: u64, length: u32) -> Result<Vec<u8>, TargetError>;
+
+    /// Whose registers are meant.
+    fn processor(&self) -> u16 {
+        self.stop().processor
+    }
+
+    /// Chooses another processor.
+    fn set_processor(&self, _processor: u16) -> Result<(), TargetError> {
+        Err(unchangeable())
+    }
+
+    fn set_context(&self, _processor: u16, _context: Vec<u8>) -> Result<(), TargetError> {
+        Err(unchangeable())
+    }
+
+    /// Writes memory; returns how many bytes were taken.
+    fn write(&self, _address: u64, _data: &[u8]) -> Result<usize, TargetError> {
+        Err(unchangeable())
+    }
+
+    fn write_physical(&self, _address: u64, _data: &[u8]) -> Result<usize, TargetError> {
+        Err(unchangeable())
+    }
+
+    /// Plants a breakpoint.
+    fn set_breakpoint(&self, _address: u64) -> Result<(), TargetError> {
+        Err(unchangeable())
+    }
+
+    fn clear_breakpoint(&self, _address: u64) -> Result<(), TargetError> {
+        Err(unchangeable())
+    }
 
     fn width(&self) -> Width {
         Width::of(self.version().pointer_size())
+    }
+
+    /// The kernel as nt-pool reads it.
+    fn pool<'k>(&'k self, symbols: &'k dyn SymbolFile) -> nt_pool::Kernel<'k> {
+        let version = self.version();
+        nt_pool::Kernel {
+            memory: self.memory(),
+            symbols,
+            base: self.base(),
+            pointer_size: version.pointer_size(),
+            build: version.minor,
+        }
     }
 
     /// Where the kernel's own image lies.
     fn base(&self) -> u64 {
         self.width().address(self.version().kernel_base)
     }
+}
+
+fn unchangeable() -> TargetError {
+    TargetError::Refused("this target cannot be changed".into())
 }
 
 impl Kernel for Halted {
@@ -75,5 +128,50 @@ impl Kernel for Halted {
 
     fn memory(&self) -> &dyn Memory {
         self
+    }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        Halted::read_physical(self, address, buffer)
+    }
+
+    fn read_control(&self, processor: u16, selector: u64, length: u32) -> Result<Vec<u8>, TargetError> {
+        Ok(Halted::read_control(self, processor, selector, length)?.to_vec())
+    }
+
+    fn processor(&self) -> u16 {
+        Halted::processor(self)
+    }
+
+    fn set_processor(&self, processor: u16) -> Result<(), TargetError> {
+        Halted::set_processor(self, processor)
+    }
+
+    fn set_context(&self, processor: u16, context: Vec<u8>) -> Result<(), TargetError> {
+        Halted::set_context(self, processor, context)
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<usize, TargetError> {
+        Ok(Halted::write(self, address, data)?)
+    }
+
+    fn write_physical(&self, address: u64, data: &[u8]) -> Result<usize, TargetError> {
+        Ok(Halted::write_physical(self, address, data)?)
+    }
+
+    fn set_breakpoint(&self, address: u64) -> Result<(), TargetError> {
+        Halted::set_breakpoint(self, address)
+    }
+
+    fn clear_breakpoint(&self, address: u64) -> Result<(), TargetError> {
+        Halted::clear_breakpoint(self, address)
+    }
+}
+
+/// A kernel's physical memory.
+pub(crate) struct Physical<'a>(pub(crate) &'a dyn Kernel);
+
+impl Memory for Physical<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.0.read_physical(address, buffer)
     }
 }

@@ -9,10 +9,12 @@
 pub mod answer;
 pub mod banner;
 pub mod commands;
+mod disassembly;
 mod error;
 pub mod grammar;
 mod kernel;
 mod log;
+mod monitor;
 mod output;
 mod registers;
 mod session;
@@ -22,11 +24,14 @@ pub mod symbols;
 #[cfg(test)]
 mod tests;
 pub mod text;
+mod typed;
+mod unwind;
 
 pub use commands::{CommandInfo, commands};
 pub use error::CommandError;
 pub use kernel::{Driver, Drivers, Kernel};
 pub use log::Log;
+pub use monitor::{Monitor, Sink};
 pub use nt_pool::pooltag::PoolTags;
 pub use output::{CostRecord, Output};
 pub use session::{Context, Debuggee, Format, Session};

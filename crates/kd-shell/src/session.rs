@@ -4,7 +4,7 @@ use kd_target::Cost;
 use nt_memory::Fault;
 use nt_pool::pooltag::PoolTags;
 
-use crate::commands::Leaks;
+use crate::commands::{Breakpoint, KeptLog, Leaks, current_process, temporary};
 use crate::error::CommandError;
 use crate::grammar::Scope;
 use crate::kernel::Kernel;
@@ -27,6 +27,9 @@ pub(crate) struct LastCommand {
     pub cost: Cost,
 }
 
+/// How many pseudo-registers of the user's own there are.
+pub(crate) const TEMPORARIES: usize = 20;
+
 pub struct Session {
     pub symbols: Symbols,
     pub pool_tags: PoolTags,
@@ -34,8 +37,23 @@ pub struct Session {
     /// Where a memory command goes on when it gets no address.
     pub(crate) next_dump: Option<u64>,
     pub(crate) last_dump: Option<&'static str>,
+    /// Where `u` goes on.
+    pub(crate) next_code: Option<u64>,
+    /// `$t0` to `$t19`.
+    pub(crate) temporaries: [u64; TEMPORARIES],
+    /// Whether commands may change the target.
+    pub allow_write: bool,
+    /// What `.process` and `.thread` chose, until the target runs.
+    pub(crate) process: Option<u64>,
+    pub(crate) thread: Option<u64>,
+    pub(crate) breakpoints: Vec<Breakpoint>,
     pub(crate) last_command: LastCommand,
+    /// What was read of the verifier's pool log.
+    pub(crate) kept_log: KeptLog,
+    /// Snapshots of `!leak`, by name.
     pub(crate) leaks: Leaks,
+    /// `!leak watch -fail-on` came true.
+    pub leak_found: bool,
 }
 
 impl Session {
@@ -46,9 +64,36 @@ impl Session {
             log,
             next_dump: None,
             last_dump: None,
+            next_code: None,
+            temporaries: [0; TEMPORARIES],
+            allow_write: false,
+            process: None,
+            thread: None,
+            breakpoints: Vec::new(),
             last_command: LastCommand::default(),
-            leaks: Leaks::new(),
+            kept_log: KeptLog::default(),
+            leaks: Leaks::default(),
+            leak_found: false,
         }
+    }
+}
+
+impl Session {
+    /// Whether a command may change the target.
+    pub(crate) fn check_writing(&self) -> Result<(), CommandError> {
+        match self.allow_write {
+            true => Ok(()),
+            false => Err(CommandError::Failed(
+                "changing the target is off; .allow_write on (or --allow-write on the command line) switches it on"
+                    .into(),
+            )),
+        }
+    }
+
+    /// The target runs: what was chosen of it may be gone.
+    pub(crate) fn forget_choices(&mut self) {
+        self.process = None;
+        self.thread = None;
     }
 }
 
@@ -103,7 +148,14 @@ impl<'a> Context<'a> {
 
     /// Names, registers and memory for expressions.
     pub fn scope(&mut self) -> impl Scope + '_ {
-        Lookup { debuggee: self.debuggee, width: self.width(), symbols: &mut self.session.symbols }
+        Lookup {
+            debuggee: self.debuggee,
+            width: self.width(),
+            temporaries: self.session.temporaries,
+            process: self.session.process,
+            thread: self.session.thread,
+            symbols: &mut self.session.symbols,
+        }
     }
 
     /// Runs `f` on what nt-pool decodes. The kernel's symbols are needed.
@@ -113,14 +165,7 @@ impl<'a> Context<'a> {
     ) -> Result<T, CommandError> {
         let kernel = self.kernel()?;
         let symbols = self.session.symbols.nt(kernel).map_err(no_symbols)?;
-        let version = kernel.version();
-        Ok(f(&nt_pool::Kernel {
-            memory: kernel.memory(),
-            symbols: symbols.as_ref(),
-            base: kernel.base(),
-            pointer_size: version.pointer_size(),
-            build: version.minor,
-        })?)
+        Ok(f(&kernel.pool(symbols.as_ref()))?)
     }
 }
 
@@ -134,6 +179,9 @@ pub(crate) fn no_symbols(error: NoSymbols) -> CommandError {
 struct Lookup<'a> {
     debuggee: Debuggee<'a>,
     width: Width,
+    temporaries: [u64; TEMPORARIES],
+    process: Option<u64>,
+    thread: Option<u64>,
     symbols: &'a mut Symbols,
 }
 
@@ -153,7 +201,22 @@ impl Scope for Lookup<'_> {
     }
 
     fn register(&mut self, name: &str) -> Result<Option<u64>, String> {
-        crate::registers::value(self.kernel()?, name)
+        if let Some(number) = temporary(name) {
+            return Ok(Some(self.temporaries[number]));
+        }
+        let kernel = self.kernel()?;
+        let chosen = match name.to_ascii_lowercase().as_str() {
+            "$thread" => self.thread,
+            "$proc" => match self.process {
+                None => current_process(kernel, self.symbols).map(Some).map_err(|error| error.to_string())?,
+                chosen => chosen,
+            },
+            _ => None,
+        };
+        match chosen {
+            None => crate::registers::value(kernel, name),
+            chosen => Ok(chosen),
+        }
     }
 
     fn read(&mut self, address: u64, size: usize) -> Result<u64, String> {

@@ -1,8 +1,8 @@
 //! A session's shell: lines in, answers out.
 
 mod drive;
+mod script;
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use jiff::Zoned;
@@ -43,12 +43,6 @@ pub enum Next {
     Lost,
 }
 
-/// Scripts in scripts.
-const MAX_SCRIPTS: usize = 16;
-
-/// The largest script.
-const MAX_SCRIPT: u64 = 1 << 20;
-
 /// How often a `.sleep` looks whether it is to end.
 const SLEEP_STEP: Duration = Duration::from_millis(20);
 
@@ -69,6 +63,7 @@ pub struct Shell {
 impl Shell {
     /// `interrupt` is the one the target was attached with.
     pub fn new(session: Session, format: Format, interrupt: Interrupt) -> Self {
+        session.symbols.source().monitor().use_interrupt(interrupt.clone());
         Self {
             session,
             format,
@@ -93,6 +88,9 @@ impl Shell {
     /// Takes notice of what the target did by itself since.
     pub fn refresh(&mut self) {
         self.target = self.target.take().map(Target::current);
+        if self.halted().is_none() {
+            self.session.forget_choices();
+        }
     }
 
     /// The target if it stands still.
@@ -123,14 +121,14 @@ impl Shell {
     pub fn banner(&mut self, break_requested: bool) -> Result<String, Fault> {
         let Some(Target::Halted(halted)) = &self.target else { return Err(Fault::Running) };
         let mut text = banner::established(Kernel::version(halted), &Zoned::now(), break_requested);
-        text.push_str(&banner::target(halted, &mut self.session.symbols)?);
+        text.push_str(&self.session.symbols.offline(|symbols| banner::target(halted, symbols))?);
         Ok(text)
     }
 
     /// Why the target stands still, and where.
     pub fn stop_lines(&mut self) -> Result<String, Fault> {
         match &self.target {
-            Some(Target::Halted(halted)) => banner::stopped(halted, &mut self.session.symbols),
+            Some(Target::Halted(halted)) => self.session.symbols.offline(|symbols| banner::stopped(halted, symbols)),
             Some(Target::Running(_)) | None => Err(Fault::Running),
         }
     }
@@ -198,7 +196,9 @@ impl Shell {
         for statement in statements {
             let one = match statement {
                 Statement::Command(command) => self.run_command(&command, out),
-                Statement::Script { file } => self.run_script(file, out),
+                Statement::Script { file, arguments: None } => self.run_script(file, out),
+                Statement::Script { file, arguments: Some(arguments) } => self.run_script_with(file, arguments, out),
+                Statement::Block(block) => self.run_block(block, out),
             };
             outcome.failed |= one.failed;
             outcome.next = one.next;
@@ -209,34 +209,6 @@ impl Shell {
         outcome
     }
 
-    /// Runs the lines of a file.
-    pub fn run_script(&mut self, file: &str, out: &mut dyn Output) -> Outcome {
-        let mut outcome = Outcome { failed: true, next: Next::Continue };
-        let text = match read_script(file) {
-            Ok(text) if self.scripts < MAX_SCRIPTS => text,
-            read => {
-                let error = match read {
-                    Ok(_) => CommandError::Failed(format!("scripts nested more than {MAX_SCRIPTS} deep at {file}")),
-                    Err(error) => CommandError::Failed(format!("cannot read the script {file}: {error}")),
-                };
-                show(&format!("$<{file}"), Err(error), Cost::default(), self.format, out);
-                return outcome;
-            }
-        };
-        outcome.failed = false;
-        self.scripts += 1;
-        for line in text.lines() {
-            let one = self.run_line(line, out);
-            outcome.failed |= one.failed;
-            outcome.next = one.next;
-            if outcome.next != Next::Continue || self.cancelled {
-                break;
-            }
-        }
-        self.scripts -= 1;
-        outcome
-    }
-
     fn cost(&self) -> Cost {
         self.target.as_ref().map(Target::cost).unwrap_or_default()
     }
@@ -244,12 +216,11 @@ impl Shell {
     fn run_command(&mut self, command: &Command<'_>, out: &mut dyn Output) -> Outcome {
         self.refresh();
         let before = self.cost();
+        self.session.symbols.source().monitor().begin();
         let span = tracing::info_span!("command", command = command.text);
         let _entered = span.enter();
         let mut next = Next::Continue;
         let reply = match find(&command.word) {
-            // dD and dW are other displays than dd and dw.
-            Some(_) if command.text.starts_with("dD") || command.text.starts_with("dW") => Err(unknown(command)),
             Some(info) => match info.action {
                 Action::Answer(run) => {
                     let lost = self.lost();
@@ -276,6 +247,8 @@ impl Shell {
         match &failure {
             Some(CommandError::Fault(Fault::Lost(_))) => next = Next::Lost,
             Some(CommandError::Fault(Fault::Cancelled)) => self.cancelled = true,
+            // An expression wraps the interruption in its own words.
+            Some(_) if self.session.symbols.source().monitor().was_interrupted() => self.cancelled = true,
             _ => {}
         }
         Outcome { failed: failure.is_some(), next }
@@ -287,6 +260,7 @@ impl Shell {
                 Some(Target::Halted(halted)) => match halted.go() {
                     Ok(running) => {
                         self.target = Some(Target::Running(running));
+                        self.session.forget_choices();
                         Ok(Reply::new(Done {}))
                     }
                     Err((halted, error)) => {
@@ -400,6 +374,8 @@ impl Shell {
         {
             let symbols = nt.matching(&format!("{symbol}*"));
             found.extend(symbols.into_iter().take(MOST).map(|symbol| format!("nt!{}", symbol.name)));
+            let types = nt.types_matching(&format!("{symbol}*"));
+            found.extend(types.into_iter().take(MOST).map(|name| format!("nt!{name}")));
         }
         found
     }
@@ -434,14 +410,6 @@ fn unknown(command: &Command<'_>) -> CommandError {
         Some(extension) => CommandError::UnknownExtension(visible_name(extension)),
         None => CommandError::UnknownCommand(visible_name(command.text)),
     }
-}
-
-fn read_script(file: &str) -> std::io::Result<String> {
-    let size = fs::metadata(file)?.len();
-    if size > MAX_SCRIPT {
-        return Err(std::io::Error::other(format!("{size} bytes are too much for a script (at most {MAX_SCRIPT})")));
-    }
-    fs::read_to_string(file)
 }
 
 /// `.break`, `.wait`

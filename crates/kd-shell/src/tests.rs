@@ -15,6 +15,8 @@ use crate::output::{Output, show};
 use crate::session::{Context, Debuggee, Format, Session};
 use crate::{Driver, Drivers, Kernel, Log, PathSource, PoolTags, Symbols, banner};
 
+mod verifier;
+
 static STORE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let directory = tempfile::tempdir().unwrap();
     kd_fake::kernel::write_symbol_store(directory.path()).unwrap();
@@ -122,12 +124,24 @@ impl Kernel for Machine {
     fn memory(&self) -> &dyn Memory {
         self
     }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        Ok(self.kernel.read_physical(address, buffer))
+    }
+
+    /// KSPECIAL_REGISTERS as far as CR3 and CR4.
+    fn read_control(&self, _: u16, _: u64, length: u32) -> Result<Vec<u8>, TargetError> {
+        let mut special = vec![0; length as usize];
+        special[0x10..0x18].copy_from_slice(&self.kernel.facts().cr3.to_le_bytes());
+        Ok(special)
+    }
 }
 
 #[derive(Default)]
 struct Screen {
     text: String,
     errors: String,
+    remarks: String,
 }
 
 impl Output for Screen {
@@ -137,6 +151,10 @@ impl Output for Screen {
 
     fn error(&mut self, line: &str) {
         self.errors.push_str(line);
+    }
+
+    fn remark(&mut self, line: &str) {
+        self.remarks.push_str(line);
     }
 }
 
@@ -327,7 +345,6 @@ fn quantities_and_addresses_are_told_apart() {
     let newest = json("!verifier 0x80 3");
     assert_eq!(newest["result"]["entries"].as_array().unwrap().len(), 3);
     assert!(error("!verifier 0x80 12345678`0").contains("neither a kernel address nor a quantity"));
-    assert!(error("!verifier 3 myfault.sys").contains("!verifier 0x3"));
     assert!(text("!verifier 0x80 fffff8a0ffffff00").contains("No entry of the log"));
 }
 
@@ -402,13 +419,104 @@ fn symbols_and_modules() {
 }
 
 #[test]
+fn types_and_values() {
+    let shown = text("dt nt!_LIST_ENTRY");
+    assert_eq!(
+        shown,
+        "   +0x000 Flink            : Ptr64 _LIST_ENTRY\n   +0x008 Blink            : Ptr64 _LIST_ENTRY\n"
+    );
+    assert!(text("dt _LIST_ENTRY").starts_with("nt!_LIST_ENTRY\n   +0x000 Flink "));
+    let verbose = text("dt -v nt!_LIST_ENTRY");
+    assert_eq!(verbose.lines().next().unwrap_or_default(), "struct _LIST_ENTRY, 2 elements, 0x10 bytes", "{verbose}");
+    assert!(verbose.contains("Ptr64 to struct _LIST_ENTRY, 2 elements, 0x10 bytes"), "{verbose}");
+    assert!(text("dt nt!_POOL_HEADER").contains("   +0x000 PreviousSize     : Pos 0, 8 Bits\n"));
+    let at = text("dt nt!_LIST_ENTRY nt!PsLoadedModuleList");
+    let machine = Machine::new();
+    let head = machine.version.loaded_module_list;
+    let first = machine.u64(head);
+    assert!(
+        at.starts_with(&format!("   +0x000 Flink            : 0x{} _LIST_ENTRY [ 0x", crate::text::tick(first))),
+        "{at}"
+    );
+    // Field lists: a dot opens one, wildcards choose some.
+    let opened = text("dt nt!_LIST_ENTRY Flink. nt!PsLoadedModuleList");
+    assert_eq!(opened.lines().count(), 3, "{opened}");
+    assert!(opened.lines().nth(1).unwrap_or_default().starts_with("      +0x000 Flink : 0x"), "{opened}");
+    assert_eq!(text("dt nt!_LIST_ENTRY B*"), "   +0x008 Blink : Ptr64 _LIST_ENTRY\n");
+    assert_eq!(text("dt -y nt!_LIST_ENTRY Bl"), "   +0x008 Blink : Ptr64 _LIST_ENTRY\n");
+    let lists = text("dt nt!_POOL*");
+    assert!(lists.lines().any(|line| line == "          ntkrnlmp!_POOL_HEADER"), "{lists}");
+    assert!(text("dt nt!_POOL_TYPE").contains("   PagedPool = 0n1\n"));
+    assert_eq!(error("dt nt!_FOO"), "Symbol nt!_FOO not found.");
+    assert_eq!(error("dt nt!_LIST_ENTRY Nothing"), "Cannot find specified field members.");
+    assert!(error("dt nt!_LIST_ENTRY 8").contains("Memory read error 00000000`00000008"));
+    assert!(text("dt -r2 nt!_LIST_ENTRY").lines().count() > 6);
+    assert!(text("dt nt!_UNICODE_STRING").contains("   +0x008 Buffer           : Ptr64 Wchar\n"));
+    // What recursion would show is bounded.
+    assert!(text("dt -r nt!_EPROCESS").lines().count() <= 16384 + 1);
+    assert_eq!(text("?? sizeof(nt!_POOL_HEADER)"), "unsigned int64 0x10\n");
+    assert_eq!(text("?? #FIELD_OFFSET(nt!_LIST_ENTRY, Blink)"), "long 0n8\n");
+    assert_eq!(text("?? 12 + 1"), "int 0n13\n");
+    let member = text("?? ((nt!_LIST_ENTRY*)@@masm(nt!PsLoadedModuleList))->Flink");
+    assert!(member.starts_with(&format!("_LIST_ENTRY * 0x{}", crate::text::tick(first))), "{member}");
+}
+
+#[test]
+fn code_memory_and_page_tables() {
+    let code = text("u nt!RtlpBreakWithStatusInstruction L1");
+    assert!(code.starts_with("nt!RtlpBreakWithStatusInstruction:\nfffff800`"), "{code}");
+    assert!(code.ends_with(" cc              int     3\n"), "{code}");
+    let hits = text("s -b nt!RtlpBreakWithStatusInstruction L1 cc");
+    assert!(hits.contains("  cc "), "{hits}");
+    let all = json("s -a nt!NtBuildLab L40 7601");
+    assert_eq!(all["ok"], true, "{all}");
+    assert_eq!(error("s 1000"), "Numeric expression missing from ''");
+    let entries = text("!pte nt!PsLoadedModuleList");
+    assert!(entries.starts_with(&" ".repeat(43)), "{entries}");
+    assert_eq!(entries.matches(" at FFFFF6").count(), 4, "{entries}");
+    assert!(entries.lines().nth(3).unwrap_or_default().starts_with("pfn 1"), "{entries}");
+    let json = json("!pte nt!PsLoadedModuleList");
+    assert_eq!(json["result"]["page"], "present");
+    // The physical page holds what the address does.
+    let physical = json["result"]["physical"].as_str().unwrap_or_default().to_string();
+    let values = |line: &str| self::json(line)["result"]["values"].clone();
+    assert_eq!(values(&format!("dq /p {physical} L1")), values("dq nt!PsLoadedModuleList L1"));
+    assert!(text("!pte 1000").contains("not valid"));
+    assert!(text("!vm").contains("PagedPool Usage:"));
+    assert!(text("r rip").starts_with("rip=fffff800"));
+    assert!(error("r nosuch").starts_with("Bad register error at 'nosuch'"));
+    assert_eq!(text("r $t3=5; ? @$t3 + 1"), "Evaluate expression: 6 = 00000000`00000006\n");
+    assert!(error("r rax=1").contains(".allow_write on"));
+    assert!(text("x /0 nt!NtFlushKey").ends_with("`017269e0\n"));
+    assert_eq!(text("x /1 nt!NtFlushKey"), "nt!NtFlushKey\n");
+    assert!(text("dW nt!NtBuildLab L8").contains("7.6.0.1.") || text("da nt!NtBuildLab").contains("7601"));
+}
+
+#[test]
 fn every_command_answers_with_one_json_object() {
     let mut session = session(&store());
     for (line, fields) in [
         ("!poolused", &["tags", "total"][..]),
         ("!poolfind Leak", &["tag", "blocks", "table"]),
-        ("!verifier 0x80 1", &["log_entries", "entries"]),
+        ("!verifier 0x80 1", &["log_entries", "index", "entries"]),
+        ("!verifier", &["level", "flags", "statistics"]),
+        ("!verifier 3", &["drivers"]),
+        ("!verifier 8", &["log", "log_entries", "entries"]),
+        ("!verifier ?", &["usage", "details"]),
         ("? 1+1", &["value", "decimal"]),
+        ("?? sizeof(nt!_POOL_HEADER)", &["type", "value", "text"]),
+        (".formats 41", &["value", "octal", "binary", "chars", "time", "double"]),
+        ("dt nt!_POOL_HEADER", &["type", "size", "address", "members"]),
+        ("dt nt!_POOL_TYPE", &["type", "enumerators"]),
+        ("dt nt!_POOL*", &["types"]),
+        ("dt nt!_LIST_ENTRY nt!PsLoadedModuleList", &["type", "members", "address"]),
+        ("r rip", &["processor", "registers"]),
+        ("u nt!RtlpBreakWithStatusInstruction L2", &["instructions"]),
+        ("s -b nt!RtlpBreakWithStatusInstruction L10 cc", &["hits"]),
+        ("!pte nt!PsLoadedModuleList", &["address", "entries", "page", "physical"]),
+        ("!vm", &["counts"]),
+        (".process", &["what", "address"]),
+        (".thread", &["what", "address"]),
         ("dd nt!NtFlushKey L4", &["address", "size", "values", "unreadable"]),
         ("dps nt!NtFlushKey L4", &["values", "symbols"]),
         ("da nt!NtFlushKey", &["text"]),

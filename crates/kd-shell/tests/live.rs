@@ -162,3 +162,88 @@ fn json_is_one_object_for_each_command() {
     assert_eq!(objects[3]["result"]["asked"], true);
     live.leave();
 }
+
+#[test]
+fn the_target_is_changed_only_when_that_is_allowed() {
+    let mut live = Live::attach();
+    assert!(live.run("ed nt!PoolHitTag ' cbA'").0.errors.contains(".allow_write on"));
+    assert!(live.run("r rax=5").0.errors.contains(".allow_write on"));
+    assert_eq!(live.run(".allow_write on").0.text, "Changing the target is allowed.\n");
+    let (screen, failed, _) = live.run("ed nt!PoolHitTag ' cbA'; da nt!PoolHitTag L4; r rax=5; r rax; ~0s; ~");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.contains("  \"Abc \"\nrax=0000000000000005\nprocessor 0 of "), "{}", screen.text);
+    assert!(live.run("eb 1000 1").0.errors.contains("cannot write 00000000`00001000"));
+    assert!(live.run("~99s").1);
+    live.leave();
+}
+
+#[test]
+fn breakpoints_are_listed_and_taken_out() {
+    let mut live = Live::attach();
+    let (screen, failed, _) = live.run("bp nt!NtFlushKey; bp nt!NtFlushKey+4; bl");
+    assert!(!failed, "{}", screen.errors);
+    assert_eq!(
+        screen.text,
+        " 0 e fffff800`017269e0     0001 (0001) nt!NtFlushKey\n \
+         1 e fffff800`017269e4     0001 (0001) nt!NtFlushKey+0x4\n"
+    );
+    assert!(live.run("bp nt!NtFlushKey").0.errors.contains("breakpoint 0 is there already"));
+    assert_eq!(live.fake.stats().breakpoints.len(), 2);
+    let (screen, failed, _) = live.run("bd 0; bl; bc 1; be 0; bl");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.starts_with(" 0 d ") && screen.text.ends_with("nt!NtFlushKey\n"), "{}", screen.text);
+    assert_eq!(live.fake.stats().breakpoints, [0xfffff800_017269e0]);
+    assert!(live.run("bc 7").1);
+    live.leave();
+}
+
+#[test]
+fn everyday_commands_answer_on_a_live_target() {
+    let mut live = Live::attach();
+    let (screen, failed, _) = live.run("r");
+    assert!(!failed, "{}", screen.errors);
+    let lines: Vec<&str> = screen.text.lines().collect();
+    assert!(lines[0].starts_with("rax=") && lines[2].starts_with("rip=fffff800"), "{}", screen.text);
+    assert!(lines[3].starts_with(" r8=") && lines[6].starts_with("iopl=0         nv up ei "), "{}", screen.text);
+    assert!(lines[7].ends_with("gs=002b             efl=00000202"), "{}", screen.text);
+    assert_eq!(lines[8], "nt!RtlpBreakWithStatusInstruction:");
+    assert!(lines[9].ends_with(" cc              int     3"));
+    let (screen, failed, _) = live.run("kn");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.starts_with(" # Child-SP          RetAddr           Call Site\n00 fffff"), "{}", screen.text);
+    let (screen, failed, _) = live.run("!process 0 0");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.starts_with("**** NT ACTIVE PROCESS DUMP ****\nPROCESS fffffa80"), "{}", screen.text);
+    assert!(screen.text.contains("    Image: System\n"), "{}", screen.text);
+    let (screen, failed, _) = live.run(".process; .thread; !thread");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.contains("Implicit process is now fffffa80`"), "{}", screen.text);
+    assert!(screen.text.contains("\nImplicit thread is now fffffa80`"), "{}", screen.text);
+    assert!(screen.text.contains("\nTHREAD fffffa80"), "{}", screen.text);
+    live.leave();
+}
+
+#[test]
+fn control_flow_and_scripts_with_arguments() {
+    let mut live = Live::attach();
+    let (screen, failed, _) =
+        live.run(".if (1 == 2) { .echo a; bogus } .elsif (3) { .echo b; .echo c } .else { .echo d }; .echo e");
+    assert_eq!((screen.text.as_str(), failed), ("b\nc\ne\n", false), "{}", screen.errors);
+    let (screen, failed, _) = live.run(".foreach (x { .echo 1 2; .echo 3 }) { ? x + 1; .echo <${x}> }");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.starts_with("Evaluate expression: 2 = 00000000`00000002\n<1>\n"), "{}", screen.text);
+    assert!(screen.text.ends_with("<3>\n"), "{}", screen.text);
+    assert_eq!(live.run(".if (1) { q }").2, Next::Quit { halted: false });
+    assert!(live.run(".if (1) { bogus }").1);
+    assert!(live.run(".if (1 { }").0.errors.starts_with("Syntax error at '"));
+    let script = live.file("b.txt");
+    fs::write(&script, "* a comment\n.if (${$arg1} == 2)\n{\n  .echo two ${$arg2}\n}\n").unwrap();
+    let (screen, failed, _) = live.run(&format!("$$>a<{script} 2 more; .echo after"));
+    assert_eq!((screen.text.as_str(), failed), ("two more\nafter\n", false), "{}", screen.errors);
+    let deep = ".if (1) { ".repeat(200);
+    assert!(live.run(&format!("{deep} .echo x {}", "}".repeat(200))).0.errors.contains("nested more than"));
+    let (screen, failed, _) = live.run(".printf \"%d %x %p %y\\n\", 0n10, 0n255, nt!NtFlushKey, nt!NtFlushKey");
+    assert!(!failed, "{}", screen.errors);
+    assert_eq!(screen.text, "10 ff fffff800017269e0 nt!NtFlushKey (fffff800`017269e0)\n");
+    live.leave();
+}

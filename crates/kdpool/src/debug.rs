@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kd_link::{BoxFuture, Capture, Frame, KdSpec, Link, Trace};
-use kd_shell::{Format, Log, Next, Outcome, PathSource, PoolTags, Session, Shell, Symbols, banner, event_text};
+use kd_shell::{
+    Format, Log, Monitor, Next, Outcome, PathSource, PoolTags, Session, Shell, Sink, Symbols, banner, event_text,
+};
 use kd_target::{Event, Halted, Interrupt, Leave, Running, Target, TargetError};
 use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
 use nt_memory::Fault;
@@ -24,7 +26,7 @@ use tokio::runtime::Runtime;
 use crate::console::{Announcer, Console, complain, remark};
 use crate::diagnose::{ConnectEvidence, explain, explain_open};
 use crate::options::{self, DebugArgs, SessionArgs};
-use crate::{COMMAND_FAILED, CONNECTION_LOST, NO_CONNECTION, USAGE, signals};
+use crate::{COMMAND_FAILED, CONNECTION_LOST, LEAK_FOUND, NO_CONNECTION, USAGE, signals};
 
 /// Everything that is decided before the first packet.
 pub(crate) struct Plan {
@@ -66,7 +68,7 @@ pub(crate) fn run(arguments: DebugArgs) -> Result<ExitCode> {
     })
 }
 
-fn usage(line: &str) -> ExitCode {
+pub(crate) fn usage(line: &str) -> ExitCode {
     complain(line);
     ExitCode::from(USAGE)
 }
@@ -297,6 +299,7 @@ impl Work {
         }
         match next {
             Next::Lost => ExitCode::from(CONNECTION_LOST),
+            _ if self.shell.borrow().session.leak_found => ExitCode::from(LEAK_FOUND),
             _ if self.failed => ExitCode::from(COMMAND_FAILED),
             _ => ExitCode::SUCCESS,
         }
@@ -488,11 +491,29 @@ fn make_shell_session(arguments: &SessionArgs) -> Result<Session> {
     let path = symbol_path(arguments.symbol_path.as_deref());
     let source = PathSource::new(&path).map_err(|error| anyhow::anyhow!("-y: {error}"))?;
     let log = Log::default();
+    let source = source.watched(monitor(log.clone(), arguments.format == options::Format::Json));
     let file = arguments.logo.as_ref().map(|path| (path, false)).or(arguments.loga.as_ref().map(|path| (path, true)));
     if let Some((path, append)) = file {
         log.open(path, append).with_context(|| format!("cannot open the log file {}", path.display()))?;
     }
-    Ok(Session::new(Symbols::new(Box::new(source)), pool_tags(arguments)?, log))
+    let mut session = Session::new(Symbols::new(Box::new(source)), pool_tags(arguments)?, log);
+    session.allow_write = arguments.allow_write;
+    Ok(session)
+}
+
+/// What is said while symbols are looked for: noisy lines where the answers go, and progress to who looks at it.
+fn monitor(log: Log, json: bool) -> Monitor {
+    let lines = move |text: &str| {
+        log.write(text);
+        remark(text, json);
+    };
+    let progress = |text: &str| {
+        let mut terminal = io::stderr().lock();
+        // With standard error gone there is nobody to tell.
+        let _ = terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush());
+    };
+    let terminal = io::stderr().is_terminal() && io::stdin().is_terminal();
+    Monitor::new(Box::new(lines), terminal.then(|| Box::new(progress) as Sink))
 }
 
 /// `-y`, else `_NT_ALT_SYMBOL_PATH` before `_NT_SYMBOL_PATH`, as in kd.

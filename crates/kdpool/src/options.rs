@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::fake::FakeArgs;
-use crate::{decode, setup};
+use crate::{decode, leak, setup};
 
 /// Find who leaks Windows kernel pool, live, over KDNET or a serial line.
 #[derive(Debug, Parser)]
@@ -36,6 +36,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Attach to a fake Windows 7 with a leak, over real datagrams, in this process
     Demo(DemoArgs),
+    /// Watch a pool tag and say whether it leaks, and who allocates it
+    Leak(leak::LeakArgs),
     /// Run the fake Windows 7 alone, for any debugger to attach to
     Fake(FakeArgs),
     /// Print a KDNET capture, one line per datagram
@@ -93,6 +95,9 @@ pub(crate) struct SessionArgs {
     /// Pool tag descriptions; else KDPOOL_POOLTAG, else pooltag.txt beside the program
     #[arg(long, value_name = "FILE")]
     pub(crate) pooltag: Option<PathBuf>,
+    /// Allow commands to change the target's memory and registers (.allow_write)
+    #[arg(long)]
+    pub(crate) allow_write: bool,
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Kd)]
     pub(crate) format: Format,

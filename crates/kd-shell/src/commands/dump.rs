@@ -1,4 +1,4 @@
-//! `db dw dd dc dq dp dps da du`: memory.
+//! `db dw dW dd dc dD df dq dp dps da du ds dS`: memory.
 //!
 //! ```text
 //! db   820f2ba4  41 62 63 20 00 00 00 00-00 00 00 00 00 00 00 00  Abc ............
@@ -11,22 +11,26 @@
 
 use std::fmt;
 
-use nt_memory::{Sparse, read_sparse};
+use nt_memory::{Memory, Sparse, read_sparse};
 use serde::Serialize;
 
+use super::formats::general;
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
-use crate::grammar::range;
+use crate::grammar::{evaluate, range};
+use crate::kernel::Physical;
 use crate::session::Context;
 use crate::text::{Hex, Width, tick};
+use crate::typed::read_pointer;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
-    names: &["db", "dw", "dd", "dc", "dq", "dp", "dps", "dqs", "dds", "da", "du", "d"],
-    usage: "db|dw|dd|dc|dq|dp|dps|da|du [address [end | L count]]",
+    names: &["db", "dw", "dW", "dd", "dc", "dD", "df", "dq", "dp", "dps", "dqs", "dds", "da", "du", "ds", "dS", "d"],
+    usage: "db|dw|dd|dc|dq|dp|dps|da|du [/p] [/c columns] [address [end | L count]]",
     help: "show memory: bytes, words, double words, quad words, pointers, symbols, text",
     details: "Without a length 128 bytes are shown; without an address the display goes on where the last one ended. \
-              Bytes that\ncannot be read are shown as ??.",
+              Bytes that\ncannot be read are shown as ??. dW shows words with characters, df and dD floating-point \
+              numbers, ds and dS the text\nof a STRING and a UNICODE_STRING. /p reads physical memory.",
     action: Action::Answer(run),
 };
 
@@ -54,6 +58,7 @@ enum Kind {
     WithCharacters,
     Symbols,
     Text,
+    Floats,
 }
 
 fn shape(word: &str, width: Width) -> (&'static str, Shape) {
@@ -61,6 +66,11 @@ fn shape(word: &str, width: Width) -> (&'static str, Shape) {
     let shape = |size, per_line, kind| Shape { size, per_line, kind };
     match word {
         "dw" => ("dw", shape(2, 8, Kind::Numbers)),
+        "dW" => ("dW", shape(2, 8, Kind::WithCharacters)),
+        "df" => ("df", shape(4, 4, Kind::Floats)),
+        "dD" => ("dD", shape(8, 2, Kind::Floats)),
+        "ds" => ("ds", shape(1, 48, Kind::Text)),
+        "dS" => ("dS", shape(2, 48, Kind::Text)),
         "dd" => ("dd", shape(4, 4, Kind::Numbers)),
         "dc" => ("dc", shape(4, 4, Kind::WithCharacters)),
         "dq" => ("dq", shape(8, 2, Kind::Numbers)),
@@ -104,29 +114,35 @@ struct Hole {
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let kernel = context.kernel()?;
     let width = context.width();
-    if let Some(option) = context.arguments.strip_prefix('/') {
-        let option = option.split_whitespace().next().unwrap_or_default();
-        return Err(usage(&INFO, format!("option '/{option}' is not in this version")));
-    }
+    let options = options(context)?;
     let word = match context.word {
         // The last kind of display again.
         "d" => context.session.last_dump.unwrap_or("db"),
         word => word,
     };
-    let (word, shape) = shape(word, width);
+    let (word, mut shape) = shape(word, width);
+    if let Some(columns) = options.columns {
+        shape.per_line = columns;
+    }
     let size = shape.size as u64;
-    let range = range::parse(context.arguments, size, &mut context.scope())?;
+    let range = range::parse(options.rest, size, &mut context.scope())?;
     let (address, count) = match range {
         Some(range) => (range.address, range.count),
         None => (context.session.next_dump.unwrap_or(kernel.stop().program_counter), None),
     };
     let default = if shape.kind == Kind::Text { DEFAULT_CHARACTERS } else { DEFAULT_BYTES / size };
+    let physical = Physical(kernel);
+    let memory: &dyn Memory = if options.physical { &physical } else { kernel.memory() };
+    let (address, count) = match word {
+        "ds" | "dS" => counted(memory, address, size, width)?,
+        _ => (address, count),
+    };
     let bytes = count.unwrap_or(default).saturating_mul(size);
     if bytes > MAX_BYTES {
         return Err(usage(&INFO, format!("{bytes:#x} bytes are more than the {MAX_BYTES:#x} of one display")));
     }
     let address = width.address(address);
-    let sparse = read_sparse(kernel.memory(), address, bytes as usize)?;
+    let sparse = read_sparse(memory, address, bytes as usize)?;
     let mut dump = Dump::new(&sparse, shape, width);
     if shape.kind == Kind::Symbols {
         let mut names = context.names()?;
@@ -148,6 +164,55 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     reply.failure =
         nothing.then(|| CommandError::Failed(format!("Memory access error: cannot read {}", width.tick(address))));
     Ok(reply)
+}
+
+/// What stands before the address.
+struct Options<'a> {
+    physical: bool,
+    columns: Option<usize>,
+    rest: &'a str,
+}
+
+/// More columns would only be longer lines.
+const MAX_COLUMNS: u64 = 64;
+
+fn options<'a>(context: &mut Context<'a>) -> Result<Options<'a>, CommandError> {
+    let mut options = Options { physical: false, columns: None, rest: context.arguments };
+    while let Some(text) = options.rest.strip_prefix('/') {
+        let (option, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        options.rest = rest.trim_start();
+        match option {
+            // The letters choose a caching attribute on the target; a read of RAM is the same with all of them.
+            "p" | "p[c]" | "p[uc]" | "p[wc]" => options.physical = true,
+            "c" => {
+                let (columns, rest) = evaluate(options.rest, &mut context.scope())?;
+                if !(1..=MAX_COLUMNS).contains(&columns) {
+                    return Err(usage(&INFO, format!("/c takes 1 to {MAX_COLUMNS:#x} columns")));
+                }
+                options.columns = Some(columns as usize);
+                options.rest = rest.trim_start();
+            }
+            _ => return Err(usage(&INFO, format!("unknown option '/{option}'"))),
+        }
+    }
+    Ok(options)
+}
+
+/// The text of a STRING or UNICODE_STRING: where it is and how many characters it has.
+fn counted(memory: &dyn Memory, address: u64, size: u64, width: Width) -> Result<(u64, Option<u64>), CommandError> {
+    let length = memory.read_u16(width.address(address))?;
+    let buffer = read_pointer(memory, width.address(address.wrapping_add(width.bytes() as u64)), width)?;
+    Ok((buffer, Some(u64::from(length) / size)))
+}
+
+/// One line of memory, as a display of it begins.
+pub(super) fn excerpt(memory: &dyn Memory, word: &str, width: Width, address: u64) -> Result<String, CommandError> {
+    const LINE: usize = 16;
+    let sparse = read_sparse(memory, address, LINE)?;
+    let mut line = String::new();
+    // A string takes everything.
+    let _ = Dump::new(&sparse, shape(word, width).1, width).text(&mut line);
+    Ok(line)
 }
 
 impl Dump {
@@ -193,6 +258,10 @@ impl Dump {
 
     fn number(&self, bytes: &[Option<u8>]) -> String {
         match (value(bytes), self.shape.size) {
+            (Some(value), 4) if self.shape.kind == Kind::Floats => {
+                format!("{:>17}", general(f64::from(f32::from_bits(value as u32))))
+            }
+            (Some(value), _) if self.shape.kind == Kind::Floats => format!("{:>17}", general(f64::from_bits(value))),
             (Some(value), 8) => tick(value),
             (Some(value), size) => format!("{value:0width$x}", width = 2 * size),
             // Each byte that cannot be read, and with it the whole value.

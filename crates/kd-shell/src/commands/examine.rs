@@ -17,9 +17,11 @@ use crate::text::{Hex, Width};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["x"],
-    usage: "x module!pattern",
+    usage: "x [/0|/1|/2] [/n|/a] [/v] module!pattern",
     help: "find symbols by name",
-    details: "The pattern may have wildcards (* ?); case does not count. Without a module the kernel's symbols are searched.",
+    details: "The pattern may have wildcards (* ?); case does not count. Without a module the kernel's symbols are \
+              searched.\n/0 shows addresses alone, /1 names alone, /2 both; /a orders by address, /n by name; /v says \
+              that they are public.",
     action: Action::Answer(run),
 };
 
@@ -28,6 +30,35 @@ struct Matches {
     symbols: Vec<Match>,
     #[serde(skip)]
     width: Width,
+    #[serde(skip)]
+    show: Show,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Show {
+    /// `/0` is 1, `/1` is 2, `/2` both; nothing is all there is.
+    columns: u8,
+    by_name: bool,
+    verbose: bool,
+}
+
+fn options(text: &str) -> Result<(Show, &str), CommandError> {
+    let mut show = Show::default();
+    let mut left = text;
+    while let Some(option) = left.strip_prefix('/') {
+        let (option, rest) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
+        match option {
+            "0" => show.columns = 1,
+            "1" => show.columns = 2,
+            "2" => show.columns = 3,
+            "n" => show.by_name = true,
+            "a" => show.by_name = false,
+            "v" => show.verbose = true,
+            _ => return Err(usage(&INFO, format!("unknown option '/{option}'"))),
+        }
+        left = rest.trim_start();
+    }
+    Ok((show, left))
 }
 
 #[derive(Serialize)]
@@ -37,11 +68,7 @@ struct Match {
 }
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let text = context.arguments;
-    if let Some(option) = text.strip_prefix('/') {
-        let option = option.split_whitespace().next().unwrap_or_default();
-        return Err(usage(&INFO, format!("option '/{option}' is not in this version")));
-    }
+    let (show, text) = options(context.arguments)?;
     let (module, pattern) = match text.split_once('!') {
         Some((module, pattern)) if !module.is_empty() => (module, pattern),
         Some((_, pattern)) => ("nt", pattern),
@@ -62,7 +89,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         return Err(CommandError::Failed(format!("Couldn't resolve 'x {text}': no symbols of {module}")));
     };
     let module = short_name(&driver, kernel.base());
-    let symbols = file
+    let mut symbols: Vec<Match> = file
         .matching(pattern)
         .into_iter()
         .map(|symbol| Match {
@@ -70,13 +97,23 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             symbol: qualified(&module, &symbol),
         })
         .collect();
-    Ok(Reply::new(Matches { symbols, width }))
+    if show.by_name {
+        symbols.sort_by(|a, b| a.symbol.cmp(&b.symbol));
+    }
+    Ok(Reply::new(Matches { symbols, width, show }))
 }
 
 impl Text for Matches {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         self.symbols.iter().try_for_each(|Match { address, symbol }| {
-            writeln!(out, "{} {symbol} (<no parameter info>)", self.width.tick(address.0))
+            let address = self.width.tick(address.0);
+            match self.show.columns {
+                1 => writeln!(out, "{address}"),
+                2 => writeln!(out, "{symbol}"),
+                3 => writeln!(out, "{address} {symbol}"),
+                _ if self.show.verbose => writeln!(out, "pub global {address}    0 {symbol} (<no parameter info>)"),
+                _ => writeln!(out, "{address} {symbol} (<no parameter info>)"),
+            }
         })
     }
 }

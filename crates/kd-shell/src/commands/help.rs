@@ -68,7 +68,8 @@ impl Text for Help {
             true => Ok(()),
             false => writeln!(
                 out,
-                "\n; separates commands, * and $$ start comments, $<file and $$<file run the lines of a file."
+                "\n; separates commands, * and $$ start comments, $<file and $$<file run the lines of a file,\n$$>a<file arguments runs \
+                 them as one line. .if (c) {{ }} .elsif (c) {{ }} .else {{ }} and .foreach (x {{ }}) {{ }} are there too."
             ),
         }
     }

@@ -5,28 +5,47 @@ use crate::error::CommandError;
 use crate::session::Context;
 use crate::shell::Drive;
 
+mod breakpoints;
 mod control;
+mod display_type;
 mod dump;
 mod echo;
+mod edit;
 mod evaluate;
+mod evaluate_typed;
 mod examine;
+mod formats;
+mod global_flags;
 mod help;
 mod leak;
 mod list_modules;
 mod list_nearest;
 mod log;
+mod page_table;
 mod pool_find;
 mod pool_used;
+mod print_formatted;
+mod process;
+mod registers;
 mod reload;
+mod search;
+mod stack;
 mod stats;
+mod symbol_noise;
 mod symbol_path;
 mod time;
+mod unassemble;
 mod verifier;
 mod vertarget;
+mod virtual_memory;
 
+pub(crate) use breakpoints::Breakpoint;
 pub use control::Control;
 pub(crate) use leak::Leaks;
+pub(crate) use process::current as current_process;
+pub(crate) use registers::temporary;
 pub(crate) use symbol_path::missing as missing_elements;
+pub(crate) use verifier::KeptLog;
 pub(crate) use vertarget::{Vertarget, connected};
 
 /// What help and Tab know about a command.
@@ -63,7 +82,27 @@ const COMMANDS: &[CommandInfo] = &[
     control::SLEEP,
     control::QUIT,
     evaluate::INFO,
+    evaluate_typed::INFO,
+    formats::INFO,
+    display_type::INFO,
     dump::INFO,
+    search::INFO,
+    registers::INFO,
+    registers::PROCESSOR,
+    stack::INFO,
+    unassemble::INFO,
+    process::INFO,
+    process::THREAD,
+    process::SET_PROCESS,
+    process::SET_THREAD,
+    page_table::INFO,
+    virtual_memory::INFO,
+    global_flags::INFO,
+    edit::INFO,
+    edit::ALLOW,
+    breakpoints::INFO,
+    breakpoints::LIST,
+    breakpoints::CHANGE,
     list_nearest::INFO,
     list_modules::INFO,
     examine::INFO,
@@ -73,8 +112,11 @@ const COMMANDS: &[CommandInfo] = &[
     reload::INFO,
     symbol_path::INFO,
     symbol_path::FIX,
+    symbol_noise::INFO,
     stats::INFO,
     echo::INFO,
+    print_formatted::INFO,
+    global_flags::CLEAR_SCREEN,
     log::OPEN,
     log::CLOSE,
     help::INFO,

@@ -13,8 +13,13 @@ use nom::multi::many0_count;
 use nom::sequence::{pair, preceded, terminated};
 use nom::{IResult, Parser};
 
+use super::block::{self, Block, BlockError, is_block};
+
 /// kd's limit of one line.
 pub const MAX_LINE: usize = 4096;
+
+/// Other commands than the same words in lower case.
+const CASE_COUNTS: [&str; 3] = ["dD", "dS", "dW"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Statement<'a> {
@@ -22,7 +27,10 @@ pub enum Statement<'a> {
     /// Read commands from this file.
     Script {
         file: &'a str,
+        /// `$$>a<`: what `${$arg1}` and so on stand for; the file is one line then.
+        arguments: Option<&'a str>,
     },
+    Block(Result<Block<'a>, BlockError>),
 }
 
 /// One command as typed, taken apart into word and arguments.
@@ -30,7 +38,7 @@ pub enum Statement<'a> {
 pub struct Command<'a> {
     /// The whole command, without surrounding blanks.
     pub text: &'a str,
-    /// Lower case: `dd`, `lm`, `!poolused`, `.sympath+`, `?`.
+    /// Lower case but for the words whose case counts: `dd`, `dD`, `lm`, `!poolused`, `.sympath+`, `?`.
     pub word: String,
     /// What follows the word, leading blanks removed. `lmvm nt` has the word `lm` and the arguments `vm nt`.
     pub arguments: &'a str,
@@ -48,7 +56,22 @@ pub fn split(line: &str) -> Result<Vec<Statement<'_>>, LineTooLong> {
     let mut statements = Vec::new();
     let mut left = line;
     // Every statement consumes at least one character, so this ends.
-    while let Ok((after, statement)) = statement(left) {
+    loop {
+        let start = left.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
+        if is_block(start) {
+            match block::parse(start) {
+                Ok((block, after)) => {
+                    statements.push(Statement::Block(Ok(block)));
+                    left = after;
+                    continue;
+                }
+                Err(error) => {
+                    statements.push(Statement::Block(Err(error)));
+                    break;
+                }
+            }
+        }
+        let Ok((after, statement)) = statement(left) else { break };
         statements.extend(statement);
         left = after;
         if left.is_empty() {
@@ -75,10 +98,21 @@ fn statement(input: &str) -> IResult<&str, Option<Statement<'_>>> {
 /// `$<f` and `$><f` take the rest of the line, `$$<f` and `$$><f` end at `;`.
 fn script(input: &str) -> IResult<&str, Option<Statement<'_>>> {
     alt((
-        preceded(alt((tag("$><"), tag("$<"))), rest),
-        terminated(preceded(alt((tag("$$><"), tag("$$<"))), piece), opt(char(';'))),
+        preceded(alt((tag("$><"), tag("$<"))), rest).map(|file: &str| (file, false)),
+        terminated(preceded(alt((tag("$$><"), tag("$$<"))), piece), opt(char(';'))).map(|file| (file, false)),
+        terminated(preceded(tag_no_case("$$>a<"), piece), opt(char(';'))).map(|file| (file, true)),
     ))
-    .map(|file: &str| Some(Statement::Script { file: file.trim() }))
+    .map(|(text, takes_arguments)| {
+        let text = text.trim();
+        let (file, arguments) = match takes_arguments {
+            true => {
+                let (file, arguments) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+                (file, Some(arguments.trim()))
+            }
+            false => (text, None),
+        };
+        Some(Statement::Script { file, arguments })
+    })
     .parse(input)
 }
 
@@ -96,7 +130,11 @@ fn piece(input: &str) -> IResult<&str, &str> {
 pub fn command(text: &str) -> Option<Command<'_>> {
     let text = text.trim();
     let (arguments, word) = word(text).ok()?;
-    Some(Command { text, word: word.to_ascii_lowercase(), arguments: arguments.trim_start() })
+    let word = match CASE_COUNTS.contains(&word) {
+        true => word.into(),
+        false => word.to_ascii_lowercase(),
+    };
+    Some(Command { text, word, arguments: arguments.trim_start() })
 }
 
 fn word(input: &str) -> IResult<&str, &str> {
@@ -123,7 +161,11 @@ mod tests {
             .into_iter()
             .map(|statement| match statement {
                 Statement::Command(c) => (c.word, c.arguments.to_string()),
-                Statement::Script { file } => ("$<".into(), file.to_string()),
+                Statement::Script { file, arguments: None } => ("$<".into(), file.to_string()),
+                Statement::Script { file, arguments: Some(arguments) } => {
+                    ("$$>a<".into(), format!("{file}|{arguments}"))
+                }
+                Statement::Block(block) => ("block".into(), block.is_ok().to_string()),
             })
             .collect()
     }
@@ -154,6 +196,19 @@ mod tests {
         assert_eq!(words("$$ only this; g"), pairs(&[("g", "")]));
         assert_eq!(words("$<a;b.txt"), pairs(&[("$<", "a;b.txt")]));
         assert_eq!(words("$$>< a.txt; g"), pairs(&[("$<", "a.txt"), ("g", "")]));
+        assert_eq!(words("$$>a<a.txt 1 2; g"), pairs(&[("$$>a<", "a.txt|1 2"), ("g", "")]));
+    }
+
+    #[test]
+    fn blocks_keep_their_semicolons() {
+        assert_eq!(words("g; .if (1) { a; b } .else { c; d }; q"), pairs(&[("g", ""), ("block", "true"), ("q", "")]));
+        assert_eq!(words(".foreach (x {a; b}) {c; d} q"), pairs(&[("block", "true"), ("q", "")]));
+        assert_eq!(words("g; .if (1) { a; b"), pairs(&[("g", ""), ("block", "false")]));
+        // What is no control flow keeps its brackets.
+        assert_eq!(
+            words(".echo {a; b}"),
+            pairs(&[(".echo", "{a"), ("b}", "")]).into_iter().map(|(w, a)| (w, a)).collect::<Vec<_>>()
+        );
     }
 
     #[test]
@@ -162,6 +217,8 @@ mod tests {
             ("dd nt!Foo L4", "dd", "nt!Foo L4"),
             ("DPS @rsp", "dps", "@rsp"),
             ("dps@rsp", "dps", "@rsp"),
+            ("dW @rsp", "dW", "@rsp"),
+            ("DW @rsp", "dw", "@rsp"),
             ("lm", "lm", ""),
             ("lmvm nt", "lm", "vm nt"),
             ("lm m nt*", "lm", "m nt*"),

@@ -1,5 +1,6 @@
 //! What people type: lines, commands, expressions, ranges.
 
+pub mod block;
 pub mod expression;
 pub mod line;
 pub mod range;

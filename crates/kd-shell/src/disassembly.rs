@@ -1,0 +1,183 @@
+//! Instructions as kd writes them.
+//!
+//! ```text
+//! fffff801`0bf95810 4c89442418      mov     qword ptr [rsp+18h],r8
+//! fffff801`0bf95815 e8e6070000      call    nt!Foo+0x10 (fffff801`0bf96000)
+//! ```
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Formatter, Instruction, MasmFormatter, OpKind, SymbolResolver, SymbolResult,
+};
+use nt_memory::Fault;
+
+use crate::registers::{AMD64, I386};
+use crate::symbols::Names;
+use crate::text::Width;
+
+/// No instruction is longer.
+pub(crate) const MAX_LENGTH: usize = 15;
+
+/// One instruction.
+pub(crate) struct Disassembled {
+    pub(crate) length: usize,
+    /// `mov     qword ptr [rsp+18h],r8`
+    pub(crate) text: String,
+}
+
+/// The name that an operand's address is shown with.
+#[derive(Default, Clone)]
+struct Named(Rc<RefCell<Option<(u64, String)>>>);
+
+impl SymbolResolver for Named {
+    fn symbol(&mut self, _: &Instruction, _: u32, _: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
+        let named = self.0.borrow();
+        let (_, text) = named.as_ref().filter(|(named, _)| *named == address)?;
+        Some(SymbolResult::with_string(address, text.clone()))
+    }
+}
+
+pub(crate) struct Disassembler {
+    width: Width,
+    formatter: MasmFormatter,
+    named: Named,
+}
+
+impl Disassembler {
+    /// `None`: instructions of this machine are not known.
+    pub(crate) fn new(machine: u16) -> Option<Self> {
+        let width = match machine {
+            AMD64 => Width::Eight,
+            I386 => Width::Four,
+            _ => return None,
+        };
+        let named = Named::default();
+        let mut formatter = MasmFormatter::with_options(Some(Box::new(named.clone())), None);
+        let options = formatter.options_mut();
+        options.set_first_operand_char_index(8);
+        options.set_show_branch_size(false);
+        options.set_rip_relative_addresses(false);
+        options.set_small_hex_numbers_in_decimal(true);
+        options.set_branch_leading_zeros(true);
+        Some(Self { width, formatter, named })
+    }
+
+    /// The instruction that `bytes` begin with; `None` when they end before it does. Addresses in it get the names that
+    /// `name` has for them.
+    pub(crate) fn one(
+        &mut self,
+        bytes: &[u8],
+        address: u64,
+        name: &mut dyn FnMut(u64) -> Result<Option<String>, Fault>,
+    ) -> Result<Option<Disassembled>, Fault> {
+        let bits = self.width.bytes() as u32 * 8;
+        let mut decoder = Decoder::with_ip(bits, bytes, address, DecoderOptions::NONE);
+        if !decoder.can_decode() {
+            return Ok(None);
+        }
+        let instruction = decoder.decode();
+        match instruction.code() {
+            // kd shows bytes that are no instruction one by one.
+            Code::INVALID if bytes.len() < MAX_LENGTH && instruction.len() >= bytes.len() => return Ok(None),
+            Code::INVALID => return Ok(Some(Disassembled { length: 1, text: "???".into() })),
+            Code::Int3 => return Ok(Some(Disassembled { length: instruction.len(), text: "int     3".into() })),
+            _ => {}
+        }
+        let target = match instruction.op0_kind() {
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
+                Some(instruction.near_branch_target())
+            }
+            _ if instruction.is_ip_rel_memory_operand() => Some(instruction.ip_rel_memory_address()),
+            _ if is_absolute(&instruction) => Some(instruction.memory_displacement64()),
+            _ => None,
+        };
+        let shown = match target {
+            None => None,
+            Some(target) => {
+                let at = self.width.tick(target);
+                Some((target, name(self.width.address(target))?.map_or(at.clone(), |name| format!("{name} ({at})"))))
+            }
+        };
+        *self.named.0.borrow_mut() = shown;
+        let mut text = String::new();
+        self.formatter.format(&instruction, &mut text);
+        Ok(Some(Disassembled { length: instruction.len(), text: text.trim_end().into() }))
+    }
+
+    /// One instruction with names of the target's modules.
+    pub(crate) fn named(
+        &mut self,
+        bytes: &[u8],
+        address: u64,
+        names: &mut Names<'_>,
+    ) -> Result<Option<Disassembled>, Fault> {
+        let width = self.width;
+        self.one(bytes, address, &mut |target| match width.is_kernel(target) {
+            true => names.name(target),
+            false => Ok(None),
+        })
+    }
+}
+
+/// `[820f2ba4h]`: a memory operand without registers.
+fn is_absolute(instruction: &Instruction) -> bool {
+    let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
+    let none = iced_x86::Register::None;
+    has_memory
+        && instruction.memory_base() == none
+        && instruction.memory_index() == none
+        && instruction.segment_prefix() == none
+}
+
+/// ``fffff801`0bf95810 4c89442418      mov     …``
+pub(crate) fn line(width: Width, address: u64, bytes: &[u8], text: &str) -> String {
+    let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{} {bytes:<15} {text}", width.tick(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(machine: u16, bytes: &[u8], address: u64) -> String {
+        let mut disassembler = Disassembler::new(machine).unwrap();
+        let name = &mut |target: u64| Ok((target == 0xfffff801_0bf96000).then(|| "nt!Foo+0x10".to_string()));
+        let one = disassembler.one(bytes, address, name).unwrap().unwrap();
+        line(Width::Eight, address, &bytes[..one.length], &one.text)
+    }
+
+    #[test]
+    fn lines_are_kds() {
+        for (bytes, line) in [
+            (&[0x4c, 0x89, 0x44, 0x24, 0x18][..], "fffff801`0bf95810 4c89442418      mov     qword ptr [rsp+18h],r8"),
+            (&[0xcc], "fffff801`0bf95810 cc              int     3"),
+            (&[0xc3], "fffff801`0bf95810 c3              ret"),
+            (
+                &[0xe8, 0xeb, 0x07, 0x00, 0x00],
+                "fffff801`0bf95810 e8eb070000      call    nt!Foo+0x10 (fffff801`0bf96000)",
+            ),
+            (
+                &[0x48, 0x8b, 0x05, 0xe9, 0x07, 0x00, 0x00],
+                "fffff801`0bf95810 488b05e9070000  mov     rax,qword ptr [nt!Foo+0x10 (fffff801`0bf96000)]",
+            ),
+            (&[0xeb, 0x0e], "fffff801`0bf95810 eb0e            jmp     fffff801`0bf95820"),
+            (&[0x25, 0xff, 0x00, 0x00, 0x00], "fffff801`0bf95810 25ff000000      and     eax,0FFh"),
+            (&[0x48, 0x83, 0xec, 0x28], "fffff801`0bf95810 4883ec28        sub     rsp,28h"),
+        ] {
+            assert_eq!(text(AMD64, bytes, 0xfffff801_0bf95810), line);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_disassembled(bytes: [u8; 16], address: u64, x86: bool) {
+            let mut disassembler = Disassembler::new(if x86 { I386 } else { AMD64 }).unwrap();
+            let one = disassembler.one(&bytes, address, &mut |_| Ok(None)).unwrap().unwrap();
+            prop_assert!((1..=MAX_LENGTH).contains(&one.length));
+        }
+    }
+}

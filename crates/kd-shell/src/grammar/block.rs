@@ -1,0 +1,219 @@
+//! Control flow: `.if`, `.elsif`, `.else`, `.foreach`.
+//!
+//! ```text
+//! .if (poi(nt!Foo) == 0) { .echo none } .elsif (1) { .echo some } .else { .echo never }
+//! .foreach (place { !poolfind Leak }) { !pool place }
+//! .foreach /s (place "one two") { .echo ${place}s }
+//! .foreach /f (place "file.txt") { .echo place }
+//! ```
+
+/// One piece of control flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Block<'a> {
+    If {
+        /// Conditions and what is run when they hold; the first one that does is taken.
+        branches: Vec<(&'a str, &'a str)>,
+        otherwise: Option<&'a str>,
+    },
+    ForEach {
+        variable: &'a str,
+        tokens: Tokens<'a>,
+        /// Tokens that are passed over before the first one, and after each one that is taken.
+        skip_first: usize,
+        skip_between: usize,
+        body: &'a str,
+    },
+}
+
+/// Where the tokens come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens<'a> {
+    /// What these commands print.
+    Output(&'a str),
+    Text(&'a str),
+    File(&'a str),
+}
+
+/// kd's word for it, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Syntax error at '{at}': {why}")]
+pub struct BlockError {
+    pub at: String,
+    pub why: &'static str,
+}
+
+/// Whether a statement begins with one of the words.
+pub fn is_block(text: &str) -> bool {
+    [".if", ".foreach"].iter().any(|word| after_word(text, word).is_some())
+}
+
+/// The statement at the start of `text`, and what follows it.
+pub fn parse(text: &str) -> Result<(Block<'_>, &str), BlockError> {
+    let text = text.trim_start();
+    match after_word(text, ".if") {
+        Some(left) => condition(left),
+        None => for_each(after_word(text, ".foreach").unwrap_or(text)),
+    }
+}
+
+fn after_word<'a>(text: &'a str, word: &str) -> Option<&'a str> {
+    let start = text.get(..word.len())?;
+    let rest = &text[word.len()..];
+    (start.eq_ignore_ascii_case(word) && rest.starts_with(|c: char| c.is_whitespace() || c == '(' || c == '{'))
+        .then(|| rest.trim_start())
+}
+
+fn error(at: &str, why: &'static str) -> BlockError {
+    BlockError { at: at.trim_end().into(), why }
+}
+
+/// The inside of a pair of brackets at the start of `text`, and what follows. Double quotes protect brackets.
+pub fn enclosed(text: &str, open: char, close: char) -> Option<(&str, &str)> {
+    let (mut depth, mut quoted) = (0usize, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            _ if quoted => {}
+            c if c == open => depth += 1,
+            c if c == close => {
+                depth = depth.checked_sub(1)?;
+                if depth == 0 {
+                    return Some((&text[open.len_utf8()..at], &text[at + close.len_utf8()..]));
+                }
+            }
+            _ if depth == 0 => return None,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// In a script that was made one line the line ends are semicolons.
+fn skip_ends(text: &str) -> &str {
+    text.trim_start_matches(|c: char| c.is_whitespace() || c == ';')
+}
+
+fn body(text: &str) -> Result<(&str, &str), BlockError> {
+    let text = skip_ends(text);
+    enclosed(text, '{', '}').ok_or_else(|| error(text, "commands in { } are missing"))
+}
+
+fn condition(text: &str) -> Result<(Block<'_>, &str), BlockError> {
+    let (mut branches, mut left) = (Vec::new(), text);
+    loop {
+        let (condition, rest) = enclosed(left, '(', ')').ok_or_else(|| error(left, "a condition in ( ) is missing"))?;
+        let (commands, rest) = body(rest)?;
+        branches.push((condition, commands));
+        let next = skip_ends(rest);
+        if let Some(rest) = after_word(next, ".elsif") {
+            left = rest;
+            continue;
+        }
+        return match after_word(next, ".else") {
+            Some(rest) => {
+                let (otherwise, rest) = body(rest)?;
+                Ok((Block::If { branches, otherwise: Some(otherwise) }, rest))
+            }
+            None => Ok((Block::If { branches, otherwise: None }, rest)),
+        };
+    }
+}
+
+fn for_each(text: &str) -> Result<(Block<'_>, &str), BlockError> {
+    let mut left = text;
+    let mut kind = 'o';
+    let mut skips = [0, 0];
+    while let Some(option) = left.strip_prefix('/') {
+        let (option, rest) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
+        left = rest.trim_start();
+        match option {
+            "s" | "f" => kind = if option == "s" { 's' } else { 'f' },
+            "pS" | "ps" => {
+                let (number, rest) = left.split_once(char::is_whitespace).unwrap_or((left, ""));
+                let number = usize::from_str_radix(number, 16).map_err(|_| error(left, "a number is missing"))?;
+                skips[usize::from(option == "ps")] = number;
+                left = rest.trim_start();
+            }
+            _ => return Err(error(option, "unknown option")),
+        }
+    }
+    let (inside, rest) = enclosed(left, '(', ')').ok_or_else(|| error(left, "( ) with a variable is missing"))?;
+    let inside = inside.trim();
+    let end = inside.find(|c: char| c.is_whitespace() || c == '{' || c == '"').unwrap_or(inside.len());
+    let (variable, source) = (&inside[..end], inside[end..].trim());
+    if variable.is_empty() {
+        return Err(error(inside, "a variable is missing"));
+    }
+    let quoted = || {
+        let text = source.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+        text.ok_or_else(|| error(source, "text between double quotes is missing"))
+    };
+    let tokens = match kind {
+        's' => Tokens::Text(quoted()?),
+        'f' => Tokens::File(quoted()?),
+        _ => Tokens::Output(body(source)?.0),
+    };
+    let (body, rest) = body(rest)?;
+    Ok((Block::ForEach { variable, tokens, skip_first: skips[0], skip_between: skips[1], body }, rest))
+}
+
+/// A body with the variable's value in its place: as a word of its own, or as `${variable}` anywhere.
+pub fn substitute(body: &str, variable: &str, value: &str) -> String {
+    let body = body.replace(&format!("${{{variable}}}"), value);
+    let mut text = String::with_capacity(body.len());
+    let mut left = body.as_str();
+    while let Some(start) = left.find(variable) {
+        let (before, at) = left.split_at(start);
+        let after = &at[variable.len()..];
+        let is_edge = |c: Option<char>| c.is_none_or(|c| c.is_whitespace() || ";{}()\",".contains(c));
+        let edge = is_edge(before.chars().next_back().or(text.chars().next_back())) && is_edge(after.chars().next());
+        text.push_str(before);
+        text.push_str(if edge { value } else { variable });
+        left = after;
+    }
+    text.push_str(left);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn branches() {
+        let (block, rest) = parse(".if (1 == (2)) { a; b } .elsif(3){c} .else { \"}\" }; d").unwrap();
+        let branches = vec![("1 == (2)", " a; b "), ("3", "c")];
+        assert_eq!(block, Block::If { branches, otherwise: Some(" \"}\" ") });
+        assert_eq!(rest, "; d");
+        for text in [".if", ".if 1 { a }", ".if (1) a", ".if (1) { a", ".if (1) { a } .else b"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn loops() {
+        let (block, rest) = parse(".foreach /pS 1 /ps 2 (x {dd 1; dd 2}) { .echo x } g").unwrap();
+        let tokens = Tokens::Output("dd 1; dd 2");
+        assert_eq!(block, Block::ForEach { variable: "x", tokens, skip_first: 1, skip_between: 2, body: " .echo x " });
+        assert_eq!(rest, " g");
+        let (block, _) = parse(".foreach /s (x \"a b\") {.echo x}").unwrap();
+        assert!(matches!(block, Block::ForEach { tokens: Tokens::Text("a b"), .. }));
+        assert!(!is_block(".iffy") && is_block(".IF(1){}"));
+    }
+
+    #[test]
+    fn variables_are_words() {
+        assert_eq!(substitute("dd x; .echo ${x}x xx (x)", "x", "1"), "dd 1; .echo 1x xx (1)");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed(text in "(\\.if|\\.foreach)[ (){}\"/sx1;.elsif]{0,60}", value in "\\PC{0,4}") {
+            if let Ok((Block::ForEach { variable, body, .. }, _)) = parse(&text) {
+                substitute(body, variable, &value);
+            }
+        }
+    }
+}

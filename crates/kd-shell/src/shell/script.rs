@@ -1,0 +1,157 @@
+//! Scripts and control flow: lines that make other lines.
+
+use std::fs;
+
+use kd_target::Cost;
+
+use super::{Next, Outcome, Shell, debuggee};
+use crate::error::CommandError;
+use crate::grammar::block::{Block, BlockError, Tokens, substitute};
+use crate::grammar::expression::evaluate_all;
+use crate::output::{Output, show};
+use crate::session::{Context, Format};
+
+/// Scripts and blocks in each other.
+const MAX_NESTED: usize = 16;
+
+/// The largest script.
+const MAX_SCRIPT: u64 = 1 << 20;
+
+/// How often a `.foreach` runs its commands.
+const MAX_TOKENS: usize = 1 << 16;
+
+/// What the commands of a `.foreach` print.
+#[derive(Default)]
+struct Captured(String);
+
+impl Output for Captured {
+    fn write(&mut self, text: &str) {
+        self.0.push_str(text);
+    }
+
+    fn error(&mut self, _: &str) {}
+}
+
+impl Shell {
+    /// Runs the lines of a file.
+    pub fn run_script(&mut self, file: &str, out: &mut dyn Output) -> Outcome {
+        match read(file) {
+            Ok(text) => self
+                .nested(&format!("$<{file}"), out, |shell, out| shell.run_lines(text.lines().map(str::to_string), out)),
+            Err(error) => self.refuse(&format!("$<{file}"), error, out),
+        }
+    }
+
+    /// `$$>a<file arguments`: the whole file as one line, with `${$arg1}` and so on replaced.
+    pub(super) fn run_script_with(&mut self, file: &str, arguments: &str, out: &mut dyn Output) -> Outcome {
+        let command = format!("$$>a<{file}");
+        let mut text = match read(file) {
+            // A comment would take the rest of the file with it.
+            Ok(text) => text.lines().filter(|line| !line.trim_start().starts_with('*')).collect::<Vec<_>>().join(";"),
+            Err(error) => return self.refuse(&command, error, out),
+        };
+        for (i, argument) in arguments.split_whitespace().enumerate() {
+            text = text.replace(&format!("${{$arg{}}}", i + 1), argument);
+        }
+        self.nested(&command, out, |shell, out| shell.run_line(&text, out))
+    }
+
+    fn refuse(&mut self, command: &str, error: CommandError, out: &mut dyn Output) -> Outcome {
+        show(command, Err(error), Cost::default(), self.format, out);
+        Outcome { failed: true, next: Next::Continue }
+    }
+
+    fn nested(
+        &mut self,
+        command: &str,
+        out: &mut dyn Output,
+        run: impl FnOnce(&mut Self, &mut dyn Output) -> Outcome,
+    ) -> Outcome {
+        if self.scripts >= MAX_NESTED {
+            let error = format!("scripts nested more than {MAX_NESTED} deep at {command}");
+            return self.refuse(command, CommandError::Failed(error), out);
+        }
+        self.scripts += 1;
+        let outcome = run(self, out);
+        self.scripts -= 1;
+        outcome
+    }
+
+    fn run_lines(&mut self, lines: impl Iterator<Item = String>, out: &mut dyn Output) -> Outcome {
+        let mut outcome = Outcome { failed: false, next: Next::Continue };
+        for line in lines {
+            let one = self.run_line(&line, out);
+            outcome.failed |= one.failed;
+            outcome.next = one.next;
+            if outcome.next != Next::Continue || self.cancelled {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// `.if` and `.foreach`. What they run has its own answers; they have none.
+    pub(super) fn run_block(&mut self, block: Result<Block<'_>, BlockError>, out: &mut dyn Output) -> Outcome {
+        match block {
+            Err(error) => self.refuse(&error.at.clone(), CommandError::Usage(error.to_string()), out),
+            Ok(Block::If { branches, otherwise }) => {
+                let mut chosen = otherwise;
+                for (condition, commands) in branches {
+                    match self.evaluate(condition) {
+                        Ok(0) => {}
+                        Ok(_) => {
+                            chosen = Some(commands);
+                            break;
+                        }
+                        Err(error) => return self.refuse(&format!(".if ({condition})"), error, out),
+                    }
+                }
+                match chosen {
+                    Some(commands) => self.nested(".if", out, |shell, out| shell.run_line(commands, out)),
+                    None => Outcome { failed: false, next: Next::Continue },
+                }
+            }
+            Ok(Block::ForEach { variable, tokens, skip_first, skip_between, body }) => {
+                let text = match tokens {
+                    Tokens::Text(text) => Ok(text.to_string()),
+                    Tokens::File(file) => read(file),
+                    Tokens::Output(commands) => {
+                        let mut captured = Captured::default();
+                        let format = std::mem::replace(&mut self.format, Format::Kd);
+                        let outcome =
+                            self.nested(".foreach", &mut captured, |shell, out| shell.run_line(commands, out));
+                        self.format = format;
+                        if outcome.next != Next::Continue || self.cancelled {
+                            return outcome;
+                        }
+                        Ok(captured.0)
+                    }
+                };
+                let text = match text {
+                    Ok(text) => text,
+                    Err(error) => return self.refuse(".foreach", error, out),
+                };
+                let tokens = text.split_whitespace().skip(skip_first).step_by(skip_between.saturating_add(1));
+                let lines = tokens.take(MAX_TOKENS).map(|token| substitute(body, variable, token));
+                self.nested(".foreach", out, |shell, out| shell.run_lines(lines, out))
+            }
+        }
+    }
+
+    fn evaluate(&mut self, text: &str) -> Result<u64, CommandError> {
+        let lost = self.lost();
+        let debuggee = debuggee(self.target.as_ref(), lost.as_deref());
+        let (session, cost) = (&mut self.session, Cost::default());
+        let mut context = Context { debuggee, session, word: "", arguments: "", cost };
+        Ok(evaluate_all(text, &mut context.scope())?)
+    }
+}
+
+fn read(file: &str) -> Result<String, CommandError> {
+    let failed = |why: String| CommandError::Failed(format!("cannot read the script {file}: {why}"));
+    let size = fs::metadata(file).map_err(|error| failed(error.to_string()))?.len();
+    if size > MAX_SCRIPT {
+        return Err(failed(format!("{size} bytes are too much for a script (at most {MAX_SCRIPT})")));
+    }
+    fs::read_to_string(file).map_err(|error| failed(error.to_string()))
+}
