@@ -6,6 +6,7 @@ mod decode;
 mod demo;
 mod diagnose;
 mod fake;
+mod leak;
 mod options;
 mod setup;
 mod signals;
@@ -22,6 +23,8 @@ pub(crate) const COMMAND_FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 pub(crate) const NO_CONNECTION: u8 = 3;
 pub(crate) const CONNECTION_LOST: u8 = 4;
+/// What `kdpool leak --fail-on` waits for.
+pub(crate) const LEAK_FOUND: u8 = 5;
 
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches_from(from_kd(std::env::args_os()));
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         None => debug::run(cli.debug),
         Some(Command::Demo(arguments)) => demo::run(arguments),
+        Some(Command::Leak(arguments)) => leak::run(*arguments),
         Some(Command::Fake(arguments)) => fake::run(&arguments),
         Some(Command::Decode(arguments)) => decode::run(arguments),
         Some(Command::Setup(arguments)) => setup::run(arguments),

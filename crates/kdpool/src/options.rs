@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// Attach to a fake Windows 7 with a leak, over real datagrams, in this process
     Demo(DemoArgs),
     /// Watch a pool tag and say whether it leaks, and who allocates it
-    Leak(leak::LeakArgs),
+    Leak(Box<leak::LeakArgs>),
     /// Run the fake Windows 7 alone, for any debugger to attach to
     Fake(FakeArgs),
     /// Print a KDNET capture, one line per datagram

@@ -27,7 +27,8 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     help: "mark the pool, let the target run, and say of each block whether it is still the same allocation",
     details: "!leak mark [name] [tag] [pooltype] [-file F]     remember the blocks of a tag (all large ones without a tag)\n\
               !leak check [name] [-file F] [options]           what became of them, grouped by call stack as umdh does\n\
-              !leak watch tag [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed] [options]\n\
+              !leak watch tag [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed]\n\
+              \x20           [-fail-on confirmed|growing] [options]\n\
               !leak freed address                              who freed a block: its history, newest first\n\
               !leak setup driver.sys                           whether the verifier covers a driver, and what to type if not\n\
               Options: -v all blocks, -d decimal, -skip module!pattern, -html F, -svg F, -folded F.\n\

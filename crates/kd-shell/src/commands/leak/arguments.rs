@@ -23,6 +23,14 @@ pub(super) struct Arguments {
     pub run_for: Option<Duration>,
     pub min_age: Option<Duration>,
     pub until_confirmed: bool,
+    /// The outcome that makes the watch fail.
+    pub fail_on: Option<FailOn>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FailOn {
+    Confirmed,
+    Growing,
 }
 
 /// How a report looks, and where else it goes.
@@ -79,7 +87,7 @@ impl Arguments {
         while let Some(word) = words.next() {
             let mut value = |what: &str| words.next().ok_or_else(|| usage(&INFO, format!("{word} needs {what}")));
             let time = |text: String| {
-                duration(&text)
+                duration(unquoted(&text))
                     .ok_or_else(|| usage(&INFO, format!("'{}' is no time (30s, 10m, 500ms)", visible_name(&text))))
             };
             let path = |text: String| PathBuf::from(unquoted(&text));
@@ -96,9 +104,17 @@ impl Arguments {
                 "-min-age" => parsed.min_age = Some(time(value("a time")?)?),
                 "-times" => {
                     let text = value("a number")?;
-                    let times = text.parse().ok().filter(|times| *times > 0);
+                    let times = unquoted(&text).parse().ok().filter(|times| *times > 0);
                     parsed.times = Some(times.ok_or_else(|| usage(&INFO, "-times needs a number above 0"))?);
                 }
+                "-fail-on" => {
+                    parsed.fail_on = match unquoted(&value("confirmed or growing")?) {
+                        "confirmed" => Some(FailOn::Confirmed),
+                        "growing" => Some(FailOn::Growing),
+                        _ => return Err(usage(&INFO, "-fail-on takes confirmed or growing")),
+                    }
+                }
+                "-nonpaged" | "-paged" => parsed.words.push(word),
                 "-until-confirmed" => parsed.until_confirmed = true,
                 option if option.starts_with('-') => {
                     return Err(usage(&INFO, format!("unknown option '{}'", visible_name(option))));

@@ -4,7 +4,9 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use nt_leaks::{CheckReport, Column, Evidence, LookError, Mark, Skip, Verdict, flame_graph, folded, html, umdh};
+use nt_leaks::{
+    BlockReport, CheckReport, Column, Evidence, LookError, Mark, Skip, Verdict, flame_graph, folded, html, umdh,
+};
 use serde::Serialize;
 
 use super::arguments::{Arguments, Options};
@@ -102,8 +104,8 @@ pub(super) fn write_files(checks: &[CheckReport], options: &Options) -> Result<(
     Ok(())
 }
 
-/// Blocks that are listed without `-v`.
-const SHOWN: usize = 40;
+/// Kinds of blocks, and lines of addresses of one, that are listed without `-v`.
+const SHOWN: usize = 20;
 
 impl Text for Checked {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
@@ -137,32 +139,78 @@ pub(super) fn write_report(
         s.still, s.freed, s.reused, s.new, s.unknown
     )?;
     umdh(report, &options.skip, options.decimal, out)?;
-    let shown = if options.verbose { report.blocks.len() } else { SHOWN };
-    if report.blocks.is_empty() {
-        return Ok(());
+    if options.verbose { write_table(report, width, out) } else { write_alike(report, width, out) }
+}
+
+/// Blocks that are alike in one line with their addresses below.
+fn write_alike(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> fmt::Result {
+    const ADDRESSES: usize = 6;
+    let mut kinds: Vec<(&BlockReport, Vec<u64>)> = Vec::new();
+    for block in &report.blocks {
+        let alike = |other: &BlockReport| {
+            (other.verdict, &other.evidence, other.stack, other.tag, other.size)
+                == (block.verdict, &block.evidence, block.stack, block.tag, block.size)
+        };
+        match kinds.iter_mut().find(|(first, _)| alike(first)) {
+            Some((_, addresses)) => addresses.push(block.address),
+            None => kinds.push((block, vec![block.address])),
+        }
     }
-    let address = width.pointer(0).len();
-    writeln!(out, "\n{:<address$}  {:>10}  Tag   Verdict  {:<14}  Stack", "Address", "Size", "Evidence")?;
-    for block in report.blocks.iter().take(shown) {
-        let stack = block.stack.map_or("not in the log".into(), |id| id.to_string());
-        let size = format!("{:#x}", block.size);
-        let evidence: Vec<&str> = block.evidence.iter().map(|evidence| evidence_word(*evidence)).collect();
+    let shown = kinds.len().min(SHOWN);
+    for (block, addresses) in &kinds[..shown] {
         writeln!(
             out,
-            "{}  {size:>10}  {}  {:<7}  {:<14}  {stack}",
-            width.pointer(block.address),
+            "\n{} {} of {:#x} bytes: {} by {}, {}",
+            addresses.len(),
             block.tag,
+            block.size,
             verdict_word(block.verdict),
-            evidence.join(" ")
+            evidence_words(block),
+            stack_word(block)
         )?;
+        let lines = if addresses.len() > ADDRESSES * SHOWN { SHOWN } else { usize::MAX };
+        for line in addresses.chunks(ADDRESSES).take(lines) {
+            let line: Vec<String> = line.iter().map(|address| width.pointer(*address)).collect();
+            writeln!(out, "  {}", line.join(" "))?;
+        }
+        if lines != usize::MAX {
+            writeln!(out, "  ... and {} more; -v lists them", addresses.len() - ADDRESSES * SHOWN)?;
+        }
     }
-    match report.blocks.len().saturating_sub(shown) {
+    match kinds.len() - shown {
         0 => Ok(()),
-        more => writeln!(out, "... and {more} more; -v lists them"),
+        more => writeln!(out, "\n... and {more} more kinds of blocks; -v lists all"),
     }
 }
 
-pub(super) fn verdict_word(verdict: Verdict) -> &'static str {
+fn write_table(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> fmt::Result {
+    let address = width.pointer(0).len();
+    writeln!(out, "\n{:<address$}  {:>10}  Tag   Verdict  {:<14}  Stack", "Address", "Size", "Evidence")?;
+    for block in &report.blocks {
+        let size = format!("{:#x}", block.size);
+        writeln!(
+            out,
+            "{}  {size:>10}  {}  {:<7}  {:<14}  {}",
+            width.pointer(block.address),
+            block.tag,
+            verdict_word(block.verdict),
+            evidence_words(block),
+            stack_word(block)
+        )?;
+    }
+    Ok(())
+}
+
+fn evidence_words(block: &BlockReport) -> String {
+    let words: Vec<&str> = block.evidence.iter().map(|evidence| evidence_word(*evidence)).collect();
+    words.join(" ")
+}
+
+fn stack_word(block: &BlockReport) -> String {
+    block.stack.map_or("not in the log".into(), |id| id.to_string())
+}
+
+fn verdict_word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Still => "still",
         Verdict::Freed => "freed",

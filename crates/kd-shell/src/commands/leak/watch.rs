@@ -7,7 +7,7 @@ use nt_leaks::{CheckReport, Counters};
 use nt_pool::Tag;
 use serde::Serialize;
 
-use super::arguments::{Arguments, Options, scope};
+use super::arguments::{Arguments, FailOn, Options, scope};
 use super::check::{look, write_files, write_report};
 use super::mark::take;
 use super::{Held, INFO};
@@ -132,6 +132,11 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     }
     let target = if drive.is_halted() { "halted" } else { "running" };
     let (outcome, reasons) = watch.verdict();
+    let fails = match arguments.fail_on {
+        Some(FailOn::Confirmed) => outcome == Outcome::Confirmed,
+        Some(FailOn::Growing) => matches!(outcome, Outcome::Confirmed | Outcome::Growing),
+        None => false,
+    };
     let rate = watch.rate();
     let left = limit.and_then(|limit| limit.checked_sub(watch.bytes())).filter(|_| rate > 0.0);
     let last = watch.reports.pop();
@@ -149,7 +154,10 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         options: arguments.report.clone(),
         width,
     };
-    drive.with(|context| context.session.leaks.insert("watch".into(), held));
+    drive.with(|context| {
+        context.session.leaks.insert("watch".into(), held);
+        context.session.leak_found |= fails;
+    });
     let mut reply = Reply::with_notes(answer, notes);
     reply.failure = failure;
     Ok(reply)

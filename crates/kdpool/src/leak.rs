@@ -1,0 +1,136 @@
+//! `kdpool leak`: the whole hunt without a prompt.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::debug;
+use crate::options::DebugArgs;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailOn {
+    /// The pool grows again and again, and what was allocated stays
+    Confirmed,
+    /// The pool grew
+    Growing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pool {
+    Nonpaged,
+    Paged,
+}
+
+/// Watch a tag and say whether it leaks, and who.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  kdpool leak --tag Leak --every 30s --times 5 --fail-on confirmed -k net:port=50000,key=1.2.3.4 -y /symbols
+
+Exit status: as of kdpool, and 5 when --fail-on came true. The target runs between the stops and afterwards.")]
+pub(crate) struct LeakArgs {
+    /// Pool tag, four characters
+    #[arg(long, value_name = "TAG")]
+    tag: String,
+    /// Only this pool
+    #[arg(long, value_enum)]
+    pool: Option<Pool>,
+    /// Time between two stops (30s, 500ms, 2m)
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    every: String,
+    /// Number of checks [default: 5, unless --for or --until-confirmed ends the watch]
+    #[arg(long, value_name = "N")]
+    times: Option<u32>,
+    /// End after this time
+    #[arg(long = "for", value_name = "TIME")]
+    run_for: Option<String>,
+    /// A leak is confirmed only by blocks that are this old
+    #[arg(long, value_name = "TIME")]
+    min_age: Option<String>,
+    /// End as soon as a leak is confirmed
+    #[arg(long)]
+    until_confirmed: bool,
+    /// Exit with status 5 when this is the outcome (or worse)
+    #[arg(long, value_enum)]
+    fail_on: Option<FailOn>,
+    /// Leave out leading frames of this kind, module!pattern; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    skip: Vec<String>,
+    /// Write a page with everything, which opens without a network
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write a flame graph by bytes
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write folded stacks by bytes
+    #[arg(long, value_name = "FILE")]
+    folded: Option<PathBuf>,
+    #[command(flatten)]
+    debug: DebugArgs,
+}
+
+const TIMES: u32 = 5;
+
+pub(crate) fn run(arguments: LeakArgs) -> Result<ExitCode> {
+    let line = match line(&arguments) {
+        Ok(line) => line,
+        Err(why) => return Ok(debug::usage(&why)),
+    };
+    let mut debug = arguments.debug;
+    debug.bonc = true;
+    debug.session.commands.push(line);
+    debug.session.commands.push("q".into());
+    debug::run(debug)
+}
+
+/// The command that does it.
+fn line(arguments: &LeakArgs) -> Result<String, String> {
+    let mut line = format!("!leak watch {}", quoted(&arguments.tag)?);
+    let mut add = |option: &str, value: &str| -> Result<(), String> {
+        line.push_str(&format!(" {option} {}", quoted(value)?));
+        Ok(())
+    };
+    let path = |path: &Path| path.to_str().map(String::from).ok_or("a file name is not UTF-8");
+    add("-every", &arguments.every)?;
+    for (option, value) in [("-for", &arguments.run_for), ("-min-age", &arguments.min_age)] {
+        if let Some(value) = value {
+            add(option, value)?;
+        }
+    }
+    let ends = arguments.run_for.is_some() || arguments.until_confirmed;
+    if let Some(times) = arguments.times.or((!ends).then_some(TIMES)) {
+        add("-times", &times.to_string())?;
+    }
+    for pattern in &arguments.skip {
+        add("-skip", pattern)?;
+    }
+    for (option, file) in [("-html", &arguments.html), ("-svg", &arguments.svg), ("-folded", &arguments.folded)] {
+        if let Some(file) = file {
+            add(option, &path(file)?)?;
+        }
+    }
+    match arguments.fail_on {
+        Some(FailOn::Confirmed) => add("-fail-on", "confirmed")?,
+        Some(FailOn::Growing) => add("-fail-on", "growing")?,
+        None => {}
+    }
+    match arguments.pool {
+        Some(Pool::Nonpaged) => line.push_str(" -nonpaged"),
+        Some(Pool::Paged) => line.push_str(" -paged"),
+        None => {}
+    }
+    if arguments.until_confirmed {
+        line.push_str(" -until-confirmed");
+    }
+    Ok(line)
+}
+
+/// One word for the shell, whatever it holds.
+fn quoted(text: &str) -> Result<String, String> {
+    match text.contains(['"', '\n']) {
+        true => Err(format!("'{}' has a quotation mark or a line end", text.escape_debug())),
+        false => Ok(format!("\"{text}\"")),
+    }
+}
