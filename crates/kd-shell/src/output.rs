@@ -80,6 +80,9 @@ pub(crate) fn show(
     match format {
         Format::Kd => {
             if let Some(reply) = &reply {
+                for remark in &reply.remarks {
+                    out.remark(&format!("{}\n", visible_name(remark)));
+                }
                 // The sink never fails; an answer does not either.
                 let mut pieces = Pieces { out: &mut *out, text: String::new() };
                 let _ = reply.answer.text(&mut pieces);

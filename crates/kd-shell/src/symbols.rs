@@ -1,9 +1,12 @@
 //! Names for addresses and addresses for names, read when a command needs them and kept for the session.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use nt_memory::{Fault, Memory};
+use nt_memory::{Fault, Memory, ReadError};
+use nt_pool::PoolError;
+use nt_pool::unloaded::{self, UnloadedDrivers};
 use nt_symbols::SymbolFile;
 
 use crate::kernel::{Driver, Drivers, Kernel};
@@ -160,6 +163,7 @@ pub struct Names<'a> {
     symbols: &'a mut Symbols,
     /// Ordered by base.
     drivers: Option<Drivers>,
+    unloaded: Option<UnloadedDrivers>,
     names: HashMap<u64, Option<String>>,
 }
 
@@ -173,7 +177,7 @@ pub struct Near {
 
 impl<'a> Names<'a> {
     pub fn new(kernel: &'a dyn Kernel, symbols: &'a mut Symbols) -> Self {
-        Self { kernel, symbols, drivers: None, names: HashMap::new() }
+        Self { kernel, symbols, drivers: None, unloaded: None, names: HashMap::new() }
     }
 
     fn width(&self) -> Width {
@@ -280,9 +284,95 @@ impl<'a> Names<'a> {
         Ok(name)
     }
 
+    /// As [`Names::name`], and for places in drivers that are gone `<Unloaded_myfault.sys>+0x11f6`, as kd has it.
+    pub fn name_of_code(&mut self, address: u64) -> Result<Option<String>, Fault> {
+        let width = self.width();
+        let address = width.address(address);
+        let name = self.name(address)?;
+        if name.is_some() || !width.is_kernel(address) {
+            return Ok(name);
+        }
+        let gone = self.with_unloaded(|kernel, unloaded| unloaded.at(kernel, address))?.flatten();
+        let name = gone.map(|(file, image)| {
+            let file = visible_name(&file);
+            match address - image.start {
+                0 => format!("<Unloaded_{file}>"),
+                offset => format!("<Unloaded_{file}>+{offset:#x}"),
+            }
+        });
+        self.names.insert(address, name.clone());
+        Ok(name)
+    }
+
+    /// Where the module of this name lies, or lay when the kernel unloaded it.
+    pub fn image_named(&mut self, name: &str) -> Result<Option<Range<u64>>, Fault> {
+        if let Some(driver) = self.driver_named(name)? {
+            // The kernel is known by its base alone.
+            let listed = self.drivers()?.drivers.iter().find(|listed| listed.base == driver.base);
+            let size = listed.map_or(driver.size, |listed| listed.size);
+            return Ok(Some(driver.base..driver.base.saturating_add(size.into())));
+        }
+        let named = |file: &str| {
+            let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+            file.eq_ignore_ascii_case(name) || stem.eq_ignore_ascii_case(name)
+        };
+        let image = self.with_unloaded(|kernel, unloaded| {
+            for driver in &unloaded.drivers {
+                match driver.name(kernel) {
+                    Ok(file) if named(&file) => return Ok(Some(driver.image.clone())),
+                    Ok(_) | Err(PoolError::Unlikely(_) | PoolError::Read(ReadError::Hole { .. })) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(None)
+        })?;
+        Ok(image.flatten())
+    }
+
+    /// What is missing from the lists of modules, of those that were looked at.
+    pub fn notes(&self) -> impl Iterator<Item = &String> {
+        let loaded = self.drivers.iter().flat_map(|drivers| &drivers.notes);
+        loaded.chain(self.unloaded.iter().flat_map(|unloaded| &unloaded.notes))
+    }
+
+    /// Runs `f` on the kernel's list of unloaded drivers, which is read the first time. `None`: it cannot be known.
+    fn with_unloaded<T>(
+        &mut self,
+        f: impl FnOnce(&nt_pool::Kernel<'_>, &mut UnloadedDrivers) -> Result<T, PoolError>,
+    ) -> Result<Option<T>, Fault> {
+        let nt = match self.symbols.nt(self.kernel) {
+            Ok(nt) => nt,
+            Err(NoSymbols::Fault(fault)) => return Err(fault),
+            Err(NoSymbols::Missing(_)) => return Ok(None),
+        };
+        let kernel = self.kernel.pool(nt.as_ref());
+        if self.unloaded.is_none() {
+            self.unloaded = Some(match unloaded::drivers(&kernel) {
+                Ok(unloaded) => unloaded,
+                Err(error) => UnloadedDrivers { drivers: Vec::new(), notes: vec![no_fault(error)?] },
+            });
+        }
+        let Some(unloaded) = &mut self.unloaded else { return Ok(None) };
+        match f(&kernel, unloaded) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) => {
+                unloaded.notes.push(no_fault(error)?);
+                Ok(None)
+            }
+        }
+    }
+
     /// The symbols of a module, by the module's name.
     pub fn file(&mut self, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
         self.symbols.of(self.kernel, driver)
+    }
+}
+
+/// What to say of an error that leaves the rest of an answer as it is.
+fn no_fault(error: PoolError) -> Result<String, Fault> {
+    match error {
+        PoolError::Fault(fault) | PoolError::Read(ReadError::Fault(fault)) => Err(fault),
+        error => Ok(format!("unloaded drivers: {error}")),
     }
 }
 

@@ -126,6 +126,11 @@ impl SharedData {
     }
 }
 
+/// 100 ns since the start, by the target's own clock, which stands still with it; `None` when it is not readable.
+pub(super) fn interrupt_time(kernel: &dyn Kernel) -> Result<Option<u64>, Fault> {
+    Ok(SharedData::read(kernel.memory(), kernel.width())?.map(|shared| shared.interrupt_time))
+}
+
 /// `NT_PRODUCT_TYPE` and the suite mask's bits, in kd's words.
 fn product(product_type: u32, suites: u32) -> Option<String> {
     let product = match product_type {
