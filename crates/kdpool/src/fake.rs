@@ -1,5 +1,6 @@
 //! `kdpool fake`: the fake target alone, and what `kdpool demo` needs of it.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use kd_fake::isf::Isf;
+use kd_fake::kernel::{self, Kernel, SeededOptions};
 use kd_fake::{FakeHandle, FakeOptions, FakeTransport, Faults, Start};
 
 /// The fake Windows 7 with the article's leak, for any debugger to attach to.
@@ -45,17 +48,27 @@ pub(crate) struct FakeArgs {
     #[arg(long, value_name = "SECONDS")]
     print_every: Option<u64>,
     /// The driver leaks one block more after this much running time
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", conflicts_with = "isf")]
     leak_every: Option<u64>,
     /// Another driver allocates and frees all the time
-    #[arg(long)]
+    #[arg(long, conflicts_with = "isf")]
     churn: bool,
     /// Lose this share of all packets, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     loss: f64,
-    /// Seed of the losses
+    /// Seed of the losses, and of the machine with --isf
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Another machine than the article's: of the kernel whose symbol table (.json or .json.xz) this is, with a state
+    /// that the seed decides
+    #[arg(long, value_name = "FILE")]
+    isf: Option<PathBuf>,
+    /// Write the machine's physical memory to this file, for tools that read raw memory images
+    #[arg(long, value_name = "FILE")]
+    export_raw: Option<PathBuf>,
+    /// Write what is in the machine to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    truth: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -69,9 +82,35 @@ enum StartArg {
 }
 
 pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
+    let (kernel, table) = machine(arguments)?;
+    if let Some(file) = &arguments.truth {
+        let truth = serde_json::to_vec_pretty(&kernel.truth())?;
+        fs::write(file, truth).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(path) = &arguments.export_raw {
+        fs::File::create(path)
+            .and_then(|mut file| kernel.write_raw(&mut file))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(folder) = &arguments.store {
+        match &table {
+            Some(table) => kernel::write_pdb(folder, table),
+            None => kernel::write_symbol_store(folder),
+        }
+        .with_context(|| format!("cannot write the symbols to {}", folder.display()))?;
+    }
+    let written = arguments.truth.is_some() || arguments.export_raw.is_some() || arguments.store.is_some();
+    let transport = match transport(arguments) {
+        Some(transport) => transport,
+        None if written => return Ok(ExitCode::SUCCESS),
+        None => anyhow::bail!(
+            "say what carries the session: --net HOST:PORT --key K, --unix PATH, --tcp ADDRESS:PORT or --pty; \
+             or what to write: --store, --truth or --export-raw"
+        ),
+    };
     let runtime = crate::runtime()?;
-    let transport = transport(arguments)?;
-    let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+    let build = kernel.facts().build;
+    let mut options = FakeOptions::new(transport, kernel);
     options.start = match arguments.start {
         StartArg::Running => Start::Running,
         StartArg::Boot => Start::WaitingAtBoot,
@@ -82,15 +121,17 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
     options.print_every = arguments.print_every.map(Duration::from_secs);
     if arguments.leak_every.is_some() || arguments.churn {
         let period = arguments.leak_every.map(Duration::from_millis);
-        options.evolve = Some(Box::new(kd_fake::kernel::article_activity(period, arguments.churn)));
+        options.evolve = Some(Box::new(kernel::article_activity(period, arguments.churn)));
     }
     options.faults = Faults { seed: arguments.seed, drop: arguments.loss, ..Faults::default() };
     runtime.block_on(async {
         let target = kd_fake::spawn(options).await.context("the fake target did not start")?;
-        let store = arguments.store.as_deref().map(kd_fake::kernel::write_symbol_store).transpose()?;
-        println!("A fake Windows 7 x64 with a leak is running. Attach with:");
+        match &table {
+            Some(_) => println!("A fake Windows x64 of build {build} is running. Attach with:"),
+            None => println!("A fake Windows 7 x64 with a leak is running. Attach with:"),
+        }
         println!("  kdpool {}", attach_line(arguments, &target));
-        if let (Some(folder), Some(_)) = (&arguments.store, store) {
+        if let Some(folder) = &arguments.store {
             println!("  -y {}", folder.display());
         }
         println!("Ctrl+C ends it.");
@@ -108,22 +149,35 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
     })
 }
 
-fn transport(arguments: &FakeArgs) -> Result<FakeTransport> {
+/// The machine, and its symbol table when it is not the article's.
+fn machine(arguments: &FakeArgs) -> Result<(Kernel, Option<Isf>)> {
+    let Some(file) = &arguments.isf else { return Ok((kernel::article(), None)) };
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let packed = file.extension().is_some_and(|extension| extension == "xz");
+    let table = if packed { Isf::from_xz(&bytes) } else { Isf::from_json(&bytes) };
+    let mut table = table.with_context(|| format!("{} is not a symbol table", file.display()))?;
+    table.identity = kernel::seeded_identity(&table, arguments.seed);
+    let (kernel, _) = kernel::seeded(&table, arguments.seed, &SeededOptions::default())
+        .with_context(|| format!("{} does not describe a kernel that can be built", file.display()))?;
+    Ok((kernel, Some(table)))
+}
+
+fn transport(arguments: &FakeArgs) -> Option<FakeTransport> {
     if let (Some(host), Some(key)) = (arguments.net, &arguments.key) {
-        return Ok(FakeTransport::kdnet(host, key.clone()));
+        return Some(FakeTransport::kdnet(host, key.clone()));
     }
     if let Some(address) = arguments.tcp {
-        return Ok(FakeTransport::TcpListen(address));
+        return Some(FakeTransport::TcpListen(address));
     }
     #[cfg(unix)]
     if let Some(path) = &arguments.unix {
-        return Ok(FakeTransport::UnixListen(path.clone()));
+        return Some(FakeTransport::UnixListen(path.clone()));
     }
     #[cfg(unix)]
     if arguments.pty {
-        return Ok(FakeTransport::Pty);
+        return Some(FakeTransport::Pty);
     }
-    anyhow::bail!("say what carries the session: --net HOST:PORT --key K, --unix PATH, --tcp ADDRESS:PORT or --pty")
+    None
 }
 
 fn attach_line(arguments: &FakeArgs, target: &FakeHandle) -> String {
