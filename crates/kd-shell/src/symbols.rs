@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nt_memory::{Fault, Memory, ReadError};
 use nt_pool::PoolError;
 use nt_pool::unloaded::{self, UnloadedDrivers};
-use nt_symbols::SymbolFile;
+use nt_symbols::{SymbolFile, SymbolKind};
 
 use crate::kernel::{Driver, Drivers, Kernel};
+use crate::monitor::Monitor;
 use crate::text::{Width, visible_name};
 
 /// Where symbol files come from.
@@ -21,8 +23,72 @@ pub trait SymbolSource {
     fn expanded(&self) -> String;
     /// What each element of the path is good for.
     fn check(&self) -> Vec<PathElement>;
-    /// The symbols of the image that is loaded at `base`.
-    fn find(&self, memory: &dyn Memory, base: u64) -> Result<Arc<dyn SymbolFile>, NoSymbols>;
+    /// The symbols of one loaded image.
+    fn find(&self, request: &Request<'_>) -> Result<Load, Fault>;
+    /// Who watches the searches.
+    fn monitor(&self) -> &Monitor;
+}
+
+/// A module whose symbols are wanted.
+pub struct Request<'a> {
+    pub memory: &'a dyn Memory,
+    pub base: u64,
+    /// The image's file as the kernel spells it.
+    pub file: &'a str,
+    /// Whether servers may be asked.
+    pub network: bool,
+    /// Whether symbols of another build will do.
+    pub ignore_mismatch: bool,
+}
+
+/// What became of a module's symbols.
+#[derive(Clone)]
+pub enum Load {
+    Loaded {
+        file: Arc<dyn SymbolFile>,
+        /// It belongs to another build of the module.
+        mismatched: bool,
+    },
+    Missing(String),
+    /// Missing for now: a server had a fault. Looked for again later.
+    Faulty {
+        why: String,
+        when: Instant,
+    },
+    /// Not on this machine, and servers were not to be asked.
+    Unasked(String),
+}
+
+/// When a server that had a fault is asked again without `.reload`.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+
+impl Load {
+    pub(crate) fn faulty(why: String) -> Self {
+        Self::Faulty { why, when: Instant::now() }
+    }
+
+    fn file(&self) -> Option<&Arc<dyn SymbolFile>> {
+        match self {
+            Self::Loaded { file, .. } => Some(file),
+            Self::Missing(_) | Self::Faulty { .. } | Self::Unasked(_) => None,
+        }
+    }
+
+    fn why(&self) -> Option<&str> {
+        match self {
+            Self::Loaded { .. } => None,
+            Self::Missing(why) | Self::Faulty { why, .. } | Self::Unasked(why) => Some(why),
+        }
+    }
+
+    /// Whether it is not worth looking again.
+    fn holds(&self, network: bool) -> bool {
+        match self {
+            Self::Loaded { .. } | Self::Missing(_) => true,
+            Self::Faulty { when, .. } => !network || when.elapsed() < ASK_AGAIN,
+            Self::Unasked(_) => !network,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -49,8 +115,6 @@ pub enum NoSymbols {
     Missing(String),
 }
 
-type Load = Result<Arc<dyn SymbolFile>, String>;
-
 /// What is known of the session's modules.
 pub struct Symbols {
     source: Box<dyn SymbolSource>,
@@ -59,11 +123,13 @@ pub struct Symbols {
     /// By base, size and checksum: an address may be used again by another module.
     files: HashMap<(u64, u32, u32), Load>,
     nt: Option<Load>,
+    network: bool,
+    ignore_mismatch: bool,
 }
 
 impl Symbols {
     pub fn new(source: Box<dyn SymbolSource>) -> Self {
-        Self { source, kernel_base: 0, files: HashMap::new(), nt: None }
+        Self { source, kernel_base: 0, files: HashMap::new(), nt: None, network: true, ignore_mismatch: false }
     }
 
     pub fn source(&self) -> &dyn SymbolSource {
@@ -82,6 +148,30 @@ impl Symbols {
         self.nt = None;
     }
 
+    /// One module is looked up anew.
+    pub fn forget_one(&mut self, kernel: &dyn Kernel, driver: &Driver) {
+        match driver.base == kernel.base() {
+            true => self.nt = None,
+            false => drop(self.files.remove(&(driver.base, driver.size, driver.checksum))),
+        }
+    }
+
+    /// Runs `f` without asking a symbol server: what nobody asked for must not wait for one.
+    pub fn offline<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.network = false;
+        let result = f(self);
+        self.network = true;
+        result
+    }
+
+    /// Runs `f` with symbols of another build taken where there are no others (`.reload /i`).
+    pub fn with_mismatched<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.ignore_mismatch = true;
+        let result = f(self);
+        self.ignore_mismatch = false;
+        result
+    }
+
     /// The kernel's own symbols; looked up once.
     pub fn nt(&mut self, kernel: &dyn Kernel) -> Result<Arc<dyn SymbolFile>, NoSymbols> {
         let base = kernel.base();
@@ -89,13 +179,15 @@ impl Symbols {
             self.forget();
             self.kernel_base = base;
         }
-        if self.nt.is_none() {
-            self.nt = Some(self.load(kernel, base)?);
-        }
-        match &self.nt {
-            Some(Ok(file)) => Ok(file.clone()),
-            Some(Err(why)) => Err(NoSymbols::Missing(format!("no symbols of nt: {why}"))),
-            None => Err(NoSymbols::Missing("no symbols of nt".into())),
+        let nt = match self.nt.take().filter(|nt| nt.holds(self.network)) {
+            Some(nt) => nt,
+            None => self.load(kernel, base, "nt", "ntoskrnl.exe")?,
+        };
+        match self.nt.insert(nt) {
+            Load::Loaded { file, .. } => Ok(file.clone()),
+            Load::Missing(why) | Load::Faulty { why, .. } | Load::Unasked(why) => {
+                Err(NoSymbols::Missing(format!("no symbols of nt: {why}")))
+            }
         }
     }
 
@@ -109,42 +201,70 @@ impl Symbols {
             };
         }
         let key = (driver.base, driver.size, driver.checksum);
-        if !self.files.contains_key(&key) {
-            let load = match self.load(kernel, driver.base) {
-                Ok(load) => load,
-                Err(NoSymbols::Fault(fault)) => return Err(fault),
-                Err(NoSymbols::Missing(why)) => Err(why),
-            };
-            if let Err(why) = &load {
-                tracing::info!(module = %driver.file, %why, "no symbols");
-            }
+        if !self.files.get(&key).is_some_and(|load| load.holds(self.network)) {
+            let load = self.load(kernel, driver.base, &short_name(driver, kernel.base()), &driver.file)?;
             self.files.insert(key, load);
         }
-        Ok(self.files.get(&key).and_then(|load| load.as_ref().ok()).cloned())
+        Ok(self.files.get(&key).and_then(Load::file).cloned())
     }
 
     /// The kernel's symbols if they were looked up already.
     pub fn known_nt(&self, kernel: &dyn Kernel) -> Option<Arc<dyn SymbolFile>> {
-        let nt = self.nt.as_ref().filter(|_| self.kernel_base == kernel.base());
-        nt.and_then(|load| load.as_ref().ok()).cloned()
+        self.nt.as_ref().filter(|_| self.kernel_base == kernel.base())?.file().cloned()
     }
 
-    /// What is known without asking: `None` when the module was not looked at yet.
-    pub fn known(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<Option<Arc<dyn SymbolFile>>> {
+    /// Whether a server may have the kernel's symbols, and was not asked yet.
+    pub fn is_nt_unasked(&self) -> bool {
+        matches!(self.nt, Some(Load::Unasked(_)))
+    }
+
+    fn known_load(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<&Load> {
         let load = match driver.base == kernel.base() {
             true if self.kernel_base != driver.base => None,
             true => self.nt.as_ref(),
             false => self.files.get(&(driver.base, driver.size, driver.checksum)),
         };
-        load.map(|load| load.as_ref().ok().cloned())
+        load.filter(|load| !matches!(load, Load::Unasked(_)))
     }
 
-    fn load(&self, kernel: &dyn Kernel, base: u64) -> Result<Load, NoSymbols> {
-        match self.source.find(kernel.memory(), base) {
-            Ok(file) => Ok(Ok(file)),
-            Err(NoSymbols::Missing(why)) => Ok(Err(why)),
-            Err(fault) => Err(fault),
+    /// What is known without asking: `None` when the module was not looked at yet.
+    pub fn known(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<Option<Arc<dyn SymbolFile>>> {
+        self.known_load(kernel, driver).map(|load| load.file().cloned())
+    }
+
+    /// Why a module that was looked at has no symbols.
+    pub fn why_missing(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<&str> {
+        self.known_load(kernel, driver).and_then(Load::why)
+    }
+
+    /// Whether a module's symbols belong to another build of it.
+    pub fn is_mismatched(&self, kernel: &dyn Kernel, driver: &Driver) -> bool {
+        matches!(self.known_load(kernel, driver), Some(Load::Loaded { mismatched: true, .. }))
+    }
+
+    fn load(&self, kernel: &dyn Kernel, base: u64, name: &str, file: &str) -> Result<Load, Fault> {
+        let (network, ignore_mismatch) = (self.network, self.ignore_mismatch);
+        let load = self.source.find(&Request { memory: kernel.memory(), base, file, network, ignore_mismatch })?;
+        let monitor = self.source.monitor();
+        match &load {
+            Load::Loaded { file: symbols, mismatched } => {
+                let kind = match symbols.kind() {
+                    SymbolKind::PublicPdb => "public symbols",
+                    SymbolKind::PrivatePdb => "private symbols & lines",
+                    SymbolKind::Exports => "export symbols",
+                };
+                let mismatched = if *mismatched { ", mismatched" } else { "" };
+                let path = visible_name(&symbols.path().display().to_string());
+                monitor.say(&format!("DBGHELP: {name} - {kind}{mismatched}\n         {path}"));
+            }
+            Load::Missing(why) | Load::Faulty { why, .. } => {
+                let file = visible_name(file);
+                monitor.say(&format!("*** ERROR: Module load completed but symbols could not be loaded for {file}"));
+                tracing::info!(module = %file, %why, "no symbols");
+            }
+            Load::Unasked(_) => {}
         }
+        Ok(load)
     }
 }
 

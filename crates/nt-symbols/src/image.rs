@@ -87,6 +87,11 @@ pub struct ImageIdentity {
 }
 
 impl Image {
+    /// What the image's file is called in a symbol store.
+    pub fn key(&self) -> crate::ImageKey {
+        crate::ImageKey { time_date_stamp: self.time_date_stamp, size_of_image: self.size_of_image }
+    }
+
     /// Reads the headers: one read as a rule, a second one if they lie unusually far from the start.
     pub fn read(memory: &(impl Memory + ?Sized), base: u64) -> Result<Image, ImageError> {
         let mut bytes = vec![0; FIRST_READ];
@@ -159,8 +164,8 @@ impl Image {
         }))
     }
 
-    /// Reads the section table.
-    pub fn sections(&self, memory: &(impl Memory + ?Sized)) -> Result<Vec<Section>, ImageError> {
+    /// The section table's bytes.
+    pub(crate) fn section_headers(&self, memory: &(impl Memory + ?Sized)) -> Result<Vec<u8>, ImageError> {
         let (offset, count) = self.section_table;
         let base = self.base;
         if count > MAX_SECTIONS {
@@ -174,6 +179,12 @@ impl Image {
             let address = at.wrapping_add(read as u64);
             return Err(ImageError::Unreadable { base, what: "section table", address });
         }
+        Ok(bytes)
+    }
+
+    /// Reads the section table.
+    pub fn sections(&self, memory: &(impl Memory + ?Sized)) -> Result<Vec<Section>, ImageError> {
+        let bytes = self.section_headers(memory)?;
         let section = |entry: &[u8]| {
             let name = entry.get(..8)?.split(|b| *b == 0).next()?;
             Some(Section {

@@ -3,7 +3,8 @@
 //! [`SymbolFile`] is what the rest of kdpool knows: names, addresses and layouts of one module, whatever file holds
 //! them. Three kinds of file do: a PDB ([`Pdb`]), Volatility's JSON tables made from one ([`Isf`]), and the image's own
 //! export table ([`Exports`]). [`rsds`] reads from a mapped image which PDB belongs to it, and [`SymbolPath`] finds that
-//! file along a path in kd's syntax.
+//! file along a path in kd's syntax, and fetches it from the path's
+//! [`Servers`] when the caller lends them ([`Reach`]); the feature `http` has the client.
 //!
 //! Everything read here is untrusted. A damaged file gives an error or a partial answer that says so in
 //! [`SymbolFile::notes`].
@@ -11,26 +12,38 @@
 use std::sync::Arc;
 
 mod bytes;
+mod cab;
 mod exports;
+mod fetch;
 mod glob;
+#[cfg(feature = "http")]
+mod http;
 mod id;
 mod image;
+mod image_file;
 mod isf;
 mod names;
 mod path;
 mod pdb;
+mod search;
 #[cfg(test)]
 mod testing;
 mod tpi;
 
+pub use cab::{CabError, expand as expand_cabinet};
 pub use exports::Exports;
+pub use fetch::{Event, Fetch, FetchError, MAX_FILE, Observer, Servers};
 pub use glob::{Glob, matches_glob};
+#[cfg(feature = "http")]
+pub use http::{Http, Patience};
 pub use id::{BadPdbName, PdbId, safe_file_name};
 pub use image::{Image, ImageError, ImageIdentity, Section, rsds};
+pub use image_file::ImageFile;
 pub use isf::Isf;
 pub use names::undecorated;
-pub use path::{Attempt, Element, Found, NotFound, Outcome, PathError, SymbolPath};
+pub use path::{Element, PathError, SymbolPath};
 pub use pdb::Pdb;
+pub use search::{Attempt, Found, FoundImage, ImageKey, NotFound, Outcome, Reach, Wanted};
 
 /// One name of a module.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,15 +11,13 @@
 //! A directory is searched as kd does (`dir/x.pdb`, `dir/symbols/exe/x.pdb`, `dir/exe/x.pdb`; `sys` and `dll` too), as a
 //! symbol store (`dir/x.pdb/GUIDAGE/x.pdb`, or `dir/x./x.pdb/...` if it has an `index2.txt`; a `file.ptr` is followed) and
 //! as a pack of ISF tables (`dir/GUID-AGE.json.xz`, `dir/windows/x.pdb/GUID-AGE.json.xz`). Case does not count, whatever
-//! the file system says. Files found in local places are used where they are, and nothing is copied.
+//! the file system says. How files get from the far places into the near ones is in `search`.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use crate::{ImageIdentity, Isf, Pdb, PdbId, SymbolError, SymbolFile, safe_file_name};
+use crate::search::{Attempt, Found, FoundImage, NotFound, Outcome, Reach, Search, Wanted};
+use crate::{ImageIdentity, ImageKey, PdbId, safe_file_name};
 
 /// What `srv*` alone means.
 const MICROSOFT: &str = "https://msdl.microsoft.com/download/symbols";
@@ -51,86 +49,8 @@ pub struct SymbolPath {
     text: String,
 }
 
-/// One place that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempt {
-    /// A file, or a URL.
-    pub place: String,
-    pub outcome: Outcome,
-}
-
-/// What was found at a place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The file that is used.
-    Used,
-    Missing,
-    NoDirectory,
-    /// A file of that name which belongs to another build.
-    Mismatch {
-        wanted: PdbId,
-        found: PdbId,
-    },
-    /// There is a file, and it cannot be used.
-    Unusable(String),
-    NotTried(&'static str),
-}
-
-impl fmt::Display for Attempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} - ", self.place)?;
-        match &self.outcome {
-            Outcome::Used => write!(f, "OK"),
-            Outcome::Missing => write!(f, "file not found"),
-            Outcome::NoDirectory => write!(f, "this directory does not exist"),
-            Outcome::Mismatch { wanted, found } => write!(f, "mismatched pdb: it is {found}, wanted is {wanted}"),
-            Outcome::Unusable(why) => write!(f, "{why}"),
-            Outcome::NotTried(why) => write!(f, "not tried: {why}"),
-        }
-    }
-}
-
-/// A symbol file and how it was found.
-pub struct Found {
-    pub file: Arc<dyn SymbolFile>,
-    pub tried: Vec<Attempt>,
-}
-
-impl fmt::Debug for Found {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Found").field("file", &self.file.path()).field("tried", &self.tried).finish()
-    }
-}
-
-/// The path has no matching file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct NotFound {
-    pub name: String,
-    pub id: PdbId,
-    /// The symbol path, as it was given.
-    pub path: String,
-    pub tried: Vec<Attempt>,
-}
-
-impl fmt::Display for NotFound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no symbol file for {} ({})", self.name.escape_debug(), self.id)?;
-        if self.tried.is_empty() {
-            return write!(f, ": the symbol path is empty; set it with -y, _NT_SYMBOL_PATH or .sympath");
-        }
-        let mut telling = self.tried.iter().filter(|attempt| attempt.outcome != Outcome::Missing).peekable();
-        if telling.peek().is_none() {
-            return write!(f, ": none along {} ({} places looked at)", self.path, self.tried.len());
-        }
-        for (n, attempt) in telling.enumerate() {
-            write!(f, "{} {attempt}", if n == 0 { ":" } else { ";" })?;
-        }
-        Ok(())
-    }
-}
-
 /// Where downloads and `srv*`'s default store live.
-fn default_store() -> Option<PathBuf> {
+pub(crate) fn default_store() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = if cfg!(windows) {
         set("LOCALAPPDATA")
@@ -238,15 +158,29 @@ impl SymbolPath {
     }
 
     /// The symbol file of an image.
-    pub fn find_pdb(&self, image: &ImageIdentity) -> Result<Found, NotFound> {
-        self.find(&image.pdb_name, image.pdb)
+    pub fn find_pdb(&self, image: &ImageIdentity, reach: &Reach<'_>) -> Result<Found, NotFound> {
+        self.find(&image.pdb_name, image.pdb, reach)
     }
 
     /// The symbol file of that name, GUID and age. A name that is not a plain file name ([`safe_file_name`]) is not
     /// looked for anywhere.
-    pub fn find(&self, name: &str, id: PdbId) -> Result<Found, NotFound> {
-        let mut search = Search { name, id, tried: Vec::new() };
-        let not_found = |tried| NotFound { name: name.to_owned(), id, path: self.text.clone(), tried };
+    pub fn find(&self, name: &str, id: PdbId, reach: &Reach<'_>) -> Result<Found, NotFound> {
+        self.search(name, Wanted::Pdb(id), reach, |search| search.symbols(&self.elements))
+    }
+
+    /// The file of an image, for modules whose headers cannot be read. `name` is checked as in [`SymbolPath::find`].
+    pub fn find_image(&self, name: &str, key: ImageKey, reach: &Reach<'_>) -> Result<FoundImage, NotFound> {
+        self.search(name, Wanted::Image(key), reach, |search| search.image(&self.elements))
+    }
+
+    fn search<F>(
+        &self,
+        name: &str,
+        wanted: Wanted,
+        reach: &Reach<'_>,
+        run: impl FnOnce(&mut Search<'_>) -> Option<F>,
+    ) -> Result<F, NotFound> {
+        let not_found = |tried| NotFound { name: name.into(), wanted, path: self.text.as_str().into(), tried };
         let why = match safe_file_name(name.as_bytes()) {
             Ok(plain) if plain == name => None,
             Ok(_) => Some("it holds directories".to_owned()),
@@ -257,26 +191,8 @@ impl SymbolPath {
             let outcome = Outcome::Unusable(format!("this name is not looked for: {why}"));
             return Err(not_found(vec![Attempt { place, outcome }]));
         }
-        for element in &self.elements {
-            let found = match element {
-                Element::Directory(dir) => search.directory(dir),
-                Element::Cache(dir) => search.default_or(dir),
-                Element::Server { stores, url } => {
-                    let found = stores.iter().find_map(|store| search.default_or(store));
-                    if let (None, Some(url)) = (&found, url) {
-                        search.tried.push(Attempt {
-                            place: format!("{}/{name}/{}/{name}", url.trim_end_matches('/'), id.store_key()),
-                            outcome: Outcome::NotTried("no network support yet"),
-                        });
-                    }
-                    found
-                }
-            };
-            if let Some(file) = found {
-                return Ok(Found { file, tried: search.tried });
-            }
-        }
-        Err(not_found(search.tried))
+        let mut search = Search::new(name, wanted, reach);
+        run(&mut search).ok_or_else(|| not_found(search.into_tried()))
     }
 }
 
@@ -284,169 +200,6 @@ impl fmt::Display for SymbolPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
-}
-
-/// One search along the path.
-struct Search<'s> {
-    name: &'s str,
-    id: PdbId,
-    tried: Vec<Attempt>,
-}
-
-type Hit = Option<Arc<dyn SymbolFile>>;
-
-impl Search<'_> {
-    fn exists(&mut self, dir: &Path) -> bool {
-        let exists = dir.is_dir();
-        if !exists {
-            self.tried.push(Attempt { place: dir.display().to_string(), outcome: Outcome::NoDirectory });
-        }
-        exists
-    }
-
-    fn default_or(&mut self, store: &Option<PathBuf>) -> Hit {
-        match store.clone().or_else(default_store) {
-            Some(root) if self.exists(&root) => self.store(&root),
-            Some(_) => None,
-            None => {
-                self.tried.push(Attempt {
-                    place: "the default store".into(),
-                    outcome: Outcome::NotTried("there is no home directory"),
-                });
-                None
-            }
-        }
-    }
-
-    fn directory(&mut self, dir: &Path) -> Hit {
-        let name = self.name;
-        if !self.exists(dir) {
-            return None;
-        }
-        let plain = [&[name][..], &["symbols", "exe", name], &["symbols", "sys", name], &["symbols", "dll", name]];
-        let short = [&["exe", name][..], &["sys", name], &["dll", name]];
-        if let Some(file) = plain.iter().chain(&short).find_map(|parts| self.file(dir, parts)) {
-            return Some(file);
-        }
-        self.store(dir)
-    }
-
-    fn store(&mut self, root: &Path) -> Hit {
-        let (name, key) = (self.name, self.id.store_key());
-        let two: String = name.chars().take(2).collect();
-        let mut place = vec![name, &key, name];
-        if root.join("index2.txt").is_file() {
-            place.insert(0, &two);
-        }
-        if let Some(file) = self.file(root, &place) {
-            return Some(file);
-        }
-        let folder = &place[..place.len() - 1];
-        if let Some(file) = self.pointer(root, folder) {
-            return Some(file);
-        }
-        self.compressed(root, folder);
-        self.isf(root)
-    }
-
-    /// `file.ptr` holds the path of a file that is kept elsewhere.
-    fn pointer(&mut self, root: &Path, folder: &[&str]) -> Hit {
-        let parts: Vec<&str> = folder.iter().copied().chain(["file.ptr"]).collect();
-        let pointer = locate(root, &parts)?;
-        let mut text = String::new();
-        let read = File::open(&pointer).and_then(|file| file.take(0x1000).read_to_string(&mut text));
-        let target = text.trim().strip_prefix("PATH:").unwrap_or(text.trim()).trim();
-        if read.is_err() || target.is_empty() || target.starts_with("MSG:") {
-            let outcome = Outcome::Unusable(format!("it does not point to a file: {target}"));
-            self.tried.push(Attempt { place: pointer.display().to_string(), outcome });
-            return None;
-        }
-        self.open(Path::new(target))
-    }
-
-    /// A compressed file is told, so that nobody wonders why the store's file is not found.
-    fn compressed(&mut self, root: &Path, folder: &[&str]) {
-        let Some(stem) = self.name.get(..self.name.len().saturating_sub(1)) else { return };
-        let squeezed = format!("{stem}_");
-        let parts: Vec<&str> = folder.iter().copied().chain([squeezed.as_str()]).collect();
-        if let Some(path) = locate(root, &parts) {
-            self.tried.push(Attempt {
-                place: path.display().to_string(),
-                outcome: Outcome::Unusable("it is compressed; expand it first (expand.exe, cabextract)".into()),
-            });
-        }
-    }
-
-    fn isf(&mut self, root: &Path) -> Hit {
-        let name = self.name;
-        for key in [self.id.isf_key(), self.id.store_key()] {
-            for extension in ["json.xz", "json"] {
-                let file = format!("{key}.{extension}");
-                let places = [
-                    &[file.as_str()][..],
-                    &[name, &file],
-                    &["windows", name, &file],
-                    &["symbols", "windows", name, &file],
-                ];
-                if let Some(path) = places.iter().find_map(|parts| locate(root, parts)) {
-                    let opened = Isf::open(&path);
-                    if let Some(file) = self.check(&path, opened.map(|isf| (isf.id(), isf))) {
-                        return Some(file);
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    fn file(&mut self, root: &Path, parts: &[&str]) -> Hit {
-        match locate(root, parts) {
-            Some(path) => self.open(&path),
-            None => {
-                let path = parts.iter().fold(root.to_owned(), |path, part| path.join(part));
-                self.tried.push(Attempt { place: path.display().to_string(), outcome: Outcome::Missing });
-                None
-            }
-        }
-    }
-
-    fn open(&mut self, path: &Path) -> Hit {
-        let opened = Pdb::open(path);
-        self.check(path, opened.map(|pdb| (Some(pdb.id()), pdb)))
-    }
-
-    fn check<F: SymbolFile + 'static>(&mut self, path: &Path, opened: Result<(Option<PdbId>, F), SymbolError>) -> Hit {
-        let (outcome, hit) = match opened {
-            Ok((Some(found), _)) if found != self.id => (Outcome::Mismatch { wanted: self.id, found }, None),
-            Ok((Some(_), file)) => (Outcome::Used, Some(Arc::new(file) as Arc<dyn SymbolFile>)),
-            Ok((None, _)) => (Outcome::Unusable("it does not say which PDB it was made from".into()), None),
-            Err(SymbolError::Io { source, .. }) => (Outcome::Unusable(source.to_string()), None),
-            Err(SymbolError::Format { format, why, .. }) => {
-                (Outcome::Unusable(format!("not a usable {format} file: {why}")), None)
-            }
-        };
-        self.tried.push(Attempt { place: path.display().to_string(), outcome });
-        hit
-    }
-}
-
-/// The file below `root`, if there is one. Stores come from systems on which case does not count.
-fn locate(root: &Path, parts: &[&str]) -> Option<PathBuf> {
-    let exact = parts.iter().fold(root.to_owned(), |path, part| path.join(part));
-    if exact.is_file() {
-        return Some(exact);
-    }
-    let mut path = root.to_owned();
-    for part in parts {
-        let next = path.join(part);
-        if next.exists() {
-            path = next;
-            continue;
-        }
-        let same = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.eq_ignore_ascii_case(part));
-        path = std::fs::read_dir(&path).ok()?.flatten().find(|entry| same(&entry.file_name()))?.path();
-    }
-    path.is_file().then_some(path)
 }
 
 #[cfg(test)]
@@ -507,7 +260,7 @@ mod tests {
     #[test]
     fn a_directory_that_does_not_exist_is_the_reason() {
         let path = SymbolPath::parse("/no/such/place;cache*/nor/this").unwrap();
-        let error = path.find("x.pdb", PdbId { guid: 1, age: 1 }).unwrap_err();
+        let error = path.find("x.pdb", PdbId { guid: 1, age: 1 }, &Reach::default()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "no symbol file for x.pdb (00000000000000000000000000000001 age 1): /no/such/place - this directory does not \
@@ -515,121 +268,17 @@ mod tests {
         );
         let empty = tempfile::tempdir().unwrap();
         let text = empty.path().to_str().unwrap().to_owned();
-        let error = SymbolPath::parse(&text).unwrap().find("x.pdb", PdbId { guid: 1, age: 1 }).unwrap_err().to_string();
+        let error = SymbolPath::parse(&text)
+            .unwrap()
+            .find("x.pdb", PdbId { guid: 1, age: 1 }, &Reach::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.ends_with(&format!(": none along {text} (8 places looked at)")), "{error}");
     }
 
     #[test]
     fn an_empty_path_says_what_to_do() {
-        let error = SymbolPath::default().find("x.pdb", PdbId { guid: 1, age: 1 }).unwrap_err();
+        let error = SymbolPath::default().find("x.pdb", PdbId { guid: 1, age: 1 }, &Reach::default()).unwrap_err();
         assert!(error.to_string().contains("set it with -y"), "{error}");
-    }
-
-    #[test]
-    fn a_server_is_told_and_not_tried() {
-        let store = tempfile::tempdir().unwrap();
-        let path = SymbolPath::parse(&format!("srv*{}*https://x/s/", store.path().display())).unwrap();
-        let error = path.find("x.pdb", PdbId { guid: 0xab, age: 2 }).unwrap_err();
-        assert!(
-            error.to_string().ends_with(
-                "https://x/s/x.pdb/000000000000000000000000000000AB2/x.pdb - not tried: no network support yet"
-            ),
-            "{error}"
-        );
-    }
-
-    const ID: PdbId = PdbId { guid: 0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f, age: 3 };
-    const KEY: &str = "000102030405060708090A0B0C0D0E0F3";
-
-    /// A directory with these files in it.
-    fn tree(files: &[(&str, &[u8])]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (name, bytes) in files {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
-        }
-        root
-    }
-
-    fn find(root: &tempfile::TempDir, id: PdbId) -> Result<Found, NotFound> {
-        SymbolPath::parse(root.path().to_str().unwrap()).unwrap().find("x.pdb", id)
-    }
-
-    #[test]
-    fn every_layout_of_a_directory_is_known() {
-        let pdb = crate::testing::TestPdb::new().bytes();
-        let store = format!("x.pdb/{KEY}/x.pdb");
-        let lower = format!("X.PDB/{}/x.Pdb", KEY.to_lowercase());
-        let two_tier = format!("x./x.pdb/{KEY}/x.pdb");
-        for place in ["x.pdb", "X.pdb", "symbols/sys/x.pdb", "dll/x.pdb", "EXE/x.pdb", &store, &lower] {
-            let root = tree(&[(place, &pdb)]);
-            let found = find(&root, ID).unwrap_or_else(|e| panic!("{place}: {e}"));
-            assert_eq!(found.file.path(), root.path().join(place));
-            assert_eq!(found.tried.last().unwrap().outcome, Outcome::Used);
-        }
-        assert!(find(&tree(&[(&two_tier, &pdb)]), ID).is_err());
-        find(&tree(&[(&two_tier, &pdb), ("index2.txt", b"")]), ID).unwrap();
-    }
-
-    #[test]
-    fn a_pointer_file_is_followed() {
-        let pdb = crate::testing::TestPdb::new().bytes();
-        let elsewhere = tree(&[("real.pdb", &pdb)]);
-        let target = format!("PATH:{}\r\n", elsewhere.path().join("real.pdb").display());
-        let root = tree(&[(&format!("x.pdb/{KEY}/file.ptr"), target.as_bytes())]);
-        assert_eq!(find(&root, ID).unwrap().file.path(), elsewhere.path().join("real.pdb"));
-        let root = tree(&[(&format!("x.pdb/{KEY}/file.ptr"), b"MSG: gone")]);
-        assert!(find(&root, ID).unwrap_err().to_string().contains("does not point to a file"));
-    }
-
-    #[test]
-    fn another_build_is_told_with_both_ids_and_the_search_goes_on() {
-        let pdb = crate::testing::TestPdb::new().bytes();
-        let root = tree(&[("x.pdb", &pdb)]);
-        let other = PdbId { guid: 0xab, age: 1 };
-        let error = find(&root, other).unwrap_err().to_string();
-        assert!(error.contains("it is 000102030405060708090A0B0C0D0E0F age 3"), "{error}");
-        assert!(error.contains("wanted is 000000000000000000000000000000AB age 1"), "{error}");
-
-        let right = tree(&[("x.pdb", &pdb)]);
-        let wrong = tree(&[("x.pdb", b"no PDB at all")]);
-        let text = format!("{};srv*{}*{}", wrong.path().display(), wrong.path().display(), right.path().display());
-        // A store is not searched for a bare x.pdb, so the right file must lie in the store's layout.
-        let store = right.path().join("x.pdb.d");
-        std::fs::rename(right.path().join("x.pdb"), &store).unwrap();
-        std::fs::create_dir_all(right.path().join("x.pdb").join(KEY)).unwrap();
-        std::fs::rename(&store, right.path().join("x.pdb").join(KEY).join("x.pdb")).unwrap();
-        let found = SymbolPath::parse(&text).unwrap().find("x.pdb", ID).unwrap();
-        assert!(found.file.path().starts_with(right.path()));
-        assert!(found.tried[0].to_string().contains("x.pdb - not a usable PDB file"), "{}", found.tried[0]);
-    }
-
-    #[test]
-    fn no_name_leads_out_of_the_directory() {
-        let pdb = crate::testing::TestPdb::new().bytes();
-        let root = tree(&[("x.pdb", &pdb), ("inner/keep", b"")]);
-        let path = SymbolPath::parse(root.path().join("inner").to_str().unwrap()).unwrap();
-        for name in ["../x.pdb", "..\\x.pdb", "..", "NUL", "a/../../x.pdb"] {
-            let error = path.find(name, ID).unwrap_err();
-            assert!(error.to_string().contains("is not looked for"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_compressed_file_and_an_isf_table() {
-        let squeezed = tree(&[(&format!("x.pdb/{KEY}/x.pd_"), b"MSCF")]);
-        assert!(find(&squeezed, ID).unwrap_err().to_string().contains("it is compressed"));
-        let json = br#"{"metadata": {"windows": {"pdb": {"GUID": "000102030405060708090A0B0C0D0E0F", "age": 3}}},
-            "base_types": {}, "symbols": {"Foo": {"address": 16}}}"#;
-        let file = "000102030405060708090A0B0C0D0E0F-3.json";
-        for place in [file.to_owned(), format!("x.pdb/{file}"), format!("windows/x.pdb/{file}"), format!("{KEY}.json")]
-        {
-            let found = find(&tree(&[(&place, json)]), ID).unwrap_or_else(|e| panic!("{place}: {e}"));
-            assert_eq!(found.file.symbol("foo").map(|s| s.rva), Some(16));
-        }
-        // A table in a place whose name lies about it.
-        let root = tree(&[("000000000000000000000000000000AB-1.json", json)]);
-        assert!(find(&root, PdbId { guid: 0xab, age: 1 }).unwrap_err().to_string().contains("mismatched"));
     }
 }

@@ -288,3 +288,12 @@ impl TestPdb {
         file
     }
 }
+
+/// A cabinet with one file, compressed with MSZIP.
+pub(crate) fn cabinet(file: &[u8]) -> Vec<u8> {
+    let mut builder = cab::CabinetBuilder::new();
+    builder.add_folder(cab::CompressionType::MsZip).add_file("x.pdb");
+    let mut writer = builder.build(std::io::Cursor::new(Vec::new())).unwrap();
+    std::io::Write::write_all(&mut writer.next_file().unwrap().unwrap(), file).unwrap();
+    writer.finish().unwrap().into_inner()
+}

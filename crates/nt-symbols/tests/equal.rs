@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nt_symbols::{Enumeration, Isf, Layout, Pdb, SymbolFile, SymbolPath};
+use nt_symbols::{Enumeration, Isf, Layout, Pdb, Reach, SymbolFile, SymbolPath};
 
 /// The table that kd-fake carries, and those of ../shared/isf where they are.
 fn tables() -> Vec<PathBuf> {
@@ -91,7 +91,7 @@ fn kernel(table: &Path, store: &Path) {
 
     let isf = Isf::parse(table, packed).unwrap();
     let path = SymbolPath::parse(store.to_str().unwrap()).unwrap();
-    let found = path.find(&source.identity.name, isf.id().unwrap()).unwrap();
+    let found = path.find(&source.identity.name, isf.id().unwrap(), &Reach::default()).unwrap();
     let pdb = Pdb::open(found.file.path()).unwrap();
     compare(&table.display().to_string(), &isf, &pdb);
 }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nt_symbols::{Isf, PdbId, SymbolFile, SymbolPath};
+use nt_symbols::{Isf, PdbId, Reach, SymbolFile, SymbolPath};
 
 const ID: PdbId = PdbId { guid: 0x339e_7413_3576_439c_bcdf_7e02_29da_3773, age: 1 };
 
@@ -19,12 +19,12 @@ fn table() -> PathBuf {
 #[test]
 fn a_table_is_found_by_its_id() {
     let path = SymbolPath::parse(directory().to_str().unwrap()).unwrap();
-    let file = path.find("ntkrnlmp.pdb", ID).unwrap().file;
+    let file = path.find("ntkrnlmp.pdb", ID, &Reach::default()).unwrap().file;
     assert_eq!(file.path(), table());
     let symbol = file.symbol("poolbigpagetable").unwrap();
     assert_eq!(symbol.name, "PoolBigPageTable");
     assert_eq!(file.around(symbol.rva).0, Some(symbol));
-    assert!(path.find("ntkrnlmp.pdb", PdbId { age: 2, ..ID }).is_err());
+    assert!(path.find("ntkrnlmp.pdb", PdbId { age: 2, ..ID }, &Reach::default()).is_err());
 }
 
 #[test]

@@ -4,13 +4,17 @@
 //! start             end                 module name
 //! fffff800`02a0e000 fffff800`03191000   nt         (pdb symbols)          /symbols/ntkrnlmp.pdb/…/ntkrnlmp.pdb
 //! fffff880`04287000 fffff880`0428f000   myfault    (deferred)             
+//!
+//! Unloaded modules:
+//! fffff880`04297000 fffff880`0429f000   dump_ata.sys
 //! ```
 
 use std::fmt;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use nt_memory::Fault;
+use nt_memory::{Fault, ReadError};
+use nt_pool::PoolError;
 use nt_symbols::{Glob, Image, ImageError, SymbolKind};
 use serde::Serialize;
 
@@ -24,16 +28,21 @@ use crate::text::{Hex, Width, visible_name};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["lm"],
-    usage: "lm [v] [m pattern] [a address]",
-    help: "list the loaded modules",
-    details: "m: only modules whose name matches (* ?); a: only the one that holds the address; v: more about each. \
-              lmvm nt is\nlm v m nt. Symbols are looked up when something needs them; until then a module is (deferred).",
+    usage: "lm [v] [o] [l] [e] [k] [u] [m pattern] [a address]",
+    help: "list the loaded modules, and those that were unloaded",
+    details: "m: only modules whose name matches (* ?); a: only the one that holds the address; v: more about each; o: \
+              without the\nunloaded ones; l: with symbols; e: without symbols although they were looked for; k: the \
+              kernel's (all are); u: those of\nuser mode (none). lmvm nt is lm v m nt. Symbols are looked up when something \
+              needs them; until then a module is\n(deferred). Unloaded modules are known when the kernel's symbols are \
+              loaded.",
     action: Action::Answer(run),
 };
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct ModuleList {
     modules: Vec<Module>,
+    /// The last one first.
+    unloaded: Vec<Unloaded>,
     #[serde(skip)]
     verbose: bool,
     #[serde(skip)]
@@ -48,6 +57,9 @@ struct Module {
     end: Hex,
     file: String,
     symbols: Status,
+    /// The symbols belong to another build of the module.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    mismatched: bool,
     /// The file that the symbols come from.
     symbol_file: Option<String>,
     checksum: u32,
@@ -57,6 +69,13 @@ struct Module {
     /// With `v` only: seconds since 1970, or a hash of the build.
     #[serde(skip_serializing_if = "Option::is_none")]
     timestamp: Option<u32>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Unloaded {
+    file: String,
+    start: Hex,
+    end: Hex,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -82,22 +101,31 @@ impl Status {
     }
 }
 
+#[derive(Default)]
 struct Options<'a> {
     verbose: bool,
+    loaded_only: bool,
+    with_symbols: bool,
+    with_errors: bool,
+    user_mode: bool,
     pattern: Option<&'a str>,
     address: Option<&'a str>,
 }
 
 /// Letters, apart or glued (`vm nt`, `v m nt`), and an argument after `m` or `a`.
 fn options(text: &str) -> Result<Options<'_>, CommandError> {
-    let mut options = Options { verbose: false, pattern: None, address: None };
+    let mut options = Options::default();
     let mut left = text.trim();
     while let Some(letter) = left.chars().next() {
         let after = left[letter.len_utf8()..].trim_start();
         match letter.to_ascii_lowercase() {
             'v' => options.verbose = true,
+            'o' => options.loaded_only = true,
+            'l' => options.with_symbols = true,
+            'e' => options.with_errors = true,
+            'u' => options.user_mode = true,
             // What is shown anyway, or ordered so.
-            'k' | 'n' | 'o' | 's' | 'l' | 'f' => {}
+            'k' | 'n' | 's' | 'f' => {}
             letter @ ('m' | 'a') => {
                 let (argument, rest) = after.split_at(after.find(char::is_whitespace).unwrap_or(after.len()));
                 if argument.is_empty() {
@@ -122,12 +150,16 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         Some(text) => Some(crate::grammar::expression::evaluate_all(text, &mut context.scope())?),
         None => None,
     };
+    if options.user_mode {
+        let list = ModuleList { modules: Vec::new(), unloaded: Vec::new(), verbose: options.verbose, width };
+        return Ok(Reply::new(list));
+    }
     let mut names = Names::new(kernel, &mut context.session.symbols);
     let drivers = match address {
         Some(address) => names.driver_at(address)?.into_iter().collect(),
         None => names.drivers()?.drivers.clone(),
     };
-    let notes = names.drivers()?.notes.clone();
+    let mut notes = names.drivers()?.notes.clone();
     let pattern = options.pattern.map(Glob::new);
     let mut modules = Vec::new();
     for driver in drivers {
@@ -136,6 +168,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             continue;
         }
         let known = context.session.symbols.known(kernel, &driver);
+        let mismatched = context.session.symbols.is_mismatched(kernel, &driver);
         let (symbols, symbol_file) = match known {
             None => (Status::Deferred, None),
             Some(None) => (Status::None, None),
@@ -148,6 +181,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
                 (status, Some(file.path().display().to_string()))
             }
         };
+        let has_symbols = !matches!(symbols, Status::Deferred | Status::None);
+        if options.with_symbols && !has_symbols || options.with_errors && symbols != Status::None {
+            continue;
+        }
         let start = width.address(driver.base);
         let (path, timestamp) = match options.verbose {
             true => (kernel.driver_path(driver.base)?, timestamp(kernel, driver.base)?),
@@ -159,13 +196,55 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             end: Hex(width.address(start.wrapping_add(driver.size.into()))),
             file: driver.file,
             symbols,
+            mismatched,
             symbol_file,
             checksum: driver.checksum,
             path,
             timestamp,
         });
     }
-    Ok(Reply::with_notes(ModuleList { modules, verbose: options.verbose, width }, notes))
+    let only_some = options.loaded_only || options.with_symbols || options.with_errors || address.is_some();
+    let unloaded = if only_some { Vec::new() } else { unloaded(context, pattern.as_ref(), &mut notes)? };
+    Ok(Reply::with_notes(ModuleList { modules, unloaded, verbose: options.verbose, width }, notes))
+}
+
+/// The drivers that the kernel remembers. No symbols are fetched for them.
+fn unloaded(
+    context: &mut Context<'_>,
+    pattern: Option<&Glob>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Unloaded>, CommandError> {
+    if context.session.symbols.known_nt(context.kernel()?).is_none() {
+        return Ok(Vec::new());
+    }
+    let listed = context.pool(|kernel| {
+        let unloaded = nt_pool::unloaded::drivers(kernel)?;
+        let mut listed = Vec::new();
+        for driver in &unloaded.drivers {
+            let file = match driver.name(kernel) {
+                Ok(file) => file,
+                Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
+                Err(error) => {
+                    notes.push(format!("the name of an unloaded driver: {error}"));
+                    continue;
+                }
+            };
+            let stem = file.rsplit_once('.').map_or(file.as_str(), |(stem, _)| stem);
+            if pattern.is_none_or(|pattern| pattern.matches(stem) || pattern.matches(&file)) {
+                listed.push(Unloaded { start: Hex(driver.image.start), end: Hex(driver.image.end), file });
+            }
+        }
+        notes.extend(unloaded.notes);
+        Ok(listed)
+    });
+    match listed {
+        // A kernel whose list is not as expected has its modules all the same.
+        Err(CommandError::Pool(error)) => {
+            notes.push(format!("unloaded drivers: {error}"));
+            Ok(Vec::new())
+        }
+        listed => listed,
+    }
 }
 
 /// From the image's header, which may be paged out.
@@ -197,7 +276,8 @@ impl Text for ModuleList {
         for module in &self.modules {
             let (start, end) = (self.width.tick(module.start.0), self.width.tick(module.end.0));
             let file = module.symbol_file.as_deref().unwrap_or_default();
-            writeln!(out, "{start} {end}   {:<8}   {:<23}{file}", module.name, module.symbols.text())?;
+            let flag = if module.mismatched { 'M' } else { ' ' };
+            writeln!(out, "{start} {end}   {:<8} {flag} {:<23}{file}", module.name, module.symbols.text())?;
             if self.verbose {
                 let image = visible_name(&module.file);
                 writeln!(out, "    Loaded symbol image file: {image}")?;
@@ -209,6 +289,13 @@ impl Text for ModuleList {
                 writeln!(out, "    CheckSum:         {:08X}", module.checksum)?;
                 writeln!(out, "    ImageSize:        {:08X}", module.end.0.wrapping_sub(module.start.0))?;
             }
+        }
+        if !self.unloaded.is_empty() {
+            writeln!(out, "\nUnloaded modules:")?;
+        }
+        for driver in &self.unloaded {
+            let (start, end) = (self.width.tick(driver.start.0), self.width.tick(driver.end.0));
+            writeln!(out, "{start} {end}   {}", visible_name(&driver.file))?;
         }
         Ok(())
     }
@@ -225,6 +312,7 @@ mod tests {
             end: Hex(end),
             file: format!("{name}.sys"),
             symbols,
+            mismatched: name == "odd",
             symbol_file: symbol_file.map(Into::into),
             checksum: 0xaa7491,
             path: None,
@@ -234,7 +322,13 @@ mod tests {
             modules: vec![
                 module("nt", 0xfffff80002a0e000, 0xfffff80003191000, Status::Pdb, Some("/s/ntkrnlmp.pdb")),
                 module("volmgrx", 0xfffff80109200000, 0xfffff8010925f000, Status::None, None),
+                module("odd", 0xfffff80109300000, 0xfffff80109301000, Status::Pdb, Some("/s/odd.pdb")),
             ],
+            unloaded: vec![Unloaded {
+                file: "swmidi.sys".into(),
+                start: Hex(0xfffff801f9f53000),
+                end: Hex(0xfffff801f9f61000),
+            }],
             verbose,
             width: Width::Eight,
         }
@@ -248,7 +342,11 @@ mod tests {
             text,
             "start             end                 module name\n\
              fffff800`02a0e000 fffff800`03191000   nt         (pdb symbols)          /s/ntkrnlmp.pdb\n\
-             fffff801`09200000 fffff801`0925f000   volmgrx    (no symbols)           \n"
+             fffff801`09200000 fffff801`0925f000   volmgrx    (no symbols)           \n\
+             fffff801`09300000 fffff801`09301000   odd      M (pdb symbols)          /s/odd.pdb\n\
+             \n\
+             Unloaded modules:\n\
+             fffff801`f9f53000 fffff801`f9f61000   swmidi.sys\n"
         );
         let mut text = String::new();
         list(true).text(&mut text).unwrap();

@@ -2,83 +2,139 @@
 
 use std::fmt;
 
+use nt_memory::Fault;
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
+use crate::kernel::{Driver, Kernel};
 use crate::session::Context;
-use crate::symbols::{Names, NoSymbols, short_name};
+use crate::symbols::{Names, Symbols, short_name};
+use crate::text::visible_name;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &[".reload"],
-    usage: ".reload [/f [module]]",
+    usage: ".reload [/f] [/i] [/u] [module]",
     help: "look symbols up anew",
-    details: "/f reads them now, of all modules or of one, instead of when something needs them.",
+    details: "/f reads them now, of all modules or of one, instead of when something needs them; /i takes symbols of another \
+              build\nwhere there are no others; /u only forgets them.",
     action: Action::Answer(run),
 };
 
 #[derive(Serialize)]
 struct Reloaded {
     modules: usize,
-    /// Modules whose symbols were read now (`/f`).
+    /// Modules whose symbols were read now (`/f`, `/i`).
     loaded: Vec<String>,
-    /// Modules that have none (`/f`).
+    /// Modules that have none (`/f`, `/i`).
     missing: Vec<String>,
+    /// Why.
+    errors: Vec<LoadError>,
+    /// Modules whose symbols were forgotten (`/u`).
+    unloaded: Vec<String>,
     #[serde(skip)]
     connected: String,
 }
 
-fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let mut force = false;
-    let mut wanted = None;
-    for word in context.arguments.split_whitespace() {
-        match word {
-            "/f" | "-f" => force = true,
-            // What happens anyway.
-            "/n" | "/u" => {}
-            option if option.starts_with('/') => {
-                return Err(usage(&INFO, format!("option '{option}' is not in this version")));
-            }
-            module => wanted = Some(module),
-        }
-    }
-    let kernel = context.kernel()?;
-    context.session.symbols.forget();
-    let kernel_base = kernel.base();
-    let mut names = Names::new(kernel, &mut context.session.symbols);
-    let drivers = names.drivers()?.clone();
-    let (mut loaded, mut missing) = (Vec::new(), Vec::new());
-    let mut known = wanted.is_none();
-    for driver in &drivers.drivers {
-        let name = short_name(driver, kernel_base);
-        let is_wanted = |wanted: &str| wanted.eq_ignore_ascii_case(&name) || wanted.eq_ignore_ascii_case(&driver.file);
-        if wanted.is_some_and(|wanted| !is_wanted(wanted)) {
+#[derive(Serialize)]
+struct LoadError {
+    module: String,
+    file: String,
+    error: String,
+}
+
+#[derive(Default)]
+struct Options<'a> {
+    force: bool,
+    ignore: bool,
+    unload: bool,
+    module: Option<&'a str>,
+}
+
+fn options(text: &str) -> Result<Options<'_>, CommandError> {
+    let mut options = Options::default();
+    for word in text.split_whitespace() {
+        let Some(letters) = word.strip_prefix(['/', '-']) else {
+            options.module = Some(word);
             continue;
-        }
-        known = true;
-        if force {
-            match names.file(driver)? {
-                Some(_) => loaded.push(name),
-                None => missing.push(name),
-            }
+        };
+        match letters.to_ascii_lowercase().as_str() {
+            "f" => options.force = true,
+            // A build that does not match has to be looked at now.
+            "i" | "if" | "fi" => (options.force, options.ignore) = (true, true),
+            "u" => options.unload = true,
+            // What happens anyway.
+            "n" => {}
+            _ => return Err(usage(&INFO, format!("option '{word}' is not in this version"))),
         }
     }
-    if !known {
-        let wanted = wanted.unwrap_or_default();
-        return Err(CommandError::Failed(format!("no module {wanted} is loaded (lm lists them)")));
+    Ok(options)
+}
+
+fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let options = options(context.arguments)?;
+    let kernel = context.kernel()?;
+    let symbols = &mut context.session.symbols;
+    let kernel_base = kernel.base();
+    let drivers = Names::new(kernel, symbols).drivers()?.clone();
+    let is_wanted = |driver: &&Driver| {
+        options.module.is_none_or(|wanted| {
+            wanted.eq_ignore_ascii_case(&short_name(driver, kernel_base)) || wanted.eq_ignore_ascii_case(&driver.file)
+        })
+    };
+    let wanted: Vec<&Driver> = drivers.drivers.iter().filter(is_wanted).collect();
+    match options.module {
+        Some(module) if wanted.is_empty() => {
+            return Err(CommandError::Failed(format!("no module {module} is loaded (lm lists them)")));
+        }
+        Some(_) => wanted.iter().for_each(|driver| symbols.forget_one(kernel, driver)),
+        None => symbols.forget(),
     }
-    let connected = super::vertarget::connected(kernel.version(), &jiff::Zoned::now());
-    let answer = Reloaded { modules: drivers.drivers.len(), loaded, missing, connected };
+    let mut answer = Reloaded {
+        modules: drivers.drivers.len(),
+        loaded: Vec::new(),
+        missing: Vec::new(),
+        errors: Vec::new(),
+        unloaded: Vec::new(),
+        connected: super::vertarget::connected(kernel.version(), &jiff::Zoned::now()),
+    };
+    if options.unload {
+        answer.unloaded = wanted.iter().map(|driver| short_name(driver, kernel_base)).collect();
+    } else if options.force {
+        match options.ignore {
+            true => symbols.with_mismatched(|symbols| answer.load(kernel, symbols, &wanted))?,
+            false => answer.load(kernel, symbols, &wanted)?,
+        }
+    }
+    let nt = answer.errors.iter().find(|error| error.module == "nt");
+    let failure = nt.map(|nt| CommandError::Failed(format!("no symbols of nt: {}", nt.error)));
     let mut reply = Reply::with_notes(answer, drivers.notes);
-    if force && let Err(NoSymbols::Missing(why)) = context.session.symbols.nt(kernel) {
-        reply.failure = Some(CommandError::Failed(why));
-    }
+    reply.failure = failure;
     Ok(reply)
+}
+
+impl Reloaded {
+    fn load(&mut self, kernel: &dyn Kernel, symbols: &mut Symbols, drivers: &[&Driver]) -> Result<(), Fault> {
+        for driver in drivers {
+            let module = short_name(driver, kernel.base());
+            if symbols.of(kernel, driver)?.is_some() {
+                self.loaded.push(module);
+                continue;
+            }
+            let error = symbols.why_missing(kernel, driver).unwrap_or_default().to_owned();
+            self.errors.push(LoadError { module: module.clone(), file: driver.file.clone(), error });
+            self.missing.push(module);
+        }
+        Ok(())
+    }
 }
 
 impl Text for Reloaded {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        if !self.unloaded.is_empty() {
+            return self.unloaded.iter().try_for_each(|module| writeln!(out, "Unloaded {module}"));
+        }
         writeln!(out, "{}", self.connected)?;
         writeln!(out, "Loading Kernel Symbols")?;
         // kd's rows: one dot for each module, the first row is one shorter.
@@ -90,8 +146,22 @@ impl Text for Reloaded {
             left -= dots;
             row = 64;
         }
-        for module in &self.missing {
-            writeln!(out, "*** ERROR: Module load completed but symbols could not be loaded for {module}")?;
+        for error in &self.errors {
+            let file = visible_name(&error.file);
+            writeln!(out, "*** ERROR: Module load completed but symbols could not be loaded for {file}")?;
+        }
+        if !self.errors.is_empty() {
+            writeln!(out, "\n************* Symbol Loading Error Summary **************")?;
+            writeln!(out, "{:<22} Error", "Module name")?;
+            for error in &self.errors {
+                writeln!(out, "{:<22} {}", error.module, visible_name(&error.error))?;
+            }
+            writeln!(
+                out,
+                "\nYou can troubleshoot most symbol related issues by turning on symbol loading diagnostics (!sym noisy) \
+                 and repeating the command that caused symbols to be loaded.\n\
+                 You should also verify that your symbol search path (.sympath) is correct."
+            )?;
         }
         Ok(())
     }

@@ -16,7 +16,9 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     usage: ".sympath[+] [path]",
     help: "show, set or extend the symbol path",
     details: "Elements are separated by semicolons, so the path goes between quotes on a line with other commands. An \
-              element is\na directory, a symbol store, or srv*DIRECTORY*URL.",
+              element is\na directory, a symbol store, srv*DIRECTORY*URL, or cache*DIRECTORY, which keeps what the elements \
+              after it find.\nA server is asked when a command needs a file; one that cannot be reached is not tried \
+              again before the path is set anew.",
     action: Action::Answer(run),
 };
 
