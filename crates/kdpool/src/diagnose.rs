@@ -1,6 +1,6 @@
 //! Why a connection does not come up, in a few lines.
 //!
-//! What is printed may end in a log, so the key is never in it: commands say `key:<your key>`.
+//! The key is printed in one place: in the line to type on a target that has not been told it yet.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -185,7 +185,7 @@ fn nothing_arrives(evidence: &ConnectEvidence, net: &NetSpec, seconds: u64) -> V
         Some(IpAddr::V4(v4)) => ("hostip", v4.to_string()),
         None => ("hostip", "THIS-HOST".to_owned()),
     };
-    lines.push(format!("    bcdedit /dbgsettings net {element}:{host} port:{port} key:<your key>"));
+    lines.push(format!("    bcdedit /dbgsettings net {element}:{host} port:{port} key:{}", net.key.expose()));
     if evidence.host.len() > 1 {
         lines.push(format!("    (or another address of this host: {})", list(&evidence.host[1..])));
     }
@@ -257,7 +257,7 @@ mod tests {
 
     fn text(evidence: &ConnectEvidence) -> String {
         let text = explain(evidence).join("\n");
-        assert!(!text.contains("secret"), "the key is shown: {text}");
+        assert_eq!(text.contains("secret"), text.starts_with("Nothing arrived on UDP"), "is the key shown? {text}");
         text
     }
 
@@ -268,7 +268,7 @@ mod tests {
             "Nothing arrived on UDP port 50005 within 30 s.",
             "does the firewall let UDP port 50005 in?",
             "\n    bcdedit /debug on\n",
-            "\n    bcdedit /dbgsettings net hostip:192.168.1.10 port:50005 key:<your key>\n",
+            "\n    bcdedit /dbgsettings net hostip:192.168.1.10 port:50005 key:secretone.secrettwo.c.d\n",
             "(or another address of this host: 10.0.0.5)",
             "QEMU",
         ] {
