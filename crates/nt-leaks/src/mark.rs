@@ -129,3 +129,95 @@ impl Mark {
         serde_json::from_str(found.body.get()).map_err(bad)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Times;
+    use crate::snapshot::{Block, Counters, Scope, Source};
+    use crate::stack::Frame;
+
+    fn mark() -> Mark {
+        let mut snapshot = Snapshot::empty(Scope { tag: Some(0x6b61654c), paged: Some(true) }, Times::default());
+        snapshot.counter_bits = Some(32);
+        snapshot.counters.insert(0x6b61654c, Counters { allocs: 1, frees: 0, bytes: 0xfa000 });
+        let frame = Frame { address: 0xfffff880042881f6, module: Some("myfault".into()), offset: 0x11f6, symbol: None };
+        let stack = Some(snapshot.stacks.add(vec![frame]));
+        snapshot.blocks.push(Block {
+            address: 0xfffff8a005800000,
+            size: 0xfa000,
+            tag: 0x6b61654c,
+            paged: Some(true),
+            source: Source::Tracked("myfault.sys".into()),
+            allocation: Some(7),
+            stack,
+        });
+        Mark {
+            name: "m1".into(),
+            identity: Identity {
+                build: 7601,
+                pointer_size: 8,
+                pdb: Some("39E74133576439CBCDF7E0229DA37731".into()),
+                image: Some((1, 2)),
+                base: 0xfffff80001418000,
+                boot_time: Some(132_234_768_000_000_000),
+                boot_id: None,
+            },
+            log: Some(Position { index: u32::MAX, length: 0x10000, anchor: Some("00".into()) }),
+            modules: Modules::default(),
+            snapshot,
+        }
+    }
+
+    #[test]
+    fn a_mark_comes_back_as_it_was() {
+        let text = mark().to_json().unwrap();
+        assert_eq!(Mark::from_json(&text, "m").unwrap(), mark());
+        assert!(text.starts_with(r#"{"format":"kdpool leak mark","version":1,"sha256":""#), "{text}");
+    }
+
+    #[test]
+    fn a_mark_that_ends_early_is_truncated() {
+        let text = mark().to_json().unwrap();
+        for length in 0..text.len() - 1 {
+            let error = Mark::from_json(&text[..length], "m").unwrap_err();
+            assert!(matches!(error, MarkError::Truncated { .. }), "{length}: {error}");
+        }
+    }
+
+    /// Whatever byte is changed, nothing is read wrong in silence.
+    #[test]
+    fn a_mark_that_was_changed_is_refused() {
+        let text = mark().to_json().unwrap();
+        let body = text.find("\"body\"").unwrap() + "\"body\":".len();
+        for at in 0..text.len() - 1 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            let Ok(changed) = String::from_utf8(bytes) else { continue };
+            match Mark::from_json(&changed, "m") {
+                Ok(read) => assert!(at < body && read == mark(), "{at}"),
+                Err(MarkError::Changed { .. } | MarkError::NotAMark { .. } | MarkError::Newer { .. }) => {}
+                Err(MarkError::Truncated { .. }) => assert!(changed != text),
+                Err(error) => panic!("{at}: {error}"),
+            }
+        }
+        let newer = text.replacen("\"version\":1", "\"version\":99", 1);
+        let error = Mark::from_json(&newer, "m").unwrap_err().to_string();
+        assert!(error.contains("newer kdpool (format 99"), "{error}");
+        // A newer version's other members are not looked at.
+        let error = Mark::from_json(r#"{"format":"kdpool leak mark","version":2}"#, "m").unwrap_err();
+        assert!(matches!(error, MarkError::Newer { .. }));
+    }
+
+    #[test]
+    fn a_file_is_whole_or_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.json");
+        mark().save(&path).unwrap();
+        assert_eq!(Mark::load(&path).unwrap(), mark());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        let nowhere = directory.path().join("none").join("m.json");
+        assert!(matches!(mark().save(&nowhere), Err(MarkError::Write { .. })));
+        assert!(matches!(Mark::load(&nowhere), Err(MarkError::Read { .. })));
+    }
+}

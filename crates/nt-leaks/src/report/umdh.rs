@@ -50,3 +50,83 @@ fn write_group(group: &Group, skip: &Skip, decimal: bool, out: &mut dyn fmt::Wri
     }
     writeln!(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Summary;
+    use crate::report::{Column, flame_graph, folded, html};
+    use crate::stack::{Frame, Stacks};
+
+    fn report() -> CheckReport {
+        let frame = |module: &str, offset: u64, symbol: Option<&str>| Frame {
+            address: offset,
+            module: Some(module.into()),
+            offset,
+            symbol: symbol.map(String::from),
+        };
+        let frames = vec![
+            frame("nt", 0x50bcc6, Some("VeAllocatePoolWithTagPriority+0x2b6")),
+            frame("my<fault>", 0x11f6, None),
+            frame("nt", 0x516750, Some("IovCallDriver+0xa0")),
+        ];
+        let id = Stacks::default().add(frames.clone());
+        let group = |id, frames, bytes, count, delta_bytes, delta_count| Group {
+            id,
+            bytes,
+            count,
+            delta_bytes,
+            delta_count,
+            frames,
+        };
+        CheckReport {
+            mark: "m<1>".into(),
+            elapsed_ms: 5000,
+            blocks: Vec::new(),
+            stacks: vec![group(Some(id), frames, 0xf110, 0x3a, 0x5320, 0x14)],
+            unattributed: Some(group(None, Vec::new(), 0x10, 1, -0x20, -2)),
+            summary: Summary::default(),
+            tags: Vec::new(),
+            log_wrapped: false,
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_format_is_umdhs() {
+        let mut text = String::new();
+        umdh(&report(), &Skip::default(), false, &mut text).unwrap();
+        let id = report().stacks[0].id.unwrap();
+        assert_eq!(
+            text,
+            format!(
+                "+ 5320 (f110 - 9df0) 3a allocs {id}\n+ 14 (3a - 26) {id} allocations\n\tmy<fault>+0x11f6\n\
+                 \tnt!IovCallDriver+0xa0\n\n- 20 (10 - 30) 1 allocs BackTrace unknown\n- 2 (1 - 3) BackTrace unknown \
+                 allocations\n\tnot in the verifier's log\n\nTotal increase == 5300\n"
+            )
+        );
+        let mut decimal = String::new();
+        umdh(&report(), &Skip::default(), true, &mut decimal).unwrap();
+        assert!(decimal.starts_with("+ 21280 (61712 - 40432) 58 allocs "), "{decimal}");
+    }
+
+    /// Names come from the target: in a page they are text.
+    #[test]
+    fn graphs_and_pages_quote_what_they_show() {
+        let report = report();
+        assert_eq!(
+            folded(&report, Column::Bytes, &Skip::default()),
+            "nt!IovCallDriver+0xa0;my<fault>+0x11f6 61712\n(not in the verifier's log) 16\n"
+        );
+        let svg = flame_graph(&report, Column::Difference, &Skip::default());
+        assert!(svg.contains("my&lt;fault&gt;+0x11f6: 21280") && !svg.contains("<fault>"), "{svg}");
+        assert_eq!(svg.matches("<g>").count(), svg.matches("</g>").count());
+        let page = html(&[report], &Skip::default());
+        assert!(!page.contains("<fault>") && !page.contains("m<1>") && page.ends_with("</html>\n"));
+        for tag in ["table", "tbody", "tr", "svg", "script", "p"] {
+            let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+            assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+        }
+        assert!(!page.contains("src=") && !page.contains("href="), "the page needs something else");
+    }
+}
