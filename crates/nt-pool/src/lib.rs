@@ -6,6 +6,7 @@
 //!
 //! Counts and pointers come from an untrusted target: each is checked against a documented bound before it is used.
 
+pub mod around;
 pub mod big_pages;
 mod classic_pool;
 pub mod history;
@@ -13,6 +14,7 @@ mod kernel;
 mod kind;
 mod lfh_subsegment;
 mod lists;
+pub mod lookaside;
 mod page_tables;
 mod pool_header;
 pub mod pool_log;

@@ -11,7 +11,7 @@
 
 use std::collections::HashSet;
 
-use nt_memory::{Fault, read_sparse};
+use nt_memory::{Fault, ReadError, Sparse, read_sparse};
 
 use crate::kernel::{Variable, little_endian};
 use crate::lists::{follow, note, pointer_at, slist_first};
@@ -38,6 +38,9 @@ const VS: u64 = 0xf;
 /// More pool nodes than any kernel's table has; a symbol file that says so is damaged.
 const MAX_NODES: u64 = 256;
 const MAX_DESCRIPTORS: u64 = 256;
+
+/// Segments lie at multiples of their size.
+const SEGMENT_SIZES: [u64; 2] = [1 << 20, 16 << 20];
 
 /// The first build whose pool can be a segment heap, and the first that has no other.
 const FIRST: u16 = 17763;
@@ -78,6 +81,20 @@ pub(crate) struct Heaps {
     /// Where freed blocks wait to be handed out again: the first elements of lists.
     pub(crate) resting: Vec<u64>,
     pub(crate) notes: Vec<String>,
+}
+
+/// The run of pages that an address lies in, and what is needed to decode it; two reads per node and one per size of
+/// segment.
+pub(crate) fn locate(
+    kernel: &Kernel<'_>,
+    address: u64,
+    notes: &mut Vec<String>,
+) -> Result<Option<(Area, Keys)>, PoolError> {
+    let mut found = Heaps { keys: keys(kernel)?, ..Heaps::default() };
+    let heaps = heaps(kernel, Kinds::ALL, &mut found)?;
+    notes.append(&mut found.notes);
+    let area = Reader::new(kernel, found.keys)?.locate(address, &heaps)?;
+    Ok(area.map(|area| (area, found.keys)))
 }
 
 /// Reads the roots, the heaps and every segment's descriptors.
@@ -336,41 +353,7 @@ impl<'k> Reader<'k> {
                 ));
                 return Ok(next);
             }
-            let mut descriptor = first_descriptor;
-            let mut damaged = 0;
-            while descriptor < self.descriptors.count.min(MAX_DESCRIPTORS) {
-                let offset = self.descriptors.offset + descriptor * self.descriptors.element;
-                let Some(record) = bytes.get(offset as usize, self.descriptors.element as usize) else {
-                    damaged += 1;
-                    descriptor += 1;
-                    continue;
-                };
-                let flags = self.flags(record);
-                let units = self.unit_size.get(record);
-                let content = match flags {
-                    RANGE if heap.special => Content::SpecialRange,
-                    RANGE => Content::Range,
-                    LFH => Content::Lfh,
-                    VS => Content::Vs,
-                    _ => {
-                        descriptor += 1;
-                        continue;
-                    }
-                };
-                let fits = units > 0 && descriptor + units <= self.descriptors.count;
-                if !fits || self.tree_signature.get(record) != TREE_SIGNATURE {
-                    damaged += 1;
-                    descriptor += 1;
-                    continue;
-                }
-                areas.push(Area {
-                    address: self.kernel.wrap(segment.wrapping_add(descriptor << unit_shift)),
-                    length: units << unit_shift,
-                    pool: heap.pool,
-                    content,
-                });
-                descriptor += units;
-            }
+            let damaged = self.areas(heap, segment, &bytes, unit_shift, first_descriptor, areas);
             if damaged > 0 {
                 notes.push(format!(
                     "{damaged} descriptors of the segment at {segment:016x} are damaged or unreadable; the pages that \
@@ -379,6 +362,87 @@ impl<'k> Reader<'k> {
             }
             Ok(next)
         })
+    }
+
+    /// Adds a segment's runs of pages in use; returns how many descriptors make no sense.
+    fn areas(
+        &self,
+        heap: Heap,
+        segment: u64,
+        bytes: &Sparse,
+        unit_shift: u64,
+        first: u64,
+        areas: &mut Vec<Area>,
+    ) -> usize {
+        let mut descriptor = first;
+        let mut damaged = 0;
+        while descriptor < self.descriptors.count.min(MAX_DESCRIPTORS) {
+            let offset = self.descriptors.offset + descriptor * self.descriptors.element;
+            let Some(record) = bytes.get(offset as usize, self.descriptors.element as usize) else {
+                damaged += 1;
+                descriptor += 1;
+                continue;
+            };
+            let content = match self.flags(record) {
+                RANGE if heap.special => Content::SpecialRange,
+                RANGE => Content::Range,
+                LFH => Content::Lfh,
+                VS => Content::Vs,
+                _ => {
+                    descriptor += 1;
+                    continue;
+                }
+            };
+            let units = self.unit_size.get(record);
+            let fits = units > 0 && descriptor + units <= self.descriptors.count;
+            if !fits || self.tree_signature.get(record) != TREE_SIGNATURE {
+                damaged += 1;
+                descriptor += 1;
+                continue;
+            }
+            areas.push(Area {
+                address: self.kernel.wrap(segment.wrapping_add(descriptor << unit_shift)),
+                length: units << unit_shift,
+                pool: heap.pool,
+                content,
+            });
+            descriptor += units;
+        }
+        damaged
+    }
+
+    /// The run of pages that an address lies in, from the segment that must be below it.
+    fn locate(&self, address: u64, heaps: &[Heap]) -> Result<Option<Area>, Fault> {
+        let Some(key) = self.keys.heap else { return Ok(None) };
+        let Some(owner) = self.context.find("Heap") else { return Ok(None) };
+        let hidden = if self.kernel.build >= NO_SEGMENT_SIGNATURE { 0 } else { SEGMENT_SIGNATURE };
+        for size in SEGMENT_SIZES {
+            let segment = address & !(size - 1);
+            let bytes = read_sparse(self.kernel.memory, segment, self.segment_size)?;
+            let place = self.segment_signature;
+            let Some(signature) = bytes.get(place.address as usize, place.size.into()).map(little_endian) else {
+                continue;
+            };
+            let context = self.kernel.wrap(signature ^ segment ^ key ^ hidden);
+            if !self.kernel.is_kernel_address(context) {
+                continue;
+            }
+            let context = match self.context.read(context) {
+                Ok(context) => context,
+                Err(ReadError::Fault(fault)) => return Err(fault),
+                Err(ReadError::Hole { .. }) => continue,
+            };
+            let unit_shift = self.unit_shift.get(&context);
+            let owner = owner.get(&context);
+            let Some(heap) = heaps.iter().find(|heap| heap.address == owner) else { continue };
+            if unit_shift > 24 || self.descriptors.count << unit_shift != size {
+                continue;
+            }
+            let mut areas = Vec::new();
+            self.areas(*heap, segment, &bytes, unit_shift, self.first_descriptor.get(&context), &mut areas);
+            return Ok(areas.into_iter().find(|area| address.wrapping_sub(area.address) < area.length));
+        }
+        Ok(None)
     }
 
     fn flags(&self, descriptor: &[u8]) -> u64 {

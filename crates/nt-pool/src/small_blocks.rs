@@ -170,7 +170,7 @@ pub struct Plan {
 const PIECE: u64 = 1 << 20;
 
 /// Chunks of this size and more can be large allocations (facts 5.5).
-const LARGE_CHUNK: u64 = 0xff0;
+pub(crate) const LARGE_CHUNK: u64 = 0xff0;
 
 /// Damaged places that are named; more are only counted.
 const NAMED: usize = 16;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod big_pages;
+mod classic_pool;
 mod hostile;
 mod isf;
 mod pool_log;

@@ -11,6 +11,12 @@ const COOKIE: u64 = 0x1122_3344_5566_7788;
 
 fn world(version: Version) -> World {
     let mut world = World::new(version);
+    describe(&mut world);
+    world
+}
+
+pub(crate) fn describe(world: &mut World) {
+    let version = world.version;
     if version.pointer == 4 {
         let half = |name, offset, first, count| nt_symbols::Field { size: 2, ..bits(name, offset, first, count) };
         world.layout(
@@ -42,7 +48,6 @@ fn world(version: Version) -> World {
             world.pointer_variable("ExpPoolQuotaCookie", COOKIE);
         }
     }
-    world
 }
 
 /// (size in units, pool type, tag, protected, process)

@@ -1,5 +1,6 @@
 //! Segment heaps built by hand: heaps, segments, VS chunks, LFH blocks, lookaside lists, special pool, damage.
 
+use nt_pool::around::{self, Contents};
 use nt_pool::small_blocks::{BlockKind, BlockState, Kinds, Limits, Plan, SmallBlock, find};
 use nt_pool::{PoolKind, Tag, big_pages};
 use proptest::prelude::*;
@@ -122,6 +123,7 @@ impl Heap {
             &[
                 number("UnitShift", 8, 1),
                 number("FirstDescriptorIndex", 0xa, 1),
+                number("Heap", 0x38, 8),
                 member("SegmentListHead", 0x48, 0x10, "_LIST_ENTRY"),
             ],
         );
@@ -185,6 +187,7 @@ impl Heap {
             let context = heap + at.contexts + index * 0xc0;
             self.world.put(context + 8, shift, 1);
             self.world.put(context + 0xa, first, 1);
+            self.world.put(context + 0x38, heap, 8);
             self.world.put(context + 0x48, context + 0x48, 8);
             self.world.put(context + 0x50, context + 0x48, 8);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nt_memory::{Fault, Memory, Search};
 use nt_pool::Kernel;
-use nt_symbols::{Field, Isf, Layout, Symbol, SymbolFile, SymbolKind};
+use nt_symbols::{Enumeration, Field, Isf, Layout, Symbol, SymbolFile, SymbolKind};
 
 /// A generation of Windows kernels: its pointer width and its build.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +46,7 @@ pub(crate) struct Symbols {
     real: Option<Real>,
     names: HashMap<String, u32>,
     layouts: HashMap<String, Arc<Layout>>,
+    enumerations: HashMap<String, Arc<Enumeration>>,
 }
 
 impl SymbolFile for Symbols {
@@ -82,6 +83,13 @@ impl SymbolFile for Symbols {
         match self.real {
             Some(Real(real)) => real.layout(type_name),
             None => self.layouts.get(type_name).cloned(),
+        }
+    }
+
+    fn enumeration(&self, enum_name: &str) -> Option<Arc<Enumeration>> {
+        match self.real {
+            Some(Real(real)) => real.enumeration(enum_name),
+            None => self.enumerations.get(enum_name).cloned(),
         }
     }
 }
@@ -213,6 +221,11 @@ impl World {
 
     pub(crate) fn layout(&mut self, name: &str, size: u64, fields: &[Field]) {
         self.symbols.layouts.insert(name.into(), Arc::new(Layout { name: name.into(), size, fields: fields.to_vec() }));
+    }
+
+    pub(crate) fn enumeration(&mut self, name: &str, values: &[(&str, i64)]) {
+        let values = values.iter().map(|(name, value)| (name.to_string(), *value)).collect();
+        self.symbols.enumerations.insert(name.into(), Arc::new(Enumeration { name: name.into(), size: 4, values }));
     }
 
     fn byte(&self, address: u64) -> Option<u8> {

@@ -1,0 +1,241 @@
+//! What lies around one address: its page's blocks, or the one allocation that it belongs to.
+
+use nt_memory::{PAGE_SIZE, read_sparse};
+
+use crate::big_pages::{self, BigPage};
+use crate::classic_pool;
+use crate::lists::note;
+use crate::pool_header::Headers;
+use crate::pool_page::{self, Block};
+use crate::segment_heap;
+use crate::small_blocks::{Area, Content, Formats, Kinds, LARGE_CHUNK};
+use crate::special_page::{self, SpecialBlock};
+use crate::{Kernel, PoolError, PoolKind, Tag};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Around {
+    /// Where the page starts.
+    pub page: u64,
+    /// The pool that the page belongs to, as far as the kernel's books say.
+    pub pool: Option<PoolKind>,
+    pub contents: Contents,
+    /// Where the headers of the page make no sense.
+    pub problem: Option<String>,
+    pub readable: bool,
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contents {
+    /// The blocks whose headers lie in the page, and the one that the address lies in.
+    Blocks(Vec<Block>),
+    Special(SpecialBlock),
+    Large(BigPage),
+    Nothing,
+}
+
+/// Looks at the page that `address` lies in.
+pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<Around, PoolError> {
+    let page = address & !(PAGE_SIZE - 1);
+    let mut around =
+        Around { page, pool: None, contents: Contents::Nothing, problem: None, readable: true, notes: Vec::new() };
+    let bytes = read_sparse(kernel.memory, page, PAGE_SIZE as usize)?;
+    around.readable = bytes.is_complete();
+    match segment_heap::is_segment_heap(kernel)? {
+        true => in_heap(kernel, address, &mut around)?,
+        false => in_classic_pool(kernel, &bytes.bytes, &mut around)?,
+    }
+    if around.contents == Contents::Nothing {
+        match big_pages::entry_containing(kernel, address) {
+            Ok(Some(large)) => {
+                around.pool = Some(large.kind);
+                around.contents = Contents::Large(large);
+                around.problem = None;
+            }
+            Ok(None) => {}
+            Err(error) => note(&mut around.notes, "the table of large allocations", error)?,
+        }
+    }
+    Ok(around)
+}
+
+fn in_classic_pool(kernel: &Kernel<'_>, bytes: &[u8], around: &mut Around) -> Result<(), PoolError> {
+    let mut notes = Vec::new();
+    let regions = match classic_pool::regions(kernel, Kinds::ALL, &mut notes) {
+        Ok(regions) => regions,
+        Err(error) => {
+            note(&mut around.notes, "which pool the page is of", error)?;
+            Vec::new()
+        }
+    };
+    let region = regions.iter().find(|region| region.range.contains(&around.page));
+    around.pool = region.map(|region| region.pool);
+    if !around.readable {
+        return Ok(());
+    }
+    if region.is_some_and(|region| region.special)
+        && let Some(block) = special_page::decode(kernel, around.page, bytes)
+    {
+        around.pool = Some(block.kind);
+        around.contents = Contents::Special(block);
+        return Ok(());
+    }
+    let page = pool_page::decode(kernel, around.page, bytes)?;
+    match page.problem {
+        None => around.contents = Contents::Blocks(page.blocks),
+        // A start that is whole is no accident.
+        Some(problem) => {
+            around.problem = Some(problem);
+            if page.blocks.len() >= 2 {
+                around.contents = Contents::Blocks(page.blocks);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn in_heap(kernel: &Kernel<'_>, address: u64, around: &mut Around) -> Result<(), PoolError> {
+    let Some((area, keys)) = segment_heap::locate(kernel, address, &mut around.notes)? else { return Ok(()) };
+    around.pool = Some(area.pool);
+    let formats = Formats::new(kernel, keys)?;
+    match area.content {
+        Content::Vs => vs(kernel, &formats, &area, address, around)?,
+        Content::Lfh => lfh(kernel, &formats, &area, address, around)?,
+        Content::SpecialRange => {
+            let bytes = read_sparse(kernel.memory, area.address, PAGE_SIZE as usize)?;
+            let block = special_page::decode(kernel, area.address, &bytes.bytes);
+            around.contents = block.map_or(Contents::Nothing, Contents::Special);
+        }
+        Content::Range | Content::Pages | Content::SpecialPages => {}
+    }
+    Ok(())
+}
+
+fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around: &mut Around) -> Result<(), PoolError> {
+    let Some(format) = &formats.vs else { return Ok(()) };
+    let bytes = read_sparse(kernel.memory, area.address, area.length as usize)?;
+    let mut places = Vec::new();
+    let mut headless = false;
+    let walked = format.chunks(&bytes, |chunk| {
+        let at = area.address.wrapping_add(chunk.offset);
+        let inside = address.wrapping_sub(at) < chunk.size;
+        match format.pool_header(&formats.headers, &bytes, chunk).filter(|_| chunk.allocated) {
+            Some((place, header)) => {
+                let at = area.address.wrapping_add(place);
+                if inside || at & !(PAGE_SIZE - 1) == around.page {
+                    places.push((at, place, Some(header), chunk.size));
+                }
+            }
+            None if chunk.allocated => headless |= inside && chunk.size >= LARGE_CHUNK,
+            // kd shows a free chunk from its own header on.
+            None if inside || at & !(PAGE_SIZE - 1) == around.page => places.push((at, chunk.offset, None, chunk.size)),
+            None => {}
+        }
+    });
+    around.problem = walked.err();
+    if headless {
+        return Ok(());
+    }
+    let mut blocks = Vec::new();
+    let mut cookie = None;
+    for (at, offset, header, size) in places {
+        let block = match header {
+            Some(header) => {
+                let block = bytes.get(offset as usize, formats.headers.unit as usize).unwrap_or_default();
+                pool_page::block(kernel, &formats.headers, at, header, block, &mut cookie)?
+            }
+            None => free_chunk(&formats.headers, at, size, bytes.get(offset as usize, 8)),
+        };
+        blocks.push(block);
+    }
+    around.contents = Contents::Blocks(blocks);
+    Ok(())
+}
+
+/// The tag is what kd shows there: the bytes where a pool header would have it.
+fn free_chunk(headers: &Headers, at: u64, size: u64, bytes: Option<&[u8]>) -> Block {
+    let key = bytes.and_then(|bytes| bytes.get(4..8)?.try_into().ok()).map_or(0, u32::from_le_bytes);
+    Block {
+        header: at,
+        address: at.wrapping_add(headers.unit),
+        size: size.saturating_sub(headers.unit),
+        block_size: size,
+        previous_size: 0,
+        tag: Tag::from_key(key).0,
+        protected: false,
+        allocated: false,
+        paged: false,
+        pool_type: 0,
+        pool_index: 0,
+        process: None,
+    }
+}
+
+fn lfh(
+    kernel: &Kernel<'_>,
+    formats: &Formats,
+    area: &Area,
+    address: u64,
+    around: &mut Around,
+) -> Result<(), PoolError> {
+    let Some(format) = &formats.lfh else { return Ok(()) };
+    let bytes = read_sparse(kernel.memory, area.address, area.length as usize)?;
+    let mut places = Vec::new();
+    let walked = format.slots(&bytes, |slot| {
+        let at = area.address.wrapping_add(slot.offset);
+        if address.wrapping_sub(at) < slot.size || at & !(PAGE_SIZE - 1) == around.page {
+            places.push((at, slot));
+        }
+    });
+    around.problem = walked.err();
+    let mut blocks = Vec::new();
+    let mut cookie = None;
+    for (at, slot) in places {
+        let Some(block) = bytes.get(slot.offset as usize, slot.size as usize) else { continue };
+        let Some(header) = formats.headers.at(block, 0) else { continue };
+        let fits = (formats.headers.unit..=slot.size).contains(&header.block_size);
+        let mut block = match fits {
+            true => pool_page::block(kernel, &formats.headers, at, header, block, &mut cookie)?,
+            false => free_chunk(&formats.headers, at, slot.size, Some(block)),
+        };
+        block.allocated = slot.allocated;
+        blocks.push(block);
+    }
+    around.contents = Contents::Blocks(blocks);
+    Ok(())
+}
+
+/// Single bits of a page's headers that would make the chain whole if they were turned over: (address of the byte, bit).
+pub fn single_bit_errors(kernel: &Kernel<'_>, address: u64) -> Result<Vec<(u64, u8)>, PoolError> {
+    let page = address & !(PAGE_SIZE - 1);
+    let mut bytes = read_sparse(kernel.memory, page, PAGE_SIZE as usize)?.bytes;
+    let headers = Headers::new(kernel)?;
+    let chain: Vec<_> = headers.chain(&bytes).map(|(offset, header)| (offset, header.is_ok())).collect();
+    if chain.iter().all(|(_, whole)| *whole) {
+        return Ok(Vec::new());
+    }
+    // The header where the chain breaks, or the one before it, is wrong.
+    let mut found = Vec::new();
+    for (offset, _) in &chain[chain.len().saturating_sub(2)..] {
+        for place in *offset..(*offset + 4).min(PAGE_SIZE) {
+            for bit in 0..8 {
+                bytes[place as usize] ^= 1 << bit;
+                if headers.chain(&bytes).all(|(_, header)| header.is_ok()) {
+                    found.push((page.wrapping_add(place), bit));
+                }
+                bytes[place as usize] ^= 1 << bit;
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Around {
+    /// The block that the address lies in.
+    pub fn block(&self, address: u64) -> Option<&Block> {
+        match &self.contents {
+            Contents::Blocks(blocks) => blocks.iter().find(|block| block.contains(address)),
+            Contents::Special(_) | Contents::Large(_) | Contents::Nothing => None,
+        }
+    }
+}
