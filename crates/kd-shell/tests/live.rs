@@ -247,3 +247,42 @@ fn control_flow_and_scripts_with_arguments() {
     assert_eq!(screen.text, "10 ff fffff800017269e0 nt!NtFlushKey (fffff800`017269e0)\n");
     live.leave();
 }
+
+/// What a look at the pool log costs on the wire, without the list of modules that names the frames.
+#[test]
+fn a_second_look_at_the_pool_log_costs_what_is_new() {
+    let mut live = Live::attach();
+    live.shell.format = Format::Json;
+    let block = 0xffff_f8a0_0580_0000;
+    let look = |live: &mut Live| -> serde_json::Value {
+        let (screen, failed, _) = live.run("lm; !verifier 0x80 fffff8a005800000");
+        assert!(!failed, "{}", screen.text);
+        serde_json::from_str(screen.text.lines().last().unwrap()).unwrap()
+    };
+    let first = look(&mut live);
+    println!("first look: {}", first["cost"]);
+    assert_eq!(first["result"]["entries"].as_array().unwrap().len(), 2);
+    assert!(first["cost"]["requests"].as_u64().unwrap() <= 30, "{}", first["cost"]);
+    assert!(first["cost"]["bytes_read"].as_u64().unwrap() <= 8 << 10, "{}", first["cost"]);
+
+    assert!(!live.run("g").1);
+    live.fake.with_kernel(|kernel| {
+        use kd_fake::kernel::{FREE_STACK, FREEING_THREAD, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind};
+        kernel.free_large(block, &FREE_STACK, FREEING_THREAD).unwrap();
+        for _ in 0..49 {
+            let place = kernel.allocate_large(LEAK_TAG, 0x2000, PoolKind::NonPaged, &LEAK_STACK, LEAK_THREAD).unwrap();
+            kernel.free_large(place, &FREE_STACK, FREEING_THREAD).unwrap();
+        }
+        kernel.allocate_large_at(block, LEAK_TAG, 0x3000, PoolKind::Paged, &LEAK_STACK, LEAK_THREAD).unwrap();
+    });
+    assert!(!live.run(".break").1);
+    let second = look(&mut live);
+    println!("second look: {}", second["cost"]);
+    let entries = second["result"]["entries"].as_array().unwrap();
+    let operations: Vec<&str> = entries.iter().map(|entry| entry["operation"].as_str().unwrap()).collect();
+    assert_eq!(operations, ["allocate", "free", "allocate", "free"]);
+    assert_eq!(entries[0]["size"], 0x3000);
+    assert_eq!(entries[2..], first["result"]["entries"].as_array().unwrap()[..]);
+    assert!(second["cost"]["requests"].as_u64().unwrap() <= 10, "{}", second["cost"]);
+    live.leave();
+}
