@@ -3,6 +3,13 @@
 //! It speaks KD over KDNET (UDP) and over serial lines (pseudo terminal, Unix socket, TCP), and shares no code with the
 //! debugger in this workspace: a mistake in one of the two cannot be hidden by the same mistake in the other.
 //! [`FakeHandle::stats`] tells what really happened to the target, for tests to compare.
+//!
+//! The machine is a [`kernel::Kernel`]: that of the article ([`kernel::article`]), or one of any x64 kernel whose symbol
+//! table there is, with a state that a seed decides ([`kernel::seeded`]). Its pool changes while it runs
+//! ([`FakeOptions::evolve`]) or when a test says so ([`FakeHandle::with_kernel`]), its books are kept as the kernel keeps
+//! them, and [`kernel::Kernel::truth`] says what is in it. [`kernel::Kernel::write_raw`] writes its physical memory as
+//! Volatility 3 reads it: `vol -s SYMBOLS -f memory.raw windows.bigpools`, with the table of the same kernel in
+//! `SYMBOLS/windows/ntkrnlmp.pdb`.
 
 mod faults;
 pub mod isf;
