@@ -138,7 +138,7 @@ pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fau
 
 /// The name of the program counter. On Windows 7 two names share kd's break instruction; each Windows is shown the one
 /// that its own debuggers showed.
-fn place(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<Option<String>, Fault> {
+pub(crate) fn place(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<Option<String>, Fault> {
     let (stop, version) = (kernel.stop(), kernel.version());
     let width = kernel.width();
     let rva = width.address(stop.program_counter).wrapping_sub(kernel.base());

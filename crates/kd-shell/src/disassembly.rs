@@ -9,7 +9,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Formatter, Instruction, MasmFormatter, OpKind, SymbolResolver, SymbolResult,
+    Code, Decoder, DecoderOptions, Formatter, Instruction, MasmFormatter, MemorySizeOptions, OpKind, SymbolResolver,
+    SymbolResult,
 };
 use nt_memory::Fault;
 
@@ -57,6 +58,7 @@ impl Disassembler {
         let mut formatter = MasmFormatter::with_options(Some(Box::new(named.clone())), None);
         let options = formatter.options_mut();
         options.set_first_operand_char_index(8);
+        options.set_memory_size_options(MemorySizeOptions::Always);
         options.set_show_branch_size(false);
         options.set_rip_relative_addresses(false);
         options.set_small_hex_numbers_in_decimal(true);

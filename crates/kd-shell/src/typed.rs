@@ -473,7 +473,8 @@ pub(crate) fn find(symbols: &dyn SymbolFile, layout: &Layout, path: &str) -> Opt
 
 /// The offset of a member, for walking lists.
 pub(crate) fn offset_of(symbols: &dyn SymbolFile, type_name: &str, path: &str) -> Option<u64> {
-    Some(find(symbols, &*symbols.layout(type_name)?, path)?.1)
+    let layout = symbols.layout(type_name)?;
+    Some(find(symbols, &layout, path)?.1)
 }
 
 /// A number at an address.

@@ -199,7 +199,8 @@ pub(super) fn symbols(context: &mut Context<'_>, module: &str) -> Result<Arc<dyn
 
 /// `?? sizeof(type)` and its like share this: the size of a type, or the offset of a member.
 pub(super) fn offset(symbols: &dyn SymbolFile, type_name: &str, member: &str) -> Option<u64> {
-    find(symbols, &*symbols.layout(type_name)?, member).map(|(_, offset)| offset)
+    let layout = symbols.layout(type_name)?;
+    find(symbols, &layout, member).map(|(_, offset)| offset)
 }
 
 impl Text for Answer {

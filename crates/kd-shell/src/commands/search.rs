@@ -275,8 +275,9 @@ fn find(
     while at <= last {
         let here = start.wrapping_add(at);
         let left = length - at;
-        if target_searches && close < 4 && left >= WORTH_A_SEARCH {
-            let chunk = left.min(CHUNK);
+        // A target's own search does not wrap around the end of the address space.
+        let chunk = left.min(CHUNK).min(u64::MAX - here);
+        if target_searches && close < 4 && chunk >= WORTH_A_SEARCH {
             match memory.search(here, chunk, pattern)? {
                 Search::Unsupported => target_searches = false,
                 Search::NotFound => {

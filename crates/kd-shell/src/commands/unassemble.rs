@@ -123,10 +123,15 @@ pub(super) fn at_counter(context: &mut Context<'_>, address: u64) -> Result<Stri
     let width = kernel.width();
     let address = width.address(address);
     let mut text = String::new();
-    let mut names = context.names()?;
-    if let Some(name) = names.name(address)? {
+    // The stop's own place has the name that the stop was shown with.
+    let name = match address == width.address(kernel.stop().program_counter) {
+        true => crate::banner::place(kernel, &mut context.session.symbols)?,
+        false => context.names()?.name(address)?,
+    };
+    if let Some(name) = name {
         text.push_str(&format!("{name}:\n"));
     }
+    let mut names = context.names()?;
     let mut code = [0; MAX_LENGTH];
     let read = kernel.memory().read(address, &mut code)?.min(MAX_LENGTH);
     let one = match Disassembler::new(kernel.version().machine) {
