@@ -308,7 +308,7 @@ impl Text for EntryLog {
             return writeln!(out, "{why}");
         }
         match self.flag {
-            0x4 if self.entries.is_empty() => return writeln!(out, "Driver Verifier didn't inject any faults."),
+            0x4 if self.entries.is_empty() => writeln!(out, "Driver Verifier didn't inject any faults."),
             0x4 | 0x8 => self.recent(out),
             0x40 => self.forced_pending(out),
             _ => self.operations(out),
