@@ -81,6 +81,8 @@ struct Actor {
     /// Ours: address, and handle in the target's table.
     breakpoints: Vec<(u64, u32)>,
     heard: bool,
+    /// The last request that failed was not even acknowledged.
+    deaf: bool,
     reboot_announced: bool,
     /// The target's breakpoint table was emptied of what a dead debugger left.
     released: bool,
@@ -111,6 +113,7 @@ pub(crate) async fn run(
         halts: 0,
         breakpoints: Vec::new(),
         heard: false,
+        deaf: false,
         reboot_announced: false,
         released: false,
     };
@@ -618,7 +621,7 @@ impl Actor {
                 }
                 Ok(Exchanged::Sent) => return Err(Fault::Lost("a read was not answered".into()).into()),
                 // Small replies that come and large ones that do not: a path that drops large datagrams.
-                Err(TargetError::Timeout(_)) if length > SAFE_REPLY_DATA => {
+                Err(TargetError::Timeout(_)) if length > SAFE_REPLY_DATA && !self.deaf => {
                     tracing::warn!(length, "no reply; asking for less");
                     self.shared.reply_data.store(SAFE_REPLY_DATA, Ordering::Relaxed);
                     length = SAFE_REPLY_DATA;
@@ -777,6 +780,7 @@ impl Actor {
                 RequestFailure::TargetRestarted => return Err(Fault::Running.into()),
                 RequestFailure::NotAcknowledged | RequestFailure::NotAnswered | RequestFailure::Cancelled => {
                     tracing::warn!(%failure);
+                    self.deaf = failure == RequestFailure::NotAcknowledged;
                     return Err(TargetError::Timeout(self.now()));
                 }
             }
