@@ -21,9 +21,13 @@ mod leak;
 mod list_modules;
 mod list_nearest;
 mod log;
+mod lookaside;
 mod page_table;
+mod pool;
 mod pool_find;
+mod pool_top;
 mod pool_used;
+mod pool_val;
 mod print_formatted;
 mod process;
 mod registers;
@@ -74,6 +78,10 @@ pub(crate) enum Action {
 const COMMANDS: &[CommandInfo] = &[
     pool_used::INFO,
     pool_find::INFO,
+    pool::INFO,
+    pool_val::INFO,
+    pool_top::INFO,
+    lookaside::INFO,
     verifier::INFO,
     leak::INFO,
     control::GO,
