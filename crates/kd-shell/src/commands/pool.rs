@@ -4,7 +4,7 @@
 //! Pool page ffffac883ca17920 region is Nonpaged pool
 //!  ffffac883ca17000 size:  900 previous size:    0  (Allocated)  PFXM
 //! *ffffac883ca17910 size:  600 previous size:    0  (Allocated) *tvEm
-//! 		Owning component : Unknown (update pooltag.txt)
+//!         Owning component : Unknown (update pooltag.txt)
 //! ```
 
 use std::fmt;
