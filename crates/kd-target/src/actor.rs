@@ -276,7 +276,10 @@ impl Actor {
         self.at = None;
         self.next_stop = None;
         self.asked_at = None;
-        self.break_ins_answered = self.session.break_ins();
+        // One that was on its way may have reached the machine only after it started anew.
+        if !self.break_wanted {
+            self.break_ins_answered = self.session.break_ins();
+        }
         self.shared.reply_data.store(usize::MAX, Ordering::Relaxed);
         self.set_phase(Phase::Running);
         if !std::mem::take(&mut self.reboot_announced) {

@@ -286,9 +286,9 @@ mod tests {
         for (scheme, address) in [
             (Scheme::X86, 0x801544f4),
             (Scheme::Pae, 0x801544f4),
-            (Scheme::X64 { levels: 4 }, 0xfffff880_0123_44f4),
+            (Scheme::X64 { levels: 4 }, 0xffff_f880_0123_44f4),
             (Scheme::X64 { levels: 5 }, 0xff12_3456_0123_44f4),
-            (Scheme::Arm64, 0xfffff880_0123_44f4),
+            (Scheme::Arm64, 0xffff_f880_0123_44f4),
         ] {
             let small = tables(scheme, address, 0x0015_4063, 12);
             assert_eq!(page(&small, scheme, address), Page::Present { physical: 0x1544f4, size: 0x1000 }, "{scheme:?}");
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn entries_that_are_not_valid_are_told_apart() {
-        let (scheme, address) = (Scheme::X64 { levels: 4 }, 0xfffff880_0123_44f4);
+        let (scheme, address) = (Scheme::X64 { levels: 4 }, 0xffff_f880_0123_44f4);
         let last = |value| page(&tables(scheme, address, value, 12), scheme, address);
         assert_eq!(last(0x15_4880), Page::Transition { physical: 0x1544f4 });
         assert_eq!(last(0xf8a0_0123_4560_0400), Page::Prototype { address: Some(0xffff_f8a0_0123_4560) });

@@ -1,6 +1,5 @@
 //! Segment heaps built by hand: heaps, segments, VS chunks, LFH blocks, lookaside lists, special pool, damage.
 
-use nt_pool::around::{self, Contents};
 use nt_pool::small_blocks::{BlockKind, BlockState, Kinds, Limits, Plan, SmallBlock, find};
 use nt_pool::{PoolKind, Tag, big_pages};
 use proptest::prelude::*;
