@@ -365,14 +365,11 @@ fn connect(
 fn tell_why(evidence: &Mutex<ConnectEvidence>, started: Instant, break_asked: bool) {
     let mut evidence = lock(evidence);
     evidence.elapsed = started.elapsed();
-    if !break_asked {
-        complain(
-            "The target has not stopped by itself, and no break-in was asked for (-bonc, or Ctrl+C at a terminal).",
-        );
+    if evidence.keys_established && !break_asked {
+        complain("The target runs, and no break-in was asked for: use -bonc, or Ctrl+C at a terminal.");
+        return;
     }
-    if break_asked || !evidence.keys_established {
-        explain(&evidence).iter().for_each(|line| complain(line));
-    }
+    explain(&evidence).iter().for_each(|line| complain(line));
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
