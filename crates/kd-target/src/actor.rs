@@ -403,11 +403,7 @@ impl Actor {
     fn halt(&mut self, change: &StateChange, asked: bool) {
         let Some(version) = self.version.clone() else { return };
         let Report::Exception(exception) = &change.report else { return };
-        let instructions = match version.machine {
-            0x014c => change.x86().instructions().to_vec(),
-            0xaa64 => change.arm64().instructions().to_vec(),
-            _ => change.x64().instructions().to_vec(),
-        };
+        let instructions = instructions(change, version.machine);
         self.halts += 1;
         let stop = Stop {
             code: exception.exception_code,
@@ -707,11 +703,7 @@ impl Actor {
     /// Moves the program counter behind a hard-coded break instruction; continuing on it would break again at once.
     async fn step_over_break(&mut self, at: &StateChange, machine: u16) -> Result<(), TargetError> {
         let Some(machine_facts) = Machine::of(machine) else { return Ok(()) };
-        let mut instructions = match machine {
-            0x014c => at.x86().instructions().to_vec(),
-            0xaa64 => at.arm64().instructions().to_vec(),
-            _ => at.x64().instructions().to_vec(),
-        };
+        let mut instructions = instructions(at, machine);
         if instructions.len() < machine_facts.break_length()
             && let Answer::Bytes { bytes, .. } =
                 self.read(at.processor, at.program_counter, machine_facts.break_length()).await?
@@ -887,6 +879,15 @@ fn no_timeout(error: TargetError) -> TargetError {
     match error {
         TargetError::Timeout(_) => Fault::Lost("the target does not answer any more".into()).into(),
         error => error,
+    }
+}
+
+/// The bytes at the program counter that came with a stop; where they lie depends on the machine.
+fn instructions(change: &StateChange, machine: u16) -> Vec<u8> {
+    match machine {
+        0x014c => change.x86().instructions().to_vec(),
+        0xaa64 => change.arm64().instructions().to_vec(),
+        _ => change.x64().instructions().to_vec(),
     }
 }
 
