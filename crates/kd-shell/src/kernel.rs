@@ -34,8 +34,6 @@ pub trait Kernel: Memory {
     /// One processor's CONTEXT record, raw.
     fn context(&self, processor: u16) -> Result<Vec<u8>, TargetError>;
     fn memory(&self) -> &dyn Memory;
-    /// Fills the start of `buffer` from physical memory and returns how many bytes are good.
-    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault>;
     /// A part of one processor's control space.
     fn read_control(&self, processor: u16, selector: u64, length: u32) -> Result<Vec<u8>, TargetError>;
 
@@ -128,10 +126,6 @@ impl Kernel for Halted {
 
     fn memory(&self) -> &dyn Memory {
         self
-    }
-
-    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        Halted::read_physical(self, address, buffer)
     }
 
     fn read_control(&self, processor: u16, selector: u64, length: u32) -> Result<Vec<u8>, TargetError> {

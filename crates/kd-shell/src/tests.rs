@@ -83,6 +83,10 @@ impl Memory for Machine {
         self.reads.set(self.reads.get() + 1);
         Ok(self.kernel.search(address, length, pattern).map_or(Search::NotFound, Search::Found))
     }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        Ok(self.kernel.read_physical(address, buffer))
+    }
 }
 
 impl Kernel for Machine {
@@ -123,10 +127,6 @@ impl Kernel for Machine {
 
     fn memory(&self) -> &dyn Memory {
         self
-    }
-
-    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        Ok(self.kernel.read_physical(address, buffer))
     }
 
     /// KSPECIAL_REGISTERS as far as CR3 and CR4.
@@ -457,7 +457,7 @@ fn types_and_values() {
     assert_eq!(text("?? sizeof(nt!_POOL_HEADER)"), "unsigned int64 0x10\n");
     assert_eq!(text("?? #FIELD_OFFSET(nt!_LIST_ENTRY, Blink)"), "long 0n8\n");
     assert_eq!(text("?? 12 + 1"), "int 0n13\n");
-    let member = text("?? ((nt!_LIST_ENTRY*)@@masm(nt!PsLoadedModuleList))->Flink");
+    let member = text("?? ((nt!_LIST_ENTRY*)impl Kernel for Machine {masm(nt!PsLoadedModuleList))->Flink");
     assert!(member.starts_with(&format!("_LIST_ENTRY * 0x{}", crate::text::tick(first))), "{member}");
 }
 

@@ -376,32 +376,6 @@ impl Halted {
         }
     }
 
-    /// Fills the start of `buffer` from physical memory and returns how many bytes are good.
-    pub fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let Some(at) = address.checked_add(done as u64) else { break };
-            let gap = match self.physical.borrow().at(at, buffer.len() - done) {
-                Known::Bytes(bytes) => {
-                    buffer[done..done + bytes.len()].copy_from_slice(bytes);
-                    done += bytes.len();
-                    continue;
-                }
-                Known::Unreadable => break,
-                Known::Gap(gap) => gap,
-            };
-            // Targets read physical memory page by page.
-            let length = gap.min((PAGE_SIZE - at % PAGE_SIZE) as usize);
-            let (bytes, _) = self.fetch(|length| Ask::ReadPhysical { address: at, length }, length)?;
-            let mut physical = self.physical.borrow_mut();
-            physical.insert(at, &bytes);
-            if bytes.is_empty() {
-                physical.mark_unreadable(at);
-            }
-        }
-        Ok(done)
-    }
-
     /// Writes memory; returns how many bytes the target took. It ignores write protection.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<usize, Fault> {
         self.write_pieces(self.on_the_wire(address), data, false)
@@ -537,6 +511,31 @@ impl Memory for Halted {
                 Known::Gap(gap) => gap,
             };
             self.fill(at, gap)?;
+        }
+        Ok(done)
+    }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let Some(at) = address.checked_add(done as u64) else { break };
+            let gap = match self.physical.borrow().at(at, buffer.len() - done) {
+                Known::Bytes(bytes) => {
+                    buffer[done..done + bytes.len()].copy_from_slice(bytes);
+                    done += bytes.len();
+                    continue;
+                }
+                Known::Unreadable => break,
+                Known::Gap(gap) => gap,
+            };
+            // Targets read physical memory page by page.
+            let length = gap.min((PAGE_SIZE - at % PAGE_SIZE) as usize);
+            let (bytes, _) = self.fetch(|length| Ask::ReadPhysical { address: at, length }, length)?;
+            let mut physical = self.physical.borrow_mut();
+            physical.insert(at, &bytes);
+            if bytes.is_empty() {
+                physical.mark_unreadable(at);
+            }
         }
         Ok(done)
     }

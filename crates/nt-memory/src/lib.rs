@@ -56,6 +56,12 @@ pub trait Memory {
         Ok(Search::Unsupported)
     }
 
+    /// Fills the start of `buffer` from physical memory and returns how many bytes are good: none where the source has
+    /// no way to it.
+    fn read_physical(&self, _address: u64, _buffer: &mut [u8]) -> Result<usize, Fault> {
+        Ok(0)
+    }
+
     /// All of `buffer` or an error.
     fn read_exact(&self, address: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
         let wanted = buffer.len();
@@ -91,6 +97,10 @@ impl<M: Memory + ?Sized> Memory for &M {
 
     fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
         (**self).search(address, length, pattern)
+    }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        (**self).read_physical(address, buffer)
     }
 }
 

@@ -106,7 +106,7 @@ fn in_heap(kernel: &Kernel<'_>, address: u64, around: &mut Around) -> Result<(),
             let block = special_page::decode(kernel, area.address, &bytes.bytes);
             around.contents = block.map_or(Contents::Nothing, Contents::Special);
         }
-        Content::Range | Content::Pages | Content::SpecialPages => {}
+        Content::Range | Content::Pages | Content::SpecialPages | Content::MixedPages => {}
     }
     Ok(())
 }

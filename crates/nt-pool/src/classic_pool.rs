@@ -33,9 +33,16 @@ const WINDOWS_10: u16 = 10240;
 /// No pool is larger than all memory that x64 kernels of these versions can have addresses for.
 const MAX_RANGE: u64 = 1 << 45;
 
-/// Processors and pool descriptors that are looked at.
+/// Windows 7's stretch for what comes and goes, special pool among it, when `MiSpecialPool` does not say more (facts 4.1:
+/// Rekall, and the blocks of the documentation's example).
+const DYNAMIC_WINDOWS_7: Range<u64> = 0xffff_f980_0000_0000..0xffff_fa80_0000_0000;
+
+/// Pages of that stretch that are read although the kernel counts none of special pool.
+const MAX_UNCOUNTED: u64 = 0x1000;
+
+/// Processors and pool descriptors that are looked at; a descriptor's array has 64 and one.
 const MAX_PROCESSORS: u64 = 2048;
-const MAX_DESCRIPTORS: u64 = 0x110;
+const MAX_DESCRIPTORS: u64 = 0x41;
 
 /// One range of virtual memory that holds pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +50,8 @@ pub(crate) struct Region {
     pub(crate) range: Range<u64>,
     pub(crate) pool: PoolKind,
     pub(crate) special: bool,
+    /// Other things lie in between.
+    pub(crate) mixed: bool,
 }
 
 /// Looks for the resident pages of the wanted pools.
@@ -52,7 +61,18 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
     for region in regions(kernel, kinds, &mut found.notes)? {
         let resident = tables.resident(region.range.clone())?;
         found.notes.extend(resident.notes);
-        let content = if region.special { Content::SpecialPages } else { Content::Pages };
+        if !region.special {
+            found.out.extend(resident.out);
+        }
+        let content = match region {
+            Region { mixed: true, .. } => Content::MixedPages,
+            Region { special: true, .. } => Content::SpecialPages,
+            Region { special: false, .. } => Content::Pages,
+        };
+        let pages: u64 = resident.runs.iter().map(|run| (run.end - run.start) / PAGE_SIZE).sum();
+        if region.mixed && pages > MAX_UNCOUNTED && special_pages_in_use(kernel)? == Some(0) {
+            continue;
+        }
         found.areas.extend(resident.runs.into_iter().map(|run| Area {
             address: run.start,
             length: run.end - run.start,
@@ -121,7 +141,7 @@ fn by_variables(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Regi
         let end = end.map(|end| end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(!(PAGE_SIZE - 1)));
         match (start, end) {
             (Some(start), Some(end)) if start < end && end - start <= MAX_RANGE => {
-                regions.push(Region { range: start..end, pool, special: false });
+                regions.push(Region { range: start..end, pool, special: false, mixed: false });
             }
             _ => {
                 let pool = pool.to_string().to_lowercase();
@@ -137,8 +157,26 @@ fn by_variables(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Regi
     let start = kernel_address(paged).unwrap_or(fixed);
     let end = kernel_address(paged_end).or_else(|| start.checked_add(paged_size).filter(|_| paged_size > 0));
     add(Some(start), end, PoolKind::Paged, notes);
-    regions.extend(special_by_bitmap(kernel)?);
+    match special_by_bitmap(kernel)? {
+        Some(region) => regions.push(region),
+        None if !windows_8 => {
+            regions.push(Region { range: DYNAMIC_WINDOWS_7, pool: PoolKind::NonPaged, special: true, mixed: true });
+        }
+        None => match special_pages_in_use(kernel)? {
+            Some(0) => {}
+            Some(pages) => notes.push(format!(
+                "special pool has {pages} pages, and no variable of this version says where; it was not searched"
+            )),
+            None => notes.push("this version does not say where special pool lies; it was not searched".into()),
+        },
+    }
     Ok(regions)
+}
+
+/// What the kernel counts of special pool.
+fn special_pages_in_use(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
+    let Ok(variable) = kernel.u32_variable("MmSpecialPagesInUse") else { return Ok(None) };
+    Ok(kernel.gather(&[variable])?.remove(0).ok())
 }
 
 /// Vista's and Windows 7's `MiSpecialPool`: the first page table entry, and a bit per page directory entry.
@@ -159,7 +197,7 @@ fn special_by_bitmap(kernel: &Kernel<'_>) -> Result<Option<Region>, PoolError> {
     let length = bits.saturating_mul(2 << 20).min(MAX_RANGE);
     let end = start.checked_add(length).filter(|end| *end > start);
     // The pool of a block is in its own header.
-    Ok(end.map(|end| Region { range: start..end, pool: PoolKind::NonPaged, special: true }))
+    Ok(end.map(|end| Region { range: start..end, pool: PoolKind::NonPaged, special: true, mixed: false }))
 }
 
 /// `_MI_VISIBLE_STATE.SystemVaRegions`, 10 1607 and later.
@@ -205,7 +243,7 @@ fn by_region_table(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<R
             ));
             continue;
         }
-        regions.push(Region { range: start..start.wrapping_add(length), pool, special });
+        regions.push(Region { range: start..start.wrapping_add(length), pool, special, mixed: false });
     }
     Ok(regions)
 }
@@ -257,7 +295,7 @@ fn by_directory_entry(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Ve
             Some(last) if last.range.end == from && last.pool == pool && last.special == special => {
                 last.range.end = from + reach;
             }
-            _ => regions.push(Region { range: from..from + reach, pool, special }),
+            _ => regions.push(Region { range: from..from + reach, pool, special, mixed: false }),
         }
     }
     Ok(regions)
@@ -318,17 +356,13 @@ fn pending(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
         Err(error) => return Ok(note(&mut found.notes, "blocks on deferred-free lists look allocated", error)?),
     };
     let Ok(place) = descriptor.place("PendingFrees") else { return Ok(()) };
-    let [nonpaged_pools, paged_pools] = counts(kernel, ["ExpNumberOfNonPagedPools", "ExpNumberOfPagedPools"])?;
     let mut descriptors: Vec<u64> = kernel.find_symbol("NonPagedPoolDescriptor").into_iter().collect();
     let width = u64::from(kernel.pointer_size);
-    // The first of the paged descriptors is for the pool as a whole.
-    for (name, count) in [
-        ("PoolVector", 2),
-        ("ExpNonPagedPoolDescriptor", nonpaged_pools),
-        ("ExpPagedPoolDescriptor", paged_pools.saturating_add(1)),
-    ] {
+    // As many as there is room for: the number of nonpaged pools does not count those that are not executable, and one
+    // paged descriptor more than there are paged pools is for the pool as a whole.
+    for name in ["PoolVector", "ExpNonPagedPoolDescriptor", "ExpPagedPoolDescriptor"] {
         let Some(address) = kernel.find_symbol(name) else { continue };
-        let count = count.min(MAX_DESCRIPTORS).min(kernel.room(name).map_or(count, |room| room / width));
+        let count = kernel.room(name).map_or(1, |room| room / width).min(MAX_DESCRIPTORS);
         let pointers = read_sparse(kernel.memory, address, (count * width) as usize)?;
         descriptors.extend(pointers.bytes.chunks_exact(width as usize).map(little_endian));
     }
@@ -349,13 +383,4 @@ fn pending(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
         }
     }
     Ok(())
-}
-
-fn counts<const N: usize>(kernel: &Kernel<'_>, names: [&str; N]) -> Result<[u64; N], Fault> {
-    let mut values = [0; N];
-    for (value, name) in values.iter_mut().zip(names) {
-        let Ok(variable) = kernel.u32_variable(name) else { continue };
-        *value = kernel.gather(&[variable])?.remove(0).unwrap_or(0);
-    }
-    Ok(values)
 }

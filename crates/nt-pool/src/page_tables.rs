@@ -3,10 +3,14 @@
 //! The tables of all of virtual memory lie in one stretch of it: the entry of a page is at `base + (address >> 12) *
 //! entry size`, the entry of the table that this entry lies in is found by the same rule, and so on. Each table page is
 //! read once, and only below an entry that says it is there.
+//!
+//! A page in transition has left a working set and is still in physical memory. A debugger's stub does not read it at
+//! its virtual address, but its entry says where it is.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
-use nt_memory::{Fault, PAGE_SIZE, read_sparse};
+use nt_memory::{Fault, PAGE_SIZE, ReadError, Sparse, read_sparse};
 
 use crate::kernel::{Variable, little_endian};
 use crate::record::{Member, Record};
@@ -30,6 +34,22 @@ pub(crate) struct PageTables<'k> {
     not_large: Option<Member>,
     prototype: Option<Member>,
     transition: Option<Member>,
+    frame: Option<Member>,
+    swizzled: Option<Member>,
+    page_file_offset: Option<Member>,
+    invalid_mask: OnceCell<u64>,
+}
+
+/// What an entry says of its page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Page {
+    Present,
+    /// In physical memory at this address.
+    Transition(u64),
+    /// In a page file.
+    Out,
+    /// Never touched, given back, or not to be told.
+    Nothing,
 }
 
 /// What became known of a range.
@@ -37,8 +57,11 @@ pub(crate) struct PageTables<'k> {
 pub(crate) struct Resident {
     /// Ascending, without overlap.
     pub(crate) runs: Vec<Range<u64>>,
+    /// What is in a page file.
+    pub(crate) out: Vec<Range<u64>>,
     pub(crate) notes: Vec<String>,
     tables: usize,
+    tables_out: usize,
 }
 
 impl<'k> PageTables<'k> {
@@ -79,7 +102,114 @@ impl<'k> PageTables<'k> {
             not_large: of(&hardware, "NotLargePage"),
             prototype: of(&software, "Prototype"),
             transition: of(&software, "Transition"),
+            frame: of(&software, "PageFrameNumber"),
+            swizzled: of(&software, "SwizzleBit"),
+            page_file_offset: Record::new(kernel, "_MMPTE_SOFTWARE").ok().and_then(|pte| pte.find("PageFileHigh")),
+            invalid_mask: OnceCell::new(),
         })
+    }
+
+    /// The bits that this kernel sets in the entries of pages that are not there, so that no processor takes the rest
+    /// for an address of memory (Windows 10 since 2018).
+    fn invalid_mask(&self) -> Result<u64, Fault> {
+        if let Some(mask) = self.invalid_mask.get() {
+            return Ok(*mask);
+        }
+        let offset = |ty: &str, member: &str| Some(self.kernel.layout(ty).ok()?.field(member)?.offset);
+        let place = offset("_MI_SYSTEM_INFORMATION", "Hardware").zip(offset("_MI_HARDWARE_STATE", "InvalidPteMask"));
+        let address = self.kernel.find_symbol("MiState").zip(place);
+        let address = address.map(|(state, (hardware, mask))| state.wrapping_add(hardware).wrapping_add(mask));
+        let mask = match address {
+            Some(address) => self.kernel.gather(&[Variable { address, size: 8 }])?.remove(0).unwrap_or(0),
+            None => 0,
+        };
+        // It is above all memory there is; where it is not, the symbols have it in another place.
+        let mask = if mask.trailing_zeros() < 36 { 0 } else { mask };
+        Ok(*self.invalid_mask.get_or_init(|| mask))
+    }
+
+    /// What a last-level entry says.
+    fn page(&self, entry: &[u8]) -> Result<Page, Fault> {
+        if self.is_valid(entry) {
+            return Ok(Page::Present);
+        }
+        let value = little_endian(entry);
+        let bit = |member: Option<Member>, bit: u32| match member {
+            Some(member) => member.get(entry) != 0,
+            None => value >> bit & 1 != 0,
+        };
+        if value == 0 || bit(self.prototype, 10) {
+            return Ok(Page::Nothing);
+        }
+        let swizzled = self.swizzled.is_none_or(|member| member.get(entry) != 0);
+        if bit(self.transition, 11) {
+            let mask = if swizzled { 0 } else { self.invalid_mask()? };
+            let bytes = (value & !mask).to_le_bytes();
+            let frame = self.frame.map_or(value >> 12 & 0xf_ffff_ffff, |member| member.get(&bytes[..entry.len()]));
+            return Ok(Page::Transition(frame.saturating_mul(PAGE_SIZE)));
+        }
+        let offset = match self.page_file_offset {
+            Some(member) => member.get(entry),
+            None if self.entry == 4 => value >> 12,
+            None => value >> 32,
+        };
+        Ok(if offset != 0 { Page::Out } else { Page::Nothing })
+    }
+
+    /// Reads what is there behind `read` bytes that are.
+    fn read_behind(&self, read: usize, sparse: &mut Sparse) -> Result<(), Fault> {
+        let memory = self.kernel.memory;
+        let (address, length) = (sparse.address, sparse.bytes.len());
+        let end = address.wrapping_add(length as u64);
+        let bad = address.wrapping_add(read as u64);
+        let first = bad & !(PAGE_SIZE - 1);
+        let pages = end.wrapping_sub(first).div_ceil(PAGE_SIZE);
+        let entries = read_sparse(memory, self.entry_of(first, 0), (pages * self.entry) as usize)?;
+        let mut hole = |part: Range<u64>| match sparse.holes.last_mut() {
+            Some(last) if last.end == part.start => last.end = part.end,
+            _ => sparse.holes.push(part),
+        };
+        // Pages that are there are read together.
+        let mut waiting: Option<Range<u64>> = None;
+        for index in 0..=pages {
+            let page = first.wrapping_add(index * PAGE_SIZE);
+            let entry = (index < pages).then(|| entries.get((index * self.entry) as usize, self.entry as usize));
+            let state = match entry {
+                None => Page::Nothing,
+                // Without its table's word, the page is asked itself.
+                Some(None) => Page::Present,
+                Some(Some(entry)) => self.page(entry)?,
+            };
+            let part = page.max(bad)..page.saturating_add(PAGE_SIZE).min(end);
+            if state == Page::Present {
+                let start = waiting.as_ref().map_or(part.start, |waiting| waiting.start);
+                waiting = Some(start..part.end);
+                continue;
+            }
+            if let Some(run) = waiting.take() {
+                let offset = run.start.wrapping_sub(address) as usize;
+                let found = read_sparse(memory, run.start, (run.end - run.start) as usize)?;
+                sparse.bytes[offset..offset + found.bytes.len()].copy_from_slice(&found.bytes);
+                found.holes.into_iter().for_each(&mut hole);
+            }
+            if index == pages {
+                break;
+            }
+            let offset = part.start.wrapping_sub(address) as usize;
+            let wanted = (part.end - part.start) as usize;
+            let read = match state {
+                Page::Transition(physical) => {
+                    let physical = physical.wrapping_add(part.start % PAGE_SIZE);
+                    memory.read_physical(physical, &mut sparse.bytes[offset..offset + wanted])?
+                }
+                Page::Present | Page::Out | Page::Nothing => 0,
+            };
+            if read < wanted {
+                sparse.bytes[offset..offset + wanted].fill(0);
+                hole(part);
+            }
+        }
+        Ok(())
     }
 
     /// The entry of `address` at a level: 0 for the page itself.
@@ -114,18 +244,16 @@ impl<'k> PageTables<'k> {
         }
     }
 
-    fn is_transition(&self, entry: &[u8]) -> bool {
-        let bit = |member: Option<Member>, bit: u32| match member {
-            Some(member) => member.get(entry) != 0,
-            None => little_endian(entry) >> bit & 1 != 0,
-        };
-        !bit(self.prototype, 10) && bit(self.transition, 11)
-    }
-
     /// The pages of `range` that are there.
     pub(crate) fn resident(&self, range: Range<u64>) -> Result<Resident, Fault> {
         let mut found = Resident::default();
         self.level(self.levels - 1, range, &mut found)?;
+        if found.tables_out > 0 {
+            found.notes.push(format!(
+                "{} page tables of the pool are not in memory themselves; the pages below them are missing",
+                found.tables_out
+            ));
+        }
         Ok(found)
     }
 
@@ -162,16 +290,18 @@ impl<'k> PageTables<'k> {
             let from = first + ((index as u64) << shift);
             let part = from.max(range.start)..from.saturating_add(reach).min(range.end);
             if !self.is_valid(entry) {
-                // On its way out of a working set, with its data still in physical memory: a target may read it.
-                if level == 0 && self.is_transition(entry) {
-                    found.add(part);
+                match self.page(entry)? {
+                    Page::Transition(_) if level == 0 => add(&mut found.runs, part),
+                    Page::Out if level == 0 => add(&mut found.out, part),
+                    Page::Transition(_) | Page::Out => found.tables_out += 1,
+                    Page::Present | Page::Nothing => {}
                 }
                 continue;
             }
             // A large page: 2 MB (4 MB on x86 without PAE), or 1 GB.
             let leaf = level == 0 || ((level == 1 || level == 2 && self.levels == 4) && self.is_large(entry));
             match leaf {
-                true => found.add(part),
+                true => add(&mut found.runs, part),
                 false => self.level(level - 1, part, found)?,
             }
         }
@@ -179,11 +309,26 @@ impl<'k> PageTables<'k> {
     }
 }
 
-impl Resident {
-    fn add(&mut self, pages: Range<u64>) {
-        match self.runs.last_mut() {
-            Some(last) if last.end == pages.start => last.end = pages.end,
-            _ => self.runs.push(pages),
-        }
+/// Reads pool: what is mapped, and what is in transition from where it is in physical memory. The page tables are asked
+/// only behind the first page that cannot be read.
+pub(crate) fn read(kernel: &Kernel<'_>, address: u64, length: usize) -> Result<Sparse, Fault> {
+    let mut sparse = Sparse { address, bytes: vec![0; length], holes: Vec::new() };
+    let read = kernel.memory.read(address, &mut sparse.bytes)?;
+    if read >= length {
+        return Ok(sparse);
+    }
+    match PageTables::new(kernel) {
+        Ok(tables) => tables.read_behind(read, &mut sparse)?,
+        Err(PoolError::Fault(fault) | PoolError::Read(ReadError::Fault(fault))) => return Err(fault),
+        // Without them, what can be read at its address is all there is.
+        Err(_) => return read_sparse(kernel.memory, address, length),
+    }
+    Ok(sparse)
+}
+
+fn add(runs: &mut Vec<Range<u64>>, pages: Range<u64>) {
+    match runs.last_mut() {
+        Some(last) if last.end == pages.start => last.end = pages.end,
+        _ => runs.push(pages),
     }
 }

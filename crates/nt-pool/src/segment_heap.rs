@@ -10,6 +10,7 @@
 //! One read per segment says where its blocks are; nothing else of it needs to be looked at to know that.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use nt_memory::{Fault, ReadError, Sparse, read_sparse};
 
@@ -80,6 +81,8 @@ pub(crate) struct Heaps {
     pub(crate) areas: Vec<Area>,
     /// Where freed blocks wait to be handed out again: the first elements of lists.
     pub(crate) resting: Vec<u64>,
+    /// Pages of the classic pool that are in a page file.
+    pub(crate) out: Vec<Range<u64>>,
     pub(crate) notes: Vec<String>,
 }
 

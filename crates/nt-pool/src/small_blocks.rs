@@ -8,12 +8,13 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use nt_memory::{Fault, PAGE_SIZE, Sparse, read_sparse};
+use nt_memory::{Fault, PAGE_SIZE, Sparse};
 
 use crate::big_pages::{self, BigPage};
 use crate::classic_pool;
 use crate::lfh_subsegment::LfhFormat;
 use crate::lists::note;
+use crate::page_tables;
 use crate::pool_header::{Header, Headers};
 use crate::segment_heap::{self, Heaps, Keys};
 use crate::vs_subsegment::VsFormat;
@@ -154,6 +155,8 @@ pub(crate) enum Content {
     Pages,
     /// Pages of special pool, a block in each.
     SpecialPages,
+    /// The same among pages of other things.
+    MixedPages,
 }
 
 /// Where blocks can be.
@@ -235,6 +238,7 @@ impl Plan {
                 Err(fault) => return Err(fault.into()),
             }
         }
+        walk.out(&self.heaps.out, stopped);
         let Walk { mut blocks, headless, moved, mut notes, mut damaged, .. } = walk;
         let resting = match segment_heap::resting(kernel, &self.heaps.resting, &mut notes) {
             Ok(resting) => resting,
@@ -341,6 +345,8 @@ struct Walk<'w> {
     headless: Vec<u64>,
     /// Blocks, by index, whose pool header is not right behind their chunk's, with the chunk's address.
     moved: Vec<(usize, u64)>,
+    /// Blocks in use whose headers are not in memory.
+    tagless: usize,
     notes: Vec<String>,
     damaged: Damaged,
 }
@@ -367,6 +373,7 @@ impl<'w> Walk<'w> {
             blocks: Vec::new(),
             headless: Vec::new(),
             moved: Vec::new(),
+            tagless: 0,
             notes: Vec::new(),
             damaged: Damaged::default(),
         }
@@ -376,7 +383,7 @@ impl<'w> Walk<'w> {
     fn area(&mut self, area: &Area) -> Result<Option<u64>, Fault> {
         let mut at = area.address;
         let step = match area.content {
-            Content::Pages | Content::SpecialPages => {
+            Content::Pages | Content::SpecialPages | Content::MixedPages => {
                 at = at.max(self.limits.from & !(PAGE_SIZE - 1));
                 PIECE
             }
@@ -390,18 +397,35 @@ impl<'w> Walk<'w> {
                 return Ok(Some(at));
             }
             self.reached = at;
-            let bytes = read_sparse(self.kernel.memory, at, length as usize)?;
+            let bytes = page_tables::read(self.kernel, at, length as usize)?;
             self.read += length;
             match area.content {
                 Content::Vs => self.vs(area, &bytes),
                 Content::Lfh => self.lfh(area, &bytes),
                 Content::Pages => self.pages(area, &bytes),
-                Content::SpecialPages | Content::SpecialRange => self.special_pages(area, &bytes),
+                Content::SpecialPages | Content::MixedPages | Content::SpecialRange => self.special_pages(area, &bytes),
                 Content::Range => {}
             }
             at = at.saturating_add(if area.content == Content::SpecialRange { area.length } else { length });
         }
         Ok(None)
+    }
+
+    /// Says what is not in memory: `pages` of the classic pool, below where the walk stopped, and blocks of a heap.
+    fn out(&mut self, pages: &[Range<u64>], stopped: Option<u64>) {
+        let end = stopped.unwrap_or(u64::MAX);
+        let pages = pages.iter().flat_map(|run| (run.start..run.end).step_by(PAGE_SIZE as usize));
+        let pages = pages.filter(|page| (self.limits.from..end).contains(page));
+        let count = pages.filter(|page| !self.is_large(*page..page.saturating_add(PAGE_SIZE))).count();
+        if count > 0 {
+            self.notes.push(format!("pages of pool that are in a page file, and whose blocks are missing: {count}"));
+        }
+        if self.tagless > 0 {
+            self.notes.push(format!(
+                "blocks in use whose pages are not in memory, so that their tags are not known, and which are missing: {}",
+                self.tagless
+            ));
+        }
     }
 
     fn is_large(&self, range: Range<u64>) -> bool {
@@ -440,14 +464,16 @@ impl<'w> Walk<'w> {
         let walked = format.slots(bytes, |slot| {
             let at = area.address.wrapping_add(slot.offset);
             let header = bytes.get(slot.offset as usize, headers.unit as usize).map(|bytes| headers.get(bytes));
-            let header = header.filter(|header| (headers.unit..=slot.size).contains(&header.block_size));
             match header {
-                Some(header) => self.add(area, at, header, slot.allocated, BlockKind::Lfh),
+                Some(header) if (headers.unit..=slot.size).contains(&header.block_size) => {
+                    self.add(area, at, header, slot.allocated, BlockKind::Lfh);
+                }
                 // A block that was never handed out has no header.
-                None if !slot.allocated => {}
-                None => self.damaged.add(|| {
-                    format!("the LFH block at {at:016x} is allocated, but its pool header is unreadable or damaged")
-                }),
+                _ if !slot.allocated => {}
+                Some(_) => self
+                    .damaged
+                    .add(|| format!("the LFH block at {at:016x} is allocated, but its pool header is damaged")),
+                None => self.tagless += 1,
             }
         });
         if let Err(problem) = walked {
@@ -467,16 +493,17 @@ impl<'w> Walk<'w> {
                 continue;
             };
             let first = self.blocks.len();
-            let mut decoded = 0;
+            let (mut decoded, mut plausible) = (0, true);
             for (offset, header) in self.formats.headers.chain(page) {
                 let at = at.wrapping_add(offset);
                 match header {
                     Ok(header) => {
                         decoded += 1;
+                        plausible &= header.is_plausible(area.pool.is_paged());
                         self.add(area, at, header, header.pool_type != 0, BlockKind::Page);
                     }
                     // Free pages and pages of other use can look like the start of a chain.
-                    Err(_) if decoded < 2 => self.blocks.truncate(first),
+                    Err(_) if decoded < 2 || !plausible => self.blocks.truncate(first),
                     Err(broken) => {
                         self.damaged.add(|| format!("{}; the rest of its page is missing", broken.describe(at)));
                     }
@@ -490,10 +517,16 @@ impl<'w> Walk<'w> {
         for offset in (0..bytes.bytes.len()).step_by(size) {
             let at = bytes.address.wrapping_add(offset as u64);
             let Some(page) = bytes.get(offset, size) else {
-                self.damaged.add(|| format!("the page of special pool at {at:016x} could not be read"));
+                if area.content != Content::MixedPages {
+                    self.damaged.add(|| format!("the page of special pool at {at:016x} could not be read"));
+                }
                 continue;
             };
             let Some(block) = special_page::decode(self.kernel, at, page) else { continue };
+            // Where other things lie too, only a page that is whole is taken for one of special pool.
+            if area.content == Content::MixedPages && !block.overwritten.is_empty() {
+                continue;
+            }
             if (self.wanted)(block.tag) {
                 self.blocks.push(SmallBlock {
                     header: block.header,
