@@ -124,6 +124,16 @@ fn json_is_one_object_per_command() {
     assert!(objects[1]["error"].as_str().is_some_and(|error| error.contains("nonsense")));
 }
 
+/// A folder of the symbol path that is missing is a warning; a path of which nothing is there is a failure.
+#[test]
+fn a_missing_folder_of_the_symbol_path() {
+    for (path, status) in [("/no/such/place;.", 0), ("/no/such/place", 1)] {
+        let output = kdpool(&["demo", "-y", path, "-c", ".echo done; q"]);
+        assert_eq!(output.status.code(), Some(status), "{path}: {}", stderr(&output));
+        assert!(stderr(&output).contains("does not exist: /no/such/place"), "{path}: {}", stderr(&output));
+    }
+}
+
 #[test]
 fn usage_errors_are_one_line_and_status_2() {
     for (connection, part) in [

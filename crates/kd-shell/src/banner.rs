@@ -74,7 +74,7 @@ pub fn target(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Faul
     let target = Vertarget::read(kernel, symbols)?;
     // The box about an empty path has said it already.
     if !symbols.source().path().is_empty()
-        && !symbols.is_nt_unasked()
+        && !symbols.is_nt_unasked(kernel)
         && let Err(NoSymbols::Missing(why)) = symbols.nt(kernel)
     {
         let _ = writeln!(text, "*** ERROR: {why}");

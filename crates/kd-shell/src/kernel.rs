@@ -14,6 +14,8 @@ pub struct Driver {
     /// As the kernel spells it: `ntoskrnl.exe`, `myfault.sys`.
     pub file: String,
     pub checksum: u32,
+    /// The image's time stamp, 0 when it is not known.
+    pub timestamp: u32,
 }
 
 /// The modules, as far as they could be read.
@@ -111,6 +113,7 @@ impl Kernel for Halted {
             size: module.size,
             file: module.file.clone(),
             checksum: module.checksum,
+            timestamp: module.time_date_stamp,
         };
         Ok(Drivers { drivers: modules.modules.iter().map(driver).collect(), notes: modules.notes.clone() })
     }

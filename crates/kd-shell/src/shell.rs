@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
 use crate::banner;
-use crate::commands::{Action, Control, commands, find, missing_elements};
+use crate::commands::{Action, Control, check_symbol_path, commands, find};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::line::{Command, Statement, split};
@@ -101,9 +101,9 @@ impl Shell {
         }
     }
 
-    /// One line about what of the symbol path does not exist.
-    pub fn symbol_path_problem(&self) -> Option<String> {
-        missing_elements(&self.session.symbols.source().check()).map(|error| error.to_string())
+    /// One line about what of the symbol path does not exist; an error when nothing of it does.
+    pub fn check_symbol_path(&self) -> Result<Option<String>, CommandError> {
+        check_symbol_path(&self.session.symbols.source().check())
     }
 
     /// Why the session is over, if it is.

@@ -1,10 +1,16 @@
 //! Symbol files along the user's symbol path.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use nt_memory::Fault;
-use nt_symbols::{Element, Http, Image, ImageError, ImageFile, ImageIdentity, NotFound, Reach, Servers, SymbolPath};
+use nt_symbols::{
+    Element, Exports, Http, Image, ImageError, ImageFile, ImageIdentity, ImageKey, NotFound, Reach, Servers,
+    SymbolFile, SymbolPath,
+};
 
 use crate::monitor::Monitor;
-use crate::symbols::{Load, PathElement, PathState, Request, SymbolSource};
+use crate::symbols::{Again, Load, PathElement, PathState, Request, SymbolSource};
 
 /// The image's RSDS record leads to its PDB. When the image is paged out its file is looked for first.
 pub struct PathSource {
@@ -32,15 +38,15 @@ impl PathSource {
             observer: &self.monitor,
             ignore_mismatch: request.ignore_mismatch,
         };
-        let image = match nt_symbols::rsds(request.memory, request.base) {
+        let image = match nt_symbols::rsds(request.kernel.memory(), request.driver.base) {
             Ok(image) => image,
             Err(ImageError::Fault(fault)) => return Err(fault),
             Err(error @ ImageError::Unreadable { .. }) => match self.read_file(request, &reach)? {
                 Some(Ok(image)) => image,
                 Some(Err(missing)) => return Ok(miss(&missing, format!("{error}; {missing}"))),
-                None => return Ok(Load::Missing(error.to_string())),
+                None => return Ok(never(error.to_string())),
             },
-            Err(error) => return Ok(Load::Missing(error.to_string())),
+            Err(error) => return Ok(never(error.to_string())),
         };
         Ok(match self.path.find_pdb(&image, &reach) {
             Ok(found) => Load::Loaded { file: found.file, mismatched: found.mismatched },
@@ -48,32 +54,56 @@ impl PathSource {
         })
     }
 
-    /// What the image's file says; `None` when the image's headers are unreadable too, so that nobody knows which file.
+    /// What the image's file says; `None` when nobody knows which file it is.
     fn read_file(
         &self,
         request: &Request<'_>,
         reach: &Reach<'_>,
     ) -> Result<Option<Result<ImageIdentity, NotFound>>, Fault> {
-        let image = match Image::read(request.memory, request.base) {
-            Ok(image) => image,
-            Err(ImageError::Fault(fault)) => return Err(fault),
-            Err(_) => return Ok(None),
-        };
-        let found = match self.path.find_image(request.file, image.key(), reach) {
+        let driver = request.driver;
+        let Some(key) = image_key(request)? else { return Ok(None) };
+        let found = match self.path.find_image(&driver.file, key, reach) {
             Ok(found) => found,
             Err(missing) => return Ok(Some(Err(missing))),
         };
-        let file = ImageFile::open(found.file, request.base).ok();
+        let file = ImageFile::open(found.file, driver.base).ok();
         Ok(file.and_then(|file| file.image().clone().pdb(&file).ok()).map(Ok))
+    }
+
+    /// The image's file, if this machine has it.
+    fn local_file(&self, request: &Request<'_>) -> Result<Option<ImageFile>, Fault> {
+        let Some(key) = image_key(request)? else { return Ok(None) };
+        let reach = Reach { observer: &self.monitor, ..Reach::default() };
+        let found = self.path.find_image(&request.driver.file, key, &reach).ok();
+        Ok(found.and_then(|found| ImageFile::open(found.file, request.driver.base).ok()))
     }
 }
 
-fn miss(missing: &NotFound, why: String) -> Load {
-    match () {
-        () if missing.is_unasked() => Load::Unasked(why),
-        () if missing.may_pass() => Load::faulty(why),
-        () => Load::Missing(why),
+/// What the image's file is called in a store: from its headers, or, when they are paged out, from the module list.
+fn image_key(request: &Request<'_>) -> Result<Option<ImageKey>, Fault> {
+    let base = request.driver.base;
+    match Image::read(request.kernel.memory(), base) {
+        Ok(image) => return Ok(Some(image.key())),
+        Err(ImageError::Fault(fault)) => return Err(fault),
+        Err(ImageError::Unreadable { .. }) => {}
+        Err(_) => return Ok(None),
     }
+    let listed = request.kernel.drivers()?.drivers.into_iter().find(|driver| driver.base == base);
+    let key = listed.map(|driver| ImageKey { time_date_stamp: driver.timestamp, size_of_image: driver.size });
+    Ok(key.filter(|key| key.time_date_stamp != 0))
+}
+
+fn miss(missing: &NotFound, why: String) -> Load {
+    let again = match () {
+        () if missing.is_unasked() => Again::WhenAsking,
+        () if missing.may_pass() => Again::Later(Instant::now()),
+        () => Again::Never,
+    };
+    Load::Missing { why, again }
+}
+
+fn never(why: String) -> Load {
+    Load::Missing { why, again: Again::Never }
 }
 
 impl SymbolSource for PathSource {
@@ -107,7 +137,7 @@ impl SymbolSource for PathSource {
     fn find(&self, request: &Request<'_>) -> Result<Load, Fault> {
         if self.path.is_empty() {
             let why = "the symbol path is empty; set it with -y, _NT_SYMBOL_PATH or .sympath";
-            return Ok(Load::Missing(why.into()));
+            return Ok(never(why.into()));
         }
         self.monitor.search_begins();
         let load = self.search(request);
@@ -116,6 +146,25 @@ impl SymbolSource for PathSource {
             true => Err(Fault::Cancelled),
             false => load,
         }
+    }
+
+    /// From the image's file if this machine has it, else from the target's memory: that costs as many requests as the
+    /// directory has kilobytes.
+    fn exports(&self, request: &Request<'_>) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
+        let exports = match self.local_file(request)? {
+            Some(file) => Exports::read(&file, file.image(), file.path()),
+            None => Image::read(request.kernel.memory(), request.driver.base)
+                .and_then(|image| Exports::read(request.kernel.memory(), &image, &request.driver.file)),
+        };
+        let exports = match exports {
+            Ok(exports) => exports,
+            Err(ImageError::Fault(fault)) => return Err(fault),
+            Err(error) => {
+                tracing::info!(%error, "no exports");
+                return Ok(None);
+            }
+        };
+        Ok((!exports.is_empty()).then(|| Arc::new(exports) as Arc<dyn SymbolFile>))
     }
 
     fn monitor(&self) -> &Monitor {

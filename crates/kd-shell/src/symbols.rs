@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nt_memory::{Fault, Memory, ReadError};
+use nt_memory::{Fault, ReadError};
 use nt_pool::PoolError;
 use nt_pool::unloaded::{self, UnloadedDrivers};
 use nt_symbols::{SymbolFile, SymbolKind};
@@ -25,16 +25,18 @@ pub trait SymbolSource {
     fn check(&self) -> Vec<PathElement>;
     /// The symbols of one loaded image.
     fn find(&self, request: &Request<'_>) -> Result<Load, Fault>;
+    /// The names that an image exports, for one that has no symbols; `None` when there are none.
+    fn exports(&self, _request: &Request<'_>) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
+        Ok(None)
+    }
     /// Who watches the searches.
     fn monitor(&self) -> &Monitor;
 }
 
 /// A module whose symbols are wanted.
 pub struct Request<'a> {
-    pub memory: &'a dyn Memory,
-    pub base: u64,
-    /// The image's file as the kernel spells it.
-    pub file: &'a str,
+    pub kernel: &'a dyn Kernel,
+    pub driver: &'a Driver,
     /// Whether servers may be asked.
     pub network: bool,
     /// Whether symbols of another build will do.
@@ -49,44 +51,55 @@ pub enum Load {
         /// It belongs to another build of the module.
         mismatched: bool,
     },
-    Missing(String),
-    /// Missing for now: a server had a fault. Looked for again later.
-    Faulty {
-        why: String,
-        when: Instant,
-    },
+    /// There is no symbol file, for this reason.
+    Missing { why: String, again: Again },
+}
+
+/// When a symbol file that is missing is looked for again without `.reload`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    Never,
+    /// A server had a fault then.
+    Later(Instant),
     /// Not on this machine, and servers were not to be asked.
-    Unasked(String),
+    WhenAsking,
 }
 
 /// When a server that had a fault is asked again without `.reload`.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
-impl Load {
-    pub(crate) fn faulty(why: String) -> Self {
-        Self::Faulty { why, when: Instant::now() }
+/// A module that was looked at.
+struct Known {
+    load: Load,
+    /// The names that an image without a symbol file exports; looked for once.
+    exports: Option<Option<Arc<dyn SymbolFile>>>,
+}
+
+impl Known {
+    /// Whether it is not worth looking again.
+    fn holds(&self, network: bool) -> bool {
+        match &self.load {
+            Load::Loaded { .. } | Load::Missing { again: Again::Never, .. } => true,
+            Load::Missing { again: Again::Later(when), .. } => !network || when.elapsed() < ASK_AGAIN,
+            Load::Missing { again: Again::WhenAsking, .. } => !network,
+        }
+    }
+
+    fn is_unasked(&self) -> bool {
+        matches!(self.load, Load::Missing { again: Again::WhenAsking, .. })
     }
 
     fn file(&self) -> Option<&Arc<dyn SymbolFile>> {
-        match self {
-            Self::Loaded { file, .. } => Some(file),
-            Self::Missing(_) | Self::Faulty { .. } | Self::Unasked(_) => None,
+        match &self.load {
+            Load::Loaded { file, .. } => Some(file),
+            Load::Missing { .. } => self.exports.as_ref()?.as_ref(),
         }
     }
 
     fn why(&self) -> Option<&str> {
-        match self {
-            Self::Loaded { .. } => None,
-            Self::Missing(why) | Self::Faulty { why, .. } | Self::Unasked(why) => Some(why),
-        }
-    }
-
-    /// Whether it is not worth looking again.
-    fn holds(&self, network: bool) -> bool {
-        match self {
-            Self::Loaded { .. } | Self::Missing(_) => true,
-            Self::Faulty { when, .. } => !network || when.elapsed() < ASK_AGAIN,
-            Self::Unasked(_) => !network,
+        match &self.load {
+            Load::Loaded { .. } => None,
+            Load::Missing { why, .. } => Some(why),
         }
     }
 }
@@ -115,21 +128,34 @@ pub enum NoSymbols {
     Missing(String),
 }
 
+/// Base, size and checksum: an address may be used again by another module. The kernel is known by its base alone.
+type Key = (u64, u32, u32);
+
+fn key(kernel: &dyn Kernel, driver: &Driver) -> Key {
+    match driver.base == kernel.base() {
+        true => (driver.base, 0, 0),
+        false => (driver.base, driver.size, driver.checksum),
+    }
+}
+
+/// The kernel, without its module list.
+fn nt(kernel: &dyn Kernel) -> Driver {
+    Driver { base: kernel.base(), size: 0, file: "ntoskrnl.exe".into(), checksum: 0, timestamp: 0 }
+}
+
 /// What is known of the session's modules.
 pub struct Symbols {
     source: Box<dyn SymbolSource>,
     /// The kernel that the files below belong to; another base is another boot.
     kernel_base: u64,
-    /// By base, size and checksum: an address may be used again by another module.
-    files: HashMap<(u64, u32, u32), Load>,
-    nt: Option<Load>,
+    modules: HashMap<Key, Known>,
     network: bool,
     ignore_mismatch: bool,
 }
 
 impl Symbols {
     pub fn new(source: Box<dyn SymbolSource>) -> Self {
-        Self { source, kernel_base: 0, files: HashMap::new(), nt: None, network: true, ignore_mismatch: false }
+        Self { source, kernel_base: 0, modules: HashMap::new(), network: true, ignore_mismatch: false }
     }
 
     pub fn source(&self) -> &dyn SymbolSource {
@@ -144,16 +170,12 @@ impl Symbols {
 
     /// `.reload`: everything is looked up anew.
     pub fn forget(&mut self) {
-        self.files.clear();
-        self.nt = None;
+        self.modules.clear();
     }
 
     /// One module is looked up anew.
     pub fn forget_one(&mut self, kernel: &dyn Kernel, driver: &Driver) {
-        match driver.base == kernel.base() {
-            true => self.nt = None,
-            false => drop(self.files.remove(&(driver.base, driver.size, driver.checksum))),
-        }
+        self.modules.remove(&key(kernel, driver));
     }
 
     /// Runs `f` without asking a symbol server: what nobody asked for must not wait for one.
@@ -172,99 +194,114 @@ impl Symbols {
         result
     }
 
-    /// The kernel's own symbols; looked up once.
+    /// The kernel's own symbols; looked up once. What its image exports does not count: it holds no types.
     pub fn nt(&mut self, kernel: &dyn Kernel) -> Result<Arc<dyn SymbolFile>, NoSymbols> {
+        match &self.look_up(kernel, &nt(kernel))?.load {
+            Load::Loaded { file, .. } => Ok(file.clone()),
+            Load::Missing { why, .. } => Err(NoSymbols::Missing(format!("no symbols of nt: {why}"))),
+        }
+    }
+
+    /// The symbols of one module, or what its image exports; `None` when it has neither. Looked up once.
+    pub fn of(&mut self, kernel: &dyn Kernel, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
+        let known = self.look_up(kernel, driver)?;
+        if known.file().is_none() && known.exports.is_none() && !known.is_unasked() {
+            let exports = self.load_exports(kernel, driver)?;
+            self.look_up(kernel, driver)?.exports = Some(exports.clone());
+            return Ok(exports);
+        }
+        Ok(known.file().cloned())
+    }
+
+    fn look_up(&mut self, kernel: &dyn Kernel, driver: &Driver) -> Result<&mut Known, Fault> {
         let base = kernel.base();
         if self.kernel_base != base {
             self.forget();
             self.kernel_base = base;
         }
-        let nt = match self.nt.take().filter(|nt| nt.holds(self.network)) {
-            Some(nt) => nt,
-            None => self.load(kernel, base, "nt", "ntoskrnl.exe")?,
+        let key = key(kernel, driver);
+        let known = match self.modules.remove(&key).filter(|known| known.holds(self.network)) {
+            Some(known) => known,
+            None => self.load(kernel, driver)?,
         };
-        match self.nt.insert(nt) {
-            Load::Loaded { file, .. } => Ok(file.clone()),
-            Load::Missing(why) | Load::Faulty { why, .. } | Load::Unasked(why) => {
-                Err(NoSymbols::Missing(format!("no symbols of nt: {why}")))
-            }
-        }
-    }
-
-    /// The symbols of one module; `None` when it has none. Looked up once.
-    pub fn of(&mut self, kernel: &dyn Kernel, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
-        if driver.base == kernel.base() {
-            return match self.nt(kernel) {
-                Ok(file) => Ok(Some(file)),
-                Err(NoSymbols::Fault(fault)) => Err(fault),
-                Err(NoSymbols::Missing(_)) => Ok(None),
-            };
-        }
-        let key = (driver.base, driver.size, driver.checksum);
-        if !self.files.get(&key).is_some_and(|load| load.holds(self.network)) {
-            let load = self.load(kernel, driver.base, &short_name(driver, kernel.base()), &driver.file)?;
-            self.files.insert(key, load);
-        }
-        Ok(self.files.get(&key).and_then(Load::file).cloned())
+        Ok(self.modules.entry(key).insert_entry(known).into_mut())
     }
 
     /// The kernel's symbols if they were looked up already.
     pub fn known_nt(&self, kernel: &dyn Kernel) -> Option<Arc<dyn SymbolFile>> {
-        self.nt.as_ref().filter(|_| self.kernel_base == kernel.base())?.file().cloned()
+        match &self.known_load(kernel, &nt(kernel))?.load {
+            Load::Loaded { file, .. } => Some(file.clone()),
+            Load::Missing { .. } => None,
+        }
     }
 
     /// Whether a server may have the kernel's symbols, and was not asked yet.
-    pub fn is_nt_unasked(&self) -> bool {
-        matches!(self.nt, Some(Load::Unasked(_)))
+    pub fn is_nt_unasked(&self, kernel: &dyn Kernel) -> bool {
+        self.modules.get(&key(kernel, &nt(kernel))).is_some_and(Known::is_unasked)
     }
 
-    fn known_load(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<&Load> {
-        let load = match driver.base == kernel.base() {
-            true if self.kernel_base != driver.base => None,
-            true => self.nt.as_ref(),
-            false => self.files.get(&(driver.base, driver.size, driver.checksum)),
-        };
-        load.filter(|load| !matches!(load, Load::Unasked(_)))
+    fn known_load(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<&Known> {
+        let known = self.modules.get(&key(kernel, driver)).filter(|_| self.kernel_base == kernel.base());
+        known.filter(|known| !known.is_unasked())
     }
 
     /// What is known without asking: `None` when the module was not looked at yet.
     pub fn known(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<Option<Arc<dyn SymbolFile>>> {
-        self.known_load(kernel, driver).map(|load| load.file().cloned())
+        self.known_load(kernel, driver).map(|known| known.file().cloned())
     }
 
-    /// Why a module that was looked at has no symbols.
+    /// Why a module that was looked at has no symbols; it may have exports.
     pub fn why_missing(&self, kernel: &dyn Kernel, driver: &Driver) -> Option<&str> {
-        self.known_load(kernel, driver).and_then(Load::why)
+        self.known_load(kernel, driver).and_then(Known::why)
     }
 
     /// Whether a module's symbols belong to another build of it.
     pub fn is_mismatched(&self, kernel: &dyn Kernel, driver: &Driver) -> bool {
-        matches!(self.known_load(kernel, driver), Some(Load::Loaded { mismatched: true, .. }))
+        self.known_load(kernel, driver).is_some_and(|known| matches!(known.load, Load::Loaded { mismatched: true, .. }))
     }
 
-    fn load(&self, kernel: &dyn Kernel, base: u64, name: &str, file: &str) -> Result<Load, Fault> {
+    fn request<'r>(&self, kernel: &'r dyn Kernel, driver: &'r Driver) -> Request<'r> {
         let (network, ignore_mismatch) = (self.network, self.ignore_mismatch);
-        let load = self.source.find(&Request { memory: kernel.memory(), base, file, network, ignore_mismatch })?;
-        let monitor = self.source.monitor();
+        Request { kernel, driver, network, ignore_mismatch }
+    }
+
+    fn load(&self, kernel: &dyn Kernel, driver: &Driver) -> Result<Known, Fault> {
+        let load = self.source.find(&self.request(kernel, driver))?;
         match &load {
-            Load::Loaded { file: symbols, mismatched } => {
-                let kind = match symbols.kind() {
-                    SymbolKind::PublicPdb => "public symbols",
-                    SymbolKind::PrivatePdb => "private symbols & lines",
-                    SymbolKind::Exports => "export symbols",
-                };
-                let mismatched = if *mismatched { ", mismatched" } else { "" };
-                let path = visible_name(&symbols.path().display().to_string());
-                monitor.say(&format!("DBGHELP: {name} - {kind}{mismatched}\n         {path}"));
-            }
-            Load::Missing(why) | Load::Faulty { why, .. } => {
-                let file = visible_name(file);
-                monitor.say(&format!("*** ERROR: Module load completed but symbols could not be loaded for {file}"));
-                tracing::info!(module = %file, %why, "no symbols");
-            }
-            Load::Unasked(_) => {}
+            Load::Loaded { file, mismatched } => self.say_loaded(kernel, driver, file.as_ref(), *mismatched),
+            Load::Missing { why, .. } => tracing::info!(module = %visible_name(&driver.file), %why, "no symbols"),
         }
-        Ok(load)
+        Ok(Known { load, exports: None })
+    }
+
+    fn load_exports(&self, kernel: &dyn Kernel, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
+        let exports = self.source.exports(&self.request(kernel, driver))?;
+        self.source.monitor().say(&not_loaded(&driver.file, exports.is_some()));
+        if let Some(exports) = &exports {
+            self.say_loaded(kernel, driver, exports.as_ref(), false);
+        }
+        Ok(exports)
+    }
+
+    fn say_loaded(&self, kernel: &dyn Kernel, driver: &Driver, file: &dyn SymbolFile, mismatched: bool) {
+        let name = short_name(driver, kernel.base());
+        let kind = match file.kind() {
+            SymbolKind::PublicPdb => "public symbols",
+            SymbolKind::PrivatePdb => "private symbols & lines",
+            SymbolKind::Exports => "export symbols",
+        };
+        let mismatched = if mismatched { ", mismatched" } else { "" };
+        let path = visible_name(&file.path().display().to_string());
+        self.source.monitor().say(&format!("DBGHELP: {name} - {kind}{mismatched}\n         {path}"));
+    }
+}
+
+/// kd's line about a module without a symbol file.
+pub(crate) fn not_loaded(file: &str, has_exports: bool) -> String {
+    let file = visible_name(file);
+    match has_exports {
+        true => format!("*** ERROR: Symbol file could not be found.  Defaulted to export symbols for {file} -"),
+        false => format!("*** ERROR: Module load completed but symbols could not be loaded for {file}"),
     }
 }
 
@@ -331,8 +368,7 @@ impl<'a> Names<'a> {
     pub fn driver_named(&mut self, name: &str) -> Result<Option<Driver>, Fault> {
         let kernel_base = self.kernel.base();
         if name.eq_ignore_ascii_case("nt") {
-            // The kernel's base is known without its module list.
-            return Ok(Some(Driver { base: kernel_base, size: 0, file: "ntoskrnl.exe".into(), checksum: 0 }));
+            return Ok(Some(nt(self.kernel)));
         }
         let drivers = &self.drivers()?.drivers;
         let named = |driver: &&Driver| {
@@ -348,12 +384,12 @@ impl<'a> Names<'a> {
         match name.split_once('!') {
             Some((module, symbol)) if !module.is_empty() => {
                 let Some(driver) = self.driver_named(module)? else { return Ok(None) };
-                let file = match driver.base == self.kernel.base() {
-                    true => Some(self.symbols.nt(self.kernel)?),
-                    false => self.symbols.of(self.kernel, &driver)?,
-                };
-                let file = file.ok_or_else(|| NoSymbols::Missing(format!("no symbols of {module}")))?;
-                Ok(file.symbol(symbol).map(|symbol| place(driver.base, symbol.rva)))
+                let file = self.symbols.of(self.kernel, &driver)?;
+                let found = file.as_ref().and_then(|file| file.symbol(symbol));
+                if found.is_none() && file.is_none_or(|file| file.kind() == SymbolKind::Exports) {
+                    return Err(self.missing(&driver));
+                }
+                Ok(found.map(|symbol| place(driver.base, symbol.rva)))
             }
             split => {
                 let symbol = split.map_or(name, |(_, symbol)| symbol);
@@ -482,9 +518,16 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The symbols of a module, by the module's name.
-    pub fn file(&mut self, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
-        self.symbols.of(self.kernel, driver)
+    /// The symbols of a module, or what it exports.
+    pub fn file(&mut self, driver: &Driver) -> Result<Arc<dyn SymbolFile>, NoSymbols> {
+        self.symbols.of(self.kernel, driver)?.ok_or_else(|| self.missing(driver))
+    }
+
+    /// Why a module that was looked at has no symbols.
+    fn missing(&self, driver: &Driver) -> NoSymbols {
+        let module = short_name(driver, self.kernel.base());
+        let why = self.symbols.why_missing(self.kernel, driver).unwrap_or("they were not looked for");
+        NoSymbols::Missing(format!("no symbols of {module}: {why}"))
     }
 }
 

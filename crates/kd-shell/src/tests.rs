@@ -2,6 +2,7 @@
 //! the commands' own.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use kd_target::{Cost, Stop, TargetError, Version};
@@ -15,6 +16,7 @@ use crate::output::{Output, show};
 use crate::session::{Context, Debuggee, Format, Session};
 use crate::{Driver, Drivers, Kernel, Log, PathSource, PoolTags, Symbols, banner};
 
+mod symbols;
 mod verifier;
 
 static STORE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
@@ -32,6 +34,9 @@ struct Machine {
     stop: Stop,
     reads: Cell<usize>,
     searches: bool,
+    /// Paged out.
+    hole: Range<u64>,
+    zeros: Range<u64>,
 }
 
 impl Machine {
@@ -60,7 +65,7 @@ impl Machine {
             instructions: vec![0xcc, 0xc3],
             asked: true,
         };
-        Self { kernel, version, stop, reads: Cell::new(0), searches: true }
+        Self { kernel, version, stop, reads: Cell::new(0), searches: true, hole: 0..0, zeros: 0..0 }
     }
 
     fn u64(&self, address: u64) -> u64 {
@@ -73,7 +78,14 @@ impl Machine {
 impl Memory for Machine {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         self.reads.set(self.reads.get() + 1);
-        Ok(self.kernel.read_virtual(address, buffer))
+        if self.hole.contains(&address) {
+            return Ok(0);
+        }
+        let good = self.kernel.read_virtual(address, buffer);
+        if self.zeros.contains(&address) {
+            buffer.fill(0);
+        }
+        Ok(good)
     }
 
     fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
@@ -110,7 +122,8 @@ impl Kernel for Machine {
                 base: self.u64(entry + 0x30),
                 size: self.u64(entry + 0x40) as u32,
                 file: String::from_utf16(&name).unwrap(),
-                checksum: 0,
+                checksum: self.u64(entry + 0x78) as u32,
+                timestamp: (self.u64(entry + 0x98) >> 32) as u32,
             });
             entry = self.u64(entry);
         }
@@ -383,6 +396,7 @@ fn without_a_symbol_path_kd_shows_a_box() {
 #[test]
 fn a_path_that_does_not_exist_is_said_in_one_line() {
     assert!(error(".sympath /no/such/place").contains("/no/such/place"));
+    assert!(text(&format!(".sympath \"/no/such/place;{}\"", store())).ends_with("does not exist: /no/such/place\n"));
     assert!(error("!poolused 0 TooLong").contains("four characters"));
     assert!(error("!poolused 6").contains("exclude each other"));
     assert!(error("!poolused zz").contains("the flags are a number"));
@@ -414,7 +428,9 @@ fn symbols_and_modules() {
     assert!(show("lmvm nt").contains("    Image name: ntoskrnl.exe\n"));
     assert!(show("dps nt!RtlpBreakWithStatusInstruction L1").starts_with("fffff800`"));
     assert!(show("db nt!RtlpBreakWithStatusInstruction L1").contains("  cc  "));
-    assert!(show(".reload").contains("Loading Kernel Symbols\n."));
+    let reloaded = show(".reload");
+    assert!(reloaded.contains("Loading Kernel Symbols\n."), "{reloaded}");
+    assert!(reloaded.contains("\nLoading unloaded module list\n"), "{reloaded}");
     assert!(show("vertarget").contains("Windows 7 Kernel Version 7601"));
 }
 

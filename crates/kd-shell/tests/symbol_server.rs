@@ -206,7 +206,7 @@ fn a_server_with_a_fault_is_asked_again_after_reload() {
     assert!(screen.text.contains("************* Symbol Loading Error Summary **************\n"), "{}", screen.text);
     assert!(screen.text.contains("\nnt                     no symbol file for "), "{}", screen.text);
     assert!(screen.errors.contains("the server answers with status 500"), "{}", screen.errors);
-    assert!(live.run("lm m nt").text.contains("(no symbols)"));
+    assert!(live.run("lm m nt").text.contains("(export symbols)"));
     // Not again by every command, so that a slow server does not make all of them slow.
     live.run("? nt!PoolHitTag");
     assert_eq!(live.requests(), 1);

@@ -16,6 +16,8 @@ pub struct Module {
     /// As the kernel spells it: `ntoskrnl.exe`, `myfault.sys`.
     pub file: String,
     pub checksum: u32,
+    /// The image's time stamp, 0 when it is not known.
+    pub time_date_stamp: u32,
     /// Where the full path lies; it is read when somebody asks (see [`Module::read_path`]).
     path: UnicodeString,
 }
@@ -40,6 +42,7 @@ struct EntryLayout {
     full_dll_name: usize,
     base_dll_name: usize,
     check_sum: usize,
+    time_date_stamp: usize,
     /// Bytes to read of an entry. The name of a driver usually lies right behind its entry, so reading on costs no
     /// request and often saves one.
     read: usize,
@@ -51,6 +54,7 @@ const X64: EntryLayout = EntryLayout {
     full_dll_name: 0x48,
     base_dll_name: 0x58,
     check_sum: 0x78,
+    time_date_stamp: 0x9c,
     read: 0x100,
 };
 
@@ -60,6 +64,7 @@ const X86: EntryLayout = EntryLayout {
     full_dll_name: 0x24,
     base_dll_name: 0x2c,
     check_sum: 0x40,
+    time_date_stamp: 0x58,
     read: 0x80,
 };
 
@@ -124,6 +129,7 @@ pub(crate) fn read(memory: &dyn Memory, head: u64, pointer_size: u8) -> Result<M
             size: u32_at(&entry, layout.size_of_image),
             file,
             checksum: u32_at(&entry, layout.check_sum),
+            time_date_stamp: if good < layout.time_date_stamp + 4 { 0 } else { u32_at(&entry, layout.time_date_stamp) },
             path: unicode_string(&entry, layout.full_dll_name, pointer_size),
         });
         entry_address = pointer(&entry, 0);

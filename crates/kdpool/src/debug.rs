@@ -161,10 +161,13 @@ impl Work {
             complain(&fault.to_string());
             return Ok(self.leave(Next::Lost));
         }
-        let problem = self.shell.borrow().symbol_path_problem();
-        if let Some(problem) = problem {
-            complain(&problem);
-            self.failed = true;
+        let checked = self.shell.borrow().check_symbol_path();
+        match checked {
+            Ok(warning) => warning.iter().for_each(|warning| complain(warning)),
+            Err(error) => {
+                complain(&error.to_string());
+                self.failed = true;
+            }
         }
         let mut next = Next::Continue;
         if let Some(script) = &plan.session.script {

@@ -144,19 +144,6 @@ impl SymbolPath {
         parts.collect::<Vec<_>>().join(";")
     }
 
-    /// Directories of the path that do not exist. The default store is made when it is needed and not told here.
-    pub fn warnings(&self) -> Vec<String> {
-        let given = self.elements.iter().flat_map(|element| match element {
-            Element::Directory(dir) | Element::Cache(Some(dir)) => vec![dir],
-            Element::Cache(None) => vec![],
-            Element::Server { stores, .. } => stores.iter().flatten().collect(),
-        });
-        given
-            .filter(|dir| !dir.is_dir())
-            .map(|dir| format!("the symbol path's directory {} does not exist", dir.display()))
-            .collect()
-    }
-
     /// The symbol file of an image.
     pub fn find_pdb(&self, image: &ImageIdentity, reach: &Reach<'_>) -> Result<Found, NotFound> {
         self.find(&image.pdb_name, image.pdb, reach)
@@ -249,12 +236,6 @@ mod tests {
         ] {
             assert_eq!(SymbolPath::parse(text).unwrap_err().to_string(), why);
         }
-    }
-
-    #[test]
-    fn a_missing_directory_is_one_warning() {
-        let path = SymbolPath::parse("/no/such/place;srv*").unwrap();
-        assert_eq!(path.warnings(), ["the symbol path's directory /no/such/place does not exist"]);
     }
 
     #[test]

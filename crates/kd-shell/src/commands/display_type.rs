@@ -193,8 +193,7 @@ pub(super) fn symbols(context: &mut Context<'_>, module: &str) -> Result<Arc<dyn
     let Some(driver) = names.driver_named(module)? else {
         return Err(CommandError::Failed(format!("no module {} (lm lists them)", visible_name(module))));
     };
-    let file = names.file(&driver)?;
-    file.ok_or_else(|| CommandError::Failed(format!("no symbols of {}", visible_name(module))))
+    names.file(&driver).map_err(crate::session::no_symbols)
 }
 
 /// `?? sizeof(type)` and its like share this: the size of a type, or the offset of a member.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
-use crate::session::Context;
+use crate::session::{Context, no_symbols};
 use crate::symbols::{qualified, short_name};
 use crate::text::{Hex, Width};
 
@@ -77,17 +77,11 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     };
     let kernel = context.kernel()?;
     let width = context.width();
-    if module.eq_ignore_ascii_case("nt") {
-        // Says why when there are none.
-        context.session.symbols.nt(kernel).map_err(crate::session::no_symbols)?;
-    }
     let mut names = context.names()?;
     let Some(driver) = names.driver_named(module)? else {
         return Err(CommandError::Failed(format!("Couldn't resolve 'x {text}': no module {module} (lm lists them)")));
     };
-    let Some(file) = names.file(&driver)? else {
-        return Err(CommandError::Failed(format!("Couldn't resolve 'x {text}': no symbols of {module}")));
-    };
+    let file = names.file(&driver).map_err(no_symbols)?;
     let module = short_name(&driver, kernel.base());
     let mut symbols: Vec<Match> = file
         .matching(pattern)

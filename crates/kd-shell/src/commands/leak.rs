@@ -99,7 +99,7 @@ struct ModuleNames<'a> {
 impl Namer for ModuleNames<'_> {
     fn name(&mut self, module: &Module, rva: u32) -> Result<Option<String>, Fault> {
         let Module { base, size, ref name, checksum } = *module;
-        let driver = Driver { base, size, file: name.clone(), checksum };
+        let driver = Driver { base, size, file: name.clone(), checksum, timestamp: 0 };
         let file = self.symbols.of(self.kernel, &driver)?;
         let symbol = file.and_then(|file| file.around(rva).0);
         Ok(symbol.map(|symbol| {

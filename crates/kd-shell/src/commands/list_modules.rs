@@ -21,7 +21,7 @@ use serde::Serialize;
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
-use crate::kernel::Kernel;
+use crate::kernel::{Driver, Kernel};
 use crate::session::Context;
 use crate::symbols::{Names, short_name};
 use crate::text::{Hex, Width, visible_name};
@@ -187,7 +187,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         }
         let start = width.address(driver.base);
         let (path, timestamp) = match options.verbose {
-            true => (kernel.driver_path(driver.base)?, timestamp(kernel, driver.base)?),
+            true => (kernel.driver_path(driver.base)?, timestamp(kernel, &driver)?),
             false => (None, None),
         };
         modules.push(Module {
@@ -247,12 +247,12 @@ fn unloaded(
     }
 }
 
-/// From the image's header, which may be paged out.
-fn timestamp(kernel: &dyn Kernel, base: u64) -> Result<Option<u32>, Fault> {
-    match Image::read(kernel.memory(), base) {
+/// From the image's header; when it is paged out, from the module list.
+fn timestamp(kernel: &dyn Kernel, driver: &Driver) -> Result<Option<u32>, Fault> {
+    match Image::read(kernel.memory(), driver.base) {
         Ok(image) => Ok(Some(image.time_date_stamp)),
         Err(ImageError::Fault(fault)) => Err(fault),
-        Err(_) => Ok(None),
+        Err(_) => Ok((driver.timestamp != 0).then_some(driver.timestamp)),
     }
 }
 

@@ -48,7 +48,7 @@ pub use control::Control;
 pub(crate) use leak::Leaks;
 pub(crate) use process::current as current_process;
 pub(crate) use registers::temporary;
-pub(crate) use symbol_path::missing as missing_elements;
+pub(crate) use symbol_path::check as check_symbol_path;
 pub(crate) use verifier::KeptLog;
 pub(crate) use vertarget::{Vertarget, connected};
 

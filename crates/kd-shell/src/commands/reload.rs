@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use nt_memory::Fault;
+use nt_memory::{Fault, ReadError};
+use nt_pool::PoolError;
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
@@ -10,7 +11,7 @@ use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
 use crate::session::Context;
-use crate::symbols::{Names, Symbols, short_name};
+use crate::symbols::{Names, NoSymbols, Symbols, not_loaded, short_name};
 use crate::text::visible_name;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
@@ -25,6 +26,8 @@ pub(super) const INFO: CommandInfo = CommandInfo {
 #[derive(Serialize)]
 struct Reloaded {
     modules: usize,
+    /// How many drivers the kernel remembers that are gone; `null` when nobody looked, or its symbols are missing.
+    unloaded_modules: Option<usize>,
     /// Modules whose symbols were read now (`/f`, `/i`).
     loaded: Vec<String>,
     /// Modules that have none (`/f`, `/i`).
@@ -35,12 +38,17 @@ struct Reloaded {
     unloaded: Vec<String>,
     #[serde(skip)]
     connected: String,
+    /// Of all modules.
+    #[serde(skip)]
+    whole: bool,
 }
 
 #[derive(Serialize)]
 struct LoadError {
     module: String,
     file: String,
+    /// What its image exports is used instead.
+    exports: bool,
     error: String,
 }
 
@@ -93,11 +101,13 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     }
     let mut answer = Reloaded {
         modules: drivers.drivers.len(),
+        unloaded_modules: None,
         loaded: Vec::new(),
         missing: Vec::new(),
         errors: Vec::new(),
         unloaded: Vec::new(),
         connected: super::vertarget::connected(kernel.version(), &jiff::Zoned::now()),
+        whole: options.module.is_none(),
     };
     if options.unload {
         answer.unloaded = wanted.iter().map(|driver| short_name(driver, kernel_base)).collect();
@@ -109,7 +119,23 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     }
     let nt = answer.errors.iter().find(|error| error.module == "nt");
     let failure = nt.map(|nt| CommandError::Failed(format!("no symbols of nt: {}", nt.error)));
-    let mut reply = Reply::with_notes(answer, drivers.notes);
+    let mut notes = drivers.notes;
+    if options.module.is_none() && !options.unload {
+        // With what this machine has: .reload itself waits for no server.
+        match symbols.offline(|symbols| symbols.nt(kernel)) {
+            Ok(nt) => match nt_pool::unloaded::drivers(&kernel.pool(nt.as_ref())) {
+                Ok(unloaded) => {
+                    answer.unloaded_modules = Some(unloaded.drivers.len());
+                    notes.extend(unloaded.notes);
+                }
+                Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error.into()),
+                Err(error) => notes.push(format!("unloaded drivers: {error}")),
+            },
+            Err(NoSymbols::Fault(fault)) => return Err(fault.into()),
+            Err(NoSymbols::Missing(_)) => {}
+        }
+    }
+    let mut reply = Reply::with_notes(answer, notes);
     reply.failure = failure;
     Ok(reply)
 }
@@ -118,16 +144,34 @@ impl Reloaded {
     fn load(&mut self, kernel: &dyn Kernel, symbols: &mut Symbols, drivers: &[&Driver]) -> Result<(), Fault> {
         for driver in drivers {
             let module = short_name(driver, kernel.base());
-            if symbols.of(kernel, driver)?.is_some() {
+            let file = symbols.of(kernel, driver)?;
+            let Some(error) = symbols.why_missing(kernel, driver) else {
                 self.loaded.push(module);
                 continue;
-            }
-            let error = symbols.why_missing(kernel, driver).unwrap_or_default().to_owned();
-            self.errors.push(LoadError { module: module.clone(), file: driver.file.clone(), error });
+            };
+            let exports = file.is_some();
+            self.errors.push(LoadError {
+                module: module.clone(),
+                file: driver.file.clone(),
+                exports,
+                error: error.into(),
+            });
             self.missing.push(module);
         }
         Ok(())
     }
+}
+
+/// kd's rows: one dot for each module, the first row is one shorter.
+fn dots(out: &mut dyn fmt::Write, mut left: usize) -> fmt::Result {
+    let mut row = 63;
+    while left > 0 {
+        let dots = left.min(row);
+        writeln!(out, "{:.<dots$}", "")?;
+        left -= dots;
+        row = 64;
+    }
+    Ok(())
 }
 
 impl Text for Reloaded {
@@ -137,18 +181,14 @@ impl Text for Reloaded {
         }
         writeln!(out, "{}", self.connected)?;
         writeln!(out, "Loading Kernel Symbols")?;
-        // kd's rows: one dot for each module, the first row is one shorter.
-        let mut left = self.modules;
-        let mut row = 63;
-        while left > 0 {
-            let dots = left.min(row);
-            writeln!(out, "{:.<dots$}", "")?;
-            left -= dots;
-            row = 64;
+        dots(out, self.modules)?;
+        if self.whole {
+            // Those of user mode are not read.
+            writeln!(out, "Loading User Symbols\n\nLoading unloaded module list")?;
+            dots(out, self.unloaded_modules.unwrap_or_default())?;
         }
         for error in &self.errors {
-            let file = visible_name(&error.file);
-            writeln!(out, "*** ERROR: Module load completed but symbols could not be loaded for {file}")?;
+            writeln!(out, "{}", not_loaded(&error.file, error.exports))?;
         }
         if !self.errors.is_empty() {
             writeln!(out, "\n************* Symbol Loading Error Summary **************")?;

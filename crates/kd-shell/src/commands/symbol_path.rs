@@ -53,7 +53,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     };
     context.session.symbols.set_path(&new).map_err(CommandError::Failed)?;
     let mut reply = answer(context, true);
-    reply.failure = missing(&context.session.symbols.source().check());
+    match check(&context.session.symbols.source().check()) {
+        Ok(warning) => reply.warnings.extend(warning),
+        Err(error) => reply.failure = Some(error),
+    }
     Ok(reply)
 }
 
@@ -71,15 +74,16 @@ fn answer(context: &Context<'_>, changed: bool) -> Reply {
     Reply::new(Path { path: source.path().into(), expanded: source.expanded(), elements: source.check(), changed })
 }
 
-/// One line about the elements that do not exist.
-pub(crate) fn missing(elements: &[PathElement]) -> Option<CommandError> {
-    let missing: Vec<&str> = elements
-        .iter()
-        .filter(|element| element.state == PathState::Error)
-        .map(|element| element.location.as_str())
-        .collect();
-    (!missing.is_empty())
-        .then(|| CommandError::Failed(format!("the symbol path has what does not exist: {}", missing.join("; "))))
+/// One line about the elements that do not exist: a warning when the others may have what is needed.
+pub(crate) fn check(elements: &[PathElement]) -> Result<Option<String>, CommandError> {
+    let missing = elements.iter().filter(|element| element.state == PathState::Error);
+    let missing: Vec<&str> = missing.map(|element| element.location.as_str()).collect();
+    let line = format!("the symbol path has what does not exist: {}", missing.join("; "));
+    match missing.len() {
+        0 => Ok(None),
+        count if count == elements.len() => Err(CommandError::Failed(line)),
+        _ => Ok(Some(line)),
+    }
 }
 
 impl Text for Path {
