@@ -157,7 +157,7 @@ impl Live {
         let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
         let mut shell = Shell::new(session, Format::Kd, interrupt);
         shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(60))).unwrap());
+        assert!(shell.wait(Some(Duration::from_secs(60)), &mut Screen::default()).unwrap());
         Self { shell, base, fake, runtime }
     }
 

@@ -56,7 +56,7 @@ impl Live {
         let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
         let mut shell = Shell::new(session(&directory), Format::Kd, interrupt.clone());
         shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(30))).unwrap());
+        assert!(shell.wait(Some(Duration::from_secs(30)), &mut Screen::default()).unwrap());
         Self { shell, interrupt, fake, runtime, directory }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::faults::Faults;
 use crate::kdnet::{Endpoint, Key};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, SystemCall};
 use crate::stats::{Counters, Stats};
 use crate::stub::line::{Kdnet, KdnetParts, Line, Serial};
 use crate::stub::{Command, Stub, Wiring};
@@ -75,6 +75,8 @@ pub struct FakeOptions {
     pub clock_tick: Duration,
     /// Serial: what the firmware writes before the kernel's first packet.
     pub firmware_noise: Vec<u8>,
+    /// A system call that processor 0 executes this often while the machine runs.
+    pub call: Option<(SystemCall, Duration)>,
     /// A DbgPrint this often while it runs.
     pub print_every: Option<Duration>,
     pub print_text: String,
@@ -112,6 +114,7 @@ impl FakeOptions {
             break_in_silence: Duration::from_secs(1),
             clock_tick: Duration::from_millis(10),
             firmware_noise: Vec::new(),
+            call: None,
             print_every: None,
             print_text: "kd-fake: still running\n".to_owned(),
             print_on_continue: None,

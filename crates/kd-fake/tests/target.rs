@@ -681,3 +681,32 @@ fn the_machine_leaks_while_it_runs_and_only_then() {
     host.stop();
     assert!(interrupt_time(&mut host) >= time + 9 * 2 * 10_000);
 }
+
+#[test]
+fn a_system_call_is_executed_step_by_step() {
+    let (target, mut host) = net_with(|options| {
+        options.call = Some((kernel::ARTICLE_CALL, Duration::from_millis(20)));
+    });
+    host.break_in();
+    host.stop();
+    let site = LEAK_STACK[0];
+    assert_eq!(host.request(0x3134, &[(16, site)], &[]).status, 0);
+    let break_pc = twin().facts().break_pc;
+    host.set_pc(break_pc + 1);
+    host.tell(0x313c, &[(16, 0x0001_0002), (24, 0x400), (32, 1)], &[]);
+    let hit = host.stop();
+    assert_eq!((hit.code, hit.pc), (0x8000_0003, site));
+    // add rsp,48h, and the stub has taken its break instruction out.
+    assert_eq!(hit.stream[..4], [0x48, 0x83, 0xc4, 0x48]);
+    assert_eq!(host.request(0x3137, &[(16, 3), (24, 8)], &[]).data, LEAK_THREAD.to_le_bytes());
+    let rsp = |host: &mut Host| u64_at(&host.request(0x3132, &[], &[]).data, 0x98);
+    let before = rsp(&mut host);
+    host.tell(0x313c, &[(16, 0x1_0001_0002), (24, 0x400), (32, 1)], &[]);
+    let step = host.stop();
+    assert_eq!((step.code, step.pc), (0x8000_0004, site + 4));
+    assert_eq!(rsp(&mut host), before + 0x48);
+    host.tell(0x313c, &[(16, 0x1_0001_0002), (24, 0x400), (32, 1)], &[]);
+    assert_eq!(host.stop().pc, LEAK_STACK[1]);
+    host.tell(0x313c, &[(16, 0x0001_0002), (24, 0x400), (32, 1)], &[]);
+    until("running", || !target.stats().halted);
+}

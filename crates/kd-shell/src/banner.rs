@@ -4,13 +4,14 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Zoned;
-use kd_target::{Stop, Version};
+use kd_target::Version;
 use nt_memory::Fault;
 
 use crate::commands::Vertarget;
+use crate::disassembly::{Disassembler, MAX_LENGTH, line};
 use crate::kernel::Kernel;
 use crate::symbols::{Names, NoSymbols, PathElement, PathState, Symbols};
-use crate::text::{Width, tick, time, visible, visible_name};
+use crate::text::{tick, time, visible, visible_name};
 
 /// Before anything was heard of a KDNET target.
 pub fn waiting_net() -> String {
@@ -113,26 +114,43 @@ const BREAK_IN: &str = "\
 *******************************************************************************
 ";
 
+/// Why the target stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    Exception,
+    /// A breakpoint of the session.
+    Breakpoint(u32),
+    /// The user wanted one instruction.
+    Step,
+}
+
 /// Why the target stands still, and where.
-pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fault> {
+pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols, reason: Reason) -> Result<String, Fault> {
     let stop = kernel.stop();
-    let width = kernel.width();
     let mut text = String::new();
-    let what = match stop.code {
-        BREAKPOINT => "Break instruction exception",
-        SINGLE_STEP => "Single step exception",
-        ACCESS_VIOLATION => "Access violation",
-        _ => "Unknown exception",
-    };
-    let chance = if stop.first_chance { "first chance" } else { "!!! second chance !!!" };
-    let _ = writeln!(text, "{what} - code {:08x} ({chance})", stop.code);
-    if stop.code == BREAKPOINT && stop.asked {
-        text.push_str(BREAK_IN);
+    match reason {
+        Reason::Step => {}
+        Reason::Breakpoint(number) => {
+            let _ = writeln!(text, "Breakpoint {number} hit");
+        }
+        Reason::Exception => {
+            let what = match stop.code {
+                BREAKPOINT => "Break instruction exception",
+                SINGLE_STEP => "Single step exception",
+                ACCESS_VIOLATION => "Access violation",
+                _ => "Unknown exception",
+            };
+            let chance = if stop.first_chance { "first chance" } else { "!!! second chance !!!" };
+            let _ = writeln!(text, "{what} - code {:08x} ({chance})", stop.code);
+            if stop.code == BREAKPOINT && stop.asked {
+                text.push_str(BREAK_IN);
+            }
+        }
     }
     if let Some(name) = place(kernel, symbols)? {
         let _ = writeln!(text, "{name}:");
     }
-    text.push_str(&instruction(stop, kernel.version(), width));
+    text.push_str(&instruction(kernel, symbols)?);
     Ok(text)
 }
 
@@ -167,16 +185,23 @@ pub(crate) fn place(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<Option
     }
 }
 
-/// ``fffff800`01489f60 cc              int     3``: kd disassembles; a breakpoint is the one instruction we know.
-fn instruction(stop: &Stop, version: &Version, width: Width) -> String {
-    let address = width.tick(width.address(stop.program_counter));
-    match stop.instructions.first() {
-        Some(0xcc) if matches!(version.machine, 0x8664 | 0x014c) => format!("{address} {:<16}{:<8}3\n", "cc", "int"),
-        _ => {
-            let bytes: String = stop.instructions.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            format!("{address} {bytes}\n")
+/// ``fffff800`01489f60 cc              int     3``
+fn instruction(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fault> {
+    let (stop, width) = (kernel.stop(), kernel.width());
+    let address = width.address(stop.program_counter);
+    let bytes = &stop.instructions[..stop.instructions.len().min(MAX_LENGTH)];
+    let mut names = Names::new(kernel, symbols);
+    let one = match Disassembler::new(kernel.version().machine) {
+        Some(mut disassembler) => disassembler.named(bytes, address, &mut names)?,
+        None => None,
+    };
+    Ok(match one {
+        Some(one) => format!("{}\n", line(width, address, &bytes[..one.length], &one.text)),
+        None => {
+            let bytes: String = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            format!("{} {bytes}\n", width.tick(address))
         }
-    }
+    })
 }
 
 /// The target reboots, or did so without a word.

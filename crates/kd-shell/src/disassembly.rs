@@ -9,12 +9,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Formatter, Instruction, MasmFormatter, MemorySizeOptions, OpKind, SymbolResolver,
-    SymbolResult,
+    Code, Decoder, DecoderOptions, Formatter, Instruction, MasmFormatter, MemorySizeOptions, Mnemonic, OpKind,
+    SymbolResolver, SymbolResult,
 };
 use nt_memory::Fault;
 
-use crate::registers::{AMD64, I386};
+use crate::registers::{AMD64, ARM64, I386};
 use crate::symbols::Names;
 use crate::text::Width;
 
@@ -131,6 +131,25 @@ fn is_absolute(instruction: &Instruction) -> bool {
         && instruction.memory_base() == none
         && instruction.memory_index() == none
         && instruction.segment_prefix() == none
+}
+
+/// The length of the instruction that `bytes` begin with if it is a call.
+pub(crate) fn call_length(machine: u16, bytes: &[u8]) -> Option<usize> {
+    match machine {
+        AMD64 | I386 => {
+            let bits = if machine == AMD64 { 64 } else { 32 };
+            let instruction = Decoder::new(bits, bytes, DecoderOptions::NONE).decode();
+            let is_call = instruction.mnemonic() == Mnemonic::Call;
+            // A repeated string instruction is one as well for whoever steps.
+            (is_call || instruction.has_rep_prefix() || instruction.has_repne_prefix()).then(|| instruction.len())
+        }
+        ARM64 => {
+            let word = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?);
+            // bl, blr
+            (word >> 26 == 0b10_0101 || word & 0xffff_fc1f == 0xd63f_0000).then_some(4)
+        }
+        _ => None,
+    }
 }
 
 /// ``fffff801`0bf95810 4c89442418      mov     …``

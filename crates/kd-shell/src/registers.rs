@@ -5,6 +5,7 @@
 use kd_target::TargetError;
 
 use crate::kernel::Kernel;
+use crate::unwind::State;
 
 pub(crate) const AMD64: u16 = 0x8664;
 pub(crate) const I386: u16 = 0x014c;
@@ -149,6 +150,17 @@ impl Registers {
         self.context.get_mut(offset..offset + size)?.copy_from_slice(&value.to_le_bytes()[..size]);
         Some(self.context)
     }
+}
+
+/// The registers that a stack begins with. x86 and ARM64 keep their frame pointer where x64 has rbp.
+pub(crate) fn state(registers: &Registers) -> State {
+    const NAMES: [&str; 16] =
+        ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+    let any = |names: &[&str]| names.iter().find_map(|name| registers.get(name)).unwrap_or(0);
+    let mut state = State { rip: any(&["$ip"]), registers: NAMES.map(|name| any(&[name])) };
+    state.registers[4] = any(&["$csp"]);
+    state.registers[5] = any(&["rbp", "ebp", "fp"]);
+    state
 }
 
 /// A register by its name or pseudo-name.

@@ -2,16 +2,16 @@
 
 mod drive;
 mod script;
+mod stops;
 
 use std::time::{Duration, Instant};
 
 use jiff::Zoned;
 use kd_target::{Cost, Event, Halted, Interrupt, Target, TargetError};
 use nt_memory::Fault;
-use serde::Serialize;
 
-use crate::answer::{Done, Reply, Text};
-use crate::banner;
+use crate::answer::{Done, Reply};
+use crate::banner::{self, Reason};
 use crate::commands::{Action, Control, check_symbol_path, commands, find};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
@@ -22,6 +22,7 @@ use crate::session::{Context, Debuggee, Format, LastCommand, Session};
 use crate::text::visible_name;
 
 pub(crate) use drive::{Drive, is_cancelled};
+pub(crate) use stops::{Seen, Stopped};
 
 /// What a line of commands came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,12 @@ pub struct Shell {
     cancelled: bool,
     /// The line that ENTER repeats.
     last_line: String,
+    /// Why the target stands still, once that was looked at.
+    reason: Option<Reason>,
+    /// The target was let go for one instruction.
+    stepping: bool,
+    /// The commands of a breakpoint want the session to end.
+    ended: Option<Next>,
 }
 
 impl Shell {
@@ -73,6 +80,9 @@ impl Shell {
             scripts: 0,
             cancelled: false,
             last_line: String::new(),
+            reason: None,
+            stepping: false,
+            ended: None,
         }
     }
 
@@ -90,7 +100,14 @@ impl Shell {
         self.target = self.target.take().map(Target::current);
         if self.halted().is_none() {
             self.session.forget_choices();
+            self.reason = None;
         }
+    }
+
+    /// The target started anew: nothing that is known of it holds.
+    pub fn forget_target(&mut self) {
+        self.session.symbols.forget();
+        self.session.breakpoints.clear();
     }
 
     /// The target if it stands still.
@@ -123,38 +140,6 @@ impl Shell {
         let mut text = banner::established(Kernel::version(halted), &Zoned::now(), break_requested);
         text.push_str(&self.session.symbols.offline(|symbols| banner::target(halted, symbols))?);
         Ok(text)
-    }
-
-    /// Why the target stands still, and where.
-    pub fn stop_lines(&mut self) -> Result<String, Fault> {
-        match &self.target {
-            Some(Target::Halted(halted)) => self.session.symbols.offline(|symbols| banner::stopped(halted, symbols)),
-            Some(Target::Running(_)) | None => Err(Fault::Running),
-        }
-    }
-
-    /// Waits until the target stops, at most `patience`. False: it still runs.
-    pub fn wait(&mut self, patience: Option<Duration>) -> Result<bool, TargetError> {
-        self.refresh();
-        match self.target.take() {
-            Some(Target::Running(running)) => match running.wait(patience) {
-                Ok(halted) => {
-                    self.target = Some(Target::Halted(halted));
-                    Ok(true)
-                }
-                Err((running, error)) => {
-                    self.target = Some(Target::Running(running));
-                    match error {
-                        TargetError::Timeout(_) => Ok(false),
-                        error => Err(error),
-                    }
-                }
-            },
-            target => {
-                self.target = target;
-                Ok(self.halted().is_some())
-            }
-        }
     }
 
     /// The line that ENTER on an empty line stands for. Memory commands go on where they ended.
@@ -214,7 +199,7 @@ impl Shell {
     }
 
     fn run_command(&mut self, command: &Command<'_>, out: &mut dyn Output) -> Outcome {
-        self.refresh();
+        self.notice_stop(out);
         let before = self.cost();
         self.session.symbols.source().monitor().begin();
         let span = tracing::info_span!("command", command = command.text);
@@ -232,7 +217,7 @@ impl Shell {
                         cost: before,
                     })
                 }
-                Action::Control(control) => self.control(control, command.arguments, &mut next),
+                Action::Control(control) => self.control(control, command.arguments, &mut next, out),
                 Action::Drive(run) => {
                     run(&mut Drive { shell: self, out: &mut *out, word: &command.word, arguments: command.arguments })
                 }
@@ -251,46 +236,32 @@ impl Shell {
             Some(_) if self.session.symbols.source().monitor().was_interrupted() => self.cancelled = true,
             _ => {}
         }
+        if let Some(ended) = self.take_end() {
+            next = ended;
+        }
         Outcome { failed: failure.is_some(), next }
     }
 
-    fn control(&mut self, control: Control, arguments: &str, next: &mut Next) -> Result<Reply, CommandError> {
+    fn control(
+        &mut self,
+        control: Control,
+        arguments: &str,
+        next: &mut Next,
+        out: &mut dyn Output,
+    ) -> Result<Reply, CommandError> {
         match control {
-            Control::Go => match self.target.take() {
-                Some(Target::Halted(halted)) => match halted.go() {
-                    Ok(running) => {
-                        self.target = Some(Target::Running(running));
-                        self.session.forget_choices();
-                        Ok(Reply::new(Done {}))
-                    }
-                    Err((halted, error)) => {
-                        self.target = Some(Target::Halted(halted));
-                        Err(error.into())
-                    }
-                },
-                Some(running) => {
-                    self.target = Some(running);
-                    Err(CommandError::Failed("the target is running already".into()))
+            Control::Go => {
+                self.go()?;
+                Ok(Reply::new(Done {}))
+            }
+            Control::Break => {
+                self.break_in()?;
+                match self.look_at_stop(out)? {
+                    // The commands of a breakpoint that was hit before let it go.
+                    Seen::Runs => Ok(Reply::new(Done {})),
+                    Seen::Breakpoint | Seen::Plain => self.stop_reply(),
                 }
-                None => Err(CommandError::NoTarget),
-            },
-            Control::Break => match self.target.take() {
-                Some(Target::Running(running)) => match running.break_in(self.patience) {
-                    Ok(halted) => {
-                        self.target = Some(Target::Halted(halted));
-                        self.stopped()
-                    }
-                    Err((running, error)) => {
-                        self.target = Some(Target::Running(running));
-                        Err(error.into())
-                    }
-                },
-                Some(halted) => {
-                    self.target = Some(halted);
-                    self.stopped()
-                }
-                None => Err(CommandError::NoTarget),
-            },
+            }
             Control::Wait => {
                 if self.target.is_none() {
                     return Err(CommandError::NoTarget);
@@ -299,8 +270,8 @@ impl Shell {
                     "" => None,
                     text => Some(self.milliseconds(text)?),
                 };
-                match self.wait(patience)? {
-                    true => self.stopped(),
+                match self.wait(patience, out)? {
+                    true => self.stop_reply(),
                     false => Err(TargetError::Timeout(patience.unwrap_or_default()).into()),
                 }
             }
@@ -346,20 +317,6 @@ impl Shell {
             ..=0x7fff_ffff => Ok(Duration::from_millis(value)),
             _ => Err(CommandError::Usage(format!("{text} is too long a time"))),
         }
-    }
-
-    fn stopped(&mut self) -> Result<Reply, CommandError> {
-        let lines = self.stop_lines()?;
-        let Some(halted) = self.halted() else { return Err(Fault::Running.into()) };
-        let stop = Kernel::stop(halted);
-        let width = halted.width();
-        Ok(Reply::new(Stopped {
-            processor: stop.processor,
-            program_counter: crate::text::Hex(width.address(stop.program_counter)),
-            thread: crate::text::Hex(width.address(stop.thread)),
-            asked: stop.asked,
-            lines,
-        }))
     }
 
     /// What a word at the end of a line may become: a command, or a symbol of the kernel once its symbols are known.
@@ -409,24 +366,6 @@ fn unknown(command: &Command<'_>) -> CommandError {
     match command.word.strip_prefix('!') {
         Some(extension) => CommandError::UnknownExtension(visible_name(extension)),
         None => CommandError::UnknownCommand(visible_name(command.text)),
-    }
-}
-
-/// `.break`, `.wait`
-#[derive(Serialize)]
-struct Stopped {
-    processor: u16,
-    program_counter: crate::text::Hex,
-    thread: crate::text::Hex,
-    /// By us, and not by an exception of the target's own.
-    asked: bool,
-    #[serde(skip)]
-    lines: String,
-}
-
-impl Text for Stopped {
-    fn text(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
-        out.write_str(&self.lines)
     }
 }
 

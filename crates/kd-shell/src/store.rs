@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use nt_memory::Fault;
 use nt_symbols::{
-    Element, Exports, Http, Image, ImageError, ImageFile, ImageIdentity, ImageKey, NotFound, Reach, Servers,
-    SymbolFile, SymbolPath,
+    Element, Exports, Http, Image, ImageError, ImageFile, ImageKey, NotFound, Reach, Servers, SymbolFile, SymbolPath,
 };
 
 use crate::monitor::Monitor;
@@ -32,17 +31,24 @@ impl PathSource {
         Self { monitor, ..self }
     }
 
-    fn search(&self, request: &Request<'_>) -> Result<Load, Fault> {
-        let reach = Reach {
+    fn reach(&self, request: &Request<'_>) -> Reach<'_> {
+        Reach {
             servers: request.network.then_some(&self.servers),
             observer: &self.monitor,
             ignore_mismatch: request.ignore_mismatch,
-        };
+        }
+    }
+
+    fn search(&self, request: &Request<'_>) -> Result<Load, Fault> {
+        let reach = self.reach(request);
         let image = match nt_symbols::rsds(request.kernel.memory(), request.driver.base) {
             Ok(image) => image,
             Err(ImageError::Fault(fault)) => return Err(fault),
-            Err(error @ ImageError::Unreadable { .. }) => match self.read_file(request, &reach)? {
-                Some(Ok(image)) => image,
+            Err(error @ ImageError::Unreadable { .. }) => match self.open_image(request, &reach)? {
+                Some(Ok(file)) => match file.image().clone().pdb(&file) {
+                    Ok(image) => image,
+                    Err(_) => return Ok(never(error.to_string())),
+                },
                 Some(Err(missing)) => return Ok(miss(&missing, format!("{error}; {missing}"))),
                 None => return Ok(never(error.to_string())),
             },
@@ -54,20 +60,30 @@ impl PathSource {
         })
     }
 
-    /// What the image's file says; `None` when nobody knows which file it is.
-    fn read_file(
+    /// The image's file; `None` when nobody knows which file it is.
+    fn open_image(
         &self,
         request: &Request<'_>,
         reach: &Reach<'_>,
-    ) -> Result<Option<Result<ImageIdentity, NotFound>>, Fault> {
+    ) -> Result<Option<Result<ImageFile, NotFound>>, Fault> {
         let driver = request.driver;
         let Some(key) = image_key(request)? else { return Ok(None) };
         let found = match self.path.find_image(&driver.file, key, reach) {
             Ok(found) => found,
             Err(missing) => return Ok(Some(Err(missing))),
         };
-        let file = ImageFile::open(found.file, driver.base).ok();
-        Ok(file.and_then(|file| file.image().clone().pdb(&file).ok()).map(Ok))
+        Ok(ImageFile::open(found.file, driver.base).ok().map(Ok))
+    }
+
+    /// Runs a search that Ctrl+C ends.
+    fn watch<T>(&self, search: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+        self.monitor.search_begins();
+        let found = search();
+        // A Ctrl+C that came too late for the search still ends the command.
+        match self.monitor.search_ends() {
+            true => Err(Fault::Cancelled),
+            false => found,
+        }
     }
 
     /// The image's file, if this machine has it.
@@ -139,13 +155,15 @@ impl SymbolSource for PathSource {
             let why = "the symbol path is empty; set it with -y, _NT_SYMBOL_PATH or .sympath";
             return Ok(never(why.into()));
         }
-        self.monitor.search_begins();
-        let load = self.search(request);
-        // A Ctrl+C that came too late for the search still ends the command.
-        match self.monitor.search_ends() {
-            true => Err(Fault::Cancelled),
-            false => load,
+        self.watch(|| self.search(request))
+    }
+
+    fn image(&self, request: &Request<'_>) -> Result<Option<ImageFile>, Fault> {
+        if self.path.is_empty() {
+            return Ok(None);
         }
+        let image = self.watch(|| self.open_image(request, &self.reach(request)))?;
+        Ok(image.and_then(Result::ok))
     }
 
     /// From the image's file if this machine has it, else from the target's memory: that costs as many requests as the

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nt_memory::{Fault, ReadError};
 use nt_pool::PoolError;
 use nt_pool::unloaded::{self, UnloadedDrivers};
-use nt_symbols::{SymbolFile, SymbolKind};
+use nt_symbols::{ImageFile, SymbolFile, SymbolKind};
 
 use crate::kernel::{Driver, Drivers, Kernel};
 use crate::monitor::Monitor;
@@ -29,6 +29,8 @@ pub trait SymbolSource {
     fn exports(&self, _request: &Request<'_>) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
         Ok(None)
     }
+    /// The file of a loaded image, for what of it the target cannot read.
+    fn image(&self, request: &Request<'_>) -> Result<Option<ImageFile>, Fault>;
     /// Who watches the searches.
     fn monitor(&self) -> &Monitor;
 }
@@ -149,13 +151,15 @@ pub struct Symbols {
     /// The kernel that the files below belong to; another base is another boot.
     kernel_base: u64,
     modules: HashMap<Key, Known>,
+    images: HashMap<Key, Option<Arc<ImageFile>>>,
     network: bool,
     ignore_mismatch: bool,
 }
 
 impl Symbols {
     pub fn new(source: Box<dyn SymbolSource>) -> Self {
-        Self { source, kernel_base: 0, modules: HashMap::new(), network: true, ignore_mismatch: false }
+        let (modules, images) = (HashMap::new(), HashMap::new());
+        Self { source, kernel_base: 0, modules, images, network: true, ignore_mismatch: false }
     }
 
     pub fn source(&self) -> &dyn SymbolSource {
@@ -171,6 +175,7 @@ impl Symbols {
     /// `.reload`: everything is looked up anew.
     pub fn forget(&mut self) {
         self.modules.clear();
+        self.images.clear();
     }
 
     /// One module is looked up anew.
@@ -225,6 +230,17 @@ impl Symbols {
             None => self.load(kernel, driver)?,
         };
         Ok(self.modules.entry(key).insert_entry(known).into_mut())
+    }
+
+    /// The file of a loaded image, from the symbol path. Looked up once.
+    pub fn image(&mut self, kernel: &dyn Kernel, driver: &Driver) -> Result<Option<Arc<ImageFile>>, Fault> {
+        let key = key(kernel, driver);
+        if let Some(image) = self.images.get(&key) {
+            return Ok(image.clone());
+        }
+        let image = self.source.image(&self.request(kernel, driver))?.map(Arc::new);
+        self.images.insert(key, image.clone());
+        Ok(image)
     }
 
     /// The kernel's symbols if they were looked up already.
@@ -516,6 +532,11 @@ impl<'a> Names<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// The file of a loaded image.
+    pub fn image(&mut self, driver: &Driver) -> Result<Option<Arc<ImageFile>>, Fault> {
+        self.symbols.image(self.kernel, driver)
     }
 
     /// The symbols of a module, or what it exports.

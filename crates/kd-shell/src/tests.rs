@@ -366,7 +366,7 @@ fn the_banner_and_the_stop_cost_few_reads() {
     let machine = Machine::new();
     let mut session = session(&store());
     let mut banner = banner::target(&machine, &mut session.symbols).unwrap();
-    banner.push_str(&banner::stopped(&machine, &mut session.symbols).unwrap());
+    banner.push_str(&banner::stopped(&machine, &mut session.symbols, banner::Reason::Exception).unwrap());
     assert!(machine.reads.get() <= 10, "{} reads", machine.reads.get());
     let lines: Vec<&str> = banner.lines().collect();
     assert_eq!(lines[1], "************* Path validation summary **************");

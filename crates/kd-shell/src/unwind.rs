@@ -1,4 +1,4 @@
-//! Walking a stack of x64 by the unwind data of the images in the target's memory.
+//! Walking a stack of x64 by the unwind data of the images in the target's memory, or in their files.
 //!
 //! ```text
 //! RUNTIME_FUNCTION   u32 BeginAddress  u32 EndAddress  u32 UnwindData        sorted, in the exception directory
@@ -11,8 +11,10 @@
 //! chains and codes are bounded.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use nt_memory::{Fault, Memory, ReadError};
+use nt_symbols::ImageFile;
 
 const RSP: usize = 4;
 /// Chained unwind information.
@@ -66,15 +68,41 @@ pub(crate) enum Stuck {
     Damaged(u64),
 }
 
+/// The target's memory, and what of images only their files have.
+struct Backed<'a> {
+    memory: &'a dyn Memory,
+    files: Vec<Arc<ImageFile>>,
+}
+
+impl Memory for Backed<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let good = self.memory.read(address, buffer)?.min(buffer.len());
+        let (at, rest) = (address.wrapping_add(good as u64), &mut buffer[good..]);
+        let inside = |file: &&Arc<ImageFile>| {
+            let image = file.image();
+            at.checked_sub(image.base).is_some_and(|offset| offset < u64::from(image.size_of_image))
+        };
+        match self.files.iter().find(inside) {
+            Some(file) if !rest.is_empty() => Ok(good + file.read(at, rest)?),
+            _ => Ok(good),
+        }
+    }
+}
+
 /// Unwinds frame by frame; remembers the tables of the images.
 pub(crate) struct Unwinder<'a> {
-    memory: &'a dyn Memory,
+    memory: Backed<'a>,
     tables: HashMap<u64, Option<Table>>,
 }
 
 impl<'a> Unwinder<'a> {
     pub(crate) fn new(memory: &'a dyn Memory) -> Self {
-        Self { memory, tables: HashMap::new() }
+        Self { memory: Backed { memory, files: Vec::new() }, tables: HashMap::new() }
+    }
+
+    /// From here on what the target cannot read of an image comes from its file.
+    pub(crate) fn use_file(&mut self, file: Arc<ImageFile>) {
+        self.memory.files.push(file);
     }
 
     /// Leaves the frame of `state`; `base` is the image that `rip` is in. Returns whether it was an interrupt's or a

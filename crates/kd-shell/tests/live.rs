@@ -38,11 +38,21 @@ impl Output for Screen {
 
 impl Live {
     fn attach() -> Self {
+        Self::attach_with(|_| {})
+    }
+
+    /// A machine whose driver leaks by a system call that is executed.
+    fn leaking() -> Self {
+        Self::attach_with(|options| options.call = Some((kd_fake::kernel::ARTICLE_CALL, Duration::from_millis(20))))
+    }
+
+    fn attach_with(adjust: impl FnOnce(&mut FakeOptions)) -> Self {
         let runtime = Runtime::new().expect("runtime");
         let directory = tempfile::tempdir().expect("directory");
         kd_fake::kernel::write_symbol_store(directory.path()).expect("store");
         let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let options = FakeOptions::new(transport, kd_fake::kernel::article());
+        let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+        adjust(&mut options);
         let fake = runtime.block_on(kd_fake::spawn(options)).expect("fake target");
         let address = fake.address().expect("TCP");
         let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).expect("-k");
@@ -54,7 +64,7 @@ impl Live {
         let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
         let mut shell = Shell::new(session, Format::Kd, interrupt.clone());
         shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(30))).expect("stop"));
+        assert!(shell.wait(Some(Duration::from_secs(30)), &mut Screen::default()).expect("stop"));
         Self { shell, interrupt, fake, runtime, directory }
     }
 
@@ -180,20 +190,173 @@ fn the_target_is_changed_only_when_that_is_allowed() {
 #[test]
 fn breakpoints_are_listed_and_taken_out() {
     let mut live = Live::attach();
-    let (screen, failed, _) = live.run("bp nt!NtFlushKey; bp nt!NtFlushKey+4; bl");
+    let (screen, failed, _) = live.run("bp nt!NtFlushKey; bp nt!NtFlushKey+4 3 \"k; g\"; bl");
     assert!(!failed, "{}", screen.errors);
     assert_eq!(
         screen.text,
         " 0 e fffff800`017269e0     0001 (0001) nt!NtFlushKey\n \
-         1 e fffff800`017269e4     0001 (0001) nt!NtFlushKey+0x4\n"
+         1 e fffff800`017269e4     0003 (0003) nt!NtFlushKey+0x4 \"k; g\"\n"
     );
-    assert!(live.run("bp nt!NtFlushKey").0.errors.contains("breakpoint 0 is there already"));
+    assert_eq!(live.run("bp nt!NtFlushKey").0.errors, "breakpoint 0 redefined\n");
+    // They are in the target only while it runs.
+    assert_eq!(live.fake.stats().breakpoints.len(), 0);
+    live.run("g");
     assert_eq!(live.fake.stats().breakpoints.len(), 2);
+    live.run(".break");
     let (screen, failed, _) = live.run("bd 0; bl; bc 1; be 0; bl");
     assert!(!failed, "{}", screen.errors);
     assert!(screen.text.starts_with(" 0 d ") && screen.text.ends_with("nt!NtFlushKey\n"), "{}", screen.text);
+    live.run("g");
     assert_eq!(live.fake.stats().breakpoints, [0xfffff800_017269e0]);
+    live.run(".break");
     assert!(live.run("bc 7").1);
+    assert!(!live.run("bp nt!NtFlushKey+8; bc 0-1").1);
+    assert_eq!(live.run("bl").0.text, "");
+    live.run("bp nt!NtFlushKey; g");
+    // Left while it runs.
+    live.shell.take_target().expect("target").leave(Leave::Running);
+    assert_eq!(live.fake.stats().breakpoints, [0u64; 0]);
+    assert!(!live.fake.stats().halted);
+}
+
+const LEAK_STACK: &str = "\
+nt!ViPoolLogStackTrace
+nt!VeAllocatePoolWithTagPriority+0x2b6
+nt!VerifierExAllocatePoolEx+0x1d
+myfault+0x11f6
+myfault+0x142f
+nt!IovCallDriver+0xa0
+nt!IopXxxControlFile+0x607
+nt!NtDeviceIoControlFile+0x56
+nt!KiSystemServiceCopyEnd+0x13 (TrapFrame @ fffff880`06d2fe70)
+";
+
+#[test]
+fn a_breakpoint_is_hit_and_the_articles_stack_is_unwound() {
+    let mut live = Live::leaking();
+    let (screen, failed, _) = live.run("bp nt!ViPoolLogStackTrace; g; .wait 0n20000");
+    assert!(!failed, "{}", screen.errors);
+    let lines: Vec<&str> = screen.text.lines().collect();
+    assert_eq!(lines[..2], ["Breakpoint 0 hit", "nt!ViPoolLogStackTrace:"], "{}", screen.text);
+    assert!(lines[2].ends_with(" 90              nop"), "{}", screen.text);
+    let (screen, failed, _) = live.run("k");
+    assert!(!failed, "{}", screen.errors);
+    let mut lines = screen.text.lines();
+    assert_eq!(lines.next(), Some("Child-SP          RetAddr           Call Site"));
+    let names: String = lines.clone().map(|line| format!("{}\n", &line[36..])).collect();
+    assert_eq!(names, LEAK_STACK);
+    let returns: Vec<&str> = lines.map(|line| &line[18..35]).collect();
+    assert_eq!(returns[0], "fffff800`01923cc6");
+    assert_eq!(returns[8], "00000000`77a8138a", "the user code that called");
+    assert_eq!(screen.errors, "the frames of user code, from 00000000`77a8138a on, are not followed\n");
+    let numbered = live.run("kn 2").0.text;
+    assert_eq!(
+        numbered,
+        " # Child-SP          RetAddr           Call Site\n\
+         00 fffff880`06d2fc28 fffff800`01923cc6 nt!ViPoolLogStackTrace\n\
+         01 fffff880`06d2fc30 fffff800`01923d3d nt!VeAllocatePoolWithTagPriority+0x2b6\n"
+    );
+    let arguments = live.run("kb L1").0.text;
+    assert!(arguments.starts_with("Child-SP          RetAddr           : Args to Child      "), "{arguments}");
+    assert!(arguments.ends_with(" : nt!ViPoolLogStackTrace\n"), "{arguments}");
+    assert_eq!(live.run("kc 2").0.text, "Call Site\nnt!ViPoolLogStackTrace\nnt!VeAllocatePoolWithTagPriority+0x2b6\n");
+
+    // The same stack wherever in its functions the thread is: in prologs, bodies and epilogs.
+    let (screen, failed, _) = live.run("gu");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.starts_with("nt!VeAllocatePoolWithTagPriority+0x2b6:\n"), "{}", screen.text);
+    for _ in 0..20 {
+        let names: String = live.run("k").0.text.lines().skip(1).map(|line| format!("{}\n", &line[36..])).collect();
+        let rest = names.split_once('\n').unwrap().1;
+        assert!(LEAK_STACK.ends_with(rest), "{names}");
+        assert!(!live.run("t").1);
+    }
+    live.leave();
+}
+
+#[test]
+fn passes_commands_conditions_and_steps() {
+    let mut live = Live::leaking();
+    // The third hit; the next ones as well.
+    let (screen, failed, _) = live.run("bp nt!ViPoolLogStackTrace 3; g; .wait 0n20000; bl");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.contains("Breakpoint 0 hit\n"), "{}", screen.text);
+    assert!(
+        screen.text.ends_with(" 0 e fffff800`01922150     0001 (0003) nt!ViPoolLogStackTrace\n")
+            || screen.text.contains("     0001 (0003) nt!ViPoolLogStackTrace\n"),
+        "{}",
+        screen.text
+    );
+    let stops = live.fake.stats().stops;
+    assert!(stops >= 4, "{stops}");
+    assert!(live.run("g; .wait 0n20000").0.text.starts_with("Breakpoint 0 hit\n"));
+
+    // Commands that let it go: it runs until the time is over.
+    live.run("bc *; r $t0=0");
+    let (screen, _, _) = live.run(
+        "bp nt!ViPoolLogStackTrace \"r $t0=@$t0+1; .if (@$t0 < 3) { .echo again; g } .else { k 1 }\"; g; .wait 0n20000",
+    );
+    assert!(screen.text.starts_with("again\nagain\nChild-SP"), "{}", screen.text);
+    assert!(screen.text.contains("\nBreakpoint 0 hit\nnt!ViPoolLogStackTrace:\n"), "{}", screen.text);
+
+    // Once; in another thread; where a condition holds.
+    live.run("bc *; bp /1 nt!ViPoolLogStackTrace");
+    assert!(live.run("g; .wait 0n20000").0.text.starts_with("Breakpoint 0 hit\n"));
+    assert_eq!(live.run("bl").0.text, "");
+    assert!(!live.run("bp /t fffffa80`02187060 nt!ViPoolLogStackTrace; g").1);
+    assert!(live.run(".wait 0n300").0.errors.contains("did not stop"));
+    live.run(".break; bc *; r $t1=1");
+    assert!(!live.run("bp /w \"@$t1 == 2\" nt!ViPoolLogStackTrace; g").1);
+    assert!(live.run(".wait 0n300").0.errors.contains("did not stop"));
+    let (screen, failed, _) = live.run(".break; r $t1=2; g; .wait 0n20000");
+    assert!(!failed && screen.text.contains("Breakpoint 0 hit\n"), "{} {}", screen.text, screen.errors);
+
+    // A stop that came while nobody waited is shown before the next command.
+    live.run("g");
+    std::thread::sleep(Duration::from_millis(300));
+    let (screen, failed, _) = live.run("r rip");
+    assert!(!failed && screen.errors.starts_with("Breakpoint 0 hit\nnt!ViPoolLogStackTrace:\n"), "{}", screen.errors);
+
+    // p steps over a call, t into it.
+    live.run("bc *");
+    let call = "nt!VeAllocatePoolWithTagPriority+0x2b1";
+    assert!(live.run(&format!("bp {call}; g; .wait 0n20000")).0.text.contains(" call    nt!ViPoolLogStackTrace ("));
+    let (screen, failed, _) = live.run("p");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.starts_with("nt!VeAllocatePoolWithTagPriority+0x2b6:\n"), "{}", screen.text);
+    assert!(live.run("g; .wait 0n20000").0.text.starts_with("Breakpoint 0 hit\n"));
+    let (screen, failed, _) = live.run("t 2");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.starts_with("nt!ViPoolLogStackTrace:\n"), "{}", screen.text);
+    assert!(screen.text.contains("\nnt!ViPoolLogStackTrace+0x1:\n"), "{}", screen.text);
+    live.leave();
+}
+
+/// What of an image the target has paged out comes from its file, and without the file the stack ends where it must.
+#[test]
+fn unwind_data_that_is_paged_out_comes_from_the_images_file() {
+    let mut live = Live::leaking();
+    live.run("bp nt!ViPoolLogStackTrace; g; .wait 0n20000");
+    let base = 0xffff_f880_0428_7000;
+    let mut image = vec![0; 0x8000];
+    live.fake.with_kernel(|kernel| {
+        assert_eq!(kernel.read_virtual(base, &mut image), image.len());
+        kernel.page_out(base + 0x1000);
+    });
+    // Nothing is kept from one stop to the next.
+    live.run("t");
+    let (screen, _, _) = live.run("k");
+    assert!(
+        screen.text.contains("WARNING: frame 03: the target cannot read myfault.sys at fffff880`0428"),
+        "{}",
+        screen.text
+    );
+    let directory = live.directory.path().join("myfault.sys/4A671DED8000");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("myfault.sys"), &image).unwrap();
+    let (screen, failed, _) = live.run(".reload; k");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.contains(" nt!KiSystemServiceCopyEnd+0x13 (TrapFrame @ "), "{}", screen.text);
     live.leave();
 }
 

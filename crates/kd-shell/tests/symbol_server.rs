@@ -120,7 +120,7 @@ impl Live {
         let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
         let mut shell = Shell::new(session, Format::Kd, interrupt.clone());
         shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(30))).expect("stop"));
+        assert!(shell.wait(Some(Duration::from_secs(30)), &mut Screen::default()).expect("stop"));
         Self { shell, interrupt, server, noise, fake, directory, runtime }
     }
 

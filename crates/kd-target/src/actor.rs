@@ -43,6 +43,9 @@ const LATE_BREAK_IN: Duration = Duration::from_secs(2);
 const QUIET_AFTER_BREAK_IN: Duration = Duration::from_millis(1500);
 const QUIET: Duration = Duration::from_millis(300);
 
+/// How long a target may take to stop once more, so that breakpoints can be taken out.
+const STOP_TO_LEAVE: Duration = Duration::from_secs(8);
+
 /// How long one instruction may take.
 const SINGLE_STEP: Duration = Duration::from_secs(5);
 
@@ -57,6 +60,20 @@ enum Step {
     OrdersClosed,
     Deadline,
     Lost(String),
+}
+
+/// A breakpoint is in the target's table only while the target runs: what stands still holds its own bytes, and a
+/// debugger that dies at its prompt leaves nothing behind.
+struct Breakpoint {
+    address: u64,
+    /// In the target's table, which counts from 1.
+    handle: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stepping {
+    OffBreakpoint,
+    ForUser,
 }
 
 struct Actor {
@@ -78,8 +95,10 @@ struct Actor {
     asked_at: Option<u64>,
     resumed: Option<Instant>,
     halts: u64,
-    /// Ours: address, and handle in the target's table.
-    breakpoints: Vec<(u64, u32)>,
+    /// Ours.
+    breakpoints: Vec<Breakpoint>,
+    /// The target runs one instruction for us: off a breakpoint, or because the user wants it.
+    stepping: Option<Stepping>,
     heard: bool,
     /// The last request that failed was not even acknowledged.
     deaf: bool,
@@ -112,6 +131,7 @@ pub(crate) async fn run(
         resumed: None,
         halts: 0,
         breakpoints: Vec::new(),
+        stepping: None,
         heard: false,
         deaf: false,
         reboot_announced: false,
@@ -272,6 +292,7 @@ impl Actor {
 
     fn restarted(&mut self) {
         self.breakpoints.clear();
+        self.stepping = None;
         self.version = None;
         self.at = None;
         self.next_stop = None;
@@ -333,10 +354,20 @@ impl Actor {
                 Err(TargetError::Fault(fault)) => return Err(fault.to_string()),
             }
         }
+        let stepped = if is_step(&change) { self.stepping.take() } else { None };
+        match self.lift_breakpoints().await {
+            Ok(()) | Err(TargetError::Refused(_) | TargetError::Timeout(_)) => {}
+            Err(TargetError::Fault(fault)) => return Err(fault.to_string()),
+        }
         match &change.report {
             Report::Exception(exception) => {
                 let is_break = exception.exception_code == STATUS_BREAKPOINT;
-                let asked = is_break && self.break_wanted;
+                let is_ours = self.breakpoints.iter().any(|ours| ours.address == change.program_counter);
+                let asked = is_break && self.break_wanted && !is_ours;
+                // The step off a breakpoint, which something else came before.
+                if stepped == Some(Stepping::OffBreakpoint) {
+                    return self.resume().await;
+                }
                 if is_break && !asked && self.is_late_break_in(change.program_counter) {
                     self.break_ins_answered += 1;
                     self.tell(Event::BreakInAbsorbed);
@@ -370,7 +401,7 @@ impl Actor {
 
     /// Continues a stop that is no business of the user's.
     async fn resume(&mut self) -> Result<(), String> {
-        match self.go().await {
+        match self.go(false).await {
             Ok(()) => Ok(()),
             Err(TargetError::Fault(fault)) => Err(fault.to_string()),
             Err(error) => {
@@ -435,7 +466,7 @@ impl Actor {
                 self.release_leftovers().await;
                 self.set_breakpoint(processor, address).await.map(|()| Answer::Done)
             }
-            Ask::ClearBreakpoint { address } => self.clear_breakpoint(processor, address).await.map(|()| Answer::Done),
+            Ask::ClearBreakpoint { address } => self.clear_breakpoint(address).map(|()| Answer::Done),
             Ask::Search { address, length, pattern } => {
                 let request = search_memory::Request {
                     search_address: address,
@@ -454,10 +485,10 @@ impl Actor {
                 let bytes = self.context(processor).await?;
                 Ok(Answer::Bytes { bytes, ended: false })
             }
-            Ask::Go => {
+            Ask::Go { single_step } => {
                 // Once the target runs nothing can be removed any more, and we may have to leave it running.
                 self.release_leftovers().await;
-                self.go().await.map(|()| Answer::Done)
+                self.go(single_step).await.map(|()| Answer::Done)
             }
         }
     }
@@ -532,37 +563,72 @@ impl Actor {
         accepted(reply.return_status, || format!("take registers of processor {processor}"))
     }
 
+    /// Adds a breakpoint. It is planted once to see whether the target takes it.
     async fn set_breakpoint(&mut self, processor: u16, address: u64) -> Result<(), TargetError> {
+        if self.breakpoints.iter().any(|known| known.address == address) {
+            return Err(TargetError::Refused(format!("there is a breakpoint of ours at {address:016x} already")));
+        }
+        let handle = self.plant(processor, address).await?;
+        self.lift(processor, handle).await?;
+        self.breakpoints.push(Breakpoint { address, handle: None });
+        Ok(())
+    }
+
+    fn clear_breakpoint(&mut self, address: u64) -> Result<(), TargetError> {
+        let known = self.breakpoints.iter().position(|known| known.address == address);
+        let known =
+            known.ok_or_else(|| TargetError::Refused(format!("there is no breakpoint of ours at {address:016x}")))?;
+        self.breakpoints.swap_remove(known);
+        Ok(())
+    }
+
+    async fn plant(&mut self, processor: u16, address: u64) -> Result<u32, TargetError> {
         let request = write_break_point::Request { break_point_address: address };
         let reply = self.reply(processor, Request::WriteBreakPoint(request)).await?;
         match reply.body {
-            Reply::WriteBreakPoint(body) if is_success(reply.return_status) => {
-                self.breakpoints.push((address, body.break_point_handle));
-                Ok(())
-            }
+            Reply::WriteBreakPoint(body) if is_success(reply.return_status) => Ok(body.break_point_handle),
             _ => Err(refused(reply.return_status, || {
                 format!("set a breakpoint at {address:016x}: its table is full, or it has one there")
             })),
         }
     }
 
-    async fn clear_breakpoint(&mut self, processor: u16, address: u64) -> Result<(), TargetError> {
-        let Some(at) = self.breakpoints.iter().position(|known| known.0 == address) else {
-            return Err(TargetError::Refused(format!("there is no breakpoint of ours at {address:016x}")));
-        };
-        let break_point_handle = self.breakpoints.swap_remove(at).1;
+    async fn lift(&mut self, processor: u16, break_point_handle: u32) -> Result<(), TargetError> {
         let request = restore_break_point::Request { break_point_handle };
         let reply = self.reply(processor, Request::RestoreBreakPoint(request)).await?;
-        accepted(reply.return_status, || format!("take the breakpoint at {address:016x} out"))
+        accepted(reply.return_status, || format!("take breakpoint {break_point_handle} of its table out"))
     }
 
-    /// Continuing at a breakpoint of ours would stop there again: its instruction is run without it first. False:
-    /// the target stopped for another reason meanwhile.
-    async fn step_off_breakpoint(&mut self, at: &StateChange) -> Result<bool, TargetError> {
-        if !self.breakpoints.iter().any(|known| known.0 == at.program_counter) {
-            return Ok(true);
+    /// Takes ours out of the target. It has removed those around the program counter itself, and answers with an error
+    /// for them.
+    async fn lift_breakpoints(&mut self) -> Result<(), TargetError> {
+        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
+        for index in 0..self.breakpoints.len() {
+            let Some(handle) = self.breakpoints[index].handle.take() else { continue };
+            match self.lift(processor, handle).await {
+                Ok(()) | Err(TargetError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.clear_breakpoint(at.processor, at.program_counter).await?;
+        Ok(())
+    }
+
+    /// Puts ours into the target, but for the one at `except`.
+    async fn plant_breakpoints(&mut self, processor: u16, except: Option<u64>) -> Result<(), TargetError> {
+        for index in 0..self.breakpoints.len() {
+            let Breakpoint { address, handle } = self.breakpoints[index];
+            if handle.is_none() && except != Some(address) {
+                self.breakpoints[index].handle = Some(self.plant(processor, address).await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the one instruction under a breakpoint of ours; continuing there would stop at it again. False: the target
+    /// stopped for another reason meanwhile, or the step did not end.
+    async fn step_off_breakpoint(&mut self, at: &StateChange) -> Result<bool, TargetError> {
+        self.plant_breakpoints(at.processor, Some(at.program_counter)).await?;
+        self.stepping = Some(Stepping::OffBreakpoint);
         self.continue_with(at, DBG_EXCEPTION_HANDLED, true).await?;
         self.at = None;
         let deadline = Deadline::now() + SINGLE_STEP;
@@ -583,16 +649,15 @@ impl Actor {
                 Step::Order(_) | Step::OrdersClosed => {}
             }
         };
-        let stepped = matches!(&stop.report, Report::Exception(exception)
-            if DEBUGGER_STOPS.contains(&exception.exception_code) && exception.exception_code != STATUS_BREAKPOINT);
-        let processor = stop.processor;
-        match stepped {
-            true => self.at = Some(stop),
+        if !is_step(&stop) {
             // Reported as any other stop.
-            false => self.next_stop = Some(stop),
+            self.next_stop = Some(stop);
+            return Ok(false);
         }
-        self.set_breakpoint(processor, at.program_counter).await?;
-        Ok(stepped)
+        self.stepping = None;
+        self.at = Some(stop);
+        self.lift_breakpoints().await?;
+        Ok(true)
     }
 
     async fn read(&mut self, processor: u16, address: u64, length: usize) -> Result<Answer, TargetError> {
@@ -645,28 +710,35 @@ impl Actor {
         }
     }
 
-    /// Lets the halted target run.
-    async fn go(&mut self) -> Result<(), TargetError> {
+    /// Lets the halted target run, or run one instruction.
+    async fn go(&mut self, single_step: bool) -> Result<(), TargetError> {
         let Some(mut at) = self.at.clone() else { return Ok(()) };
-        if !self.step_off_breakpoint(&at).await? {
-            self.resumed = Some(Instant::now());
-            self.set_phase(Phase::Running);
-            return Ok(());
-        }
-        if let Some(stepped) = self.at.clone() {
-            at = stepped;
-        }
         let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
         let status = match &at.report {
-            Report::Exception(exception) if exception.exception_code == STATUS_BREAKPOINT => {
-                self.step_over_break(&at, machine).await?;
-                DBG_EXCEPTION_HANDLED
-            }
             Report::Exception(exception) if DEBUGGER_STOPS.contains(&exception.exception_code) => DBG_EXCEPTION_HANDLED,
             Report::Exception(_) => DBG_EXCEPTION_NOT_HANDLED,
             _ => DBG_CONTINUE,
         };
-        self.continue_with(&at, status, false).await?;
+        let is_break = matches!(&at.report, Report::Exception(exception)
+            if exception.exception_code == STATUS_BREAKPOINT);
+        let went_on = is_break && self.step_over_break(&at, machine).await?;
+        let on_ours = !went_on && self.breakpoints.iter().any(|known| known.address == at.program_counter);
+        if on_ours && !single_step {
+            if !self.step_off_breakpoint(&at).await? {
+                self.resumed = Some(Instant::now());
+                self.set_phase(Phase::Running);
+                return Ok(());
+            }
+            if let Some(stepped) = self.at.clone() {
+                at = stepped;
+            }
+        }
+        let except = (on_ours && single_step).then_some(at.program_counter);
+        self.plant_breakpoints(at.processor, except).await?;
+        if single_step {
+            self.stepping = Some(Stepping::ForUser);
+        }
+        self.continue_with(&at, status, single_step).await?;
         self.at = None;
         self.resumed = Some(Instant::now());
         self.set_phase(Phase::Running);
@@ -701,8 +773,9 @@ impl Actor {
     }
 
     /// Moves the program counter behind a hard-coded break instruction; continuing on it would break again at once.
-    async fn step_over_break(&mut self, at: &StateChange, machine: u16) -> Result<(), TargetError> {
-        let Some(machine_facts) = Machine::of(machine) else { return Ok(()) };
+    /// False: there is none.
+    async fn step_over_break(&mut self, at: &StateChange, machine: u16) -> Result<bool, TargetError> {
+        let Some(machine_facts) = Machine::of(machine) else { return Ok(false) };
         let mut instructions = instructions(at, machine);
         if instructions.len() < machine_facts.break_length()
             && let Answer::Bytes { bytes, .. } =
@@ -710,7 +783,7 @@ impl Actor {
         {
             instructions = bytes.to_vec();
         }
-        let Some(behind) = machine_facts.behind_break(at.program_counter, &instructions) else { return Ok(()) };
+        let Some(behind) = machine_facts.behind_break(at.program_counter, &instructions) else { return Ok(false) };
         let context = self.context(at.processor).await?;
         let mut context = context.to_vec();
         machine_facts.fill_up(&mut context);
@@ -725,7 +798,7 @@ impl Actor {
                 reply.return_status
             )));
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn context(&mut self, processor: u16) -> Result<Bytes, TargetError> {
@@ -794,9 +867,12 @@ impl Actor {
     async fn leave(&mut self) {
         self.session.stand_by();
         self.break_wanted = false;
+        if self.at.is_none() && self.breakpoints.iter().any(|ours| ours.handle.is_some()) {
+            self.stop_to_leave().await;
+        }
         if self.at.is_some() {
             self.release_breakpoints().await;
-            if let Err(error) = self.go().await {
+            if let Err(error) = self.go(false).await {
                 tracing::warn!(%error, "could not let the target run");
             }
         }
@@ -809,7 +885,7 @@ impl Actor {
             match self.next_stop.take() {
                 Some(change) => {
                     self.at = Some(change);
-                    if self.go().await.is_err() {
+                    if self.go(false).await.is_err() {
                         return;
                     }
                     deadline = Deadline::now() + quiet;
@@ -821,6 +897,33 @@ impl Actor {
                 },
             }
         }
+    }
+
+    /// Breakpoints can be taken out only of a target that stands still.
+    async fn stop_to_leave(&mut self) {
+        self.break_wanted = true;
+        self.session.break_in(self.now());
+        let deadline = Deadline::now() + STOP_TO_LEAVE;
+        while self.at.is_none() {
+            let stopped = match self.next_stop.take() {
+                Some(change) => self.stopped(change).await,
+                None => match self.step(None, Some(deadline)).await {
+                    Step::Event(event) => {
+                        self.on_event(event);
+                        Ok(())
+                    }
+                    Step::Order(_) | Step::OrdersClosed => Ok(()),
+                    Step::Lost(why) => Err(why),
+                    Step::Deadline => Err("it does not stop".into()),
+                },
+            };
+            if let Err(why) = stopped {
+                tracing::warn!(%why, "breakpoints stay in the target");
+                break;
+            }
+        }
+        self.session.stand_by();
+        self.break_wanted = false;
     }
 
     /// What a session that died left in the table, before anything of ours is in it.
@@ -889,6 +992,12 @@ fn instructions(change: &StateChange, machine: u16) -> Vec<u8> {
         0xaa64 => change.arm64().instructions().to_vec(),
         _ => change.x64().instructions().to_vec(),
     }
+}
+
+/// Whether an instruction was run for us.
+fn is_step(change: &StateChange) -> bool {
+    matches!(&change.report, Report::Exception(exception)
+        if DEBUGGER_STOPS.contains(&exception.exception_code) && exception.exception_code != STATUS_BREAKPOINT)
 }
 
 fn is_restart_notice(change: &StateChange) -> bool {

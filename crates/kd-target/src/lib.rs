@@ -150,7 +150,7 @@ enum Ask {
     ReadControl { processor: u16, selector: u64, length: u32 },
     SetBreakpoint { address: u64 },
     ClearBreakpoint { address: u64 },
-    Go,
+    Go { single_step: bool },
 }
 
 #[derive(Debug)]
@@ -412,7 +412,7 @@ impl Halted {
         Ok(done)
     }
 
-    /// Plants a breakpoint. Leaving the target takes all of them out.
+    /// Adds a breakpoint, which is in the target's table while the target runs. Leaving takes all of them out.
     pub fn set_breakpoint(&self, address: u64) -> Result<(), TargetError> {
         self.ask(Ask::SetBreakpoint { address: self.on_the_wire(address) }).map(drop)
     }
@@ -425,7 +425,18 @@ impl Halted {
     /// Lets the target run. A hard-coded breakpoint at the program counter is stepped over first.
     #[allow(clippy::result_large_err)] // The target comes back with the error: it still has to be let go.
     pub fn go(self) -> Result<Running, (Self, TargetError)> {
-        match self.ask(Ask::Go) {
+        self.let_run(false)
+    }
+
+    /// Lets the processor that stopped run one instruction; the target stops again when that is done.
+    #[allow(clippy::result_large_err)] // As above.
+    pub fn step(self) -> Result<Running, (Self, TargetError)> {
+        self.let_run(true)
+    }
+
+    #[allow(clippy::result_large_err)] // As above.
+    fn let_run(self, single_step: bool) -> Result<Running, (Self, TargetError)> {
+        match self.ask(Ask::Go { single_step }) {
             Ok(_) => Ok(Running { session: self.session }),
             Err(error) => Err((self, error)),
         }

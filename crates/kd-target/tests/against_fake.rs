@@ -74,14 +74,18 @@ fn everywhere(test: impl Fn(Carrier) + Sync) {
 
 impl Setup {
     fn attach(&self, break_in: bool) -> (Running, Receiver<Event>) {
+        self.attach_on(&self.runtime, break_in)
+    }
+
+    fn attach_on(&self, runtime: &tokio::runtime::Runtime, break_in: bool) -> (Running, Receiver<Event>) {
         let session = match &self.spec {
             KdSpec::Net(_) => {
                 HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), targets: Vec::new(), seed: [7; 32] })
             }
             _ => HostSession::serial(SerialConfig::default()),
         };
-        let link = self.runtime.block_on(kd_link::open(&self.spec)).unwrap();
-        kd_target::attach(self.runtime.handle(), link, session, break_in, Interrupt::default())
+        let link = runtime.block_on(kd_link::open(&self.spec)).unwrap();
+        kd_target::attach(runtime.handle(), link, session, break_in, Interrupt::default())
     }
 
     fn assert_left_running(&self) {
@@ -202,11 +206,14 @@ fn only_the_explicit_wish_leaves_it_halted() {
 #[test]
 fn what_another_debugger_left_is_gone_once_the_target_runs() {
     let setup = set_up(Carrier::Net, |_| {});
-    let (running, _events) = setup.attach(true);
+    let dying = tokio::runtime::Runtime::new().unwrap();
+    let (running, _events) = setup.attach_on(&dying, true);
     let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
     halted.set_breakpoint(halted.stop().program_counter + 0x40).unwrap();
-    Target::Halted(halted).leave(Leave::Halted);
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
     assert_eq!(setup.fake.stats().breakpoints.len(), 1);
+    dying.shutdown_background();
+    drop(running);
 
     let (running, _events) = setup.attach(true);
     let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
@@ -380,7 +387,48 @@ fn a_halted_target_is_changed_and_left_as_it_should_be() {
     halted.set_breakpoint(base + 0x2000).unwrap();
     halted.clear_breakpoint(base + 0x2000).unwrap();
     assert!(halted.clear_breakpoint(base + 0x2000).is_err());
+    // They are in the target only while it runs, and it is stopped once more to take them out.
+    assert_eq!(setup.fake.stats().breakpoints, [0u64; 0]);
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
     assert_eq!(setup.fake.stats().breakpoints, [base + 0x1000]);
-    drop(halted);
+    drop(running);
     setup.assert_left_running();
+}
+
+/// A breakpoint is hit each time the target comes by, others beside it stay, and steps are single instructions.
+#[test]
+fn breakpoints_are_hit_again_and_again_and_steps_are_instructions() {
+    use kd_fake::kernel::{ARTICLE_CALL, LEAK_STACK, LEAK_THREAD};
+    everywhere(|carrier| {
+        let setup = set_up(carrier, |options| options.call = Some((ARTICLE_CALL, Duration::from_millis(30))));
+        let (running, _events) = setup.attach(true);
+        let wait =
+            |running: Running| running.wait(Some(PATIENCE)).unwrap_or_else(|(_, error)| panic!("{carrier:?}: {error}"));
+        let mut halted = wait(running);
+        // nop; nop; ret: two so near each other that a stop at one takes the other out of the target's table as well.
+        let mut call = [0; 5];
+        halted.read_exact(LEAK_STACK[0] - 5, &mut call).unwrap();
+        let displacement = i32::from_le_bytes(call[1..].try_into().unwrap());
+        let site = LEAK_STACK[0].wrapping_add_signed(displacement.into());
+        halted.set_breakpoint(site).unwrap();
+        halted.set_breakpoint(site + 2).unwrap();
+        for hit in 0..4 {
+            halted = wait(halted.go().map_err(|(_, error)| error).unwrap());
+            let at = site + 2 * (hit % 2);
+            assert_eq!((halted.stop().code, halted.stop().program_counter), (0x8000_0003, at), "{carrier:?} {hit}");
+            assert!(!halted.stop().asked);
+            assert_eq!(halted.stop().thread, LEAK_THREAD);
+            let mut code = [0; 3];
+            halted.read_exact(site, &mut code).unwrap();
+            assert_eq!(code, [0x90, 0x90, 0xc3], "the target's own bytes");
+        }
+        // ret, from a breakpoint.
+        halted = wait(halted.step().map_err(|(_, error)| error).unwrap());
+        assert_eq!((halted.stop().code, halted.stop().program_counter), (0x8000_0004, LEAK_STACK[0]));
+        halted.clear_breakpoint(site).unwrap();
+        halted = wait(halted.go().map_err(|(_, error)| error).unwrap());
+        assert_eq!(halted.stop().program_counter, site + 2);
+        drop(halted);
+        setup.assert_left_running();
+    });
 }

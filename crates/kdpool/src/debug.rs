@@ -201,7 +201,7 @@ impl Work {
     fn execute(&mut self, line: &str) -> Outcome {
         let mut shell = self.shell.borrow_mut();
         if self.restarted.swap(false, Ordering::Relaxed) {
-            shell.session.symbols.forget();
+            shell.forget_target();
         }
         let outcome = shell.execute(line, &mut self.console);
         // Nobody reads any more: the same as the end of input.
@@ -266,7 +266,10 @@ impl Work {
 
     /// The target runs; Ctrl+C breaks in.
     fn watch(&mut self) -> Next {
-        let waited = self.shell.borrow_mut().wait(None);
+        let waited = self.shell.borrow_mut().wait(None, &mut self.console);
+        if let Some(end) = self.shell.borrow_mut().take_end() {
+            return end;
+        }
         let stopped = match waited {
             Ok(_) => self.shell.borrow_mut().stop_lines(),
             Err(TargetError::Fault(Fault::Cancelled)) => return self.execute(".break").next,

@@ -8,13 +8,14 @@ use std::time::Duration;
 use crate::isf::{Identity, Isf, IsfError};
 use crate::kernel::books::{Books, Places, PoolKind, Usage};
 use crate::kernel::builder::Builder;
+use crate::kernel::code::{Call, Frame, Function};
 use crate::kernel::modules::Module;
 use crate::kernel::pool::{BigPage, TagRow, TagTables, share, tag};
 use crate::kernel::random::Random;
 use crate::kernel::system::{Machine, Process};
 use crate::kernel::truth::Fixed;
 use crate::kernel::verifier::{LiveBlock, Trace, VerifiedDriver};
-use crate::kernel::{Kernel, KernelFacts};
+use crate::kernel::{Kernel, KernelFacts, SystemCall};
 
 /// The symbol table of 6.1.7601.24540; see `data/README.md`.
 const ISF: &[u8] = include_bytes!("../../data/339E74133576439CBCDF7E0229DA3773-1.json.xz");
@@ -68,6 +69,51 @@ pub const FREE_STACK: [u64; 7] = [
 pub const LEAK_THREAD: u64 = 0xffff_fa80_02be_4060;
 /// The ETHREAD of the system process that frees.
 pub const FREEING_THREAD: u64 = 0xffff_fa80_0218_7060;
+
+const fn call(function: u64, return_address: u64, frame: Frame) -> Call {
+    Call { function, return_address, frame }
+}
+
+/// How the leak comes about: the article's stack as calls, outermost first. The driver's two functions begin where
+/// they please; the frames' sizes are made up.
+const LEAK_CALLS: [Call; 8] = [
+    call(LEAK_STACK[7] - 0x13, LEAK_STACK[7], Frame::Trap),
+    call(LEAK_STACK[6] - 0x56, LEAK_STACK[6], Frame::Small(0x68)),
+    call(LEAK_STACK[5] - 0x607, LEAK_STACK[5], Frame::Small(0x78)),
+    call(LEAK_STACK[4] - 0xa0, LEAK_STACK[4], Frame::Small(0x28)),
+    call(MYFAULT + 0x1400, LEAK_STACK[3], Frame::Small(0x58)),
+    call(MYFAULT + 0x11c0, LEAK_STACK[2], Frame::Small(0x38)),
+    call(LEAK_STACK[1] - 0x1d, LEAK_STACK[1], Frame::Small(0x28)),
+    call(LEAK_STACK[0] - 0x2b6, LEAK_STACK[0], Frame::Small(0x48)),
+];
+/// Bytes behind a call: the rest of its function.
+const AFTER_CALL: u32 = 5;
+
+const fn function(call: Call, base: u64) -> Function {
+    let begin = (call.function - base) as u32;
+    let end = (call.return_address - base) as u32 + AFTER_CALL;
+    Function { begin, end, frame: call.frame }
+}
+
+const MYFAULT_FUNCTIONS: [Function; 2] = [function(LEAK_CALLS[4], MYFAULT), function(LEAK_CALLS[5], MYFAULT)];
+
+fn kernel_functions(exit: u64) -> Vec<Function> {
+    let begin = (exit - BASE) as u32;
+    let mut functions = vec![Function { begin, end: begin + 9, frame: Frame::Trap }];
+    functions.extend(LEAK_CALLS.iter().filter(|call| call.function < MYFAULT).map(|call| function(*call, BASE)));
+    functions
+}
+
+/// The end of the kernel stack of [`LEAK_THREAD`].
+const LEAK_KERNEL_STACK: u64 = 0xffff_f880_06d3_0000;
+/// The leaking thread's system call, for [`FakeOptions::call`](crate::FakeOptions::call). In its innermost function,
+/// `nt!ViPoolLogStackTrace`, its stack is the article's.
+pub const ARTICLE_CALL: SystemCall = SystemCall {
+    entry: LEAK_STACK[7] - 0x13,
+    thread: LEAK_THREAD,
+    stack: LEAK_KERNEL_STACK,
+    user: (0x77a8_138a, 0x12_e2f8),
+};
 
 /// The block whose history the article looks up.
 const BLOCK: u64 = 0xffff_f8a0_0580_0000;
@@ -196,7 +242,9 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
         processors: vec![kpcr, SECOND_KPCR],
         stack: STACK,
     };
-    builder.kernel_image(identity()?, KERNEL_TIMESTAMP, KERNEL_CHECKSUM)?;
+    let exit = builder.symbol("KiSystemServiceExit")?;
+    let functions = kernel_functions(exit);
+    builder.kernel_image(identity()?, (KERNEL_TIMESTAMP, KERNEL_CHECKSUM), &functions)?;
     builder.set("DbgBreakPointWithStatus", &[0xcc, 0xc3])?;
     builder.versions(&machine)?;
     builder.processors(&machine, &[idle_thread, SECOND_IDLE_THREAD])?;
@@ -204,6 +252,9 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
     builder.debugger_data(machine.build)?;
     let modules = builder.modules(MODULE_ENTRIES, (KERNEL_TIMESTAMP, KERNEL_CHECKSUM), MODULES)?;
     builder.memory.map(MYFAULT, MYFAULT_SIZE.into());
+    let log_routine = builder.symbol("ViPoolLogStackTrace")?;
+    builder.calls(&LEAK_CALLS, log_routine, exit);
+    builder.memory.map(LEAK_KERNEL_STACK - 0x6000, 0x6000);
 
     let (rows, overflow, pages) = (tag_rows(), overflow(), big_pages());
     let count = TAG_TABLES.len() as u64;
@@ -342,7 +393,7 @@ const PROCESSES: &[Process<'_>] = &[
 ];
 
 const fn module(path: &'static str, base: u64, size: u32, timestamp: u32) -> Module {
-    Module { path, base, size, timestamp, pdb: true }
+    Module { path, base, size, timestamp, pdb: true, functions: &[] }
 }
 
 const MODULES: &[Module] = &[
@@ -370,7 +421,14 @@ const MODULES: &[Module] = &[
     module(r"drivers\tcpip.sys", 0xffff_f880_0160_0000, 0x1f_f000, 0x5230_3a1e),
     module(r"DRIVERS\HTTP.sys", 0xffff_f880_02c6_d000, 0xc_9000, 0x4ce7_93a8),
     module(r"DRIVERS\srv2.sys", 0xffff_f880_0420_0000, 0x6_9000, 0x4dba_2aff),
-    Module { path: r"Drivers\myfault.sys", base: MYFAULT, size: MYFAULT_SIZE, timestamp: 0x4a67_1ded, pdb: false },
+    Module {
+        path: r"Drivers\myfault.sys",
+        base: MYFAULT,
+        size: MYFAULT_SIZE,
+        timestamp: 0x4a67_1ded,
+        pdb: false,
+        functions: &MYFAULT_FUNCTIONS,
+    },
     module(r"DRIVERS\spsys.sys", 0xffff_f880_0429_0000, 0x7_1000, 0x49f3_4c2a),
 ];
 

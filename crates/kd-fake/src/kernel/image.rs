@@ -1,7 +1,8 @@
-//! PE images as they lie in memory: headers, exports, the debug directory and its RSDS record.
+//! PE images as they lie in memory: headers, exports, function table, the debug directory and its RSDS record.
 
 use crate::isf::{Identity, IsfError};
 use crate::kernel::builder::Builder;
+use crate::kernel::code::{Function, exception_directory};
 use crate::pdb::Section;
 
 /// What the headers of an image say.
@@ -14,6 +15,8 @@ pub(crate) struct Image<'a> {
     pub(crate) checksum: u32,
     pub(crate) pdb: Option<Identity>,
     pub(crate) sections: Vec<Section>,
+    /// Functions with unwind data; the others have none.
+    pub(crate) functions: &'a [Function],
 }
 
 const PE: usize = 0xe8;
@@ -31,6 +34,8 @@ impl Builder {
         };
         let exports_at = linker + (debug.len() as u32).next_multiple_of(16);
         let exports = if exports.is_empty() { Vec::new() } else { export_directory(image, exports, exports_at) };
+        let functions_at = exports_at + (exports.len() as u32).next_multiple_of(16);
+        let (functions, functions_size) = exception_directory(image.functions, functions_at);
 
         let mut header = vec![0; SECTIONS + image.sections.len() * 40];
         let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
@@ -63,6 +68,9 @@ impl Builder {
         if !exports.is_empty() {
             directory(0, exports_at, exports.len() as u32);
         }
+        if functions_size != 0 {
+            directory(3, functions_at, functions_size);
+        }
         if codeview != 0 {
             directory(6, linker, 28);
         }
@@ -73,10 +81,16 @@ impl Builder {
         self.memory.put(image.base, &header);
         self.memory.put(image.base + u64::from(linker), &debug);
         self.memory.put(image.base + u64::from(exports_at), &exports);
+        self.memory.put(image.base + u64::from(functions_at), &functions);
     }
 
     /// The kernel's own image, with a few dozen of its functions exported.
-    pub(crate) fn kernel_image(&mut self, identity: Identity, timestamp: u32, checksum: u32) -> Result<(), IsfError> {
+    pub(crate) fn kernel_image(
+        &mut self,
+        identity: Identity,
+        (timestamp, checksum): (u32, u32),
+        functions: &[Function],
+    ) -> Result<(), IsfError> {
         let exports: Vec<(String, u32)> = self
             .isf
             .symbols
@@ -94,6 +108,7 @@ impl Builder {
             checksum,
             pdb: Some(identity),
             sections: self.sections.clone(),
+            functions,
         };
         self.image(&image, &exports);
         Ok(())

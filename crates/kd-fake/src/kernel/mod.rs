@@ -4,6 +4,7 @@ mod article;
 mod books;
 mod builder;
 mod clock;
+mod code;
 mod image;
 mod memory;
 mod modules;
@@ -18,12 +19,13 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 pub use self::article::{
-    Article, FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, article_activity,
+    ARTICLE_CALL, Article, FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, article_activity,
 };
 use self::books::Books;
 pub use self::books::{Life, Operation, PoolKind, Record, TagUsage, TrackedBlock, Usage, VerifierDriver};
 pub use self::builder::{Builder, Object};
 use self::clock::Clock;
+pub(crate) use self::code::TRAP_FRAME;
 use self::memory::Memory;
 pub use self::seeded::{SeededOptions, seeded, seeded_identity};
 use self::truth::Fixed;
@@ -68,6 +70,19 @@ pub struct KernelFacts {
     pub stack: u64,
 }
 
+/// A system call that a thread of the machine makes: instructions that processor 0 executes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SystemCall {
+    /// The first instruction behind the one that the processor entered the kernel with.
+    pub entry: u64,
+    /// The ETHREAD.
+    pub thread: u64,
+    /// The end of its stack.
+    pub stack: u64,
+    /// Where it came from: program counter and stack pointer of its user code.
+    pub user: (u64, u64),
+}
+
 /// A kernel's memory, virtual and physical, and what keeps it up while the machine runs.
 pub struct Kernel {
     memory: Memory,
@@ -92,6 +107,11 @@ impl Kernel {
     /// Writes the mapped prefix; returns its length.
     pub fn write_virtual(&mut self, address: u64, bytes: &[u8]) -> usize {
         self.memory.write(address, bytes)
+    }
+
+    /// Moves a page to a page file: it is not in memory any more.
+    pub fn page_out(&mut self, address: u64) {
+        self.memory.page_out(address);
     }
 
     /// As [`Kernel::read_virtual`], of physical memory.

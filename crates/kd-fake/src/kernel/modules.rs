@@ -2,6 +2,7 @@
 
 use crate::isf::{Identity, IsfError};
 use crate::kernel::builder::Builder;
+use crate::kernel::code::Function;
 use crate::kernel::image::Image;
 use crate::kernel::truth::LoadedModule;
 use crate::pdb::Section;
@@ -15,6 +16,8 @@ pub(crate) struct Module {
     pub(crate) timestamp: u32,
     /// Whether the image names a PDB; it is one that nobody has.
     pub(crate) pdb: bool,
+    /// Those with unwind data.
+    pub(crate) functions: &'static [Function],
 }
 
 /// Bytes of `_KLDR_DATA_TABLE_ENTRY` on x64, which this kernel's PDB does not describe.
@@ -57,6 +60,7 @@ impl Builder {
                 checksum,
                 pdb,
                 sections: vec![SECOND_PAGE],
+                functions: module.functions,
             };
             self.memory.map(module.base, 0x2000);
             self.image(&image, &[]);

@@ -72,7 +72,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let machine = machine(&builder, build, &mut map, &mut random)?;
     let timestamp = 0x5000_0000 + random.below(0x1000_0000) as u32;
     let checksum = random.below(0x80_0000) as u32;
-    builder.kernel_image(isf.identity.clone(), timestamp, checksum)?;
+    builder.kernel_image(isf.identity.clone(), (timestamp, checksum), &[])?;
     builder.set("DbgBreakPointWithStatus", &[0xcc, 0xc3])?;
     builder.versions(&machine)?;
     let first = builder.symbol("KiInitialThread")?;
@@ -252,6 +252,7 @@ fn modules(
             size,
             timestamp: 0x5000_0000 + random.below(0x1000_0000) as u32,
             pdb: !random.once_in(3),
+            functions: &[],
         }
     };
     let mut loaded = vec![module("hal.dll", random), module("kdcom.dll", random)];

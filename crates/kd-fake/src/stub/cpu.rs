@@ -10,6 +10,7 @@ const CS: usize = 0x38;
 const EFLAGS: usize = 0x44;
 const DR6: usize = 0x68;
 const DR7: usize = 0x70;
+const RAX: usize = 0x78;
 const RCX: usize = 0x80;
 const RSP: usize = 0x98;
 const RIP: usize = 0xf8;
@@ -106,6 +107,14 @@ impl Cpu {
 
     pub(crate) fn set_sp(&mut self, sp: u64) {
         put64(&mut self.context, RSP, sp);
+    }
+
+    pub(crate) fn ax(&self) -> u64 {
+        get64(&self.context, RAX)
+    }
+
+    pub(crate) fn set_ax(&mut self, value: u64) {
+        put64(&mut self.context, RAX, value);
     }
 
     pub(crate) fn eflags(&self) -> u32 {

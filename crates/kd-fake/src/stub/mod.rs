@@ -5,6 +5,7 @@
 
 mod breakpoints;
 mod cpu;
+mod execute;
 pub(crate) mod line;
 mod manipulate;
 mod message;
@@ -16,6 +17,7 @@ use crate::stats::Counters;
 use crate::transport::LineState;
 use breakpoints::Breakpoints;
 use cpu::Cpu;
+use execute::Idle;
 use line::Line;
 use manipulate::Outcome;
 use message::{MANIPULATE, Stop, Stopped};
@@ -62,6 +64,7 @@ pub(crate) enum Command {
 enum Running {
     Command(Command),
     Print,
+    Call,
     BreakIn,
 }
 
@@ -121,6 +124,8 @@ pub(crate) struct Stub {
     max_data: usize,
     ids: Ids,
     cpus: Vec<Cpu>,
+    /// What processor 0 goes back to: it executes a system call.
+    idle: Option<Idle>,
     /// The processor that reports.
     current: usize,
     breakpoints: Breakpoints,
@@ -151,6 +156,7 @@ impl Stub {
             max_data,
             ids,
             cpus: Vec::new(),
+            idle: None,
             current: 0,
             breakpoints: Breakpoints::default(),
             control_c: false,
@@ -172,6 +178,7 @@ impl Stub {
     fn power_on(&mut self) {
         let count = self.options.kernel.lock().facts().processors.max(1);
         self.cpus = (0..count).map(|number| Cpu::new(&self.options.kernel.lock(), number)).collect();
+        self.idle = None;
         self.current = 0;
         self.control_c = false;
         self.set_not_present(false);
@@ -237,7 +244,12 @@ impl Stub {
     /// The kernel runs; returns only by an interrupt.
     async fn execute(&mut self) -> Result<(), Interrupt> {
         let mut next_print = self.options.print_every.map(|period| Instant::now() + period);
+        let mut next_call = self.options.call.map(|(_, period)| Instant::now() + period);
         loop {
+            // Past a breakpoint or a step in a system call, the rest of it.
+            while self.run_call() {
+                self.halt(Stop::breakpoint(self.cpus[0].pc()), Patience::Endless).await?;
+            }
             if std::mem::take(&mut self.control_c) {
                 self.break_in().await?;
                 continue;
@@ -249,6 +261,7 @@ impl Stub {
                 reset = self.resets.recv() => return Err(reset.map_or(Interrupt::Closed, |()| Interrupt::Reboot)),
                 command = self.commands.recv() => Running::Command(command.ok_or(Interrupt::Closed)?),
                 () = due(next_print) => Running::Print,
+                () = due(next_call) => Running::Call,
                 () = self.line.poll_break_in(drain) => Running::BreakIn,
                 never = clock.run(&mut self.options) => match never {},
             };
@@ -259,6 +272,12 @@ impl Stub {
                     next_print = self.options.print_every.map(|period| Instant::now() + period);
                     let text = self.options.print_text.clone();
                     self.print(text.as_bytes()).await?;
+                }
+                Running::Call => {
+                    if let Some((call, period)) = self.options.call {
+                        next_call = Some(Instant::now() + period);
+                        self.enter(&call);
+                    }
                 }
                 Running::BreakIn => {
                     self.heard();
@@ -312,6 +331,7 @@ impl Stub {
     async fn break_in(&mut self) -> Result<(), Interrupt> {
         let facts = self.options.kernel.lock().facts().clone();
         self.current = 0;
+        self.idle = None;
         self.cpus[0].break_in(&facts);
         self.halt(Stop::breakpoint(facts.break_pc), Patience::Endless).await
     }
@@ -352,20 +372,6 @@ impl Stub {
     fn at_int3(&self) -> bool {
         let mut byte = [0];
         self.options.kernel.lock().read_virtual(self.cpus[0].pc(), &mut byte) == 1 && byte[0] == INT3
-    }
-
-    /// One instruction: a return where there is one, else something of one byte.
-    fn step(&mut self, number: usize) {
-        const RET: u8 = 0xc3;
-        let (pc, sp) = (self.cpus[number].pc(), self.cpus[number].sp());
-        let (mut code, mut target) = ([0], [0; 8]);
-        self.options.kernel.lock().read_virtual(pc, &mut code);
-        if code[0] == RET && self.options.kernel.lock().read_virtual(sp, &mut target) == 8 {
-            self.cpus[number].set_pc(u64::from_le_bytes(target));
-            self.cpus[number].set_sp(sp.wrapping_add(8));
-        } else {
-            self.cpus[number].set_pc(pc.wrapping_add(1));
-        }
     }
 
     /// Announces the stop and answers requests; returns at a continue, whether for one step only.

@@ -12,7 +12,7 @@ pub enum Control {
 }
 
 pub(super) const GO: CommandInfo = CommandInfo {
-    names: &["g"],
+    names: &["g", "gc"],
     usage: "g",
     help: "let the target run",
     details: "In a batch or a script it returns at once; see .wait, .sleep and .break.",

@@ -35,6 +35,7 @@ mod reload;
 mod search;
 mod stack;
 mod stats;
+mod step;
 mod symbol_noise;
 mod symbol_path;
 mod time;
@@ -43,7 +44,7 @@ mod verifier;
 mod vertarget;
 mod virtual_memory;
 
-pub(crate) use breakpoints::Breakpoint;
+pub(crate) use breakpoints::{Breakpoint, Hit, hit};
 pub use control::Control;
 pub(crate) use leak::Leaks;
 pub(crate) use process::current as current_process;
@@ -111,6 +112,8 @@ const COMMANDS: &[CommandInfo] = &[
     breakpoints::INFO,
     breakpoints::LIST,
     breakpoints::CHANGE,
+    step::INFO,
+    step::UP,
     list_nearest::INFO,
     list_modules::INFO,
     examine::INFO,

@@ -5,6 +5,7 @@
 //! 00 ffffd001`51978110 fffff801`0942f55b ECHO!EchoEvtDeviceAdd+0x66
 //! ```
 
+use std::collections::HashSet;
 use std::fmt;
 
 use nt_memory::{Fault, ReadError};
@@ -14,20 +15,23 @@ use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
-use crate::registers::{AMD64, ARM64, I386, Registers};
+use crate::registers::{self, AMD64, ARM64, I386, Registers};
 use crate::session::Context;
 use crate::symbols::Names;
-use crate::text::{Hex, Width};
+use crate::text::{Hex, Width, tick, visible_name};
 use crate::typed::read_pointer;
 use crate::unwind::{State, Stuck, Unwinder};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
-    names: &["k", "kn", "kb", "kv", "kbn", "kvn"],
-    usage: "k|kn|kb|kv [frames]",
-    help: "show the stack: frames, with numbers (n), with arguments (b)",
-    details: "On x64 frames are found through the unwind data of the images in the target's memory, on x86 and ARM64 \
-              along the chain\nof frame pointers. On x64 the arguments are what stands in their home places, which is \
-              not always an argument.",
+    names: &["k", "kn", "kb", "kv", "kbn", "kvn", "kc", "kcn", "kl", "kp"],
+    usage: "k|kn|kb|kv|kc [frames]",
+    help: "show the stack: with numbers (n), arguments (b, v), names only (c)",
+    details: "On x64 frames are found through the unwind data of the images, read from the\n\
+              target's memory or, where its pages are not there, from the image's file along\n\
+              the symbol path; on x86 and ARM64 along the chain of frame pointers. On x64 the\n\
+              arguments are what stands in their home places, which is not always an\n\
+              argument. The number of frames may be written\n\
+              k 5 or k L5.",
     action: Action::Answer(run),
 };
 
@@ -41,6 +45,8 @@ struct Stack {
     numbers: bool,
     #[serde(skip)]
     arguments: bool,
+    #[serde(skip)]
+    names_only: bool,
     #[serde(skip)]
     width: Width,
     #[serde(skip)]
@@ -63,7 +69,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let kernel = context.kernel()?;
     let count = match context.arguments.trim() {
         "" => DEFAULT_FRAMES,
-        text => evaluate_all(text, &mut context.scope())?,
+        text => {
+            let text = text.strip_prefix(['l', 'L']).unwrap_or(text);
+            evaluate_all(text, &mut context.scope())?
+        }
     };
     if !(1..=MAX_FRAMES).contains(&count) {
         return Err(usage(&INFO, format!("1 to {MAX_FRAMES:#x} frames")));
@@ -73,31 +82,49 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let of_thread = context.session.thread.is_some();
     let state = match context.session.thread {
         Some(thread) => super::process::switched_out(context, thread)?,
-        None => current(&Registers::read(kernel)?),
+        None => registers::state(&Registers::read(kernel)?),
     };
-    let machine = kernel.version().machine;
+    let Walked { frames, notes, remarks } = walk(context, state, count)?;
+    let stack = Stack {
+        frames,
+        numbers: word.contains('n'),
+        arguments: word.contains(['b', 'v']),
+        names_only: word.contains('c'),
+        width,
+        of_thread,
+    };
+    Ok(Reply { remarks, ..Reply::with_notes(stack, notes) })
+}
+
+fn walk(context: &mut Context<'_>, state: State, count: u64) -> Result<Walked, CommandError> {
+    let kernel = context.kernel()?;
+    let width = context.width();
     let mut names = context.names()?;
-    let (frames, notes) = match machine {
-        AMD64 => by_unwinding(kernel.memory(), &mut names, state, count)?,
-        I386 | ARM64 => by_chain(kernel.memory(), &mut names, state, count, width)?,
-        other => return Err(CommandError::Failed(format!("stacks of machine {other:04x} are not in this version"))),
-    };
-    let stack = Stack { frames, numbers: word.contains('n'), arguments: word.contains(['b', 'v']), width, of_thread };
-    Ok(Reply::with_notes(stack, notes))
+    match kernel.version().machine {
+        AMD64 => by_unwinding(kernel.memory(), &mut names, state, count),
+        I386 | ARM64 => by_chain(kernel.memory(), &mut names, state, count, width),
+        other => Err(CommandError::Failed(format!("stacks of machine {other:04x} are not in this version"))),
+    }
 }
 
-/// The registers that a stack begins with. x86 and ARM64 keep their frame pointer where x64 has rbp.
-fn current(registers: &Registers) -> State {
-    const NAMES: [&str; 16] =
-        ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
-    let any = |names: &[&str]| names.iter().find_map(|name| registers.get(name)).unwrap_or(0);
-    let mut state = State { rip: any(&["$ip"]), registers: NAMES.map(|name| any(&[name])) };
-    state.registers[4] = any(&["$csp"]);
-    state.registers[5] = any(&["rbp", "ebp", "fp"]);
-    state
+/// Where the current function returns to, and the least stack pointer that it leaves there.
+pub(super) fn caller(context: &mut Context<'_>, state: State) -> Result<(u64, u64), CommandError> {
+    let walked = walk(context, state, 2)?;
+    match walked.frames.as_slice() {
+        [frame, rest @ ..] if frame.return_address.0 != 0 => {
+            let stack = rest.first().filter(|_| context.width() == Width::Eight).unwrap_or(frame).stack;
+            Ok((frame.return_address.0, stack.0))
+        }
+        _ => Err(CommandError::Failed(format!("the caller is not known: {}", walked.notes.join("; ")))),
+    }
 }
 
-type Walked = (Vec<Frame>, Vec<String>);
+#[derive(Default)]
+struct Walked {
+    frames: Vec<Frame>,
+    notes: Vec<String>,
+    remarks: Vec<String>,
+}
 
 fn by_unwinding(
     memory: &dyn nt_memory::Memory,
@@ -106,19 +133,43 @@ fn by_unwinding(
     count: u64,
 ) -> Result<Walked, CommandError> {
     let mut unwinder = Unwinder::new(memory);
-    let (mut frames, mut notes) = (Vec::new(), Vec::new());
-    while (frames.len() as u64) < count {
+    let mut walked = Walked::default();
+    let mut files = HashSet::new();
+    while (walked.frames.len() as u64) < count {
         let (address, stack) = (state.rip, state.rsp());
-        let symbol = names.name(address)?;
-        let base = names.driver_at(address)?.map(|driver| driver.base);
-        let step = unwinder.step(&mut state, base);
+        let symbol = names.name_of_code(address)?;
+        let driver = names.driver_at(address)?;
+        let base = driver.as_ref().map(|driver| driver.base);
+        let number = walked.frames.len();
+        let step = loop {
+            let mut after = state.clone();
+            let step = unwinder.step(&mut after, base);
+            // What the target has paged out of the image may be in the image's file.
+            if let (Err(Stuck::Unreadable { address, .. }), Some(driver)) = (&step, &driver)
+                && address.checked_sub(driver.base).is_some_and(|offset| offset < driver.size.into())
+                && files.insert(driver.base)
+            {
+                if let Some(file) = names.image(driver)? {
+                    unwinder.use_file(file);
+                    continue;
+                }
+                let file = visible_name(&driver.file);
+                walked.notes.push(format!(
+                    "frame {number:02x}: the target cannot read {file} at {}, and the symbol path has no such image",
+                    tick(*address)
+                ));
+            }
+            state = after;
+            break step;
+        };
+        let trap = *step.as_ref().unwrap_or(&false);
         let mut frame = Frame {
             stack: Hex(stack),
             return_address: Hex(0),
             address: Hex(address),
             symbol,
             arguments: Vec::new(),
-            trap: *step.as_ref().unwrap_or(&false),
+            trap,
         };
         if step.is_ok() {
             frame.return_address = Hex(state.rip);
@@ -127,25 +178,28 @@ fn by_unwinding(
             let words = home[..read].chunks_exact(8);
             frame.arguments = words.map(|word| Hex(u64::from_le_bytes(word.try_into().unwrap_or_default()))).collect();
         }
-        let number = frames.len();
-        let trap = frame.trap;
-        frames.push(frame);
+        walked.frames.push(frame);
         match step {
             Ok(_) if state.rip == 0 => break,
             // A stack grows towards its callers; after a trap it may be another one.
             Ok(_) if state.rsp() <= stack && !trap => {
-                notes.push(format!("frame {number:02x} leads back to itself: the stack is damaged"));
+                walked.notes.push(format!("frame {number:02x} leads back to itself: the stack is damaged"));
+                break;
+            }
+            Ok(_) if trap && !Width::Eight.is_kernel(state.rip) => {
+                let user = tick(state.rip);
+                walked.remarks.push(format!("the frames of user code, from {user} on, are not followed"));
                 break;
             }
             Ok(_) => {}
             Err(Stuck::Fault(fault)) => return Err(fault.into()),
             Err(stuck) => {
-                notes.push(format!("the stack ends at frame {number:02x}: {stuck}"));
+                walked.notes.push(format!("the stack ends at frame {number:02x}: {stuck}"));
                 break;
             }
         }
     }
-    Ok((frames, notes))
+    Ok(walked)
 }
 
 /// Frame pointers: each frame holds its caller's pointer and, behind it, the return address.
@@ -157,42 +211,93 @@ fn by_chain(
     width: Width,
 ) -> Result<Walked, CommandError> {
     let pointer = width.bytes() as u64;
-    let (mut frames, mut notes) = (Vec::<Frame>::new(), Vec::new());
+    let mut walked = Walked::default();
     let (mut address, mut frame) = (width.address(state.rip), width.address(state.registers[5]));
-    while (frames.len() as u64) < count {
-        let number = frames.len();
-        let read = |at: u64| match read_pointer(memory, width.address(frame.wrapping_add(at * pointer)), width) {
-            Ok(value) => Ok(Some(value)),
-            Err(ReadError::Hole { .. }) => Ok(None),
-            Err(ReadError::Fault(fault)) => Err::<_, Fault>(fault),
-        };
+    let word = |address: u64| match read_pointer(memory, width.address(address), width) {
+        Ok(value) => Ok(Some(value)),
+        Err(ReadError::Hole { .. }) => Ok(None),
+        Err(ReadError::Fault(fault)) => Err::<_, Fault>(fault),
+    };
+    // Before its frame is set up a function's caller is on top of the stack, and the chain begins with the caller's.
+    if width == Width::Four
+        && let Some(caller) = unframed(memory, names, address, &state, &word)?
+    {
+        let stack = width.address(state.rsp().wrapping_sub(pointer));
+        let mut arguments = Vec::new();
+        for at in 1..4 {
+            arguments.extend(word(state.rsp().wrapping_add(at * pointer))?.map(Hex));
+        }
+        walked.frames.push(Frame {
+            stack: Hex(stack),
+            return_address: Hex(caller),
+            address: Hex(address),
+            symbol: names.name_of_code(address)?,
+            arguments,
+            trap: false,
+        });
+        address = caller;
+    }
+    while (walked.frames.len() as u64) < count {
+        let number = walked.frames.len();
+        let read = |at: u64| word(frame.wrapping_add(at * pointer));
         let (next, caller) = (read(0)?, read(1)?);
         let mut arguments = Vec::new();
         for at in 2..5 {
             arguments.extend(read(at)?.map(Hex));
         }
-        frames.push(Frame {
+        walked.frames.push(Frame {
             stack: Hex(frame),
             return_address: Hex(caller.unwrap_or(0)),
             address: Hex(address),
-            symbol: names.name(address)?,
+            symbol: names.name_of_code(address)?,
             arguments,
             trap: false,
         });
         let (Some(next), Some(caller)) = (next, caller) else {
-            notes.push(format!("the stack ends at frame {number:02x}: {} cannot be read", width.tick(frame)));
+            let frame = width.tick(frame);
+            walked.notes.push(format!("the stack ends at frame {number:02x}: {frame} cannot be read"));
             break;
         };
         if caller == 0 || next == 0 {
             break;
         }
         if next <= frame {
-            notes.push(format!("the chain of frames ends at frame {number:02x}: its pointer leads back"));
+            walked.notes.push(format!("the chain of frames ends at frame {number:02x}: its pointer leads back"));
             break;
         }
         (address, frame) = (caller, next);
     }
-    Ok((frames, notes))
+    Ok(walked)
+}
+
+/// Where an x86 function returns to whose frame is not set up at `address`: it begins there, or it never sets one up
+/// and the top of the stack is an address behind a call.
+fn unframed(
+    memory: &dyn nt_memory::Memory,
+    names: &mut Names<'_>,
+    address: u64,
+    state: &State,
+    word: &dyn Fn(u64) -> Result<Option<u64>, Fault>,
+) -> Result<Option<u64>, CommandError> {
+    let Some(top) = word(state.rsp())? else { return Ok(None) };
+    let Some(near) = names.near(address)? else { return Ok(None) };
+    let Some(symbol) = near.before else { return Ok(None) };
+    let start = near.base.wrapping_add(symbol.rva.into());
+    // mov edi,edi; push ebp; mov ebp,esp
+    let mut prolog = [0; 5];
+    let read = memory.read(start, &mut prolog)?.min(prolog.len());
+    let push = match prolog[..read] {
+        [0x8b, 0xff, 0x55, 0x8b, 0xec] => Some(2),
+        [0x55, 0x8b, 0xec, ..] => Some(0),
+        _ => None,
+    };
+    if push.is_some_and(|push| address > start.wrapping_add(push)) || names.driver_at(top)?.is_none() {
+        return Ok(None);
+    }
+    let mut before = [0; 7];
+    let good = memory.read(top.wrapping_sub(before.len() as u64), &mut before)? >= before.len();
+    let is_call = good && (before[2] == 0xe8 || (0..6).any(|at| before[at] == 0xff && before[at + 1] >> 3 & 7 == 2));
+    Ok(is_call.then_some(top))
 }
 
 impl Text for Stack {
@@ -202,6 +307,7 @@ impl Text for Stack {
         }
         let number = if self.numbers { " # " } else { "" };
         match (self.width, self.arguments) {
+            _ if self.names_only => writeln!(out, "{number}Call Site")?,
             (Width::Eight, false) => writeln!(out, "{number}Child-SP          RetAddr           Call Site")?,
             (Width::Eight, true) => {
                 writeln!(out, "{number}Child-SP          RetAddr           : {:<71} : Call Site", "Args to Child")?;
@@ -214,7 +320,9 @@ impl Text for Stack {
                 write!(out, "{i:02x} ")?;
             }
             let tick = |value: Hex| self.width.tick(value.0);
-            write!(out, "{} {} ", tick(frame.stack), tick(frame.return_address))?;
+            if !self.names_only {
+                write!(out, "{} {} ", tick(frame.stack), tick(frame.return_address))?;
+            }
             if self.arguments {
                 let wanted = if self.width == Width::Four { 3 } else { 4 };
                 let unreadable = "?".repeat(tick(Hex(0)).len());

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use kd_target::{Cost, Target, TargetError};
+use kd_target::{Cost, TargetError};
 use nt_memory::Fault;
 
-use super::{Shell, debuggee};
-use crate::commands::Control;
+use super::{Seen, Shell, Stopped, debuggee};
+use crate::banner::Reason;
 use crate::error::CommandError;
 use crate::output::Output;
 use crate::session::{Context, Format};
@@ -14,7 +14,7 @@ use crate::session::{Context, Format};
 pub(crate) struct Drive<'a> {
     pub(super) shell: &'a mut Shell,
     pub(super) out: &'a mut dyn Output,
-    pub(super) word: &'a str,
+    pub(crate) word: &'a str,
     pub(crate) arguments: &'a str,
 }
 
@@ -42,32 +42,41 @@ impl Drive<'_> {
     }
 
     pub(crate) fn go(&mut self) -> Result<(), CommandError> {
-        let mut next = super::Next::Continue;
-        self.shell.control(Control::Go, "", &mut next).map(drop)
+        self.shell.go()
+    }
+
+    /// Runs one instruction. False: something else stopped the target.
+    pub(crate) fn step(&mut self, patience: Duration) -> Result<bool, CommandError> {
+        self.shell.step()?;
+        match self.shell.wait(Some(patience), self.out)? {
+            true => Ok(self.shell.stopped_by_step()),
+            false => Err(TargetError::Timeout(patience).into()),
+        }
+    }
+
+    /// Waits until the target stops for the user to see.
+    pub(crate) fn wait_for_stop(&mut self) -> Result<Seen, CommandError> {
+        self.shell.wait(None, self.out)?;
+        self.shell.look_at_stop(self.out)
+    }
+
+    /// The target stands where a command wanted it: that is no exception to tell of.
+    pub(crate) fn as_wanted(&mut self) {
+        self.shell.reason = Some(Reason::Step);
     }
 
     /// Lets the target run for a time. True: it stopped by itself before.
     pub(crate) fn run_for(&mut self, time: Duration) -> Result<bool, CommandError> {
-        Ok(self.shell.wait(Some(time))?)
+        Ok(self.shell.wait(Some(time), self.out)?)
     }
 
     pub(crate) fn break_in(&mut self) -> Result<(), CommandError> {
-        match self.shell.target.take() {
-            Some(Target::Running(running)) => match running.break_in(self.shell.patience) {
-                Ok(halted) => {
-                    self.shell.target = Some(Target::Halted(halted));
-                    Ok(())
-                }
-                Err((running, error)) => {
-                    self.shell.target = Some(Target::Running(running));
-                    Err(error.into())
-                }
-            },
-            target => {
-                self.shell.target = target;
-                self.shell.halted().map(drop).ok_or(CommandError::NoTarget)
-            }
-        }
+        self.shell.break_in()
+    }
+
+    /// Where the target stands, as an answer.
+    pub(crate) fn stopped(&mut self) -> Result<Stopped, CommandError> {
+        self.shell.stopped()
     }
 
     /// Why the target stands still, and where.

@@ -61,7 +61,7 @@ impl Shell {
         Outcome { failed: true, next: Next::Continue }
     }
 
-    fn nested(
+    pub(super) fn nested(
         &mut self,
         command: &str,
         out: &mut dyn Output,
