@@ -473,7 +473,7 @@ fn types_and_values() {
     assert_eq!(text("?? sizeof(nt!_POOL_HEADER)"), "unsigned int64 0x10\n");
     assert_eq!(text("?? #FIELD_OFFSET(nt!_LIST_ENTRY, Blink)"), "long 0n8\n");
     assert_eq!(text("?? 12 + 1"), "int 0n13\n");
-    let member = text("?? ((nt!_LIST_ENTRY*)impl Kernel for Machine {masm(nt!PsLoadedModuleList))->Flink");
+    let member = text("?? ((nt!_LIST_ENTRY*)@@masm(nt!PsLoadedModuleList))->Flink");
     assert!(member.starts_with(&format!("_LIST_ENTRY * 0x{}", crate::text::tick(first))), "{member}");
 }
 
