@@ -59,7 +59,7 @@ fn step(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     }
     for done in 1..=count {
         let call = match over {
-            true => drive.with(|context| call(context))?,
+            true => drive.with(call)?,
             false => None,
         };
         let as_wanted = match call {
