@@ -23,6 +23,7 @@ use crate::kernel::Kernel;
 use crate::kernel::builder::Builder;
 use crate::kernel::memory::Memory;
 use crate::kernel::pool::{BigPage, TagRow};
+use crate::kernel::truth::SmallState;
 use crate::kernel::verifier::{Trace, VerifiedDriver};
 
 const PAGE: u64 = 0x1000;
@@ -275,6 +276,18 @@ impl Kernel {
         let life = Life { id, address, size, bytes, tag, kind, allocated, freed: None };
         self.books.live.insert(address, life);
         Some(address)
+    }
+
+    /// Counts the blocks that were there before the machine came to life: the large ones, and the small ones that
+    /// somebody has. A freed block is not counted any more, whatever list it waits in.
+    pub(crate) fn count_standing_blocks(&mut self) {
+        let large = self.books.live.values().map(|life| (life.tag, life.kind, life.bytes.next_multiple_of(PAGE)));
+        let small = self.fixed.small.iter().filter(|block| block.state == SmallState::Live);
+        let small = small.map(|block| (block.tag, block.kind, block.bytes));
+        let blocks: Vec<(u32, PoolKind, u64)> = large.chain(small).collect();
+        for (processor, (tag, kind, bytes)) in (0..self.books.processors).cycle().zip(blocks) {
+            self.books.tags.charge(&mut self.memory, processor, tag, kind, 1, bytes);
+        }
     }
 
     /// Frees a large block and returns its life; the record in the log has the block's usable size. None when no large

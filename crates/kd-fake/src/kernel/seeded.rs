@@ -152,6 +152,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let books = Books::open(&builder, facts.processors, places)?;
     let fixed = Fixed { modules, unloaded, rings, small };
     let mut kernel = Kernel::new(builder, facts, books, fixed)?;
+    kernel.count_standing_blocks();
     live(&mut kernel, options.operations, &mut random, &stacks, &threads);
     let truth = kernel.truth();
     Ok((kernel, truth))

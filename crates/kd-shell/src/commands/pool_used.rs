@@ -186,10 +186,10 @@ impl Text for PoolUsed {
                 writeln!(out, " Tag    Allocs     Used    Allocs     Used")?;
                 for Row { tag, nonpaged, paged, description } in rows {
                     let (n, p) = (nonpaged, paged);
-                    writeln!(out, "{tag}{:>9}{:>9}{:>10}{:>9} {description}", n.diff, n.bytes, p.diff, p.bytes)?;
+                    writeln!(out, "{tag} {:>8} {:>8} {:>9} {:>8} {description}", n.diff, n.bytes, p.diff, p.bytes)?;
                 }
                 let (n, p) = (nonpaged, paged);
-                writeln!(out, "TOTAL{:>12}{:>10}{:>10}{:>9}", n.diff, n.bytes, p.diff, p.bytes)
+                writeln!(out, "TOTAL {:>11} {:>9} {:>9} {:>8}", n.diff, n.bytes, p.diff, p.bytes)
             }
             (true, false) => {
                 writeln!(out, " Sorting by {order}\n")?;
@@ -197,10 +197,14 @@ impl Text for PoolUsed {
                 writeln!(out, " Tag     Allocs         Used     Allocs         Used\n")?;
                 for Row { tag, nonpaged, paged, description } in rows {
                     let (n, p) = (nonpaged, paged);
-                    writeln!(out, " {tag}{:>10}{:>13}{:>11}{:>13}\t{description}", n.diff, n.bytes, p.diff, p.bytes)?;
+                    writeln!(
+                        out,
+                        " {tag} {:>9} {:>12} {:>10} {:>12}\t{description}",
+                        n.diff, n.bytes, p.diff, p.bytes
+                    )?;
                 }
                 let (n, p) = (nonpaged, paged);
-                writeln!(out, "\nTOTAL{:>10}{:>13}{:>11}{:>13}", n.diff, n.bytes, p.diff, p.bytes)
+                writeln!(out, "\nTOTAL {:>9} {:>12} {:>10} {:>12}", n.diff, n.bytes, p.diff, p.bytes)
             }
             (new, true) => {
                 match new {
@@ -220,9 +224,10 @@ impl Text for PoolUsed {
     }
 }
 
+/// Every column begins with a blank, however large its number is.
 fn verbose(n: &Pool, p: &Pool) -> String {
     format!(
-        "{:>12}{:>12}{:>10}{:>13}{:>13}{:>12}{:>10}{:>13}",
+        " {:>11} {:>11} {:>9} {:>12} {:>12} {:>11} {:>9} {:>12}",
         n.allocs, n.frees, n.diff, n.bytes, p.allocs, p.frees, p.diff, p.bytes
     )
 }

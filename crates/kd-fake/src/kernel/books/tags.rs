@@ -92,11 +92,11 @@ impl Tags {
         let slot = self.slot(memory, tag);
         let table = self.tables[processor as usize % self.tables.len()];
         let row = table + slot * self.row;
+        // What found no place of its own is counted in the last row.
+        let tag = if slot == self.slots { crate::kernel::pool::tag(b"Ovfl") } else { tag };
         // A processor's table gets the key with its first use of the tag; the master has it always.
-        if slot < self.slots {
-            for table in [self.tables[0], table] {
-                memory.write(table + slot * self.row + self.key.offset as u64, &tag.to_le_bytes());
-            }
+        for table in [self.tables[0], table] {
+            memory.write(table + slot * self.row + self.key.offset as u64, &tag.to_le_bytes());
         }
         let bytes = bytes.wrapping_mul(direction as u64);
         let place = self.counters[usize::from(kind.is_paged())];

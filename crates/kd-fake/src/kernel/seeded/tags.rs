@@ -24,7 +24,7 @@ pub(crate) fn write(
     // Allocs and frees have 32 bits, with a sign, up to 1703.
     let (_, counter) = builder.isf.member("_POOL_TRACKER_TABLE", "NonPagedAllocs")?;
     let wide = builder.isf.size_of(counter)? == 8;
-    let slots = 128 << random.below(3);
+    let slots = 256 << random.below(3);
     let mut used = BTreeSet::new();
     let mut main = Vec::new();
     for _ in 0..slots / 2 + random.below(slots / 4) {
