@@ -6,6 +6,8 @@ use std::io::Cursor;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::machine::Machine;
+
 /// Why a symbol table could not be read, or does not hold what was asked for.
 #[derive(Debug, Error)]
 pub enum IsfError {
@@ -27,6 +29,9 @@ pub enum IsfError {
     /// A member that the type does not have.
     #[error("{0} has no member {1}")]
     NoField(String, String),
+    /// A kernel for a processor that is not known here.
+    #[error("kernels of machine {0:#06x} are not known; x86 (0x14c), x64 (0x8664) and ARM64 (0xaa64) are")]
+    Machine(u16),
 }
 
 /// A scalar type.
@@ -182,6 +187,8 @@ impl Identity {
 pub struct Isf {
     /// Of the PDB it was made from.
     pub identity: Identity,
+    /// What the kernel runs on.
+    pub machine: Machine,
     /// Scalars by name.
     pub base_types: BTreeMap<String, BaseType>,
     /// Enumerations by name.
@@ -192,7 +199,20 @@ pub struct Isf {
     pub symbols: BTreeMap<String, Symbol>,
 }
 
+/// The carried tables of kernels other than x64's (`data/README.md`), by what `kdpool fake --arch` calls them.
+pub const CARRIED: [(&str, &[u8]); 4] = [
+    ("x86", include_bytes!("../data/x86-7601.json")),
+    ("x86-pae", include_bytes!("../data/x86-pae-7601.json")),
+    ("x86-heap", include_bytes!("../data/x86-19041.json")),
+    ("arm64", include_bytes!("../data/arm64-16299.json")),
+];
+
 impl Isf {
+    /// One of [`CARRIED`].
+    pub fn carried(name: &str) -> Option<Result<Isf, IsfError>> {
+        CARRIED.iter().find(|(known, _)| *known == name).map(|(_, json)| Isf::from_json(json))
+    }
+
     /// Reads an ISF file compressed with xz.
     pub fn from_xz(bytes: &[u8]) -> Result<Isf, IsfError> {
         let mut json = Vec::new();
@@ -205,6 +225,7 @@ impl Isf {
         let file: File = serde_json::from_slice(json)?;
         let pdb = file.metadata.windows.pdb;
         Ok(Isf {
+            machine: Machine::new(pdb.machine_type, file.user_types.get("_MMPTE_HARDWARE").map(|entry| entry.size))?,
             identity: Identity::new(&pdb.guid, pdb.age, &pdb.database)?,
             base_types: file.base_types,
             enums: file.enums,
@@ -260,7 +281,7 @@ impl Isf {
     pub fn size_of(&self, ty: &Type) -> Result<u64, IsfError> {
         Ok(match ty {
             Type::Base { name } => self.base_types.get(name).ok_or_else(|| IsfError::NoType(name.clone()))?.size,
-            Type::Pointer { .. } => 8,
+            Type::Pointer { .. } => self.machine.pointer() as u64,
             Type::Array { count, subtype } => count * self.size_of(subtype)?,
             Type::Struct { name } | Type::Union { name } => self.size(name)?,
             Type::Enum { name } => self.enums.get(name).ok_or_else(|| IsfError::NoType(name.clone()))?.size,
@@ -295,4 +316,10 @@ struct Pdb {
     guid: String,
     age: u32,
     database: String,
+    #[serde(default = "amd64")]
+    machine_type: u16,
+}
+
+fn amd64() -> u16 {
+    Machine::X64.number()
 }

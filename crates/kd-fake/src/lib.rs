@@ -15,6 +15,7 @@ mod faults;
 pub mod isf;
 mod kdnet;
 pub mod kernel;
+mod machine;
 pub mod pdb;
 mod server;
 mod stats;
@@ -23,6 +24,7 @@ mod transport;
 
 pub use faults::Faults;
 pub use kdnet::KeyError;
+pub use machine::Machine;
 pub use server::{Evolve, FakeHandle, FakeOptions, FakeTarget, ModuleLoad, Start, spawn};
 pub use stats::Stats;
 pub use transport::FakeTransport;

@@ -12,7 +12,7 @@ use crate::kernel::code::{Call, Frame, Function};
 use crate::kernel::modules::Module;
 use crate::kernel::pool::{BigPage, TagRow, TagTables, share, tag};
 use crate::kernel::random::Random;
-use crate::kernel::system::{Machine, Process};
+use crate::kernel::system::{Particulars, Process};
 use crate::kernel::truth::Fixed;
 use crate::kernel::verifier::{LiveBlock, Trace, VerifiedDriver};
 use crate::kernel::{Kernel, KernelFacts, SystemCall};
@@ -231,7 +231,7 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
     let mut builder = Builder::new(symbols()?, BASE);
     let kpcr = builder.symbol("KiInitialPCR")?;
     let idle_thread = builder.symbol("KiInitialThread")?;
-    let machine = Machine {
+    let machine = Particulars {
         build: 7601,
         lab: "7601.24540.amd64fre.win7sp1_ldr_escrow.191210-0900".to_owned(),
         service_pack: 0x100,
@@ -336,6 +336,7 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
         kpcr,
         break_return,
         stack,
+        frame: 0,
     };
     let places = Places {
         regions: [ROOM, PAGED_ROOM],

@@ -245,7 +245,8 @@ impl Kernel {
         let &Request { tag, size, kind, stack, thread, .. } = request;
         let driver = self.books.tracking.driver(stack);
         let pointer = driver.is_some() && self.books.tracking.points_back;
-        let bytes = size.max(1).checked_add(if pointer { 8 } else { 0 })?.checked_next_multiple_of(16)?;
+        let width = self.books.tracking.pointer;
+        let bytes = size.max(1).checked_add(if pointer { width } else { 0 })?.checked_next_multiple_of(2 * width)?;
         let pages = bytes.checked_next_multiple_of(PAGE)?;
         let address = match request.address {
             Some(address) if self.books.is_free(address, pages) => address,
@@ -269,7 +270,7 @@ impl Kernel {
             self.books.tracking.allocated(&mut self.memory, driver, (address, bytes, tag), kind)
         });
         if let (true, Some(entry)) = (pointer, entry) {
-            self.memory.put(address + bytes - 8, &entry.to_le_bytes());
+            self.memory.put(address + bytes - width, &entry.to_le_bytes()[..width as usize]);
         }
         let record = self.log(address, size, thread, stack);
         let allocated = Operation { time: Some(self.interrupt_time()), thread, stack: stack.to_vec(), record };

@@ -35,7 +35,7 @@ impl Builder {
     /// A kernel of which it is not known where its code ends and its data begins: all of it is zeros.
     pub(crate) fn zeroed(isf: Isf, base: u64, self_map: u64) -> Builder {
         let sections = sections(&isf);
-        let mut memory = Memory::new(self_map);
+        let mut memory = Memory::new(isf.machine, self_map);
         for section in &sections {
             memory.map(base + u64::from(section.rva), u64::from(section.size));
         }
@@ -52,14 +52,24 @@ impl Builder {
         Ok(self.base + self.isf.symbol(name)?)
     }
 
-    /// 8 bytes at an address; 0 where nothing is mapped.
+    /// Bytes of a pointer.
+    pub(crate) fn width(&self) -> u64 {
+        self.isf.machine.pointer() as u64
+    }
+
+    /// A pointer in memory; 0 where nothing is mapped.
     pub(crate) fn pointer(&self, address: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.memory.read(address, &mut bytes);
+        self.memory.read(address, &mut bytes[..self.isf.machine.pointer()]);
         u64::from_le_bytes(bytes)
     }
 
-    /// A variable of 8 bytes.
+    /// Puts a pointer into memory.
+    pub(crate) fn put_pointer(&mut self, address: u64, value: u64) {
+        self.memory.put(address, &value.to_le_bytes()[..self.isf.machine.pointer()]);
+    }
+
+    /// A variable of a pointer's size.
     pub(crate) fn variable(&self, name: &str) -> Result<u64, IsfError> {
         Ok(self.pointer(self.symbol(name)?))
     }
@@ -74,6 +84,20 @@ impl Builder {
     /// Sets a variable of 8 bytes.
     pub fn set_u64(&mut self, name: &str, value: u64) -> Result<(), IsfError> {
         self.set(name, &value.to_le_bytes())
+    }
+
+    /// Sets a variable of a pointer's size.
+    pub(crate) fn set_pointer(&mut self, name: &str, value: u64) -> Result<(), IsfError> {
+        let at = self.symbol(name)?;
+        self.put_pointer(at, value);
+        Ok(())
+    }
+
+    /// Sets a variable of a pointer's size that not every version has.
+    pub(crate) fn set_known_pointer(&mut self, name: &str, value: u64) {
+        if let Ok(at) = self.symbol(name) {
+            self.put_pointer(at, value);
+        }
     }
 
     /// Sets a variable of 4 bytes.
@@ -104,6 +128,15 @@ impl Builder {
         values.iter().try_for_each(|(path, value)| self.field(object, path, *value))
     }
 
+    /// Sets several members, where the machine has them.
+    pub(crate) fn known_fields(&self, object: &mut Object, values: &[(&str, u64)]) {
+        for (path, value) in values {
+            if let Ok(place) = Place::of(&self.isf, object.ty, path) {
+                place.put(&mut object.bytes, *value);
+            }
+        }
+    }
+
     /// Sets the bytes at a member.
     pub fn bytes(&self, object: &mut Object, path: &str, bytes: &[u8]) -> Result<(), IsfError> {
         let offset = self.isf.offset(object.ty, path)? as usize;
@@ -116,13 +149,28 @@ impl Builder {
         self.memory.put(address, &object.bytes);
     }
 
+    /// Writes an `_SLIST_HEADER` with these elements, each of which starts with the link to the next.
+    pub(crate) fn singly_linked(&mut self, head: u64, elements: &[u64]) {
+        self.memory.map(head, 2 * self.width());
+        for element in elements.iter().rev() {
+            let next = self.memory.first_of(head);
+            self.put_pointer(*element, next);
+            self.memory.push_entry(head, *element);
+        }
+    }
+
+    /// The first element of an `_SLIST_HEADER`; 0 for none.
+    pub(crate) fn first_of(&self, head: u64) -> u64 {
+        self.memory.first_of(head)
+    }
+
     /// Links list entries into a circle: each entry's `Flink` to the next one, `Blink` to the one before.
     pub fn link(&mut self, entries: &[u64]) {
         for (at, entry) in entries.iter().enumerate() {
             let next = entries[(at + 1) % entries.len()];
             let previous = entries[(at + entries.len() - 1) % entries.len()];
-            self.memory.put(*entry, &next.to_le_bytes());
-            self.memory.put(entry + 8, &previous.to_le_bytes());
+            self.put_pointer(*entry, next);
+            self.put_pointer(entry + self.width(), previous);
         }
     }
 }

@@ -6,23 +6,24 @@ use crate::isf::IsfError;
 use crate::kernel::Kernel;
 use crate::kernel::builder::Builder;
 
-/// `KUSER_SHARED_DATA`, at the same address in every kernel; so are the three times in it.
-pub(crate) const SHARED_DATA: u64 = 0xffff_f780_0000_0000;
-const INTERRUPT_TIME: u64 = SHARED_DATA + 0x8;
-const SYSTEM_TIME: u64 = SHARED_DATA + 0x14;
-const TICK_COUNT: u64 = SHARED_DATA + 0x320;
+/// Of `KUSER_SHARED_DATA`, the same in every kernel.
+const INTERRUPT_TIME: u64 = 0x8;
+const SYSTEM_TIME: u64 = 0x14;
+const TICK_COUNT: u64 = 0x320;
 /// `KeTimeIncrement`, in units of 100 ns.
 pub(crate) const TICK: u64 = 156_250;
 
 /// What is left of a time after whole units of 100 ns, and where the kernel keeps when it was booted.
 pub(crate) struct Clock {
+    shared_data: u64,
     boot_time: u64,
     rest: Duration,
 }
 
 impl Clock {
     pub(crate) fn new(builder: &Builder) -> Result<Clock, IsfError> {
-        Ok(Clock { boot_time: builder.symbol("KeBootTime")?, rest: Duration::ZERO })
+        let shared_data = builder.isf.machine.shared_data();
+        Ok(Clock { shared_data, boot_time: builder.symbol("KeBootTime")?, rest: Duration::ZERO })
     }
 }
 
@@ -61,7 +62,7 @@ impl Kernel {
     /// A `KSYSTEM_TIME`.
     fn time(&self, at: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.memory.read(at, &mut bytes);
+        self.memory.read(self.clock.shared_data + at, &mut bytes);
         u64::from_le_bytes(bytes)
     }
 
@@ -70,6 +71,6 @@ impl Kernel {
         let mut bytes = [0; 12];
         bytes[..8].copy_from_slice(&value.to_le_bytes());
         bytes[8..].copy_from_slice(&((value >> 32) as u32).to_le_bytes());
-        self.memory.write(at, &bytes);
+        self.memory.write(self.clock.shared_data + at, &bytes);
     }
 }

@@ -21,8 +21,9 @@ pub(crate) struct Image<'a> {
 
 const PE: usize = 0xe8;
 const OPTIONAL: usize = PE + 24;
-const DIRECTORIES: usize = OPTIONAL + 112;
-const SECTIONS: usize = DIRECTORIES + 16 * 8;
+/// Bytes of the optional header before its data directories; PE32 has it shorter.
+const DIRECTORIES: usize = 112;
+const DIRECTORIES_32: usize = 96;
 
 impl Builder {
     /// Writes headers, exports and debug directory into the last section of an image.
@@ -37,21 +38,28 @@ impl Builder {
         let functions_at = exports_at + (exports.len() as u32).next_multiple_of(16);
         let (functions, functions_size) = exception_directory(image.functions, functions_at);
 
-        let mut header = vec![0; SECTIONS + image.sections.len() * 40];
+        let narrow = self.isf.machine.is_x86();
+        let directories = OPTIONAL + if narrow { DIRECTORIES_32 } else { DIRECTORIES };
+        let sections = directories + 16 * 8;
+        let mut header = vec![0; sections + image.sections.len() * 40];
         let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, b"MZ");
         put(0x3c, &(PE as u32).to_le_bytes());
         put(PE, b"PE\0\0");
-        put(PE + 4, &0x8664u16.to_le_bytes());
+        put(PE + 4, &self.isf.machine.number().to_le_bytes());
         put(PE + 6, &(image.sections.len() as u16).to_le_bytes());
         put(PE + 8, &image.timestamp.to_le_bytes());
-        put(PE + 20, &0xf0u16.to_le_bytes());
-        put(PE + 22, &0x22u16.to_le_bytes());
-        put(OPTIONAL, &0x20bu16.to_le_bytes());
+        put(PE + 20, &((sections - OPTIONAL) as u16).to_le_bytes());
+        put(PE + 22, &if narrow { 0x102u16 } else { 0x22 }.to_le_bytes());
+        put(OPTIONAL, &if narrow { 0x10bu16 } else { 0x20b }.to_le_bytes());
         put(OPTIONAL + 2, &[9, 0]);
         put(OPTIONAL + 16, &image.entry_point.to_le_bytes());
         put(OPTIONAL + 20, &0x1000u32.to_le_bytes());
-        put(OPTIONAL + 24, &image.base.to_le_bytes());
+        match narrow {
+            // BaseOfData is before it.
+            true => put(OPTIONAL + 28, &(image.base as u32).to_le_bytes()),
+            false => put(OPTIONAL + 24, &image.base.to_le_bytes()),
+        }
         put(OPTIONAL + 32, &0x1000u32.to_le_bytes());
         put(OPTIONAL + 36, &0x1000u32.to_le_bytes());
         for (at, value) in [(40, 6u16), (42, 1), (44, 6), (46, 1), (48, 6), (50, 1), (68, 1)] {
@@ -60,10 +68,10 @@ impl Builder {
         put(OPTIONAL + 56, &image.size.to_le_bytes());
         put(OPTIONAL + 60, &0x1000u32.to_le_bytes());
         put(OPTIONAL + 64, &image.checksum.to_le_bytes());
-        put(OPTIONAL + 108, &16u32.to_le_bytes());
+        put(directories - 4, &16u32.to_le_bytes());
         let mut directory = |index: usize, rva: u32, size: u32| {
-            put(DIRECTORIES + index * 8, &rva.to_le_bytes());
-            put(DIRECTORIES + index * 8 + 4, &size.to_le_bytes());
+            put(directories + index * 8, &rva.to_le_bytes());
+            put(directories + index * 8 + 4, &size.to_le_bytes());
         };
         if !exports.is_empty() {
             directory(0, exports_at, exports.len() as u32);
@@ -75,7 +83,7 @@ impl Builder {
             directory(6, linker, 28);
         }
         for (index, section) in image.sections.iter().enumerate() {
-            put(SECTIONS + index * 40, &section.header());
+            put(sections + index * 40, &section.header());
         }
         self.memory.map(image.base, 0x1000);
         self.memory.put(image.base, &header);

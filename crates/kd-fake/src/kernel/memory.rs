@@ -1,9 +1,15 @@
 //! Physical memory, and virtual memory as the page tables in it say.
 
+use crate::machine::Machine;
+
 const PAGE: u64 = 0x1000;
 const PRESENT: u64 = 1;
 /// Present, writable, accessed, dirty.
 const KERNEL_PAGE: u64 = 0x63;
+/// ARM64: valid, a table or a page and not a block, with the access flag.
+const ARM64_PAGE: u64 = 0x403;
+/// Where 32-bit kernels map the page tables.
+const SELF_MAP_32: u64 = 0xc000_0000;
 /// The transition bit, and read-write protection.
 const TRANSITION: u64 = 0x880;
 /// Read-write protection; the place in the page file is in the upper half.
@@ -14,8 +20,9 @@ pub(crate) const SELF_MAP: u64 = 0x1ed;
 /// First page table; what lies below belongs to the firmware.
 const FIRST_FRAME: u64 = 0x18_7000;
 
-/// Contiguous physical memory from 0 on. The only record of what is mapped where are the x64 page tables in it.
+/// Contiguous physical memory from 0 on. The only record of what is mapped where are the page tables in it.
 pub(crate) struct Memory {
+    machine: Machine,
     physical: Vec<u8>,
     root: u64,
     self_map: u64,
@@ -24,13 +31,56 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// `self_map`: the entry of the topmost table that leads to that table itself.
-    pub(crate) fn new(self_map: u64) -> Memory {
+    /// `self_map`: the entry of the topmost table that leads to that table itself, on 64-bit machines.
+    pub(crate) fn new(machine: Machine, self_map: u64) -> Memory {
         let physical = vec![0; FIRST_FRAME as usize];
-        let mut memory = Memory { physical, root: FIRST_FRAME, self_map, free: Vec::new() };
+        let mut memory = Memory { machine, physical, root: FIRST_FRAME, self_map, free: Vec::new() };
         let root = memory.frame();
-        memory.put_entry(root + self_map * 8, root | KERNEL_PAGE);
+        match machine {
+            Machine::X86 => memory.put_entry(root + 0x300 * 4, root | KERNEL_PAGE),
+            Machine::X86Pae => {
+                let directories = [(); 4].map(|()| memory.frame());
+                for (slot, directory) in (0..).zip(directories) {
+                    // Entries of the topmost table have no other bits.
+                    memory.put_entry(root + slot * 8, directory | PRESENT);
+                    memory.put_entry(directories[3] + slot * 8, directory | KERNEL_PAGE);
+                }
+            }
+            Machine::X64 | Machine::Arm64 => memory.put_entry(root + self_map * 8, root | memory.link()),
+        }
         memory
+    }
+
+    /// The bits of an entry that leads to a page or a table.
+    fn link(&self) -> u64 {
+        if self.machine == Machine::Arm64 { ARM64_PAGE } else { KERNEL_PAGE }
+    }
+
+    /// First bit of the index into each level's table, the topmost first.
+    fn levels(&self) -> &'static [u32] {
+        match self.machine {
+            Machine::X86 => &[22, 12],
+            Machine::X86Pae => &[30, 21, 12],
+            Machine::X64 | Machine::Arm64 => &[39, 30, 21, 12],
+        }
+    }
+
+    fn entry_size(&self) -> u64 {
+        if self.machine == Machine::X86 { 4 } else { 8 }
+    }
+
+    /// Where the entry for an address is, in a table of the level with this first bit.
+    fn place(&self, table: u64, address: u64, shift: u32) -> u64 {
+        let bits = if self.machine == Machine::X86 { 0x3ff } else { 0x1ff };
+        table + (address >> shift & bits) * self.entry_size()
+    }
+
+    /// An address as the page tables know it; debuggers give those of 32 bits with their sign.
+    fn own(&self, address: u64) -> Option<u64> {
+        if self.machine.is_x86() {
+            return matches!(address >> 31, 0 | 1 | 0x1_ffff_ffff).then_some(address & 0xffff_ffff);
+        }
+        matches!(address >> 47, 0 | 0x1_ffff).then_some(address)
     }
 
     /// All of it, from address 0 on.
@@ -40,10 +90,10 @@ impl Memory {
 
     /// Where the page tables are mapped: the value of `MmPteBase`.
     pub(crate) fn page_tables(&self) -> u64 {
-        0xffff_0000_0000_0000 | self.self_map << 39
+        if self.machine.is_x86() { SELF_MAP_32 } else { 0xffff_0000_0000_0000 | self.self_map << 39 }
     }
 
-    /// The value of CR3.
+    /// The value of CR3, or of TTBR1.
     pub(crate) fn root(&self) -> u64 {
         self.root
     }
@@ -56,11 +106,11 @@ impl Memory {
         let mut page = address & !(PAGE - 1);
         while page < address + length {
             let mut table = self.root;
-            for level in (0..4).rev() {
-                let entry = table + index(page, level) * 8;
+            for &shift in self.levels() {
+                let entry = self.place(table, page, shift);
                 let mut value = self.entry(entry);
                 if value & PRESENT == 0 {
-                    value = self.frame() | KERNEL_PAGE;
+                    value = self.frame() | self.link();
                     self.put_entry(entry, value);
                 }
                 table = value & FRAME;
@@ -94,21 +144,23 @@ impl Memory {
     pub(crate) fn page_out(&mut self, address: u64) {
         if let Some(entry) = self.page_entry(address) {
             self.free.push(self.entry(entry) & FRAME);
-            self.put_entry(entry, (address >> 12 & 0xffff) << 32 | PAGE_FILE);
+            let shift = if self.machine == Machine::X86 { 12 } else { 32 };
+            self.put_entry(entry, (address >> 12 & 0xffff) << shift | PAGE_FILE);
         }
     }
 
     /// Where the entry of the last level for an address is.
     fn page_entry(&self, address: u64) -> Option<u64> {
+        let (last, upper) = self.levels().split_last()?;
         let mut table = self.root;
-        for level in (1..4).rev() {
-            let value = self.entry(table + index(address, level) * 8);
+        for &shift in upper {
+            let value = self.entry(self.place(table, address, shift));
             if value & PRESENT == 0 {
                 return None;
             }
             table = value & FRAME;
         }
-        Some(table + index(address, 0) * 8)
+        Some(self.place(table, address, *last))
     }
 
     /// Writes to memory that is mapped for it if need be.
@@ -139,6 +191,45 @@ impl Memory {
         done
     }
 
+    pub(crate) fn machine(&self) -> Machine {
+        self.machine
+    }
+
+    /// Bytes of a pointer.
+    pub(crate) fn pointer(&self) -> usize {
+        self.machine.pointer()
+    }
+
+    /// The first element of an `_SLIST_HEADER`; 0 for none.
+    ///
+    /// ```text
+    /// 64 bits: 0 u16 depth, 48-bit sequence; 8 address of the first element, 16-byte aligned, with flags in the low bits
+    /// 32 bits: 0 address of the first element; 4 u16 depth; 6 u16 sequence
+    /// ```
+    pub(crate) fn first_of(&self, head: u64) -> u64 {
+        let mut bytes = [0; 8];
+        match self.machine.is_x86() {
+            true => self.read(head, &mut bytes[..4]),
+            false => self.read(head + 8, &mut bytes),
+        };
+        u64::from_le_bytes(bytes) & if self.machine.is_x86() { !0 } else { !0xf }
+    }
+
+    /// Makes an element, whose link is set, the first of an `_SLIST_HEADER`.
+    pub(crate) fn push_entry(&mut self, head: u64, element: u64) {
+        let mut bytes = [0; 8];
+        if self.machine.is_x86() {
+            self.read(head + 4, &mut bytes[..4]);
+            // Depth and sequence number.
+            let counts = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]).wrapping_add(0x3_0001);
+            self.write(head, &[(element as u32).to_le_bytes(), counts.to_le_bytes()].concat());
+        } else {
+            self.read(head, &mut bytes);
+            let counts = u64::from_le_bytes(bytes).wrapping_add(0x3_0001);
+            self.write(head, &[counts.to_le_bytes(), (element | 1).to_le_bytes()].concat());
+        }
+    }
+
     pub(crate) fn read_physical(&self, address: u64, buffer: &mut [u8]) -> usize {
         let Some(source) = usize::try_from(address).ok().and_then(|at| self.physical.get(at..)) else { return 0 };
         let count = source.len().min(buffer.len());
@@ -149,6 +240,7 @@ impl Memory {
     /// First place in the range where the whole pattern lies; what is not mapped is stepped over.
     pub(crate) fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Option<u64> {
         let (&first, rest) = pattern.split_first()?;
+        let address = self.own(address)?;
         // The last address at which the pattern may start.
         let last = address.saturating_add(length.checked_sub(pattern.len() as u64)?);
         let mut found = vec![0; rest.len()];
@@ -176,16 +268,15 @@ impl Memory {
     /// The address itself or the start of the first mapped page above it.
     fn next_mapped(&self, mut address: u64) -> Option<u64> {
         'walk: loop {
-            if !canonical(address) {
-                address = 0xffff_8000_0000_0000;
+            if self.own(address).is_none() {
+                address = if self.machine.is_x86() { return None } else { 0xffff_8000_0000_0000 };
             }
             let mut table = self.root;
-            for level in (0..4).rev() {
-                let value = self.entry(table + index(address, level) * 8);
+            for &shift in self.levels() {
+                let value = self.entry(self.place(table, address, shift));
                 if value & PRESENT == 0 {
                     // Everything below the missing entry is missing: step over all of it.
-                    let span = PAGE << (9 * level);
-                    address = (address | (span - 1)).checked_add(1)?;
+                    address = (address | ((1 << shift) - 1)).checked_add(1)?;
                     continue 'walk;
                 }
                 table = value & FRAME;
@@ -196,10 +287,10 @@ impl Memory {
 
     /// Where byte `address + done` is, and how many bytes of its page follow.
     fn translate(&self, address: u64, done: usize) -> Option<(usize, usize)> {
-        let address = address.checked_add(done as u64).filter(|&address| canonical(address))?;
+        let address = self.own(self.own(address)?.checked_add(done as u64)?)?;
         let mut table = self.root;
-        for level in (0..4).rev() {
-            let value = self.entry(table + index(address, level) * 8);
+        for &shift in self.levels() {
+            let value = self.entry(self.place(table, address, shift));
             if value & PRESENT == 0 {
                 return None;
             }
@@ -224,22 +315,14 @@ impl Memory {
     /// A page-table entry; 0, so not present, where a debugger wrote one that leads out of memory.
     fn entry(&self, at: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.read_physical(at, &mut bytes);
+        self.read_physical(at, &mut bytes[..self.entry_size() as usize]);
         u64::from_le_bytes(bytes)
     }
 
     fn put_entry(&mut self, at: u64, value: u64) {
-        let at = at as usize;
-        self.physical[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        let (at, size) = (at as usize, self.entry_size() as usize);
+        self.physical[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
     }
-}
-
-fn index(address: u64, level: u64) -> u64 {
-    address >> (12 + 9 * level) & 0x1ff
-}
-
-fn canonical(address: u64) -> bool {
-    matches!(address >> 47, 0 | 0x1_ffff)
 }
 
 #[cfg(test)]
@@ -248,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_read_ends_at_the_first_missing_page() {
-        let mut memory = Memory::new(SELF_MAP);
+        let mut memory = Memory::new(Machine::X64, SELF_MAP);
         memory.put(0xffff_f800_0000_1ffe, b"ab");
         memory.put(0xffff_f800_0000_4000, b"cd");
         let mut buffer = [0xee; 8];
@@ -262,7 +345,7 @@ mod tests {
 
     #[test]
     fn unmapped_pages_are_gone_and_their_memory_is_used_again() {
-        let mut memory = Memory::new(SELF_MAP);
+        let mut memory = Memory::new(Machine::X64, SELF_MAP);
         let base = 0xffff_f8a0_0000_0000;
         memory.put(base, &[7; 0x3000]);
         let size = memory.physical.len();
@@ -278,7 +361,7 @@ mod tests {
 
     #[test]
     fn search_steps_over_holes_and_page_borders() {
-        let mut memory = Memory::new(SELF_MAP);
+        let mut memory = Memory::new(Machine::X64, SELF_MAP);
         let base = 0xffff_f800_0000_0000;
         memory.put(base + 0xffe, b"needle");
         memory.put(base + 0x4000_0ffd, b"nee");
@@ -292,8 +375,31 @@ mod tests {
     }
 
     #[test]
+    fn every_machine_maps_its_page_tables() {
+        for machine in [Machine::X86, Machine::X86Pae, Machine::X64, Machine::Arm64] {
+            let mut memory = Memory::new(machine, 0x1f0);
+            let address = if machine.is_x86() { 0x9801_2ffe } else { 0xffff_8a01_2345_6ffe };
+            memory.put(address, b"abcd");
+            let mut buffer = [0; 8];
+            assert_eq!((memory.read(address, &mut buffer), &buffer[..4]), (8, &b"abcd"[..]), "{machine:?}");
+            assert_eq!(memory.read(machine.extended(address), &mut buffer), 8);
+            let size = memory.entry_size();
+            let bits = if machine.is_x86() { 32 } else { 48 };
+            let entry = memory.page_tables() + ((address & ((1 << bits) - 1)) >> 12) * size;
+            let mut value = [0; 8];
+            assert_eq!(memory.read(entry, &mut value[..size as usize]), size as usize, "{machine:?}");
+            let mut page = [0; 4];
+            memory.read_physical((u64::from_le_bytes(value) & FRAME) + 0xffe, &mut page[..2]);
+            assert_eq!(&page[..2], b"ab", "{machine:?}");
+            assert_eq!(memory.search(machine.extended(address) - 16, 0x40, b"bcd"), Some(address + 1), "{machine:?}");
+            memory.page_out(address);
+            assert_eq!(memory.read(address, &mut buffer), 0);
+        }
+    }
+
+    #[test]
     fn the_self_map_shows_the_page_tables() {
-        let mut memory = Memory::new(SELF_MAP);
+        let mut memory = Memory::new(Machine::X64, SELF_MAP);
         memory.map(0xffff_f800_0000_0000, 1);
         let mut entry = [0; 8];
         // PXE of an address: PXE_BASE fffff6fb'7dbed000 + index * 8.

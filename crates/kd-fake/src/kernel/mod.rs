@@ -31,6 +31,7 @@ pub use self::seeded::{SeededOptions, seeded, seeded_identity};
 use self::truth::Fixed;
 pub use self::truth::{Carrier, LoadedModule, PoolLog, Residence, Ring, RingRecord, SmallBlock, SmallState, Truth};
 use crate::isf::{Identity, Isf, IsfError};
+use crate::machine::Machine;
 use crate::pdb;
 
 /// What a target says about itself, and where its parts lie.
@@ -68,6 +69,8 @@ pub struct KernelFacts {
     pub break_return: u64,
     /// Stack pointer of processor 0.
     pub stack: u64,
+    /// Its frame pointer, on machines that chain their stacks by one.
+    pub frame: u64,
 }
 
 /// A system call that a thread of the machine makes: instructions that processor 0 executes.
@@ -127,6 +130,11 @@ impl Kernel {
     /// First match, skipping unreadable memory, as `nt!KdpSearchMemory` does. The whole match lies within the range.
     pub fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Option<u64> {
         self.memory.search(address, length, pattern)
+    }
+
+    /// What it runs on.
+    pub fn machine(&self) -> Machine {
+        self.memory.machine()
     }
 
     /// What the target says about itself.

@@ -20,8 +20,10 @@ pub(crate) struct Module {
     pub(crate) functions: &'static [Function],
 }
 
-/// Bytes of `_KLDR_DATA_TABLE_ENTRY` on x64, which this kernel's PDB does not describe.
-const ENTRY: usize = 0xa0;
+/// `_KLDR_DATA_TABLE_ENTRY`, which not every kernel's PDB describes: its size, and where DllBase, EntryPoint, SizeOfImage,
+/// FullDllName, BaseDllName, Flags, LoadCount, CheckSum, SizeOfImageNotRounded and TimeDateStamp are.
+const ENTRY_64: (usize, [usize; 10]) = (0xa0, [0x30, 0x38, 0x40, 0x48, 0x58, 0x68, 0x6c, 0x78, 0x98, 0x9c]);
+const ENTRY_32: (usize, [usize; 10]) = (0x5c, [0x18, 0x1c, 0x20, 0x24, 0x2c, 0x34, 0x38, 0x40, 0x54, 0x58]);
 /// From one entry to the next: the names lie behind each.
 const STRIDE: u64 = 0x200;
 
@@ -76,23 +78,26 @@ impl Builder {
 
     /// `MmUnloadedDrivers`: 50 slots, a ring of which `MmLastUnloadedDriver` is the next. `drivers` are oldest first.
     pub(crate) fn unloaded_drivers(&mut self, at: u64, drivers: &[LoadedModule], time: u64) -> Result<(), IsfError> {
-        const SLOT: u64 = 0x28;
         const SLOTS: u64 = 50;
-        self.memory.map(at, SLOT * SLOTS);
-        let mut text = at + SLOT * SLOTS;
+        let width = self.isf.machine.pointer();
+        // A UNICODE_STRING, where it was, and a time.
+        let size = 4 * width as u64 + 8;
+        self.memory.map(at, size * SLOTS);
+        let mut text = at + size * SLOTS;
         for (slot, driver) in (0..SLOTS).zip(drivers) {
             let name: Vec<u8> = driver.name.encode_utf16().flat_map(u16::to_le_bytes).collect();
             let length = (name.len() as u16).to_le_bytes();
             let mut entry = [length, length].concat();
-            entry.extend([0; 4]);
-            for value in [text, driver.base, driver.base + driver.size, time + slot] {
-                entry.extend(value.to_le_bytes());
+            entry.resize(width, 0);
+            for value in [text, driver.base, driver.base + driver.size] {
+                entry.extend(&value.to_le_bytes()[..width]);
             }
-            self.memory.put(at + slot * SLOT, &entry);
+            entry.extend((time + slot).to_le_bytes());
+            self.memory.put(at + slot * size, &entry);
             self.memory.put(text, &name);
             text += name.len() as u64;
         }
-        self.set_u64("MmUnloadedDrivers", at)?;
+        self.set_pointer("MmUnloadedDrivers", at)?;
         self.set_u32("MmLastUnloadedDriver", (drivers.len() as u64 % SLOTS) as u32)
     }
 
@@ -106,24 +111,27 @@ impl Builder {
     ) {
         let full: Vec<u8> = utf16(&format!(r"\SystemRoot\system32\{path}"));
         let name = utf16(path.rsplit('\\').next().unwrap_or(path));
-        let full_at = at + ENTRY as u64;
+        let width = self.isf.machine.pointer();
+        let (length, places) = if width == 4 { ENTRY_32 } else { ENTRY_64 };
+        let [at_base, at_entry_point, at_size, at_full, at_name, flags, count, at_checksum, at_exact, at_time] = places;
+        let full_at = at + length as u64;
         let name_at = full_at + full.len() as u64;
-        let mut entry = vec![0; ENTRY];
+        let mut entry = vec![0; length];
         let mut put = |at: usize, bytes: &[u8]| entry[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0x30, &base.to_le_bytes());
-        put(0x38, &entry_point.to_le_bytes());
-        put(0x40, &size.to_le_bytes());
-        for (place, text, buffer) in [(0x48, &full, full_at), (0x58, &name, name_at)] {
+        put(at_base, &base.to_le_bytes()[..width]);
+        put(at_entry_point, &entry_point.to_le_bytes()[..width]);
+        put(at_size, &size.to_le_bytes());
+        for (place, text, buffer) in [(at_full, &full, full_at), (at_name, &name, name_at)] {
             // Length without the terminator, then the buffer's size.
             put(place, &(text.len() as u16 - 2).to_le_bytes());
             put(place + 2, &(text.len() as u16).to_le_bytes());
-            put(place + 8, &buffer.to_le_bytes());
+            put(place + width, &buffer.to_le_bytes()[..width]);
         }
-        put(0x68, &0x0900_4000u32.to_le_bytes());
-        put(0x6c, &1u16.to_le_bytes());
-        put(0x78, &checksum.to_le_bytes());
-        put(0x98, &size.to_le_bytes());
-        put(0x9c, &timestamp.to_le_bytes());
+        put(flags, &0x0900_4000u32.to_le_bytes());
+        put(count, &1u16.to_le_bytes());
+        put(at_checksum, &checksum.to_le_bytes());
+        put(at_exact, &size.to_le_bytes());
+        put(at_time, &timestamp.to_le_bytes());
         self.memory.put(at, &entry);
         self.memory.put(full_at, &full);
         self.memory.put(name_at, &name);

@@ -71,19 +71,19 @@ impl Builder {
                 bytes.extend(self.tag_row(share.as_ref())?);
             }
             self.memory.put(table, &bytes);
-            let slot = self.symbol("ExPoolTagTables")? + 8 * processor;
-            self.memory.put(slot, &table.to_le_bytes());
+            let slot = self.symbol("ExPoolTagTables")? + self.width() * processor;
+            self.put_pointer(slot, table);
         }
         let mut bytes = Vec::new();
         for row in overflow {
             bytes.extend(self.tag_row(Some(row))?);
         }
         self.memory.put(place.expansion, &bytes);
-        self.set_u64("PoolTrackTable", place.tables[0])?;
-        self.set_u64("PoolTrackTableSize", place.slots + 1)?;
-        self.set_u64("PoolTrackTableMask", mask)?;
-        self.set_u64("PoolTrackTableExpansion", if overflow.is_empty() { 0 } else { place.expansion })?;
-        self.set_u64("PoolTrackTableExpansionSize", overflow.len() as u64)
+        self.set_pointer("PoolTrackTable", place.tables[0])?;
+        self.set_pointer("PoolTrackTableSize", place.slots + 1)?;
+        self.set_pointer("PoolTrackTableMask", mask)?;
+        self.set_pointer("PoolTrackTableExpansion", if overflow.is_empty() { 0 } else { place.expansion })?;
+        self.set_pointer("PoolTrackTableExpansionSize", overflow.len() as u64)
     }
 
     fn tag_row(&self, row: Option<&TagRow>) -> Result<Vec<u8>, IsfError> {
@@ -119,8 +119,8 @@ impl Builder {
             self.memory.write(table + slot as u64 * size, &layout.write(page));
         }
         let live = pages.iter().filter(|page| !page.freed).count();
-        self.set_u64("PoolBigPageTable", table)?;
-        self.set_u64("PoolBigPageTableSize", slots)?;
+        self.set_pointer("PoolBigPageTable", table)?;
+        self.set_pointer("PoolBigPageTableSize", slots)?;
         self.set_u32("ExpPoolBigEntriesInUse", live as u32)
     }
 }

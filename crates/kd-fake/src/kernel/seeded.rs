@@ -15,10 +15,11 @@ use crate::kernel::books::{Books, Places, PoolKind};
 use crate::kernel::builder::Builder;
 use crate::kernel::modules::Module;
 use crate::kernel::random::Random;
-use crate::kernel::system::{Machine, Process};
+use crate::kernel::system::{Particulars, Process, prcb, version_flags};
 use crate::kernel::truth::{Fixed, LoadedModule, Truth};
 use crate::kernel::verifier::VerifiedDriver;
 use crate::kernel::{Kernel, KernelFacts};
+use crate::machine::Machine;
 
 /// How a seeded machine is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct SeededOptions {
     pub operations: u32,
     /// Allocations and frees of small blocks before that.
     pub small_operations: u32,
+    /// Small blocks in use in a pool, or a heap, from which on no more are allocated than freed.
+    pub small_blocks: usize,
 }
 
 impl Default for SeededOptions {
@@ -43,6 +46,7 @@ impl Default for SeededOptions {
             big_slots: 0x400,
             operations: 2_000,
             small_operations: 6_000,
+            small_blocks: 20_000,
         }
     }
 }
@@ -67,13 +71,15 @@ pub fn seeded_identity(isf: &Isf, seed: u64) -> Identity {
 pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, Truth), IsfError> {
     let mut random = Random::new(seed ^ 0x6b64_706f_6f6c);
     let build = build_number(isf);
-    let mut map = Map::new(build, &mut random);
+    let mut map = Map::new(isf.machine, build, &mut random);
     let mut builder = Builder::zeroed(isf.clone(), map.kernel, map.self_map);
     let machine = machine(&builder, build, &mut map, &mut random)?;
     let timestamp = 0x5000_0000 + random.below(0x1000_0000) as u32;
     let checksum = random.below(0x80_0000) as u32;
     builder.kernel_image(isf.identity.clone(), (timestamp, checksum), &[])?;
-    builder.set("DbgBreakPointWithStatus", &[0xcc, 0xc3])?;
+    let code: &[u8] =
+        if isf.machine == Machine::Arm64 { &[0, 0, 0x3e, 0xd4, 0xc0, 3, 0x5f, 0xd6] } else { &[0xcc, 0xc3] };
+    builder.set("DbgBreakPointWithStatus", code)?;
     builder.versions(&machine)?;
     let first = builder.symbol("KiInitialThread")?;
     let idle: Vec<u64> =
@@ -88,11 +94,13 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let table = map.room(u64::from(options.big_slots) * 0x20);
     // Kernels up to Windows 7 have none.
     builder.set_known("ExpPoolQuotaCookie", &random.next().to_le_bytes());
-    let prcb = builder.isf.offset("_KPCR", "Prcb")?;
+    let prcb = prcb(&builder.isf)?;
     let world = small::World {
         build,
         processes,
         processors: machine.processors.iter().map(|kpcr| kpcr + prcb).collect(),
+        unit: 2 * builder.width(),
+        crowd: options.small_blocks,
         operations: options.small_operations,
     };
     let (small, pages) = small::write(&mut builder, &mut map, &mut random, &world)?;
@@ -120,13 +128,20 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     };
 
     let break_return = builder.symbol("KiIdleLoop")? + 0x10;
-    builder.memory.put(machine.stack - 0x80, &break_return.to_le_bytes());
+    builder.put_pointer(machine.stack - 0x80, break_return);
+    // The frames of the idle loop's caller, each with the one before it and its return address.
+    let start = builder.symbol("KiSystemStartup")? + 0x20;
+    let frames = [(machine.stack - 0x60, machine.stack - 0x40, break_return), (machine.stack - 0x40, 0, start)];
+    for (frame, caller, return_address) in frames {
+        builder.put_pointer(frame, caller);
+        builder.put_pointer(frame + builder.width(), return_address);
+    }
     let kpcr = machine.processors[0];
     let facts = KernelFacts {
         major: 15,
         build,
-        machine: 0x8664,
-        flags: 7,
+        machine: isf.machine.number(),
+        flags: version_flags(isf.machine),
         kernel_base: builder.base,
         kernel_size: builder.image_size(),
         loaded_module_list: builder.symbol("PsLoadedModuleList")?,
@@ -135,10 +150,11 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         thread: idle[0],
         processors: machine.processors.len() as u32,
         cr3: builder.memory.root(),
-        kprcb: kpcr + builder.isf.offset("_KPCR", "Prcb")?,
+        kprcb: kpcr + prcb,
         kpcr,
         break_return,
         stack: machine.stack - 0x80,
+        frame: machine.stack - 0x60,
     };
     let places = Places {
         regions: [map.nonpaged_large(), map.paged_large()],
@@ -162,10 +178,15 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
 fn build_number(isf: &Isf) -> u16 {
     let symbol = |name| isf.symbols.contains_key(name);
     let has = |ty, field| isf.offset(ty, field).is_ok();
+    let wide = isf
+        .member("_POOL_TRACKER_TABLE", "NonPagedAllocs")
+        .and_then(|(_, ty)| isf.size_of(ty))
+        .is_ok_and(|size| size == 8);
     match () {
         () if !symbol("ExpPoolQuotaCookie") => 7601,
         () if !symbol("MiState") => 9600,
-        () if !symbol("ExPoolState") => 14393,
+        () if !symbol("ExPoolState") && !wide => 14393,
+        () if !symbol("ExPoolState") => 16299,
         () if has("_POOL_DESCRIPTOR", "ListHeads") => 17763,
         () if symbol("PoolVector") => 18362,
         () if !has("_POOL_TRACKER_BIG_PAGES", "ProcessBilled") => 19041,
@@ -174,14 +195,19 @@ fn build_number(isf: &Isf) -> u16 {
     }
 }
 
-fn machine(builder: &Builder, build: u16, map: &mut Map, random: &mut Random) -> Result<Machine, IsfError> {
+fn machine(builder: &Builder, build: u16, map: &mut Map, random: &mut Random) -> Result<Particulars, IsfError> {
     let size = builder.isf.size("_KPCR")?.next_multiple_of(0x10000);
     let processors = 1 + random.below(4);
-    Ok(Machine {
+    Ok(Particulars {
         build,
         lab: format!(
-            "{build}.{}.amd64fre.kd_fake.{:06}-{:04}",
+            "{build}.{}.{}fre.kd_fake.{:06}-{:04}",
             random.below(7000),
+            match builder.isf.machine {
+                Machine::X86 | Machine::X86Pae => "x86",
+                Machine::X64 => "amd64",
+                Machine::Arm64 => "arm64",
+            },
             random.below(300_000),
             random.below(2400)
         ),
@@ -243,7 +269,7 @@ fn modules(
     map: &mut Map,
     random: &mut Random,
     kernel: (u32, u32),
-    machine: &Machine,
+    machine: &Particulars,
 ) -> Result<(Vec<LoadedModule>, Vec<LoadedModule>), IsfError> {
     let mut module = |path, random: &mut Random| {
         let size = 0x3000 + 0x1000 * random.below(0x60) as u32;

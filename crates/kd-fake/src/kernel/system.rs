@@ -1,12 +1,13 @@
 //! What every kernel has: the debugger's data block, processors, processes, and the page shared with user mode.
 
-use crate::isf::IsfError;
+use crate::isf::{Isf, IsfError};
 use crate::kernel::builder::Builder;
-use crate::kernel::clock::{SHARED_DATA, TICK};
+use crate::kernel::clock::TICK;
 use crate::kernel::modules::utf16;
+use crate::machine::Machine;
 
 /// What tells one machine from another.
-pub(crate) struct Machine {
+pub(crate) struct Particulars {
     pub(crate) build: u16,
     /// `NtBuildLab`, with a debugger's "Built by".
     pub(crate) lab: String,
@@ -35,7 +36,7 @@ pub(crate) struct Process<'a> {
 
 impl Builder {
     /// Versions, times and the page at `fffff780'00000000`.
-    pub(crate) fn versions(&mut self, machine: &Machine) -> Result<(), IsfError> {
+    pub(crate) fn versions(&mut self, machine: &Particulars) -> Result<(), IsfError> {
         let lab = [machine.lab.as_bytes(), &[0]].concat();
         self.set("NtBuildLab", &lab)?;
         self.set("NtBuildLabEx", &lab)?;
@@ -47,10 +48,14 @@ impl Builder {
         self.set("KdDebuggerEnabled", &[1])?;
         self.set("KdDebuggerNotPresent", &[0])?;
         self.set_u32("NtGlobalFlag", 0)?;
-        self.set_u64("PsNtosImageBase", self.base)?;
-        self.set_u64("MmHighestUserAddress", 0x7ff_fffe_ffff)?;
-        self.set_u64("MmUserProbeAddress", 0x7ff_ffff_0000)?;
-        self.set_u64("MmSystemRangeStart", 0xffff_8000_0000_0000)?;
+        let (highest, probe, system) = match self.isf.machine.is_x86() {
+            true => (0x7ffe_ffff, 0x7fff_0000, 0x8000_0000),
+            false => (0x7ff_fffe_ffff, 0x7ff_ffff_0000, 0xffff_8000_0000_0000),
+        };
+        self.set_pointer("PsNtosImageBase", self.base)?;
+        self.set_pointer("MmHighestUserAddress", highest)?;
+        self.set_pointer("MmUserProbeAddress", probe)?;
+        self.set_pointer("MmSystemRangeStart", system)?;
 
         let (major, minor) = machine.version;
         let ticks = machine.up_time / TICK;
@@ -63,8 +68,8 @@ impl Builder {
             ("SystemTime.LowPart", machine.system_time & 0xffff_ffff),
             ("SystemTime.High1Time", machine.system_time >> 32),
             ("SystemTime.High2Time", machine.system_time >> 32),
-            ("ImageNumberLow", 0x8664),
-            ("ImageNumberHigh", 0x8664),
+            ("ImageNumberLow", self.isf.machine.number().into()),
+            ("ImageNumberHigh", self.isf.machine.number().into()),
             // Workstation.
             ("NtProductType", 1),
             ("ProductTypeIsValid", 1),
@@ -81,45 +86,63 @@ impl Builder {
         ];
         self.fields(&mut shared, &values)?;
         self.bytes(&mut shared, "NtSystemRoot", &utf16(r"C:\Windows"))?;
-        self.store(SHARED_DATA, &shared);
+        self.store(self.isf.machine.shared_data(), &shared);
         Ok(())
     }
 
     /// KPCRs, KPRCBs and idle threads. The first processor's idle thread and process are the kernel's own variables.
-    pub(crate) fn processors(&mut self, machine: &Machine, idle_threads: &[u64]) -> Result<(), IsfError> {
+    pub(crate) fn processors(&mut self, machine: &Particulars, idle_threads: &[u64]) -> Result<(), IsfError> {
         let root = self.memory.root();
         let idle = self.symbol("KiInitialProcess")?;
         let table = self.symbol("KiProcessorBlock")?;
-        let inside = self.isf.offset("_KPCR", "Prcb")?;
+        let inside = prcb(&self.isf)?;
         for (number, &kpcr) in machine.processors.iter().enumerate() {
             let thread = idle_threads[number];
             let prcb = kpcr + inside;
             let mut object = self.object("_KPCR")?;
             let values = [
                 ("Self", kpcr),
+                ("SelfPcr", kpcr),
                 ("CurrentPrcb", prcb),
                 ("MajorVersion", 1),
                 ("MinorVersion", 1),
+                ("Number", number as u64),
                 ("GdtBase", kpcr + 0x9000),
                 ("TssBase", kpcr + 0x9080),
                 ("IdtBase", kpcr + 0xa000),
-                ("Prcb.CurrentThread", thread),
-                ("Prcb.IdleThread", thread),
-                ("Prcb.Number", number as u64),
-                ("Prcb.LegacyNumber", number as u64),
-                ("Prcb.MajorVersion", 1),
-                ("Prcb.MHz", 2394),
-                ("Prcb.CpuType", 6),
-                ("Prcb.CpuID", 1),
-                ("Prcb.CpuStep", 0x1a05),
-                ("Prcb.ProcessorState.SpecialRegisters.Cr0", 0x8005_0031),
-                ("Prcb.ProcessorState.SpecialRegisters.Cr3", root),
-                ("Prcb.ProcessorState.SpecialRegisters.Cr4", 0x6f8),
+            ];
+            self.known_fields(&mut object, &values);
+            if self.isf.machine.is_x86() {
+                let values = [("Prcb", prcb), ("GDT", kpcr + 0x9000), ("TSS", kpcr + 0x9080), ("IDT", kpcr + 0xa000)];
+                self.fields(&mut object, &values)?;
+            }
+            self.store(kpcr, &object);
+            let mut object = self.object("_KPRCB")?;
+            let values = [
+                ("CurrentThread", thread),
+                ("IdleThread", thread),
+                ("Number", number as u64),
+                ("LegacyNumber", number as u64),
+                ("MajorVersion", 1),
+                ("MHz", 2394),
             ];
             self.fields(&mut object, &values)?;
-            self.bytes(&mut object, "Prcb.VendorString", b"GenuineIntel\0")?;
-            self.store(kpcr, &object);
-            self.memory.put(table + 8 * number as u64, &prcb.to_le_bytes());
+            let values = [
+                ("CpuType", 6),
+                ("CpuID", 1),
+                ("CpuStep", 0x1a05),
+                ("ProcessorState.SpecialRegisters.Cr0", 0x8005_0031),
+                ("ProcessorState.SpecialRegisters.Cr3", root),
+                ("ProcessorState.SpecialRegisters.Cr4", 0x6f8),
+                ("ProcessorState.ArchState.Ttbr0_El1", root),
+                ("ProcessorState.ArchState.Ttbr1_El1", root),
+            ];
+            self.known_fields(&mut object, &values);
+            if self.isf.offset("_KPRCB", "VendorString").is_ok() {
+                self.bytes(&mut object, "VendorString", b"GenuineIntel\0")?;
+            }
+            self.store(prcb, &object);
+            self.put_pointer(table + self.width() * number as u64, prcb);
             self.thread(thread, idle, (0, 0), 2)?;
         }
         let count = machine.processors.len() as u32;
@@ -135,7 +158,7 @@ impl Builder {
             ("KernelStack", machine.stack - 0x80),
         ] {
             let at = thread + self.isf.offset("_KTHREAD", path)?;
-            self.memory.put(at, &value.to_le_bytes());
+            self.put_pointer(at, value);
         }
         Ok(())
     }
@@ -152,7 +175,7 @@ impl Builder {
             entries.push(process.address + links);
         }
         self.link(&entries);
-        self.set_u64("PsInitialSystemProcess", processes[0].address)
+        self.set_pointer("PsInitialSystemProcess", processes[0].address)
     }
 
     fn process(&mut self, process: &Process<'_>) -> Result<(), IsfError> {
@@ -213,11 +236,16 @@ impl Builder {
                 put(at, &address.to_le_bytes());
             }
         }
-        for &(at, ty, path) in DEBUGGER_DATA_OFFSETS {
+        let (processor, selectors) = match self.isf.machine {
+            Machine::X64 => (X64_OFFSETS, DEBUGGER_DATA_SELECTORS),
+            Machine::X86 | Machine::X86Pae => (X86_OFFSETS, DEBUGGER_DATA_SELECTORS_X86),
+            Machine::Arm64 => (ARM64_OFFSETS, &[][..]),
+        };
+        for &(at, ty, path) in DEBUGGER_DATA_OFFSETS.iter().chain(processor) {
             let value = if path.is_empty() { self.isf.size(ty)? } else { self.isf.offset(ty, path)? };
             put(at, &(value as u16).to_le_bytes());
         }
-        for &(at, selector) in DEBUGGER_DATA_SELECTORS {
+        for &(at, selector) in selectors {
             put(at, &selector.to_le_bytes());
         }
         if size > 0x360 {
@@ -225,28 +253,41 @@ impl Builder {
             bytes[0x360..0x368].copy_from_slice(&self.memory.page_tables().to_le_bytes());
         }
         self.memory.put(block, &bytes);
+        // Its own list entry has 64 bits on every machine.
         self.link(&[head, block]);
+        self.memory.put(block, &[head.to_le_bytes(), head.to_le_bytes()].concat());
 
+        let machine = self.isf.machine;
         let mut version = self.object("_DBGKD_GET_VERSION64")?;
         let values = [
             ("MajorVersion", 15),
             ("MinorVersion", u64::from(build)),
             ("ProtocolVersion", 6),
-            ("KdSecondaryVersion", 2),
-            ("Flags", 7),
-            ("MachineType", 0x8664),
+            ("KdSecondaryVersion", if machine == Machine::X64 { 2 } else { 0 }),
+            ("Flags", version_flags(machine).into()),
+            ("MachineType", machine.number().into()),
             ("MaxPacketType", 0xc),
             ("MaxStateChange", 3),
             ("MaxManipulate", 0x31),
-            ("KernBase", self.base),
-            ("PsLoadedModuleList", self.symbol("PsLoadedModuleList")?),
-            ("DebuggerDataList", head),
+            ("KernBase", machine.extended(self.base)),
+            ("PsLoadedModuleList", machine.extended(self.symbol("PsLoadedModuleList")?)),
+            ("DebuggerDataList", machine.extended(head)),
         ];
         self.fields(&mut version, &values)?;
         let at = self.symbol("KdVersionBlock")?;
         self.store(at, &version);
         Ok(())
     }
+}
+
+/// Where the KPRCB is in its KPCR.
+pub(crate) fn prcb(isf: &Isf) -> Result<u64, IsfError> {
+    isf.offset("_KPCR", if isf.machine.is_x86() { "PrcbData" } else { "Prcb" })
+}
+
+/// `DBGKD_VERS_FLAG_*`: several processors (1), data block (2), and pointers of 64 bits (4).
+pub(crate) fn version_flags(machine: Machine) -> u16 {
+    if machine.is_x86() { 3 } else { 7 }
 }
 
 /// `KDDEBUGGER_DATA64`'s pointers: offset, and the variable or function whose address is there.
@@ -340,18 +381,36 @@ const DEBUGGER_DATA_OFFSETS: &[(usize, &str, &str)] = &[
     (0x2b2, "_KPRCB", "DpcRoutineActive"),
     (0x2b4, "_KPRCB", "CurrentThread"),
     (0x2b6, "_KPRCB", "MHz"),
-    (0x2b8, "_KPRCB", "CpuType"),
-    (0x2ba, "_KPRCB", "VendorString"),
     (0x2bc, "_KPRCB", "ProcessorState.ContextFrame"),
     (0x2be, "_KPRCB", "Number"),
     (0x2c0, "_ETHREAD", ""),
     (0x2e0, "_KPCR", ""),
-    (0x2e2, "_KPCR", "Self"),
-    (0x2e4, "_KPCR", "CurrentPrcb"),
-    (0x2e6, "_KPCR", "Prcb"),
     (0x2f2, "_KPRCB", "ProcessorState.SpecialRegisters"),
     (0x338, "_KPRCB", "Context"),
 ];
+
+const X64_OFFSETS: &[(usize, &str, &str)] = &[
+    (0x2b8, "_KPRCB", "CpuType"),
+    (0x2ba, "_KPRCB", "VendorString"),
+    (0x2e2, "_KPCR", "Self"),
+    (0x2e4, "_KPCR", "CurrentPrcb"),
+    (0x2e6, "_KPCR", "Prcb"),
+];
+
+const X86_OFFSETS: &[(usize, &str, &str)] = &[
+    (0x2b8, "_KPRCB", "CpuType"),
+    (0x2ba, "_KPRCB", "VendorString"),
+    (0x2e2, "_KPCR", "SelfPcr"),
+    (0x2e4, "_KPCR", "Prcb"),
+    (0x2e6, "_KPCR", "PrcbData"),
+];
+
+const ARM64_OFFSETS: &[(usize, &str, &str)] =
+    &[(0x2e2, "_KPCR", "Self"), (0x2e4, "_KPCR", "CurrentPrcb"), (0x2e6, "_KPCR", "Prcb")];
+
+/// R0 code, data and PCR; R3 code, data and TEB; LDT, TSS.
+const DEBUGGER_DATA_SELECTORS_X86: &[(usize, u16)] =
+    &[(0x2f4, 0x08), (0x2f6, 0x10), (0x2f8, 0x30), (0x2fa, 0x1b), (0x2fc, 0x23), (0x2fe, 0x3b), (0x302, 0x28)];
 
 /// `KDDEBUGGER_DATA64`'s selectors, the same on every x64 kernel.
 const DEBUGGER_DATA_SELECTORS: &[(usize, u16)] = &[

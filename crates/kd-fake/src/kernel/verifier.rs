@@ -24,6 +24,8 @@ pub(crate) struct TraceLayout {
     stack: usize,
     /// Number of frames.
     pub(crate) depth: usize,
+    /// Bytes of a frame.
+    width: usize,
 }
 
 impl TraceLayout {
@@ -36,7 +38,8 @@ impl TraceLayout {
             bytes: Place::of(isf, ty, "Size")?,
             thread: Place::of(isf, ty, "Thread")?,
             stack: stack as usize,
-            depth: isf.size_of(stack_type)? as usize / 8,
+            depth: isf.size_of(stack_type)? as usize / isf.machine.pointer(),
+            width: isf.machine.pointer(),
         })
     }
 
@@ -46,7 +49,8 @@ impl TraceLayout {
         self.bytes.put(&mut record, trace.size);
         self.thread.put(&mut record, trace.thread);
         for (frame, value) in trace.frames.iter().take(self.depth).enumerate() {
-            record[self.stack + frame * 8..self.stack + frame * 8 + 8].copy_from_slice(&value.to_le_bytes());
+            let at = self.stack + frame * self.width;
+            record[at..at + self.width].copy_from_slice(&value.to_le_bytes()[..self.width]);
         }
         record
     }
@@ -94,7 +98,7 @@ impl Builder {
             log[slot * layout.size..(slot + 1) * layout.size].copy_from_slice(&layout.write(record));
         }
         self.memory.put(table, &log);
-        self.set_u64("VfPoolTraces", table)?;
+        self.set_pointer("VfPoolTraces", table)?;
         self.set_u32("VfPoolTracesIndex", index)?;
         self.set_u32("VfPoolTracesLength", length)
     }
@@ -131,7 +135,8 @@ impl Builder {
             nodes.push((base, node));
             let mut target = self.object("_VF_TARGET_DRIVER")?;
             // The node's own type has other names in other versions, and the same first two members.
-            let key = [base.to_le_bytes(), size.to_le_bytes()].concat();
+            let width = self.isf.machine.pointer();
+            let key = [&base.to_le_bytes()[..width], &size.to_le_bytes()[..width]].concat();
             self.bytes(&mut target, "TreeNode", &key)?;
             self.field(&mut target, "VerifiedData", data)?;
             self.store(node + self.isf.size("_RTL_BALANCED_LINKS")?, &target);
@@ -184,9 +189,6 @@ impl Builder {
         let values = [
             ("SuspectDriverEntry", suspect),
             ("Signature", 0x9876_1940),
-            // A list of one: its depth, and the element with the list's kind in the low bits.
-            ("PoolPageHeaders.Alignment", 1),
-            ("PoolPageHeaders.Region", page | 1),
             ("CurrentPagedPoolAllocations", count),
             ("PeakPagedPoolAllocations", count),
             ("PagedBytes", bytes),
@@ -195,6 +197,8 @@ impl Builder {
         self.fields(&mut object, &values)?;
         self.fields(&mut object, &driver.counters)?;
         self.store(data, &object);
+        let pages = data + self.isf.offset("_VF_TARGET_VERIFIED_DRIVER_DATA", "PoolPageHeaders")?;
+        self.singly_linked(pages, &[page]);
         let contiguous = data + self.isf.offset("_VF_TARGET_VERIFIED_DRIVER_DATA", "ContiguousMemoryListHead")?;
         self.link(&[contiguous]);
         self.tracking_page(page, data, &driver.live)

@@ -34,7 +34,7 @@ pub fn from_isf(isf: &Isf, identity: &Identity) -> Result<Vec<u8>, IsfError> {
         Vec::new(),
         info(identity),
         types.stream(TYPE_HASHES),
-        debug_information(identity.age, &sections),
+        debug_information(identity.age, isf.machine.number(), &sections),
         ids.stream(ID_HASHES),
         types.hash_stream(),
         ids.hash_stream(),
@@ -76,7 +76,7 @@ fn names() -> Vec<u8> {
 }
 
 /// The DBI stream: no modules, no sources; a section map, and where the other streams are.
-fn debug_information(age: u32, sections: &[Section]) -> Vec<u8> {
+fn debug_information(age: u32, machine: u16, sections: &[Section]) -> Vec<u8> {
     let contributions = 0xeffe_0000u32.wrapping_add(19_970_605).to_le_bytes();
     let map = section_map(sections);
     let mut streams = [u16::MAX; 11];
@@ -98,7 +98,7 @@ fn debug_information(age: u32, sections: &[Section]) -> Vec<u8> {
     bytes.extend((2 * streams.len() as u32).to_le_bytes());
     bytes.extend([0; 4]);
     bytes.extend(0u16.to_le_bytes());
-    bytes.extend(0x8664u16.to_le_bytes());
+    bytes.extend(machine.to_le_bytes());
     bytes.extend([0; 4]);
     bytes.extend(contributions);
     bytes.extend(map);

@@ -22,10 +22,12 @@ const LF_MEMBER: u16 = 0x150d;
 const FIRST: u32 = 0x1000;
 const T_VOID: u32 = 0x03;
 const T_UQUAD: u32 = 0x23;
-/// A near 64-bit pointer to a simple type, when added to it.
+/// A near pointer of 8 or 4 bytes to a simple type, when added to it.
 const POINTER_64: u32 = 0x600;
-/// A 64-bit pointer of 8 bytes.
-const POINTER_ATTRIBUTES: u32 = 0x1_000c;
+const POINTER_32: u32 = 0x400;
+/// A pointer of 8 bytes, of 4 bytes.
+const ATTRIBUTES_64: u32 = 0x1_000c;
+const ATTRIBUTES_32: u32 = 0x800a;
 const PUBLIC: u16 = 3;
 const FORWARD_REFERENCE: u16 = 0x80;
 const BUCKETS: u32 = 0x3_ffff;
@@ -168,14 +170,18 @@ impl Types {
 
     /// A pointer refers to a forward reference: its target may hold the pointer.
     fn pointer(&mut self, isf: &Isf, target: &Type) -> Result<u32, IsfError> {
+        let (simple_pointer, attributes) = match isf.machine.is_x86() {
+            true => (POINTER_32, ATTRIBUTES_32),
+            false => (POINTER_64, ATTRIBUTES_64),
+        };
         let target = match target {
-            Type::Base { name } => return Ok(POINTER_64 + simple(isf, name)?),
+            Type::Base { name } => return Ok(simple_pointer + simple(isf, name)?),
             Type::Struct { name } => self.forward(name, UserKind::Struct),
             Type::Union { name } => self.forward(name, UserKind::Union),
             other => self.reference(isf, other)?,
         };
         let mut body = target.to_le_bytes().to_vec();
-        body.extend(POINTER_ATTRIBUTES.to_le_bytes());
+        body.extend(attributes.to_le_bytes());
         Ok(self.shared(LF_POINTER, body))
     }
 

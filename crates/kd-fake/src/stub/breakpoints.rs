@@ -3,13 +3,12 @@
 use crate::kernel::Kernel;
 
 const SLOTS: usize = 32;
-const INT3: u8 = 0xcc;
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     address: u64,
-    /// The byte under the `cc`; `None` while the page is not resident.
-    original: Option<u8>,
+    /// The bytes under the break instruction, as many as it has; `None` while the page is not resident.
+    original: Option<[u8; 4]>,
 }
 
 #[derive(Debug, Default)]
@@ -22,9 +21,11 @@ impl Breakpoints {
             return None;
         }
         let slot = self.0.iter().position(Option::is_none)?;
-        let mut byte = [0];
-        let resident = kernel.read_virtual(address, &mut byte) == 1 && kernel.write_virtual(address, &[INT3]) == 1;
-        self.0[slot] = Some(Entry { address, original: resident.then_some(byte[0]) });
+        let code = kernel.machine().breakpoint();
+        let mut original = [0; 4];
+        let resident = kernel.read_virtual(address, &mut original[..code.len()]) == code.len()
+            && kernel.write_virtual(address, code) == code.len();
+        self.0[slot] = Some(Entry { address, original: resident.then_some(original) });
         Some(slot as u32 + 1)
     }
 
@@ -33,7 +34,8 @@ impl Breakpoints {
         let slot = (handle as usize).checked_sub(1).and_then(|index| self.0.get_mut(index));
         let Some(entry) = slot.and_then(Option::take) else { return false };
         if let Some(original) = entry.original {
-            kernel.write_virtual(entry.address, &[original]);
+            let length = kernel.machine().breakpoint().len();
+            kernel.write_virtual(entry.address, &original[..length]);
         }
         true
     }

@@ -3,6 +3,7 @@
 use super::Stub;
 use super::message::get64;
 use crate::kernel::{SystemCall, TRAP_FRAME};
+use crate::machine::Machine;
 
 /// What a processor of an idle machine does is not there, and counts as one byte.
 const OTHER: u64 = 1;
@@ -18,16 +19,19 @@ pub(crate) struct Idle {
 }
 
 impl Stub {
-    fn read64(&self, address: u64) -> u64 {
+    fn pointer(&self, address: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.options.kernel.lock().read_virtual(address, &mut bytes);
+        let kernel = self.options.kernel.lock();
+        kernel.read_virtual(address, &mut bytes[..kernel.machine().pointer()]);
         get64(&bytes, 0)
     }
 
     /// The stack pointer below a value that was pushed.
     fn push(&self, sp: u64, value: u64) -> u64 {
-        let pushed = sp.wrapping_sub(8);
-        self.options.kernel.lock().write_virtual(pushed, &value.to_le_bytes());
+        let mut kernel = self.options.kernel.lock();
+        let width = kernel.machine().pointer();
+        let pushed = sp.wrapping_sub(width as u64);
+        kernel.write_virtual(pushed, &value.to_le_bytes()[..width]);
         pushed
     }
 
@@ -36,15 +40,19 @@ impl Stub {
         let (pc, sp) = (self.cpus[number].pc(), self.cpus[number].sp());
         let mut code = [0; 10];
         self.options.kernel.lock().read_virtual(pc, &mut code);
+        let machine = self.options.kernel.lock().machine();
+        if machine == Machine::Arm64 {
+            return self.cpus[number].set_pc(pc.wrapping_add(4));
+        }
         let near = |length: u64| {
             let displacement = i32::from_le_bytes([code[1], code[2], code[3], code[4]]);
             pc.wrapping_add(length).wrapping_add(i64::from(displacement) as u64)
         };
         let imm32 = u64::from(u32::from_le_bytes([code[3], code[4], code[5], code[6]]));
         let (pc, sp) = match code {
-            [0xc3, ..] => (self.read64(sp), sp.wrapping_add(8)),
+            [0xc3, ..] => (self.pointer(sp), sp.wrapping_add(machine.pointer() as u64)),
             [0xe8, ..] => (near(5), self.push(sp, pc.wrapping_add(5))),
-            // mov rax,imm64; call rax
+            // What follows is x64's: mov rax,imm64; call rax
             [0x48, 0xb8, imm @ ..] => {
                 self.cpus[number].set_ax(u64::from_le_bytes(imm));
                 (pc.wrapping_add(10), sp)
@@ -55,7 +63,7 @@ impl Stub {
             [0x48, 0x83, 0xc4, imm, ..] => (pc.wrapping_add(4), sp.wrapping_add(imm.into())),
             [0x48, 0x81, 0xc4, ..] => (pc.wrapping_add(7), sp.wrapping_add(imm32)),
             // iretq: rip, cs, eflags, rsp, ss
-            [0x48, 0xcf, ..] => (self.read64(sp), self.read64(sp.wrapping_add(0x18))),
+            [0x48, 0xcf, ..] => (self.pointer(sp), self.pointer(sp.wrapping_add(0x18))),
             _ => (pc.wrapping_add(OTHER), sp),
         };
         self.cpus[number].set_pc(pc);

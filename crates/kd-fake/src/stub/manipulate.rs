@@ -1,9 +1,11 @@
 //! Requests a halted stub answers, one function per group of APIs.
 
-use super::cpu::CONTEXT;
+use super::cpu::Cpu;
+use super::cpu::context_size;
 use super::message::{self, MANIPULATE, Stop, get16, get32, get64, put32, put64};
 use super::packet::STATE_MANIPULATE;
 use super::{Interrupt, Stub};
+use crate::machine::Machine;
 
 pub(crate) const SUCCESS: u32 = 0;
 pub(crate) const UNSUCCESSFUL: u32 = 0xc000_0001;
@@ -78,7 +80,15 @@ impl Stub {
         let mut reply = Reply { header: header.to_vec(), data: Vec::new() };
         match api {
             CONTINUE => return Ok(self.continued(get32(header, 16), None)),
-            CONTINUE2 => return Ok(self.continued(get32(header, 16), Some((get32(header, 20), get64(header, 24))))),
+            CONTINUE2 => {
+                // The control set: how to step, and Dr7.
+                let control = match self.machine() {
+                    Machine::X64 => (get32(header, 20), Some(get64(header, 24))),
+                    Machine::X86 | Machine::X86Pae => (get32(header, 20), Some(get32(header, 24).into())),
+                    Machine::Arm64 => (get32(header, 24), None),
+                };
+                return Ok(self.continued(get32(header, 16), Some(control)));
+            }
             REBOOT => return Ok(Outcome::Reboot),
             CAUSE_BUGCHECK => return Ok(Outcome::Bugcheck(get32(header, 16))),
             SWITCH_PROCESSOR => return Ok(self.switch_processor(get16(header, 6))),
@@ -95,7 +105,8 @@ impl Stub {
             READ_CONTROL_SPACE => self.read_control_space(&mut reply),
             WRITE_CONTROL_SPACE => self.write_control_space(extra, &mut reply),
             GET_VERSION => {
-                message::version(&mut reply.header, self.options.kernel.lock().facts());
+                let kernel = self.options.kernel.lock();
+                message::version(&mut reply.header, kernel.facts(), kernel.machine());
                 reply.status(SUCCESS);
             }
             WRITE_BREAKPOINT => {
@@ -146,13 +157,17 @@ impl Stub {
         Ok(())
     }
 
-    fn continued(&mut self, status: u32, control: Option<(u32, u64)>) -> Outcome {
+    fn machine(&self) -> Machine {
+        self.options.kernel.lock().machine()
+    }
+
+    fn continued(&mut self, status: u32, control: Option<(u32, Option<u64>)>) -> Outcome {
         let pc = self.cpus[0].pc();
         self.counters.update(|stats| stats.continue_pc = Some(pc));
         let Some((trace, dr7)) = control else { return Outcome::Continue { trace: false } };
         self.counters.update(|stats| {
-            stats.continue_dr7 = Some(dr7);
-            if dr7 & super::cpu::IDLE_DR7 == 0 {
+            stats.continue_dr7 = dr7;
+            if dr7.is_some_and(|dr7| dr7 & super::cpu::IDLE_DR7 == 0) {
                 stats.wrong_dr7 += 1;
             }
         });
@@ -161,7 +176,9 @@ impl Stub {
             return Outcome::Continue { trace: false };
         }
         for cpu in &mut self.cpus {
-            cpu.set_dr7(dr7);
+            if let Some(dr7) = dr7 {
+                cpu.set_dr7(dr7);
+            }
         }
         Outcome::Continue { trace: trace != 0 }
     }
@@ -213,9 +230,10 @@ impl Stub {
     }
 
     fn set_context(&mut self, api: u32, extra: &[u8], reply: &mut Reply) {
+        let size = context_size(self.machine());
         // A context that was never read in this stop is not taken.
         let staged = match api {
-            SET_CONTEXT if extra.len() == CONTEXT => Some(extra.to_vec()),
+            SET_CONTEXT if extra.len() == size => Some(extra.to_vec()),
             SET_CONTEXT_EX if self.has_context_ex() => {
                 let (offset, count) = (get32(&reply.header, 16) as usize, get32(&reply.header, 20) as usize);
                 let total = get32(&reply.header, 24) as usize;
@@ -223,12 +241,12 @@ impl Stub {
                 if offset == 0 {
                     self.staged_context = Vec::new();
                 }
-                if count != extra.len() || total != CONTEXT || end > CONTEXT || self.staged_context.len() != offset {
+                if count != extra.len() || total != size || end > size || self.staged_context.len() != offset {
                     return reply.status(UNSUCCESSFUL);
                 }
                 self.staged_context.extend(extra);
                 put32(&mut reply.header, 24, count as u32);
-                if end < CONTEXT {
+                if end < size {
                     return reply.done(self.context_read);
                 }
                 Some(std::mem::take(&mut self.staged_context))
@@ -246,11 +264,21 @@ impl Stub {
         }
     }
 
-    /// Selectors: 0 KPCR pointer, 1 KPRCB pointer, 2 KSPECIAL_REGISTERS, 3 KTHREAD pointer.
+    /// Selectors: 0 KPCR pointer, 1 KPRCB pointer, 2 KSPECIAL_REGISTERS, 3 KTHREAD pointer. On x86 it is a place in
+    /// KPROCESSOR_STATE, CONTEXT and KSPECIAL_REGISTERS.
     fn read_control_space(&mut self, reply: &mut Reply) {
         let (selector, count) = (get64(&reply.header, 16), get32(&reply.header, 24) as usize);
         let cpu = self.cpus.get(usize::from(get16(&reply.header, 6)));
         let data = match (selector, cpu) {
+            (at, Some(cpu)) if self.machine().is_x86() => {
+                let state = processor_state(cpu);
+                let range = usize::try_from(at).ok().and_then(|at| state.get(at..at.checked_add(count)?));
+                let Some(data) = range else {
+                    put32(&mut reply.header, 28, 0);
+                    return reply.status(UNSUCCESSFUL);
+                };
+                data.to_vec()
+            }
             (0, Some(cpu)) => cpu.kpcr.to_le_bytes().to_vec(),
             (1, Some(cpu)) => cpu.kprcb.to_le_bytes().to_vec(),
             (2, Some(cpu)) => cpu.special.clone(),
@@ -267,8 +295,12 @@ impl Stub {
 
     fn write_control_space(&mut self, extra: &[u8], reply: &mut Reply) {
         let selector = get64(&reply.header, 16);
+        let whole = match self.machine().is_x86() {
+            true => self.cpus.first().map_or(0, |cpu| processor_state(cpu).len() - cpu.special.len()) as u64,
+            false => 2,
+        };
         match self.cpus.get_mut(usize::from(get16(&reply.header, 6))) {
-            Some(cpu) if selector == 2 && extra.len() <= cpu.special.len() => {
+            Some(cpu) if selector == whole && extra.len() <= cpu.special.len() => {
                 cpu.special[..extra.len()].copy_from_slice(extra);
                 put32(&mut reply.header, 28, extra.len() as u32);
                 reply.status(SUCCESS);
@@ -323,7 +355,7 @@ impl Stub {
         let pattern = extra.get(..get32(&reply.header, 32) as usize).filter(|pattern| !pattern.is_empty());
         match pattern.map(|pattern| self.options.kernel.lock().search(address, length, pattern)) {
             Some(Some(found)) => {
-                put64(&mut reply.header, 16, found);
+                put64(&mut reply.header, 16, self.machine().extended(found));
                 reply.status(SUCCESS);
             }
             Some(None) => reply.status(NO_MORE_ENTRIES),
@@ -356,6 +388,16 @@ impl Stub {
         put32(&mut reply.header, 24, filled as u32);
         reply.done(filled == length);
     }
+}
+
+/// `_KPROCESSOR_STATE` of x86: the control registers from Windows 8 on are aligned to 8 bytes.
+fn processor_state(cpu: &Cpu) -> Vec<u8> {
+    let mut state = cpu.context.clone();
+    if cpu.special.len() > 0x54 {
+        state.resize(state.len().next_multiple_of(8), 0);
+    }
+    state.extend(&cpu.special);
+    state
 }
 
 fn query_memory(reply: &mut Reply) {

@@ -1,6 +1,7 @@
 //! Messages the stub builds, at their wire offsets.
 
 use crate::kernel::KernelFacts;
+use crate::machine::Machine;
 
 /// The fixed part of a request and of its reply.
 pub(crate) const MANIPULATE: usize = 56;
@@ -52,13 +53,15 @@ impl Stop {
 /// What the state change says about the processor that stopped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stopped<'a> {
+    pub(crate) machine: Machine,
     pub(crate) processor: u16,
     pub(crate) processors: u32,
     pub(crate) thread: u64,
     pub(crate) pc: u64,
     pub(crate) dr6: u64,
     pub(crate) dr7: u64,
-    pub(crate) eflags: u32,
+    /// EFlags or Cpsr.
+    pub(crate) status: u32,
     /// As many of the 16 bytes at the program counter as can be read.
     pub(crate) code: &'a [u8],
 }
@@ -66,7 +69,10 @@ pub(crate) struct Stopped<'a> {
 /// ```text
 ///   0 u32 state  4 u16 level  6 u16 processor  8 u32 processors  16 u64 thread  24 u64 pc
 ///  32     exception or load-symbols record
-/// 192     control report: Dr6, Dr7, EFlags, code count, flags, 16 code bytes, CS DS ES FS
+/// 192     control report
+///           x64:   Dr6, Dr7, EFlags, code count, flags, 16 code bytes, CS DS ES FS
+///           x86:   Dr6, Dr7, code count, flags, 16 code bytes, CS DS ES FS, EFlags
+///           ARM64: Cpsr, code count, 16 code bytes
 /// 240     path of the module
 /// ```
 pub(crate) fn state_change(stop: &Stop, at: &Stopped<'_>) -> Vec<u8> {
@@ -74,28 +80,49 @@ pub(crate) fn state_change(stop: &Stop, at: &Stopped<'_>) -> Vec<u8> {
     put16(&mut bytes, 4, 6);
     put16(&mut bytes, 6, at.processor);
     put32(&mut bytes, 8, at.processors);
-    put64(&mut bytes, 16, at.thread);
-    put64(&mut bytes, 24, at.pc);
-    put64(&mut bytes, 192, at.dr6);
-    put64(&mut bytes, 200, at.dr7);
-    put32(&mut bytes, 208, at.eflags);
-    put16(&mut bytes, 212, at.code.len() as u16);
-    put16(&mut bytes, 214, 3);
-    bytes[216..216 + at.code.len()].copy_from_slice(at.code);
-    for (field, selector) in [(232, 0x10), (234, 0x2b), (236, 0x2b), (238, 0x53)] {
-        put16(&mut bytes, field, selector);
+    put64(&mut bytes, 16, at.machine.extended(at.thread));
+    put64(&mut bytes, 24, at.machine.extended(at.pc));
+    let count = at.code.len();
+    match at.machine {
+        Machine::X64 => {
+            put64(&mut bytes, 192, at.dr6);
+            put64(&mut bytes, 200, at.dr7);
+            put32(&mut bytes, 208, at.status);
+            put16(&mut bytes, 212, count as u16);
+            put16(&mut bytes, 214, 3);
+            bytes[216..216 + count].copy_from_slice(at.code);
+            for (field, selector) in [(232, 0x10), (234, 0x2b), (236, 0x2b), (238, 0x53)] {
+                put16(&mut bytes, field, selector);
+            }
+        }
+        Machine::X86 | Machine::X86Pae => {
+            put32(&mut bytes, 192, at.dr6 as u32);
+            put32(&mut bytes, 196, at.dr7 as u32);
+            put16(&mut bytes, 200, count as u16);
+            put16(&mut bytes, 202, 3);
+            bytes[204..204 + count].copy_from_slice(at.code);
+            for (field, selector) in [(220, 8), (222, 0x23), (224, 0x23), (226, 0x30)] {
+                put16(&mut bytes, field, selector);
+            }
+            put32(&mut bytes, 228, at.status);
+        }
+        Machine::Arm64 => {
+            put32(&mut bytes, 192, at.status);
+            put32(&mut bytes, 196, count as u32);
+            bytes[200..200 + count].copy_from_slice(at.code);
+        }
     }
     match stop {
         Stop::Exception { code, address, first_chance } => {
             put32(&mut bytes, 0, 0x3030);
             put32(&mut bytes, 32, *code);
-            put64(&mut bytes, 48, *address);
+            put64(&mut bytes, 48, at.machine.extended(*address));
             put32(&mut bytes, 56, u32::from(*code == 0x8000_0003));
             put32(&mut bytes, 184, u32::from(*first_chance));
         }
         Stop::Module { path, base, size, checksum, process, unload } => {
             put32(&mut bytes, 0, 0x3031);
-            put64(&mut bytes, 40, *base);
+            put64(&mut bytes, 40, at.machine.extended(*base));
             put64(&mut bytes, 48, *process);
             put32(&mut bytes, 56, *checksum);
             put32(&mut bytes, 60, *size);
@@ -111,19 +138,19 @@ pub(crate) fn state_change(stop: &Stop, at: &Stopped<'_>) -> Vec<u8> {
 }
 
 /// Fills the union of a GetVersion reply.
-pub(crate) fn version(reply: &mut [u8], facts: &KernelFacts) {
+pub(crate) fn version(reply: &mut [u8], facts: &KernelFacts, machine: Machine) {
     put16(reply, 16, facts.major);
     put16(reply, 18, facts.build);
     // ProtocolVersion 6; KdSecondaryVersion 2 names x64's CONTEXT.
     reply[20] = 6;
-    reply[21] = 2;
+    reply[21] = if machine == Machine::X64 { 2 } else { 0 };
     put16(reply, 22, facts.flags);
     put16(reply, 24, facts.machine);
     reply[26..30].copy_from_slice(&[0x0c, 3, 0x31, 0]);
     put16(reply, 30, 0);
-    put64(reply, 32, facts.kernel_base);
-    put64(reply, 40, facts.loaded_module_list);
-    put64(reply, 48, facts.debugger_data_list);
+    put64(reply, 32, machine.extended(facts.kernel_base));
+    put64(reply, 40, machine.extended(facts.loaded_module_list));
+    put64(reply, 48, machine.extended(facts.debugger_data_list));
 }
 
 pub(crate) fn print(text: &[u8], processor: u16) -> Vec<u8> {

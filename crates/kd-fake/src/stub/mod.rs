@@ -31,7 +31,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 const IDLE: Duration = Duration::from_millis(500);
 /// Tries before a packet that may be given up is, once a debugger was there; see [`Patience`].
 const TRIES: u32 = 20;
-const INT3: u8 = 0xcc;
 /// Longest text of one DbgPrint packet.
 const PRINT_LIMIT: usize = 512;
 /// Where a boot's kernel comes from.
@@ -370,8 +369,11 @@ impl Stub {
     }
 
     fn at_int3(&self) -> bool {
-        let mut byte = [0];
-        self.options.kernel.lock().read_virtual(self.cpus[0].pc(), &mut byte) == 1 && byte[0] == INT3
+        let kernel = self.options.kernel.lock();
+        let code = kernel.machine().breakpoint();
+        let mut there = vec![0; code.len()];
+        kernel.read_virtual(self.cpus[0].pc(), &mut there);
+        there == code
     }
 
     /// Announces the stop and answers requests; returns at a continue, whether for one step only.
@@ -421,13 +423,14 @@ impl Stub {
         let mut code = [0; 16];
         let length = self.options.kernel.lock().read_virtual(cpu.pc(), &mut code);
         let at = Stopped {
+            machine: self.options.kernel.lock().machine(),
             processor: self.current as u16,
             processors: self.cpus.len() as u32,
             thread: cpu.thread,
             pc: cpu.pc(),
             dr6: cpu.dr6(),
             dr7: cpu.dr7(),
-            eflags: cpu.eflags(),
+            status: cpu.status(),
             code: &code[..length],
         };
         message::state_change(stop, &at)

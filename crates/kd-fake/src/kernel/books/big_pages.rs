@@ -118,8 +118,9 @@ impl BigPages {
         for page in live {
             self.insert(memory, page);
         }
-        memory.write(self.table_at, &table.to_le_bytes());
-        memory.write(self.slots_at, &self.slots.to_le_bytes());
+        let width = memory.pointer();
+        memory.write(self.table_at, &table.to_le_bytes()[..width]);
+        memory.write(self.slots_at, &self.slots.to_le_bytes()[..width]);
         memory.unmap(old.0, old.1);
     }
 
@@ -133,7 +134,7 @@ impl BigPages {
         (0..self.slots).map(|step| self.table + ((first + step) & (self.slots - 1)) * self.layout.size as u64).find(
             |at| {
                 let mut va = [0; 8];
-                memory.read(*at, &mut va);
+                memory.read(*at, &mut va[..memory.pointer()]);
                 wanted(address, u64::from_le_bytes(va))
             },
         )

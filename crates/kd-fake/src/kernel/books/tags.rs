@@ -67,7 +67,9 @@ impl Tags {
             }
         }
         Ok(Tags {
-            tables: (0..u64::from(processors)).map(|number| builder.pointer(tables + 8 * number)).collect(),
+            tables: (0..u64::from(processors))
+                .map(|number| builder.pointer(tables + builder.width() * number))
+                .collect(),
             slots: builder.variable("PoolTrackTableMask")? + 1,
             row: builder.isf.size(ty)?,
             key: Place::of(&builder.isf, ty, "Key")?,

@@ -65,6 +65,8 @@ pub(crate) struct Tracking {
     drivers: Vec<Driver>,
     /// Pool tracking is on: the last pointer of a block leads to its entry.
     pub(crate) points_back: bool,
+    /// Its bytes.
+    pub(crate) pointer: u64,
     /// `MmVerifierData`.
     totals: u64,
     /// In `MmVerifierData` and in a driver's data: nonpaged, paged.
@@ -136,6 +138,7 @@ impl Tracking {
         let mut tracking = Tracking {
             drivers: Vec::new(),
             points_back: u64::from(u32::from_le_bytes(level)) & POOL_TRACKING != 0,
+            pointer: builder.width(),
             totals: at,
             total_counters: [current(totals, "NonPaged")?, current(totals, "Paged")?],
             driver_counters: [current(data, "NonPaged")?, current(data, "Paged")?],
@@ -164,7 +167,7 @@ impl Tracking {
                 free: VecDeque::new(),
                 used: BTreeMap::new(),
             };
-            let mut page = data.map_or(0, |data| builder.pointer(data + tracking.pages + 8) & !0xf);
+            let mut page = data.map_or(0, |data| builder.first_of(data + tracking.pages));
             while page != 0 {
                 for place in tracking.entries(page) {
                     let mut bytes = vec![0; tracking.entry as usize];
@@ -278,18 +281,13 @@ impl Tracking {
     /// Puts a page in front of a driver's pages.
     pub(crate) fn add_page(&mut self, memory: &mut Memory, driver: usize, page: u64) {
         let list = self.drivers[driver].data + self.pages;
-        let mut head = [0; 16];
-        memory.read(list, &mut head);
-        let region = u64::from_le_bytes([head[8], head[9], head[10], head[11], head[12], head[13], head[14], head[15]]);
         let mut entry = vec![0; self.entry as usize];
-        let values = [region & !0xf, self.drivers[driver].data, 0x2132_1345];
+        let values = [memory.first_of(list), self.drivers[driver].data, 0x2132_1345];
         for (field, value) in self.header.iter().zip(values) {
             field.put(&mut entry, value);
         }
         memory.write(page, &entry);
-        // Depth and sequence number are the first two 16-bit halves.
-        add(memory, list, 2, 1);
-        memory.write(list + 8, &(page | region & 0xf).to_le_bytes());
+        memory.push_entry(list, page);
         let entries: Vec<u64> = self.entries(page).collect();
         for (at, place) in entries.iter().enumerate() {
             let mut entry = vec![0; self.entry as usize];

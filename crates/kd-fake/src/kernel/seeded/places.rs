@@ -7,16 +7,21 @@ use crate::isf::IsfError;
 use crate::kernel::builder::Builder;
 use crate::kernel::memory::SELF_MAP;
 use crate::kernel::random::Random;
+use crate::machine::Machine;
 
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
+const MIB: u64 = 1 << 20;
 /// What one entry of the topmost page table spans.
 const SLOT: u64 = 512 * GIB;
 
 /// The address space. Pool proper is at the start of its region, large blocks 4 GiB on, the kernel's own
-/// structures 8 GiB on.
+/// structures 8 GiB on; on 32 bits 64 MiB and 128 MiB.
 pub(crate) struct Map {
     build: u16,
+    machine: Machine,
+    /// Where in a region the large blocks are, and how much room there is for them.
+    large: (u64, u64),
     pub(crate) kernel: u64,
     pub(crate) self_map: u64,
     pub(crate) nonpaged: Range<u64>,
@@ -28,7 +33,10 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    pub(crate) fn new(build: u16, random: &mut Random) -> Map {
+    pub(crate) fn new(machine: Machine, build: u16, random: &mut Random) -> Map {
+        if machine.is_x86() {
+            return Map::narrow(machine, build, random);
+        }
         let kernel = 0xffff_f800_0000_0000 + 0x1000 * random.below(0x40000) + GIB;
         let modules = match build {
             ..10240 => 0xffff_f880_00c0_0000,
@@ -66,7 +74,34 @@ impl Map {
             }
         };
         let next = nonpaged.start + 8 * GIB;
-        Map { build, kernel, self_map, nonpaged, paged, special, next, next_module: modules }
+        let large = (4 * GIB, 2 * GIB);
+        Map { build, machine, large, kernel, self_map, nonpaged, paged, special, next, next_module: modules }
+    }
+
+    /// 32 bits: regions are runs of page directory entries, and lie between the loader's images and the page tables.
+    fn narrow(machine: Machine, build: u16, random: &mut Random) -> Map {
+        let kernel = 0x8180_0000 + 0x1000 * random.below(0x200);
+        let nonpaged = 0x8400_0000 + 4 * MIB * random.below(4);
+        let paged = 0x9800_0000 + 4 * MIB * random.below(4);
+        let special = (build < 17763).then(|| [range(0xac00_0000, 8 * MIB), range(0xad00_0000, 8 * MIB)]);
+        let (nonpaged, paged) = (range(nonpaged, 256 * MIB), range(paged, 256 * MIB));
+        Map {
+            build,
+            machine,
+            large: (64 * MIB, 56 * MIB),
+            kernel,
+            self_map: 0,
+            next: nonpaged.start + 128 * MIB,
+            nonpaged,
+            paged,
+            special,
+            next_module: 0xb000_0000,
+        }
+    }
+
+    /// Where an IRP might be.
+    pub(crate) fn irp(&self, random: &mut Random) -> u64 {
+        self.nonpaged.start + 16 * random.below(0x100_0000)
     }
 
     /// Page-aligned room for one of the kernel's own structures.
@@ -83,12 +118,45 @@ impl Map {
         at
     }
 
+    pub(crate) fn nonpaged_small(&self) -> Range<u64> {
+        range(self.nonpaged.start, self.large.0)
+    }
+
+    pub(crate) fn paged_small(&self) -> Range<u64> {
+        range(self.paged.start, self.large.0)
+    }
+
     pub(crate) fn nonpaged_large(&self) -> Range<u64> {
-        range(self.nonpaged.start + 4 * GIB, 2 * GIB)
+        range(self.nonpaged.start + self.large.0, self.large.1)
     }
 
     pub(crate) fn paged_large(&self) -> Range<u64> {
-        range(self.paged.start + 4 * GIB, 2 * GIB)
+        range(self.paged.start + self.large.0, self.large.1)
+    }
+
+    /// 32 bits: a byte for each page directory entry says what is in its range.
+    fn directory(&self, builder: &mut Builder) -> Result<(), IsfError> {
+        let reach = if self.machine == Machine::X86Pae { 2 * MIB } else { 4 * MIB };
+        let types = match builder.symbol("MiSystemVaType") {
+            Ok(types) => types,
+            Err(_) => {
+                let visible = builder.symbol("MiState")? + builder.isf.offset("_MI_SYSTEM_INFORMATION", "Vs")?;
+                builder.set_pointer("MiVisibleState", visible)?;
+                visible + builder.isf.offset("_MI_VISIBLE_STATE", "SystemVaType")?
+            }
+        };
+        let mut regions = vec![("NonPagedPool", self.nonpaged.clone()), ("PagedPool", self.paged.clone())];
+        if let Some([nonpaged, paged]) = &self.special {
+            regions.extend([("SpecialPoolNonPaged", nonpaged.clone()), ("SpecialPoolPaged", paged.clone())]);
+        }
+        for (name, region) in regions {
+            let kinds = builder.isf.enums.get("_MI_SYSTEM_VA_TYPE");
+            let Some(&kind) = kinds.and_then(|kinds| kinds.constants.get(&format!("MiVa{name}"))) else { continue };
+            for at in region.step_by(reach as usize) {
+                builder.memory.put(types + (at - 0x8000_0000) / reach, &[kind as u8]);
+            }
+        }
+        Ok(())
     }
 
     /// The variables and tables by which the version says where its pool is.
@@ -104,7 +172,10 @@ impl Map {
             ("MmSizeOfPagedPoolInBytes", paged.end - paged.start),
             ("MmPteBase", builder.memory.page_tables()),
         ] {
-            builder.set_known(name, &value.to_le_bytes());
+            builder.set_known_pointer(name, value);
+        }
+        if self.machine.is_x86() {
+            return self.directory(builder);
         }
         if self.build < 10240 {
             let entry = builder.memory.page_tables() + (paged.start >> 9 & 0x7f_ffff_fff8);
@@ -115,7 +186,7 @@ impl Map {
             return Ok(());
         }
         let visible = builder.symbol("MiState")? + builder.isf.offset("_MI_SYSTEM_INFORMATION", "Vs")?;
-        builder.set_u64("MiVisibleState", visible)?;
+        builder.set_pointer("MiVisibleState", visible)?;
         let mut regions = vec![("NonPagedPool", nonpaged), ("PagedPool", paged)];
         if let Some([first, second]) = &self.special {
             regions.push(("SpecialPool", first.clone()));

@@ -9,19 +9,19 @@ use crate::kernel::builder::Builder;
 use crate::kernel::random::Random;
 use crate::kernel::truth::{Ring, RingRecord};
 
-/// An integer of a record: its name, its place, its width and how large it gets.
-type Integer = (&'static str, usize, usize, u64);
+/// An integer of a record: its name, its place on 64 and on 32 bits, its width (0: a pointer's) and how large it gets.
+type Integer = (&'static str, [usize; 2], usize, u64);
 
-/// A log: the variables that lead to it, and its record. Sources: the types in the PDBs where there is one, and
-/// pool-internals 7.2 for the two without.
+/// A log: the variables that lead to it, and its record on 64 and on 32 bits. Sources: the types in the PDBs where there
+/// is one, and pool-internals 7.2 for those without.
 struct Log {
     table: &'static str,
     index: &'static str,
     length: &'static str,
-    size: usize,
+    size: [usize; 2],
     integers: &'static [Integer],
-    stack: usize,
-    depth: u64,
+    stack: [usize; 2],
+    depth: [u64; 2],
 }
 
 const THREAD: u64 = u64::MAX;
@@ -32,57 +32,57 @@ const LOGS: [Log; 5] = [
         table: "ViFaultTraces",
         index: "ViFaultTracesIndex",
         length: "ViFaultTracesLength",
-        size: 0x48,
-        integers: &[("Thread", 0, 8, THREAD)],
-        stack: 8,
-        depth: 8,
+        size: [0x48, 0x24],
+        integers: &[("Thread", [0, 0], 0, THREAD)],
+        stack: [8, 4],
+        depth: [8, 8],
     },
     Log {
         table: "ViTrackIrqlQueue",
         index: "ViTrackIrqlIndex",
         length: "ViTrackIrqlQueueLength",
-        size: 0x38,
+        size: [0x38, 0x20],
         integers: &[
-            ("Thread", 0, 8, THREAD),
-            ("OldIrql", 8, 1, 16),
-            ("NewIrql", 9, 1, 16),
-            ("Processor", 0xa, 2, 64),
-            ("TickCount", 0xc, 4, 1 << 32),
+            ("Thread", [0, 0], 0, THREAD),
+            ("OldIrql", [8, 4], 1, 16),
+            ("NewIrql", [9, 5], 1, 16),
+            ("Processor", [0xa, 6], 2, 64),
+            ("TickCount", [0xc, 8], 4, 1 << 32),
         ],
-        stack: 0x10,
-        depth: 5,
+        stack: [0x10, 0xc],
+        depth: [5, 5],
     },
     Log {
         table: "VfKeCriticalRegionTraces",
         index: "VfKeCriticalRegionTracesIndex",
         length: "VfKeCriticalRegionTracesLength",
-        size: 0x40,
-        integers: &[("Thread", 0, 8, THREAD)],
-        stack: 8,
-        depth: 7,
+        size: [0x40, 0x20],
+        integers: &[("Thread", [0, 0], 0, THREAD)],
+        stack: [8, 4],
+        depth: [7, 7],
     },
     Log {
         table: "IovIrpTraces",
         index: "IovIrpTracesIndex",
         length: "IovIrpTracesLength",
-        size: 0x80,
+        size: [0x80, 0x40],
         integers: &[
-            ("Irp", 0, 8, IRP),
-            ("Thread", 8, 8, THREAD),
-            ("ApcDisable", 0x10, 4, 1 << 32),
-            ("Irql", 0x14, 1, 16),
+            ("Irp", [0, 0], 0, IRP),
+            ("Thread", [8, 4], 0, THREAD),
+            ("ApcDisable", [0x10, 8], 4, 1 << 32),
+            ("Irql", [0x14, 0xc], 1, 16),
         ],
-        stack: 0x18,
-        depth: 13,
+        stack: [0x18, 0x10],
+        depth: [13, 12],
     },
     Log {
         table: "VfForcedPendingLog",
         index: "VfForcedPendingIrps",
         length: "VfForcedPendingLogLength",
-        size: 0x200,
-        integers: &[("Irp", 0, 8, IRP)],
-        stack: 0x10,
-        depth: 62,
+        size: [0x200, 0x100],
+        integers: &[("Irp", [0, 0], 0, IRP)],
+        stack: [0x10, 8],
+        depth: [62, 62],
     },
 ];
 
@@ -96,10 +96,13 @@ pub(crate) fn write(
     threads: &[u64],
 ) -> Result<Vec<Ring>, IsfError> {
     let mut rings = Vec::new();
+    let pointer = builder.isf.machine.pointer();
+    let narrow = usize::from(pointer == 4);
     for log in &LOGS {
+        let (record, stack) = (log.size[narrow], log.stack[narrow]);
         // This version does not have it, or this setting does not fill it.
         if builder.symbol(log.table).is_err() || random.once_in(5) {
-            builder.set_known(log.table, &[0; 8]);
+            builder.set_known_pointer(log.table, 0);
             continue;
         }
         let length = 16u32 << random.below(4);
@@ -109,30 +112,32 @@ pub(crate) fn write(
             2 => random.below(1 << 20) as u32 + length,
             _ => u32::MAX - random.below(8) as u32,
         };
-        let table = map.room(u64::from(length) * log.size as u64);
-        builder.memory.map(table, u64::from(length) * log.size as u64);
+        let table = map.room(u64::from(length) * record as u64);
+        builder.memory.map(table, u64::from(length) * record as u64);
         let mut records = Vec::new();
         for age in 0..length.min(index) {
             let at = index - age;
-            let mut bytes = vec![0; log.size];
+            let mut bytes = vec![0; record];
             let mut values = BTreeMap::new();
             for &(name, offset, width, limit) in log.integers {
                 let value = match limit {
                     THREAD => *random.pick(threads),
-                    IRP => map.nonpaged.start + 16 * random.below(0x100_0000),
+                    IRP => map.irp(random),
                     _ => random.below(limit),
                 };
+                let (offset, width) = (offset[narrow], if width == 0 { pointer } else { width });
                 bytes[offset..offset + width].copy_from_slice(&value.to_le_bytes()[..width]);
                 values.insert(name.to_owned(), value);
             }
-            let frames = stacks.callers(1 + random.below(log.depth), random);
+            let frames = stacks.callers(1 + random.below(log.depth[narrow]), random);
             for (frame, value) in frames.iter().enumerate() {
-                bytes[log.stack + frame * 8..log.stack + frame * 8 + 8].copy_from_slice(&value.to_le_bytes());
+                let at = stack + frame * pointer;
+                bytes[at..at + pointer].copy_from_slice(&value.to_le_bytes()[..pointer]);
             }
-            builder.memory.put(table + u64::from(at & (length - 1)) * log.size as u64, &bytes);
+            builder.memory.put(table + u64::from(at & (length - 1)) * record as u64, &bytes);
             records.push(RingRecord { index: at, values, frames });
         }
-        builder.set_u64(log.table, table)?;
+        builder.set_pointer(log.table, table)?;
         builder.set_u32(log.index, index)?;
         builder.set_u32(log.length, length)?;
         rings.push(Ring { name: log.table.to_owned(), index, length, records });
@@ -157,7 +162,7 @@ fn watched(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Result<
     let mut records = Vec::new();
     for number in 0..count {
         let values = [
-            ("Irp", map.nonpaged.start + 16 * random.below(0x100_0000)),
+            ("Irp", map.irp(random)),
             ("DueTickCount", random.below(1 << 32)),
             ("Inserted", 1),
             ("TrackedStackLocation", random.below(8)),

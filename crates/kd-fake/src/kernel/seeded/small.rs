@@ -15,13 +15,15 @@ use crate::kernel::pool::BigPage;
 use crate::kernel::random::Random;
 use crate::kernel::truth::SmallBlock;
 
-/// Bytes of a `_POOL_HEADER`, and of a unit of its sizes.
-const HEADER: u64 = 16;
 const PAGE: u64 = 0x1000;
 
 /// What the allocators need of the machine.
 pub(crate) struct World {
     pub(crate) build: u16,
+    /// Bytes of a `_POOL_HEADER`, and of a unit of its sizes: two pointers.
+    pub(crate) unit: u64,
+    /// Live blocks of a pool, or a heap, from which on no more are allocated than freed.
+    pub(crate) crowd: usize,
     pub(crate) processes: Vec<u64>,
     /// KPRCBs.
     pub(crate) processors: Vec<u64>,
@@ -58,6 +60,12 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
+    /// Units that its block needs with the header; 32-bit headers leave the process for the block's end.
+    fn units(&self, unit: u64) -> u64 {
+        let process = if unit == 8 && self.process.is_some() { 4 } else { 0 };
+        (self.size + process + unit).div_ceil(unit)
+    }
+
     /// Mostly small, of few tags, sometimes charged to a process; at most `limit` bytes.
     fn random(random: &mut Random, world: &World, limit: u64) -> Owner {
         let texts: [&[u8; 4]; 10] =
@@ -82,13 +90,15 @@ pub(crate) struct Headers {
     size: Place,
     kind: Place,
     tag: Place,
-    billed: Place,
+    /// Not on 32 bits.
+    billed: Option<Place>,
     cookie: u64,
+    unit: u64,
 }
 
 /// What a header says.
 pub(crate) struct Header {
-    /// Units of 16 bytes, of the block before and of this one.
+    /// Of the block before, and of this one.
     previous: u64,
     units: u64,
     index: u64,
@@ -108,14 +118,15 @@ impl Headers {
             size: place("BlockSize")?,
             kind: place("PoolType")?,
             tag: place("PoolTag")?,
-            billed: place("ProcessBilled")?,
+            billed: place("ProcessBilled").ok(),
+            unit: world.unit,
             // From Windows 8 on the process is hidden.
             cookie: if world.build < 9200 { 0 } else { builder.variable("ExpPoolQuotaCookie")? },
         })
     }
 
     pub(crate) fn write(&self, builder: &mut Builder, at: u64, header: &Header) {
-        let mut bytes = [0; HEADER as usize];
+        let mut bytes = vec![0; self.unit as usize];
         self.previous.put(&mut bytes, header.previous);
         self.index.put(&mut bytes, header.index);
         self.size.put(&mut bytes, header.units);
@@ -124,25 +135,16 @@ impl Headers {
             // In use, paged, charged to a process.
             let kind = 2 | u64::from(header.paged) | if owner.process.is_some() { 8 } else { 0 };
             self.kind.put(&mut bytes, kind);
-            if let Some(process) = owner.process {
+            if let (Some(process), None) = (owner.process, self.billed) {
+                builder.put_pointer(at + header.units * self.unit - builder.width(), process);
+            }
+            if let (Some(process), Some(billed)) = (owner.process, self.billed) {
                 let hidden = if self.cookie == 0 { process } else { process ^ self.cookie ^ at };
-                self.billed.put(&mut bytes, hidden);
+                billed.put(&mut bytes, hidden);
             }
         }
         builder.memory.put(at, &bytes);
     }
-}
-
-/// Writes an `_SLIST_HEADER` with these elements, each of which starts with the link to the next.
-fn singly_linked(builder: &mut Builder, head: u64, elements: &[u64]) {
-    for (at, element) in elements.iter().enumerate() {
-        let next = elements.get(at + 1).copied().unwrap_or_default();
-        builder.memory.put(*element, &next.to_le_bytes());
-    }
-    let count = elements.len() as u64;
-    // Depth and a sequence number; then the first element, with the list's kind in the low bits.
-    builder.memory.put(head, &(count | (count * 3) << 16).to_le_bytes());
-    builder.memory.put(head + 8, &(elements.first().copied().unwrap_or_default() | 1).to_le_bytes());
 }
 
 /// Links `RTL_BALANCED_NODE`s, in ascending order, into a balanced tree; returns its root.
@@ -151,8 +153,8 @@ fn balanced(builder: &mut Builder, nodes: &[u64], parent: u64) -> u64 {
     let Some(&node) = nodes.get(middle) else { return 0 };
     let left = balanced(builder, &nodes[..middle], node);
     let right = balanced(builder, &nodes[middle + 1..], node);
-    for (offset, value) in [(0, left), (8, right), (16, parent)] {
-        builder.memory.put(node + offset, &u64::to_le_bytes(value));
+    for (place, value) in (0..).zip([left, right, parent]) {
+        builder.put_pointer(node + place * builder.width(), value);
     }
     node
 }

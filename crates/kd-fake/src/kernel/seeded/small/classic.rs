@@ -1,8 +1,9 @@
 //! The pool of Vista to Windows 10 1803: pages of chained headers, free lists, lookaside lists, deferred frees.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::{HEADER, Header, Headers, Owner, PAGE, World, fill, kinds, singly_linked};
+use super::{Header, Headers, Owner, PAGE, World, fill, kinds};
 use crate::isf::IsfError;
 use crate::kernel::books::PoolKind;
 use crate::kernel::builder::Builder;
@@ -10,15 +11,17 @@ use crate::kernel::random::Random;
 use crate::kernel::seeded::places::Map;
 use crate::kernel::truth::{Carrier, Residence, SmallBlock, SmallState};
 
-/// Units of 16 bytes in a page.
-const UNITS: u64 = PAGE / HEADER;
 /// Above this many bytes a block is a large one.
 const LIMIT: u64 = 0xfc0;
 /// Lookaside lists of a processor, for blocks of 1 to so many units.
 const LOOKASIDES: u64 = 32;
+/// Blocks that a lookaside list takes.
+const DEPTH: usize = 256;
+/// Deferred frees that wait before all of them are done.
+const DEFERRED: usize = 32;
 const DESCRIPTOR: &str = "_POOL_DESCRIPTOR";
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Free,
     Live,
@@ -35,9 +38,13 @@ struct Block {
     state: State,
 }
 
+/// A block: its page, and its first unit there.
+type At = (usize, u64);
+
 struct Page {
     address: u64,
-    blocks: Vec<Block>,
+    /// By first unit; none of a page that was given back.
+    blocks: BTreeMap<u64, Block>,
 }
 
 /// A pool with a descriptor of its own.
@@ -45,7 +52,17 @@ struct Pool {
     kind: PoolKind,
     index: u64,
     descriptor: u64,
+    /// Bytes of a unit.
+    unit: u64,
     pages: Vec<Page>,
+    /// Of `pages`, those that were given back.
+    gone: Vec<usize>,
+    /// Free blocks by size.
+    free: BTreeSet<(u64, At)>,
+    live: Vec<At>,
+    /// By units, then by processor; the last freed one is the first to be used again.
+    lookasides: BTreeMap<(u64, usize), Vec<At>>,
+    deferred: Vec<At>,
 }
 
 /// Page-aligned addresses for the pools of one kind.
@@ -57,89 +74,151 @@ struct Room {
 impl Room {
     fn page(&mut self, random: &mut Random) -> u64 {
         if !self.free.is_empty() && random.once_in(2) {
-            return self.free.swap_remove(0);
+            let at = random.below(self.free.len() as u64) as usize;
+            return self.free.swap_remove(at);
         }
         let at = self.range.start;
         // Now and then a hole: pages are not all together.
-        self.range.start += PAGE * if random.once_in(10) { 1 + random.below(0x400) } else { 1 };
+        let rest = (self.range.end - at) / PAGE;
+        let hole = if random.once_in(10) { 1 + random.below(0x400.min(rest / 64).max(1)) } else { 1 };
+        self.range.start += PAGE * hole;
         at
     }
 }
 
 impl Pool {
+    fn new(kind: PoolKind, index: u64, descriptor: u64, unit: u64) -> Pool {
+        Pool {
+            kind,
+            index,
+            descriptor,
+            unit,
+            pages: Vec::new(),
+            gone: Vec::new(),
+            free: BTreeSet::new(),
+            live: Vec::new(),
+            lookasides: BTreeMap::new(),
+            deferred: Vec::new(),
+        }
+    }
+
+    fn block(&mut self, (page, first): At) -> Option<&mut Block> {
+        self.pages[page].blocks.get_mut(&first)
+    }
+
     /// Splits the smallest free block that is large enough, or takes a new page.
-    fn allocate(&mut self, owner: Owner, room: &mut Room, random: &mut Random) {
-        let units = (owner.size + HEADER).div_ceil(HEADER).max(2);
-        if random.once_in(2) {
+    fn allocate(&mut self, owner: Owner, room: &mut Room, processors: usize, random: &mut Random) {
+        let units = owner.units(self.unit).max(2);
+        let processor = random.below(processors as u64) as usize;
+        if random.once_in(2)
+            && let Some(at) = self.lookasides.get_mut(&(units, processor)).and_then(Vec::pop)
+        {
             // A processor's lookaside list gives back what it got.
-            let same = self.pages.iter_mut().flat_map(|page| &mut page.blocks);
-            let mut same = same.filter(|block| block.units == units && matches!(block.state, State::Lookaside(_)));
-            if let Some(block) = same.next() {
-                (block.owner, block.state) = (owner, State::Live);
-                return;
-            }
+            self.take(at, owner);
+            return;
         }
-        let best = self
-            .pages
-            .iter()
-            .enumerate()
-            .flat_map(|(at, page)| page.blocks.iter().enumerate().map(move |(slot, block)| (block.units, at, slot)))
-            .filter(|(free, at, slot)| *free >= units && matches!(self.pages[*at].blocks[*slot].state, State::Free))
-            .min();
-        let (at, slot) = match best {
-            Some((_, at, slot)) => (at, slot),
-            None => {
-                let free = Block { units: UNITS, owner, state: State::Free };
-                self.pages.push(Page { address: room.page(random), blocks: vec![free] });
-                (self.pages.len() - 1, 0)
-            }
-        };
-        let blocks = &mut self.pages[at].blocks;
-        let rest = Block { units: blocks[slot].units - units, ..blocks[slot] };
-        let live = Block { units, owner, state: State::Live };
-        if rest.units == 0 {
-            blocks[slot] = live;
-        } else if slot == 0 {
-            blocks.splice(slot..=slot, [live, rest]);
-        } else {
-            // Within a page the end of the free block is taken.
-            blocks.splice(slot..=slot, [rest, live]);
+        let best = self.free.range((units, (0, 0))..).next().copied();
+        let (size, (page, first)) = best.unwrap_or_else(|| {
+            let units = PAGE / self.unit;
+            let free = Block { units, owner, state: State::Free };
+            let new = Page { address: room.page(random), blocks: BTreeMap::from([(0, free)]) };
+            let page = match self.gone.pop() {
+                Some(page) => {
+                    self.pages[page] = new;
+                    page
+                }
+                None => {
+                    self.pages.push(new);
+                    self.pages.len() - 1
+                }
+            };
+            self.free.insert((units, (page, 0)));
+            (units, (page, 0))
+        });
+        self.free.remove(&(size, (page, first)));
+        let rest = size - units;
+        // Of a page's first block the start is taken, of others the end.
+        let (live, left) = if first == 0 { (0, units) } else { (first + rest, first) };
+        let blocks = &mut self.pages[page].blocks;
+        let last = blocks.remove(&first).map_or(owner, |block| block.owner);
+        blocks.insert(live, Block { units, owner, state: State::Live });
+        if rest > 0 {
+            blocks.insert(left, Block { units: rest, owner: last, state: State::Free });
+            self.free.insert((rest, (page, left)));
         }
+        self.live.push((page, live));
+    }
+
+    /// A cached block goes to a program again.
+    fn take(&mut self, at: At, owner: Owner) {
+        if let Some(block) = self.block(at) {
+            (block.owner, block.state) = (owner, State::Live);
+        }
+        self.live.push(at);
     }
 
     /// Frees a random live block.
     fn free(&mut self, room: &mut Room, processors: usize, random: &mut Random) {
-        let live: Vec<(usize, usize)> = self
-            .pages
-            .iter()
-            .enumerate()
-            .flat_map(|(at, page)| (0..page.blocks.len()).map(move |slot| (at, slot)))
-            .filter(|(at, slot)| matches!(self.pages[*at].blocks[*slot].state, State::Live))
-            .collect();
-        if live.is_empty() {
+        if self.live.is_empty() {
             return;
         }
-        let (at, slot) = *random.pick(&live);
-        let blocks = &mut self.pages[at].blocks;
-        if random.once_in(8) && blocks[slot].units <= LOOKASIDES {
-            blocks[slot].state = State::Lookaside(random.below(processors as u64) as usize);
-            return;
+        let at = self.live.swap_remove(random.below(self.live.len() as u64) as usize);
+        let units = self.block(at).map_or(0, |block| block.units);
+        if random.once_in(8) && units <= LOOKASIDES {
+            let processor = random.below(processors as u64) as usize;
+            let list = self.lookasides.entry((units, processor)).or_default();
+            if list.len() < DEPTH {
+                list.push(at);
+                self.mark(at, State::Lookaside(processor));
+                return;
+            }
         }
         if random.once_in(16) {
-            blocks[slot].state = State::Deferred;
+            self.mark(at, State::Deferred);
+            self.deferred.push(at);
+            if self.deferred.len() >= DEFERRED {
+                for at in std::mem::take(&mut self.deferred) {
+                    self.give_back(at, room);
+                }
+            }
             return;
         }
-        blocks[slot].state = State::Free;
-        let free = |block: Option<&Block>| block.is_some_and(|block| matches!(block.state, State::Free));
-        if free(blocks.get(slot + 1)) {
-            blocks[slot].units += blocks.remove(slot + 1).units;
+        self.give_back(at, room);
+    }
+
+    fn mark(&mut self, at: At, state: State) {
+        if let Some(block) = self.block(at) {
+            block.state = state;
         }
-        if slot > 0 && free(blocks.get(slot - 1)) {
-            blocks[slot - 1].units += blocks.remove(slot).units;
+    }
+
+    /// Joins a block with its free neighbours; an empty page is given back.
+    fn give_back(&mut self, (page, mut first): At, room: &mut Room) {
+        let blocks = &mut self.pages[page].blocks;
+        let Some(mut block) = blocks.remove(&first) else { return };
+        block.state = State::Free;
+        let free = |block: &Block| block.state == State::Free;
+        let next = first + block.units;
+        if let Some(after) = blocks.get(&next).copied().filter(free) {
+            blocks.remove(&next);
+            self.free.remove(&(after.units, (page, next)));
+            block.units += after.units;
         }
-        if blocks.len() == 1 && free(blocks.first()) {
-            room.free.push(self.pages.remove(at).address);
+        let before = blocks.range(..first).next_back().map(|(at, block)| (*at, *block));
+        if let Some((at, before)) = before.filter(|(_, block)| free(block)) {
+            blocks.remove(&at);
+            self.free.remove(&(before.units, (page, at)));
+            // The tag is that of the header that stays.
+            block = Block { units: before.units + block.units, ..before };
+            first = at;
         }
+        if blocks.is_empty() {
+            room.free.push(self.pages[page].address);
+            self.gone.push(page);
+            return;
+        }
+        blocks.insert(first, block);
+        self.free.insert((block.units, (page, first)));
     }
 }
 
@@ -150,14 +229,15 @@ pub(crate) fn write(
     world: &World,
 ) -> Result<Vec<SmallBlock>, IsfError> {
     let mut pools = pools(builder, map, random, world)?;
-    let region = |range: &Range<u64>| range.start..range.start + (1 << 32);
-    let mut rooms = [&map.nonpaged, &map.paged].map(|range| Room { range: region(range), free: Vec::new() });
+    let mut rooms = [map.nonpaged_small(), map.paged_small()].map(|range| Room { range, free: Vec::new() });
     for _ in 0..world.operations {
         let pool = random.below(pools.len() as u64) as usize;
         let pool = &mut pools[pool];
         let room = &mut rooms[usize::from(pool.kind == PoolKind::Paged)];
-        if random.below(9) < 5 {
-            pool.allocate(Owner::random(random, world, LIMIT), room, random);
+        // As many are freed as allocated once there is enough.
+        let grow = if pool.live.len() < world.crowd { 5 } else { 4 };
+        if random.below(9) < grow {
+            pool.allocate(Owner::random(random, world, LIMIT), room, world.processors.len(), random);
         } else {
             pool.free(room, world.processors.len(), random);
         }
@@ -171,32 +251,31 @@ pub(crate) fn write(
     Ok(small)
 }
 
-/// Nonpaged pool, the same without execution, and three pools of paged pool; with the variables that lead to them.
+/// Nonpaged pool, the same without execution, and some pools of paged pool; with the variables that lead to them.
 fn pools(builder: &mut Builder, map: &mut Map, random: &mut Random, world: &World) -> Result<Vec<Pool>, IsfError> {
     let size = builder.isf.size(DESCRIPTOR)?;
+    let (width, unit) = (builder.width(), world.unit);
     let nonpaged = builder.symbol("NonPagedPoolDescriptor")?;
     let mut pools = Vec::new();
-    let mut pool = |kind, index, descriptor| pools.push(Pool { kind, index, descriptor, pages: Vec::new() });
     for (index, kind) in (0..).zip(kinds(world.build)) {
         if *kind != PoolKind::Paged {
-            pool(*kind, index, nonpaged + index * size);
-            builder.memory.put(
-                builder.symbol("ExpNonPagedPoolDescriptor")? + 8 * index,
-                &(nonpaged + index * size).to_le_bytes(),
-            );
+            pools.push(Pool::new(*kind, index, nonpaged + index * size, unit));
+            let slot = builder.symbol("ExpNonPagedPoolDescriptor")? + width * index;
+            builder.put_pointer(slot, nonpaged + index * size);
         }
     }
     let count = 1 + random.below(4) as u32;
     let paged = map.room(size * 5);
     for index in 0..=u64::from(count) {
-        pool(PoolKind::Paged, index, paged + index * size);
-        builder
-            .memory
-            .put(builder.symbol("ExpPagedPoolDescriptor")? + 8 * index, &(paged + index * size).to_le_bytes());
+        pools.push(Pool::new(PoolKind::Paged, index, paged + index * size, unit));
+        let slot = builder.symbol("ExpPagedPoolDescriptor")? + width * index;
+        builder.put_pointer(slot, paged + index * size);
     }
     builder.set_u32("ExpNumberOfPagedPools", count)?;
     builder.set_u32("ExpNumberOfNonPagedPools", 1)?;
-    builder.set("PoolVector", &[nonpaged.to_le_bytes(), paged.to_le_bytes()].concat())?;
+    let vector = builder.symbol("PoolVector")?;
+    builder.put_pointer(vector, nonpaged);
+    builder.put_pointer(vector + width, paged);
     Ok(pools)
 }
 
@@ -209,38 +288,34 @@ fn write_pool(
     small: &mut Vec<SmallBlock>,
 ) -> Result<(), IsfError> {
     let paged = pool.kind == PoolKind::Paged;
+    let unit = pool.unit;
     let heads = pool.descriptor + builder.isf.offset(DESCRIPTOR, "ListHeads")?;
-    let mut lists: Vec<Vec<u64>> = (0..256).map(|units| vec![heads + 16 * units]).collect();
-    let mut pending = Vec::new();
+    let mut lists: Vec<Vec<u64>> = (0..PAGE / unit).map(|units| vec![heads + 2 * builder.width() * units]).collect();
     let mut out = Vec::new();
-    for page in &pool.pages {
+    for page in pool.pages.iter().filter(|page| !page.blocks.is_empty()) {
         // The lists are in memory; only pages of live and free blocks leave it.
-        let quiet = page.blocks.iter().all(|block| matches!(block.state, State::Live | State::Free));
+        let quiet = page.blocks.values().all(|block| matches!(block.state, State::Live | State::Free));
         let residence = match random.below(10) {
             0 if paged && quiet => Residence::Transition,
             1 if paged && quiet => Residence::PagedOut,
             _ => Residence::Present,
         };
-        let mut header = page.address;
         let mut previous = 0;
-        for block in &page.blocks {
-            let free = matches!(block.state, State::Free);
+        for (first, block) in &page.blocks {
+            let header = page.address + first * unit;
+            let free = block.state == State::Free;
             let owner = (!free).then_some(block.owner);
             let tag = block.owner.tag;
+            let (address, bytes) = (header + unit, block.units * unit);
+            fill(builder, address, bytes - unit, random);
             headers.write(
                 builder,
                 header,
                 &Header { previous, units: block.units, index: pool.index, paged, owner, tag },
             );
-            let (address, bytes) = (header + HEADER, block.units * HEADER);
-            fill(builder, address, bytes - HEADER, random);
-            match block.state {
-                // A block of a header only is a remnant, and on no list.
-                State::Free if block.units > 1 && residence != Residence::PagedOut => {
-                    lists[block.units as usize].push(address);
-                }
-                State::Deferred => pending.push(address),
-                _ => {}
+            // A block of a header only is a remnant, and on no list.
+            if free && block.units > 1 && residence != Residence::PagedOut {
+                lists[block.units as usize].push(address);
             }
             small.push(SmallBlock {
                 address,
@@ -259,30 +334,26 @@ fn write_pool(
                 carrier: Carrier::Page,
                 residence,
             });
-            header += bytes;
             previous = block.units;
         }
         out.push((page.address, residence));
     }
+    let pending: Vec<u64> =
+        pool.deferred.iter().map(|(page, first)| pool.pages[*page].address + (first + 1) * unit).collect();
     let mut descriptor = builder.object(DESCRIPTOR)?;
     let values = [
         ("PoolType", pool.kind.pool_type()),
         ("PoolIndex", pool.index),
         ("RunningAllocs", u64::from(world.operations)),
-        ("PendingFrees", pending.first().copied().unwrap_or_default()),
         ("PendingFreeDepth", pending.len() as u64),
     ];
-    for (name, value) in values {
-        match name {
-            // A pointer, or a list's head, by version.
-            "PendingFrees" => builder.bytes(&mut descriptor, name, &value.to_le_bytes())?,
-            _ => builder.field(&mut descriptor, name, value)?,
-        }
-    }
+    builder.fields(&mut descriptor, &values)?;
+    // A pointer, or a list's head, by version.
+    let first = pending.first().copied().unwrap_or_default();
+    builder.bytes(&mut descriptor, "PendingFrees", &first.to_le_bytes()[..builder.width() as usize])?;
     builder.store(pool.descriptor, &descriptor);
     for (at, element) in pending.iter().enumerate() {
-        let next = pending.get(at + 1).copied().unwrap_or_default();
-        builder.memory.put(*element, &next.to_le_bytes());
+        builder.put_pointer(*element, pending.get(at + 1).copied().unwrap_or_default());
     }
     for list in &lists {
         builder.link(list);
@@ -308,18 +379,15 @@ fn lookasides(builder: &mut Builder, world: &World, pools: &[Pool]) -> Result<()
                 PoolKind::Paged => "PPPagedLookasideList",
             };
             let array = prcb + builder.isf.offset("_KPRCB", array)?;
-            let mut lists: Vec<Vec<u64>> = vec![Vec::new(); LOOKASIDES as usize];
-            for page in pools.iter().filter(|pool| pool.kind == *kind).flat_map(|pool| &pool.pages) {
-                let mut header = page.address;
-                for block in &page.blocks {
-                    if matches!(block.state, State::Lookaside(owner) if owner == processor) {
-                        lists[block.units as usize - 1].push(header + HEADER);
-                    }
-                    header += block.units * HEADER;
-                }
-            }
-            for (list, head) in lists.iter().zip((array..).step_by(size as usize)) {
-                singly_linked(builder, head, list);
+            for units in 1..=LOOKASIDES {
+                let of = |pool: &Pool, &(page, first): &At| pool.pages[page].address + (first + 1) * pool.unit;
+                let list: Vec<u64> = pools
+                    .iter()
+                    .filter(|pool| pool.kind == *kind)
+                    .filter_map(|pool| Some((pool, pool.lookasides.get(&(units, processor))?)))
+                    .flat_map(|(pool, list)| list.iter().rev().map(move |at| of(pool, at)))
+                    .collect();
+                builder.singly_linked(array + size * (units - 1), &list);
             }
         }
     }

@@ -1,23 +1,20 @@
 //! The segment heap's rules, on lists of our own: ranges of pages in segments, chunks of any size (VS) and blocks of one
 //! size (LFH) in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{HEADER, Owner, PAGE};
+use super::{Owner, PAGE};
 use crate::kernel::books::PoolKind;
 use crate::kernel::random::Random;
 
-/// Bytes of a VS chunk's header; it comes before the pool's own.
-pub(crate) const CHUNK: u64 = 16;
-/// Where the first chunk of a VS subsegment is.
-pub(crate) const FIRST_CHUNK: u64 = 0x30;
 /// Largest block with both headers that does not need a page of its own.
 const SMALL: u64 = 0xfe0;
 /// Blocks up to this size, header included, are given to the LFH once their size is popular.
 const LFH_LIMIT: u64 = 0x200;
 const POPULAR: u32 = 12;
-/// Sizes that a lookaside list takes back.
+/// Sizes that a lookaside list takes back, and how many of them.
 const LOOKASIDE: std::ops::RangeInclusive<u64> = 0x200..=0xf80;
+const DEPTH: usize = 64;
 
 /// What a range of a segment's units holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +22,9 @@ pub(crate) enum Content {
     Free,
     /// One block of so many bytes.
     User(u64),
-    /// A subsegment, by number.
-    Vs(usize),
-    Lfh(usize),
+    /// A subsegment.
+    Vs,
+    Lfh,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +43,7 @@ pub(crate) struct Segment {
 
 /// Bits of a unit's size, by context.
 pub(crate) const SHIFT: [u32; 2] = [12, 16];
-/// Units that the segment's own header takes.
-pub(crate) const FIRST_UNIT: [u64; 2] = [2, 1];
-const SEGMENT_UNITS: u64 = 256;
+pub(crate) const SEGMENT_UNITS: u64 = 256;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum ChunkState {
@@ -61,7 +56,6 @@ pub(crate) enum ChunkState {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chunk {
-    /// Of 16 bytes.
     pub(crate) units: u64,
     pub(crate) state: ChunkState,
 }
@@ -69,18 +63,19 @@ pub(crate) struct Chunk {
 pub(crate) struct Vs {
     pub(crate) address: u64,
     pub(crate) pages: u64,
-    /// None once it was given back.
-    pub(crate) chunks: Vec<Chunk>,
+    /// By their first unit, counted from the first chunk; none once it was given back.
+    chunks: BTreeMap<u64, Chunk>,
 }
 
 impl Vs {
     /// Address of each chunk with the chunk.
-    pub(crate) fn walk(&self) -> impl Iterator<Item = (u64, &Chunk)> {
-        self.chunks.iter().scan(self.address + FIRST_CHUNK, |next, chunk| {
-            let at = *next;
-            *next += chunk.units * CHUNK;
-            Some((at, chunk))
-        })
+    pub(crate) fn walk(&self, format: Format) -> impl Iterator<Item = (u64, &Chunk)> {
+        let start = self.address + format.first_chunk;
+        self.chunks.iter().map(move |(first, chunk)| (start + first * format.unit, chunk))
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.chunks.is_empty()
     }
 }
 
@@ -93,71 +88,120 @@ pub(crate) struct Lfh {
     pub(crate) first: u64,
     /// Empty once it was given back.
     pub(crate) blocks: Vec<Option<Owner>>,
+    /// Blocks that can be handed out, and how many there are when none is.
+    free: Vec<usize>,
+    usable: usize,
 }
 
 impl Lfh {
-    fn new(address: u64, bytes: u64) -> Lfh {
+    fn new(bytes: u64, format: Format) -> Lfh {
         let pages = [1, 2, 4, 8].into_iter().find(|pages| pages * PAGE / bytes >= 24).unwrap_or(8);
         // Two bits for each block, in words of 64, behind the header.
         let most = pages * PAGE / bytes;
-        let first = (FIRST_CHUNK + (2 * most).div_ceil(64) * 8).next_multiple_of(16);
+        let first = (format.bitmap + (2 * most).div_ceil(64) * 8).next_multiple_of(format.unit);
         let count = (pages * PAGE - first) / bytes;
-        Lfh { address, pages, bytes, first, blocks: vec![None; count as usize] }
+        let blocks = vec![None; count as usize];
+        let mut lfh = Lfh { address: 0, pages, bytes, first, blocks, free: Vec::new(), usable: 0 };
+        // A block that crosses a page is never handed out.
+        lfh.free = (0..lfh.blocks.len()).filter(|number| lfh.block(*number) % PAGE + bytes <= PAGE).collect();
+        lfh.usable = lfh.free.len();
+        lfh
     }
 
     pub(crate) fn block(&self, number: usize) -> u64 {
         self.address + self.first + self.bytes * number as u64
-    }
-
-    /// A block that crosses a page is never handed out.
-    fn usable(&self, number: usize) -> bool {
-        self.block(number) % PAGE + self.bytes <= PAGE
     }
 }
 
 /// Address space for segments.
 pub(crate) struct Room {
     pub(crate) next: u64,
+    pub(crate) end: u64,
 }
 
 impl Room {
-    fn segment(&mut self, context: usize) -> u64 {
+    fn segment(&mut self, context: usize) -> Option<u64> {
         let size = SEGMENT_UNITS << SHIFT[context];
         let at = self.next.next_multiple_of(size);
+        if at + size > self.end {
+            return None;
+        }
         self.next = at + size;
-        at
+        Some(at)
     }
+}
+
+/// What differs between 32 and 64 bits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Format {
+    /// Bytes of a VS chunk's header, of the pool's header behind it, and of a unit of both's sizes.
+    pub(crate) unit: u64,
+    /// Where the first chunk of a VS subsegment is.
+    pub(crate) first_chunk: u64,
+    /// Where the bitmap of an LFH subsegment is.
+    pub(crate) bitmap: u64,
+    /// Units that a segment's own header takes, by context.
+    pub(crate) first_unit: [u64; 2],
 }
 
 pub(crate) struct Heap {
     pub(crate) kind: PoolKind,
+    format: Format,
     pub(crate) segments: Vec<Segment>,
     pub(crate) vs: Vec<Vs>,
     pub(crate) lfh: Vec<Lfh>,
     /// Page ranges: address and owner.
     pub(crate) user: Vec<(u64, Owner)>,
     popular: BTreeMap<u64, u32>,
+    /// Free chunks: units, subsegment, first unit.
+    free_chunks: BTreeSet<(u64, usize, u64)>,
+    live_chunks: Vec<(usize, u64)>,
+    /// By units of the chunk; the last freed one is the first to be used again.
+    lookaside: BTreeMap<u64, Vec<(usize, u64)>>,
+    /// LFH subsegments with a free block, by the size of their blocks.
+    available: BTreeMap<u64, Vec<usize>>,
+    live_blocks: Vec<(usize, usize)>,
 }
 
 impl Heap {
-    pub(crate) fn new(kind: PoolKind) -> Heap {
-        let (segments, vs, lfh, user) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Heap { kind, segments, vs, lfh, user, popular: BTreeMap::new() }
+    pub(crate) fn new(kind: PoolKind, format: Format) -> Heap {
+        Heap {
+            kind,
+            format,
+            segments: Vec::new(),
+            vs: Vec::new(),
+            lfh: Vec::new(),
+            user: Vec::new(),
+            popular: BTreeMap::new(),
+            free_chunks: BTreeSet::new(),
+            live_chunks: Vec::new(),
+            lookaside: BTreeMap::new(),
+            available: BTreeMap::new(),
+            live_blocks: Vec::new(),
+        }
     }
 
-    /// The first free range that is large enough, or one of a new segment.
-    pub(crate) fn range(&mut self, context: usize, units: u64, content: Content, room: &mut Room) -> u64 {
+    /// Blocks in use.
+    pub(crate) fn live(&self) -> usize {
+        self.live_chunks.len() + self.live_blocks.len() + self.user.len()
+    }
+
+    /// The first free range that is large enough, or one of a new segment; none when the address space is used up.
+    pub(crate) fn range(&mut self, context: usize, units: u64, content: Content, room: &mut Room) -> Option<u64> {
         let fits = |segment: &Segment| {
             let fit = |range: &Range| range.content == Content::Free && range.units >= units;
             (segment.context == context).then(|| segment.ranges.iter().position(fit)).flatten()
         };
         let found = self.segments.iter().enumerate().find_map(|(at, segment)| Some((at, fits(segment)?)));
-        let (at, slot) = found.unwrap_or_else(|| {
-            let first = FIRST_UNIT[context];
-            let free = Range { first, units: SEGMENT_UNITS - first, content: Content::Free };
-            self.segments.push(Segment { base: room.segment(context), context, ranges: vec![free] });
-            (self.segments.len() - 1, 0)
-        });
+        let (at, slot) = match found {
+            Some(found) => found,
+            None => {
+                let first = self.format.first_unit[context];
+                let free = Range { first, units: SEGMENT_UNITS - first, content: Content::Free };
+                self.segments.push(Segment { base: room.segment(context)?, context, ranges: vec![free] });
+                (self.segments.len() - 1, 0)
+            }
+        };
         let segment = &mut self.segments[at];
         let free = segment.ranges[slot];
         let mut new = vec![Range { first: free.first, units, content }];
@@ -165,13 +209,16 @@ impl Heap {
             new.push(Range { first: free.first + units, units: free.units - units, content: Content::Free });
         }
         segment.ranges.splice(slot..=slot, new);
-        segment.base + (free.first << SHIFT[context])
+        Some(segment.base + (free.first << SHIFT[context]))
     }
 
     /// Gives a range back, and joins it with its neighbours.
     fn release(&mut self, address: u64) {
         for segment in &mut self.segments {
             let unit = address.wrapping_sub(segment.base) >> SHIFT[segment.context];
+            if unit >= SEGMENT_UNITS {
+                continue;
+            }
             let Some(slot) = segment.ranges.iter().position(|range| range.first == unit) else { continue };
             let ranges = &mut segment.ranges;
             ranges[slot].content = Content::Free;
@@ -185,8 +232,11 @@ impl Heap {
         }
     }
 
-    pub(crate) fn allocate(&mut self, owner: Owner, room: &mut Room, random: &mut Random) {
-        let bytes = (owner.size + HEADER).next_multiple_of(HEADER);
+    /// Nothing happens when the address space is used up.
+    pub(crate) fn allocate(&mut self, owner: Owner, room: &mut Room, random: &mut Random) -> Option<()> {
+        let unit = self.format.unit;
+        let units = owner.units(unit);
+        let bytes = units * unit;
         if bytes <= LFH_LIMIT {
             let count = self.popular.entry(bytes).or_default();
             *count += 1;
@@ -195,61 +245,87 @@ impl Heap {
             }
         }
         if bytes <= SMALL {
-            return self.allocate_vs(bytes / CHUNK + 1, ChunkState::Live(owner), room);
+            if random.once_in(2)
+                && let Some((vs, first)) = self.lookaside.get_mut(&(units + 1)).and_then(Vec::pop)
+            {
+                self.vs[vs].chunks.insert(first, Chunk { units: units + 1, state: ChunkState::Live(owner) });
+                self.live_chunks.push((vs, first));
+                return Some(());
+            }
+            return self.allocate_vs(units + 1, ChunkState::Live(owner), room);
         }
         let pages = owner.size.div_ceil(PAGE);
         if pages <= 30 {
             // Its page-aligned bytes, and a header before them.
-            let units = owner.size.div_ceil(CHUNK) + 1;
+            let units = owner.size.div_ceil(unit) + 1;
             return self.allocate_vs(units, ChunkState::Large(owner), room);
         }
         let context = usize::from(pages > 0xc0);
         let units = owner.size.div_ceil(1 << SHIFT[context]);
-        let address = self.range(context, units, Content::User(owner.size), room);
+        let address = self.range(context, units, Content::User(owner.size), room)?;
         self.user.push((address, owner));
+        Some(())
     }
 
-    fn allocate_vs(&mut self, units: u64, state: ChunkState, room: &mut Room) {
+    fn allocate_vs(&mut self, units: u64, state: ChunkState, room: &mut Room) -> Option<()> {
+        let Format { unit, first_chunk, .. } = self.format;
         let large = matches!(state, ChunkState::Large(_));
-        let fit = |at: u64, chunk: &Chunk| {
-            let gap = gap(at, units, large);
-            (matches!(chunk.state, ChunkState::Free) && gap + units <= chunk.units).then_some(gap)
+        let at = |vs: &Vs, first: u64| vs.address + first_chunk + first * unit;
+        // The smallest that is large enough with what has to stay free before the block.
+        let found = self.free_chunks.range((units, 0, 0)..).find_map(|&(size, vs, first)| {
+            let gap = gap(at(&self.vs[vs], first), units, unit, large);
+            (gap + units <= size).then_some((size, vs, first, gap))
+        });
+        let (size, number, first, gap) = match found {
+            Some(found) => found,
+            None => {
+                let pages = if large { 64 } else { 16 };
+                let address = self.range(0, pages, Content::Vs, room)?;
+                let size = (pages * PAGE - first_chunk) / unit;
+                let chunks = BTreeMap::from([(0, Chunk { units: size, state: ChunkState::Free })]);
+                self.vs.push(Vs { address, pages, chunks });
+                let number = self.vs.len() - 1;
+                self.free_chunks.insert((size, number, 0));
+                (size, number, 0, self::gap(address + first_chunk, units, unit, large))
+            }
         };
-        let found = self.vs.iter().enumerate().find_map(|(number, vs)| {
-            let slot = vs.walk().enumerate().find_map(|(slot, (at, chunk))| Some((slot, fit(at, chunk)?)))?;
-            Some((number, slot.0, slot.1))
-        });
-        let (number, slot, gap) = found.unwrap_or_else(|| {
-            let pages = if large { 64 } else { 16 };
-            let address = self.range(0, pages, Content::Vs(self.vs.len()), room);
-            let free = Chunk { units: (pages * PAGE - FIRST_CHUNK) / CHUNK, state: ChunkState::Free };
-            self.vs.push(Vs { address, pages, chunks: vec![free] });
-            (self.vs.len() - 1, 0, self::gap(address + FIRST_CHUNK, units, large))
-        });
-        let chunks = &mut self.vs[number].chunks;
-        let rest = chunks[slot].units - gap - units;
+        self.free_chunks.remove(&(size, number, first));
+        let rest = size - gap - units;
         // A chunk of a header only cannot be free: it goes with the block.
         let (units, rest) = if rest == 1 { (units + 1, 0) } else { (units, rest) };
-        let mut new = vec![Chunk { units: gap, state: ChunkState::Free }, Chunk { units, state }];
-        new.push(Chunk { units: rest, state: ChunkState::Free });
-        new.retain(|chunk| chunk.units > 0);
-        chunks.splice(slot..=slot, new);
+        let chunks = &mut self.vs[number].chunks;
+        chunks.remove(&first);
+        for (first, units) in [(first, gap), (first + gap + units, rest)] {
+            if units > 0 {
+                chunks.insert(first, Chunk { units, state: ChunkState::Free });
+                self.free_chunks.insert((units, number, first));
+            }
+        }
+        chunks.insert(first + gap, Chunk { units, state });
+        self.live_chunks.push((number, first + gap));
+        Some(())
     }
 
-    fn allocate_lfh(&mut self, owner: Owner, bytes: u64, room: &mut Room, random: &mut Random) {
-        let free = |lfh: &Lfh| -> Vec<usize> {
-            (0..lfh.blocks.len()).filter(|&block| lfh.blocks[block].is_none() && lfh.usable(block)).collect()
+    fn allocate_lfh(&mut self, owner: Owner, bytes: u64, room: &mut Room, random: &mut Random) -> Option<()> {
+        let available = self.available.get(&bytes).and_then(|list| list.first().copied());
+        let number = match available {
+            Some(number) => number,
+            None => {
+                let mut lfh = Lfh::new(bytes, self.format);
+                lfh.address = self.range(0, lfh.pages, Content::Lfh, room)?;
+                self.lfh.push(lfh);
+                self.available.entry(bytes).or_default().push(self.lfh.len() - 1);
+                self.lfh.len() - 1
+            }
         };
-        let same = self.lfh.iter().enumerate().filter(|(_, lfh)| lfh.bytes == bytes);
-        let found = same.map(|(number, lfh)| (number, free(lfh))).find(|(_, free)| !free.is_empty());
-        let (number, free) = found.unwrap_or_else(|| {
-            let mut lfh = Lfh::new(0, bytes);
-            lfh.address = self.range(0, lfh.pages, Content::Lfh(self.lfh.len()), room);
-            let blocks = free(&lfh);
-            self.lfh.push(lfh);
-            (self.lfh.len() - 1, blocks)
-        });
-        self.lfh[number].blocks[*random.pick(&free)] = Some(owner);
+        let lfh = &mut self.lfh[number];
+        let block = lfh.free.swap_remove(random.below(lfh.free.len() as u64) as usize);
+        lfh.blocks[block] = Some(owner);
+        if lfh.free.is_empty() {
+            self.available.entry(bytes).or_default().swap_remove(0);
+        }
+        self.live_blocks.push((number, block));
+        Some(())
     }
 
     /// Frees a random block.
@@ -265,20 +341,20 @@ impl Heap {
     }
 
     fn free_lfh(&mut self, random: &mut Random) {
-        let used: Vec<(usize, usize)> = self
-            .lfh
-            .iter()
-            .enumerate()
-            .flat_map(|(number, lfh)| (0..lfh.blocks.len()).map(move |block| (number, block)))
-            .filter(|(number, block)| self.lfh[*number].blocks[*block].is_some())
-            .collect();
-        if used.is_empty() {
+        if self.live_blocks.is_empty() {
             return;
         }
-        let (number, block) = *random.pick(&used);
+        let (number, block) = self.live_blocks.swap_remove(random.below(self.live_blocks.len() as u64) as usize);
         let lfh = &mut self.lfh[number];
         lfh.blocks[block] = None;
-        if lfh.blocks.iter().all(Option::is_none) && random.once_in(2) {
+        lfh.free.push(block);
+        let bytes = lfh.bytes;
+        let available = self.available.entry(bytes).or_default();
+        if lfh.free.len() == 1 {
+            available.push(number);
+        }
+        if lfh.free.len() == lfh.usable && random.once_in(2) {
+            available.retain(|other| *other != number);
             lfh.blocks.clear();
             lfh.bytes = 0;
             let address = lfh.address;
@@ -287,53 +363,61 @@ impl Heap {
     }
 
     fn free_vs(&mut self, random: &mut Random) {
-        let used: Vec<(usize, usize)> = self
-            .vs
-            .iter()
-            .enumerate()
-            .flat_map(|(number, vs)| (0..vs.chunks.len()).map(move |slot| (number, slot)))
-            .filter(|(number, slot)| {
-                matches!(self.vs[*number].chunks[*slot].state, ChunkState::Live(_) | ChunkState::Large(_))
-            })
-            .collect();
-        if used.is_empty() {
+        if self.live_chunks.is_empty() {
             return;
         }
-        let (number, slot) = *random.pick(&used);
+        let (number, first) = self.live_chunks.swap_remove(random.below(self.live_chunks.len() as u64) as usize);
         let chunks = &mut self.vs[number].chunks;
-        if let ChunkState::Live(owner) = chunks[slot].state
+        let Some(mut chunk) = chunks.remove(&first) else { return };
+        if let ChunkState::Live(owner) = chunk.state
             && self.kind != PoolKind::NonPaged
-            && LOOKASIDE.contains(&(chunks[slot].units * CHUNK - CHUNK))
+            && LOOKASIDE.contains(&((chunk.units - 1) * self.format.unit))
+            // One that took a header's room with it is not of its size's list.
+            && chunk.units == owner.units(self.format.unit) + 1
             && random.once_in(4)
         {
-            chunks[slot].state = ChunkState::Lookaside(owner);
-            return;
+            let list = self.lookaside.entry(chunk.units).or_default();
+            if list.len() < DEPTH {
+                list.push((number, first));
+                chunks.insert(first, Chunk { units: chunk.units, state: ChunkState::Lookaside(owner) });
+                return;
+            }
         }
-        chunks[slot].state = ChunkState::Free;
-        let free = |chunk: Option<&Chunk>| chunk.is_some_and(|chunk| matches!(chunk.state, ChunkState::Free));
-        if free(chunks.get(slot + 1)) {
-            chunks[slot].units += chunks.remove(slot + 1).units;
+        chunk.state = ChunkState::Free;
+        let free = |chunk: &Chunk| matches!(chunk.state, ChunkState::Free);
+        let next = first + chunk.units;
+        if let Some(after) = chunks.get(&next).copied().filter(free) {
+            chunks.remove(&next);
+            self.free_chunks.remove(&(after.units, number, next));
+            chunk.units += after.units;
         }
-        if slot > 0 && free(chunks.get(slot - 1)) {
-            chunks[slot - 1].units += chunks.remove(slot).units;
+        let before = chunks.range(..first).next_back().map(|(at, chunk)| (*at, *chunk));
+        let mut first = first;
+        if let Some((at, before)) = before.filter(|(_, chunk)| free(chunk)) {
+            chunks.remove(&at);
+            self.free_chunks.remove(&(before.units, number, at));
+            chunk.units += before.units;
+            first = at;
         }
-        if chunks.len() == 1 && free(chunks.first()) {
-            chunks.clear();
+        if chunks.is_empty() {
             let address = self.vs[number].address;
             self.release(address);
+            return;
         }
+        chunks.insert(first, chunk);
+        self.free_chunks.insert((chunk.units, number, first));
     }
 }
 
 /// Units to leave free before a chunk, so that its block does not cross a page, or starts one.
-fn gap(at: u64, units: u64, large: bool) -> u64 {
-    let block = (at + CHUNK) % PAGE;
-    let stays = if large { block == 0 } else { block + (units - 1) * CHUNK <= PAGE };
+fn gap(at: u64, units: u64, unit: u64, large: bool) -> u64 {
+    let block = (at + unit) % PAGE;
+    let stays = if large { block == 0 } else { block + (units - 1) * unit <= PAGE };
     if stays {
         return 0;
     }
     // The header is the last of its page, the block the first of the next one.
-    let gap = (PAGE - block) / CHUNK;
+    let gap = (PAGE - block) / unit;
     // What is left free needs room for a header and a node of the tree.
-    if gap < 2 { gap + PAGE / CHUNK } else { gap }
+    if gap < 2 { gap + PAGE / unit } else { gap }
 }

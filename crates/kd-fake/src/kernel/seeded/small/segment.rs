@@ -1,8 +1,8 @@
 //! The pool of Windows 10 1809 and later, written as the heap keeps it: segments with signatures, page-range
 //! descriptors, encoded chunk headers, bitmaps, the tree of free chunks and the dynamic lookaside lists.
 
-use super::heap::{CHUNK, Chunk, ChunkState, Content, FIRST_UNIT, Heap, Lfh, Room, SHIFT, Segment, Vs};
-use super::{HEADER, Header, Headers, Owner, PAGE, World, balanced, fill, kinds, singly_linked, special};
+use super::heap::{Chunk, ChunkState, Content, Format, Heap, Lfh, Room, SEGMENT_UNITS, SHIFT, Segment, Vs};
+use super::{Header, Headers, Owner, PAGE, World, balanced, fill, kinds, special};
 use crate::isf::IsfError;
 use crate::kernel::books::PoolKind;
 use crate::kernel::builder::Builder;
@@ -26,6 +26,7 @@ const LFH: u64 = 8;
 /// What all heaps share.
 struct Writer<'a> {
     headers: Headers,
+    format: Format,
     heap_key: u64,
     lfh_key: u64,
     random: &'a mut Random,
@@ -39,12 +40,19 @@ pub(crate) fn write(
     random: &mut Random,
     world: &World,
 ) -> Result<(Vec<SmallBlock>, Vec<BigPage>), IsfError> {
-    let mut heaps: Vec<Heap> = kinds(world.build).iter().map(|kind| Heap::new(*kind)).collect();
-    let mut rooms = [&map.nonpaged, &map.paged].map(|range| Room { next: range.start });
+    let descriptors = descriptor_size(builder)? * SEGMENT_UNITS;
+    let format = Format {
+        unit: world.unit,
+        first_chunk: builder.isf.size("_HEAP_VS_SUBSEGMENT")?.next_multiple_of(world.unit),
+        bitmap: builder.isf.offset("_HEAP_LFH_SUBSEGMENT", "BlockBitmap")?,
+        first_unit: SHIFT.map(|shift| descriptors.div_ceil(1 << shift)),
+    };
+    let mut heaps: Vec<Heap> = kinds(world.build).iter().map(|kind| Heap::new(*kind, format)).collect();
+    let mut rooms = [map.nonpaged_small(), map.paged_small()].map(|range| Room { next: range.start, end: range.end });
     for _ in 0..world.operations {
         let heap = random.below(heaps.len() as u64) as usize;
         let heap = &mut heaps[heap];
-        if random.below(9) < 5 {
+        if random.below(9) < if heap.live() < world.crowd { 5 } else { 4 } {
             let room = &mut rooms[usize::from(heap.kind == PoolKind::Paged)];
             let mut owner = Owner::random(random, world, 0xfc0);
             match random.below(200) {
@@ -59,39 +67,40 @@ pub(crate) fn write(
         }
     }
     // The fourth heap of a node is one that this machine does not use.
-    heaps.push(Heap::new(PoolKind::Paged));
+    heaps.push(Heap::new(PoolKind::Paged, format));
 
     let (heap_key, lfh_key) = (random.next(), random.next());
     let globals = builder.symbol("RtlpHpHeapGlobals")?;
-    builder.memory.put(globals, &[heap_key.to_le_bytes(), lfh_key.to_le_bytes()].concat());
+    builder.put_pointer(globals, heap_key);
+    builder.put_pointer(globals + builder.width(), lfh_key);
     builder.set_known("ExpHeapBackedPoolEnabledState", &1u32.to_le_bytes());
     let state = builder.symbol("ExPoolState")?;
     let manager = "_EX_POOL_HEAP_MANAGER_STATE";
-    builder.memory.put(state, &globals.to_le_bytes());
+    builder.put_pointer(state, globals);
     let count = state + builder.isf.offset(manager, "NumberOfPools")?;
     builder.memory.put(count, &1u32.to_le_bytes());
     let node = state + builder.isf.offset(manager, "PoolNode")?;
 
     let headers = Headers::new(builder, world)?;
-    let mut writer = Writer { headers, heap_key, lfh_key, random, small: Vec::new(), pages: Vec::new() };
+    let mut writer = Writer { headers, format, heap_key, lfh_key, random, small: Vec::new(), pages: Vec::new() };
     for (slot, heap) in (0..).zip(&heaps) {
         let at = writer.heap(builder, map, heap)?;
-        builder.memory.put(node + 8 * slot, &at.to_le_bytes());
+        builder.put_pointer(node + builder.width() * slot, at);
     }
     let lists = node + builder.isf.offset("_EX_HEAP_POOL_NODE", "Lookasides")?;
     let size = builder.isf.size("_RTL_DYNAMIC_LOOKASIDE")?;
     for (at, heap) in (lists..).step_by(size as usize).zip(&heaps[1..3]) {
-        lookasides(builder, at, heap)?;
+        lookasides(builder, at, heap, format)?;
     }
     // Each block of special pool is a range of pages in a heap of its own, with a guard page behind it.
     let special_heaps = state + builder.isf.offset(manager, "SpecialHeaps")?;
     for (slot, kind) in (0..).zip(kinds(world.build)) {
-        let mut heap = Heap::new(*kind);
+        let mut heap = Heap::new(*kind, format);
         let room = &mut rooms[usize::from(*kind == PoolKind::Paged)];
         let pages: Vec<u64> =
-            (0..10 + writer.random.below(60)).map(|_| heap.range(0, 2, Content::User(PAGE), room)).collect();
+            (0..10 + writer.random.below(60)).filter_map(|_| heap.range(0, 2, Content::User(PAGE), room)).collect();
         let at = writer.heap(builder, map, &heap)?;
-        builder.memory.put(special_heaps + 8 * slot, &at.to_le_bytes());
+        builder.put_pointer(special_heaps + builder.width() * slot, at);
         for page in pages {
             writer.small.push(special::write_page(builder, page, *kind, true, false, writer.random));
             builder.memory.unmap(page + PAGE, PAGE);
@@ -126,7 +135,7 @@ impl Writer<'_> {
                 ("SegmentMask", !0 << (SHIFT[context] + 8)),
                 ("UnitShift", SHIFT[context].into()),
                 ("PagesPerUnitShift", u64::from(SHIFT[context]) - 12),
-                ("FirstDescriptorIndex", FIRST_UNIT[context]),
+                ("FirstDescriptorIndex", self.format.first_unit[context]),
                 ("MaxAllocationSize", [0x7_f000, 0x7f_0000][context]),
                 ("LfhContext", lfh),
                 ("VsContext", vs),
@@ -144,18 +153,18 @@ impl Writer<'_> {
 
         let mut free = Vec::new();
         let mut links = vec![vs + builder.isf.offset("_HEAP_VS_CONTEXT", "SubsegmentList")?];
-        for subsegment in heap.vs.iter().filter(|vs| !vs.chunks.is_empty()) {
+        for subsegment in heap.vs.iter().filter(|vs| !vs.is_gone()) {
             self.vs(builder, heap.kind, subsegment, &mut free)?;
             links.push(subsegment.address);
         }
         builder.link(&links);
         free.sort_unstable();
         // The node is behind the size.
-        let nodes: Vec<u64> = free.iter().map(|(_, chunk)| chunk + 8).collect();
+        let nodes: Vec<u64> = free.iter().map(|(_, chunk)| chunk + builder.width()).collect();
         let root = balanced(builder, &nodes, 0);
         let tree = vs + builder.isf.offset("_HEAP_VS_CONTEXT", "FreeChunkTree")?;
-        builder.memory.put(tree, &root.to_le_bytes());
-        builder.memory.put(tree + 8, &nodes.first().copied().unwrap_or_default().to_le_bytes());
+        builder.put_pointer(tree, root);
+        builder.put_pointer(tree + builder.width(), nodes.first().copied().unwrap_or_default());
 
         self.buckets(builder, map, heap, lfh)?;
         for (address, owner) in &heap.user {
@@ -170,19 +179,18 @@ impl Writer<'_> {
     fn segment(&self, builder: &mut Builder, segment: &Segment, context: u64) -> Result<Vec<(u64, u64)>, IsfError> {
         builder.memory.map(segment.base, builder.isf.size("_HEAP_PAGE_SEGMENT")?);
         let signature = segment.base ^ context ^ self.heap_key ^ SEGMENT_SIGNATURE;
-        builder
-            .memory
-            .put(segment.base + builder.isf.offset("_HEAP_PAGE_SEGMENT", "Signature")?, &signature.to_le_bytes());
+        let size = descriptor_size(builder)?;
+        builder.put_pointer(segment.base + builder.isf.offset("_HEAP_PAGE_SEGMENT", "Signature")?, signature);
         let mut free = Vec::new();
         for range in &segment.ranges {
             let kind = match range.content {
                 Content::Free => 0,
                 Content::User(_) => USED,
-                Content::Vs(_) => USED | VS,
-                Content::Lfh(_) => USED | LFH,
+                Content::Vs => USED | VS,
+                Content::Lfh => USED | LFH,
             };
             for unit in 0..range.units {
-                let at = segment.base + 0x20 * (range.first + unit);
+                let at = segment.base + size * (range.first + unit);
                 let mut descriptor = builder.object(DESCRIPTOR)?;
                 let first = if unit == 0 { FIRST } else { 0 };
                 let pages = 1u64 << (SHIFT[segment.context] - 12);
@@ -203,7 +211,7 @@ impl Writer<'_> {
                 builder.store(at, &descriptor);
             }
             if kind == 0 {
-                free.push((range.units, segment.base + 0x20 * range.first));
+                free.push((range.units, segment.base + size * range.first));
             }
         }
         Ok(free)
@@ -220,15 +228,16 @@ impl Writer<'_> {
         builder.memory.map(vs.address, vs.pages * PAGE);
         let mut committed = u64::MAX >> (64 - vs.pages);
         let mut previous = 0;
-        for (at, chunk) in vs.walk() {
+        let unit = self.format.unit;
+        for (at, chunk) in vs.walk(self.format) {
             self.chunk(builder, vs.address, at, chunk, previous);
             previous = chunk.units;
-            let end = at + chunk.units * CHUNK;
+            let end = at + chunk.units * unit;
             match chunk.state {
                 ChunkState::Free => {
                     free.push((chunk.units, at));
                     // Whole pages inside a free chunk are given back now and then.
-                    let pages = (at + 0x20).next_multiple_of(PAGE)..end & !(PAGE - 1);
+                    let pages = (at + 2 * unit).next_multiple_of(PAGE)..end & !(PAGE - 1);
                     if pages.start < pages.end && self.random.once_in(2) {
                         builder.memory.unmap(pages.start, pages.end - pages.start);
                         for page in pages.step_by(PAGE as usize) {
@@ -236,19 +245,19 @@ impl Writer<'_> {
                         }
                     }
                 }
-                ChunkState::Live(owner) => self.block(builder, at + CHUNK, owner, kind, SmallState::Live, Carrier::Vs),
+                ChunkState::Live(owner) => self.block(builder, at + unit, owner, kind, SmallState::Live, Carrier::Vs),
                 ChunkState::Lookaside(owner) => {
-                    self.block(builder, at + CHUNK, owner, kind, SmallState::Lookaside, Carrier::Vs);
+                    self.block(builder, at + unit, owner, kind, SmallState::Lookaside, Carrier::Vs);
                 }
                 ChunkState::Large(owner) => {
-                    fill(builder, at + CHUNK, 16, self.random);
-                    self.large(at + CHUNK, &owner, kind);
+                    fill(builder, at + unit, unit, self.random);
+                    self.large(at + unit, &owner, kind);
                 }
             }
         }
         let ty = "_HEAP_VS_SUBSEGMENT";
         let mut object = builder.object(ty)?;
-        let size = vs.pages * PAGE / CHUNK;
+        let size = vs.pages * PAGE / unit;
         let full = u64::from(committed == u64::MAX >> (64 - vs.pages));
         let values = [("CommitBitmap", committed), ("Size", size), ("Signature", size ^ 0x2bed), ("FullCommit", full)];
         builder.fields(&mut object, &values)?;
@@ -257,14 +266,22 @@ impl Writer<'_> {
     }
 
     /// `_HEAP_VS_CHUNK_HEADER`.
+    ///
+    /// ```text
+    /// 64 bits: bits 0 MemoryCost 16, 16 UnsafeSize 16, 32 UnsafePrevSize 16, 48 Allocated 8
+    /// 32 bits: bits 0 MemoryCost 1, 1 UnsafeSize 15, 16 UnsafePrevSize 15, 31 Allocated 1
+    /// ```
     fn chunk(&self, builder: &mut Builder, subsegment: u64, at: u64, chunk: &Chunk, previous: u64) {
         let used = !matches!(chunk.state, ChunkState::Free);
-        let sizes = chunk.units << 16 | previous << 32 | u64::from(used) << 48;
-        builder.memory.put(at, &(sizes ^ at ^ self.heap_key).to_le_bytes());
+        let sizes = match builder.width() {
+            4 => chunk.units << 1 | previous << 16 | u64::from(used) << 31,
+            _ => chunk.units << 16 | previous << 32 | u64::from(used) << 48,
+        };
+        builder.put_pointer(at, sizes ^ at ^ self.heap_key);
         if used {
             let page = (at >> 12) - (subsegment >> 12);
             let encoded = (page ^ at ^ self.heap_key) & 0xff;
-            builder.memory.put(at + 8, &encoded.to_le_bytes());
+            builder.put_pointer(at + builder.width(), encoded);
         }
     }
 
@@ -278,13 +295,15 @@ impl Writer<'_> {
         state: SmallState,
         carrier: Carrier,
     ) {
-        let bytes = (owner.size + HEADER).next_multiple_of(HEADER);
+        let unit = self.format.unit;
+        let units = owner.units(unit);
+        let bytes = units * unit;
         let paged = kind == PoolKind::Paged;
-        let values = Header { previous: 0, units: bytes / HEADER, index: 0, paged, owner: Some(owner), tag: owner.tag };
+        let values = Header { previous: 0, units, index: 0, paged, owner: Some(owner), tag: owner.tag };
+        fill(builder, header + unit, owner.size, self.random);
         self.headers.write(builder, header, &values);
-        fill(builder, header + HEADER, owner.size, self.random);
         self.small.push(SmallBlock {
-            address: header + HEADER,
+            address: header + unit,
             header,
             bytes,
             size: owner.size,
@@ -298,7 +317,7 @@ impl Writer<'_> {
     }
 
     fn large(&mut self, address: u64, owner: &Owner, kind: PoolKind) {
-        let bytes = owner.size.next_multiple_of(16);
+        let bytes = owner.size.next_multiple_of(self.format.unit);
         self.pages.push(BigPage { address, tag: owner.tag, kind, bytes, freed: false });
     }
 
@@ -316,7 +335,7 @@ impl Writer<'_> {
             let blocks: usize = same.iter().map(|lfh| lfh.blocks.len()).sum();
             let values = [
                 ("State.IsBucket", 1),
-                ("State.BucketIndex", bytes / 16),
+                ("State.BucketIndex", bytes / self.format.unit),
                 ("State.AvailableSubsegmentCount", same.len() as u64),
                 ("TotalBlockCount", blocks as u64),
                 ("TotalSubsegmentCount", same.len() as u64),
@@ -330,7 +349,7 @@ impl Writer<'_> {
             }
             builder.link(&links);
             builder.link(&[bucket + builder.isf.offset(ty, "State.FullSubsegmentList")?]);
-            builder.memory.put(buckets + 8 * (bytes / 16), &bucket.to_le_bytes());
+            builder.put_pointer(buckets + builder.width() * (bytes / self.format.unit), bucket);
         }
         Ok(())
     }
@@ -344,7 +363,7 @@ impl Writer<'_> {
         for (number, block) in lfh.blocks.iter().enumerate() {
             let Some(block) = block else { continue };
             // The pair's upper bit: not all of the block was asked for.
-            let pair = if block.size % 16 == 0 { 1 } else { 3 };
+            let pair = if block.size % self.format.unit == 0 { 1 } else { 3 };
             bitmap[number / 32] |= pair << (number % 32 * 2);
             let at = lfh.block(number);
             pages[((at - lfh.address) / PAGE) as usize] = true;
@@ -388,15 +407,19 @@ impl Writer<'_> {
     }
 }
 
+fn descriptor_size(builder: &Builder) -> Result<u64, IsfError> {
+    builder.isf.size(DESCRIPTOR)
+}
+
 /// `_RTL_DYNAMIC_LOOKASIDE`: a list for each size; a block's link is behind its pool header.
-fn lookasides(builder: &mut Builder, at: u64, heap: &Heap) -> Result<(), IsfError> {
+fn lookasides(builder: &mut Builder, at: u64, heap: &Heap, format: Format) -> Result<(), IsfError> {
     let buckets = at + builder.isf.offset("_RTL_DYNAMIC_LOOKASIDE", "Buckets")?;
     let size = builder.isf.size("_RTL_LOOKASIDE")?;
     let mut lists: Vec<Vec<u64>> = vec![Vec::new(); 64];
-    for (chunk, state) in heap.vs.iter().flat_map(Vs::walk) {
+    for (chunk, state) in heap.vs.iter().flat_map(|vs| vs.walk(format)) {
         if let ChunkState::Lookaside(owner) = state.state {
             let bucket = (owner.size.saturating_sub(0x200) / 0x40).min(63);
-            lists[bucket as usize].push(chunk + CHUNK + HEADER);
+            lists[bucket as usize].push(chunk + 2 * format.unit);
         }
     }
     let enabled =
@@ -408,7 +431,7 @@ fn lookasides(builder: &mut Builder, at: u64, heap: &Heap) -> Result<(), IsfErro
     builder.store(at, &object);
     for (list, head) in lists.iter().zip((buckets..).step_by(size as usize)) {
         if !list.is_empty() {
-            singly_linked(builder, head, list);
+            builder.singly_linked(head, list);
         }
     }
     Ok(())

@@ -1,15 +1,12 @@
 //! Special pool: a page for each block, its end at the page's end, and nothing behind it.
 
-use super::{HEADER, PAGE, fill};
+use super::{PAGE, fill};
 use crate::isf::IsfError;
 use crate::kernel::books::PoolKind;
 use crate::kernel::builder::Builder;
 use crate::kernel::random::Random;
 use crate::kernel::seeded::places::Map;
 use crate::kernel::truth::{Carrier, Residence, SmallBlock, SmallState};
-
-/// Largest block that fits its page with the header.
-const LIMIT: u64 = PAGE - 2 * HEADER;
 
 /// The regions of Windows up to 1809; blocks that were freed left a hole.
 pub(crate) fn write_classic(
@@ -45,14 +42,18 @@ pub(crate) fn write_page(
     mark: bool,
     random: &mut Random,
 ) -> SmallBlock {
-    let size = 1 + random.below(LIMIT);
+    // The header's room.
+    let unit = 2 * builder.width();
+    let size = 1 + random.below(PAGE - 2 * unit);
     let letters = b"ABCDELNOPRSTabcdelnoprst";
     let tag = u32::from_le_bytes(std::array::from_fn(|_| *random.pick(letters)));
     let pattern = random.below(256) as u8 | 1;
     builder.memory.put(page, &[pattern; PAGE as usize]);
-    let (header, address) = if overruns { (page, (page + PAGE - size) & !0xf) } else { (page + PAGE - HEADER, page) };
+    let (header, address) =
+        if overruns { (page, (page + PAGE - size) & !(unit - 1)) } else { (page + PAGE - unit, page) };
     let first = size as u32 | if mark { 0x8000 } else { 0 } | u32::from(pattern) << 16;
-    builder.memory.put(header, &[first.to_le_bytes(), tag.to_le_bytes(), [0; 4], [0; 4]].concat());
+    let bytes = [first.to_le_bytes(), tag.to_le_bytes(), [0; 4], [0; 4]].concat();
+    builder.memory.put(header, &bytes[..unit as usize]);
     fill(builder, address, size, random);
     SmallBlock {
         address,
