@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kd_fake::isf::Isf;
 use kd_fake::kernel::{self, Kernel, SeededOptions};
-use kd_fake::{FakeHandle, FakeOptions, FakeTransport, Faults, Start};
+use kd_fake::{FakeHandle, FakeOptions, FakeTransport, Faults, Machine, Start};
 
 /// The fake Windows 7 with the article's leak, for any debugger to attach to.
 #[derive(Debug, Args)]
@@ -48,27 +48,42 @@ pub(crate) struct FakeArgs {
     #[arg(long, value_name = "SECONDS")]
     print_every: Option<u64>,
     /// The driver leaks one block more after this much running time
-    #[arg(long, value_name = "MS", conflicts_with = "isf")]
+    #[arg(long, value_name = "MS", conflicts_with_all = ["isf", "arch"])]
     leak_every: Option<u64>,
     /// Another driver allocates and frees all the time
-    #[arg(long, conflicts_with = "isf")]
+    #[arg(long, conflicts_with_all = ["isf", "arch"])]
     churn: bool,
     /// Lose this share of all packets, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     loss: f64,
-    /// Seed of the losses, and of the machine with --isf
+    /// Seed of the losses, and of the machine with --isf or --arch
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Another machine than the article's: of the kernel whose symbol table (.json or .json.xz) this is, with a state
     /// that the seed decides
     #[arg(long, value_name = "FILE")]
     isf: Option<PathBuf>,
+    /// Another machine than the article's, of a kernel that is not x64's, with a state that the seed decides
+    #[arg(long, value_enum, conflicts_with = "isf")]
+    arch: Option<Arch>,
     /// Write the machine's physical memory to this file, for tools that read raw memory images
     #[arg(long, value_name = "FILE")]
     export_raw: Option<PathBuf>,
     /// Write what is in the machine to this file, as JSON
     #[arg(long, value_name = "FILE")]
     truth: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Arch {
+    /// Windows 7, page-table entries of 4 bytes
+    X86,
+    /// Windows 7, page-table entries of 8 bytes
+    X86Pae,
+    /// Windows 10 2004, whose pool is a segment heap
+    X86Heap,
+    /// Windows 10 1709
+    Arm64,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -127,7 +142,7 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
     runtime.block_on(async {
         let target = kd_fake::spawn(options).await.context("the fake target did not start")?;
         match &table {
-            Some(_) => println!("A fake Windows x64 of build {build} is running. Attach with:"),
+            Some(table) => println!("A fake Windows {} of build {build} is running. Attach with:", name(table.machine)),
             None => println!("A fake Windows 7 x64 with a leak is running. Attach with:"),
         }
         println!("  kdpool {}", attach_line(arguments, &target));
@@ -149,16 +164,34 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
     })
 }
 
+fn name(machine: Machine) -> &'static str {
+    match machine {
+        Machine::X86 => "x86",
+        Machine::X86Pae => "x86 (PAE)",
+        Machine::X64 => "x64",
+        Machine::Arm64 => "ARM64",
+    }
+}
+
 /// The machine, and its symbol table when it is not the article's.
 fn machine(arguments: &FakeArgs) -> Result<(Kernel, Option<Isf>)> {
-    let Some(file) = &arguments.isf else { return Ok((kernel::article(), None)) };
-    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let packed = file.extension().is_some_and(|extension| extension == "xz");
-    let table = if packed { Isf::from_xz(&bytes) } else { Isf::from_json(&bytes) };
-    let mut table = table.with_context(|| format!("{} is not a symbol table", file.display()))?;
+    let (mut table, name) = match (&arguments.isf, arguments.arch) {
+        (Some(file), _) => {
+            let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let packed = file.extension().is_some_and(|extension| extension == "xz");
+            let table = if packed { Isf::from_xz(&bytes) } else { Isf::from_json(&bytes) };
+            (table.with_context(|| format!("{} is not a symbol table", file.display()))?, file.display().to_string())
+        }
+        (None, Some(arch)) => {
+            let name = arch.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+            let table = Isf::carried(&name).context("no table is carried for it")??;
+            (table, name)
+        }
+        (None, None) => return Ok((kernel::article(), None)),
+    };
     table.identity = kernel::seeded_identity(&table, arguments.seed);
     let (kernel, _) = kernel::seeded(&table, arguments.seed, &SeededOptions::default())
-        .with_context(|| format!("{} does not describe a kernel that can be built", file.display()))?;
+        .with_context(|| format!("{name} does not describe a kernel that can be built"))?;
     Ok((kernel, Some(table)))
 }
 

@@ -27,8 +27,28 @@ impl Memory for Machine<'_> {
     }
 }
 
-/// Every kernel of `../shared/isf`, or the one that kd-fake carries.
-fn tables() -> Vec<PathBuf> {
+/// A table, as each of the two sides reads it.
+type Table = (Isf, kd_fake::isf::Isf);
+
+/// Every kernel of `../shared/isf`, or Windows 7 alone.
+fn x64() -> Vec<Table> {
+    let read = |path: PathBuf| -> Table {
+        let ours = Isf::open(&path).expect("a table");
+        (ours, kd_fake::isf::Isf::from_xz(&std::fs::read(&path).expect("a table")).expect("a table"))
+    };
+    files().into_iter().map(read).collect()
+}
+
+/// The x86 and ARM64 kernels that kd-fake carries.
+fn others() -> Vec<Table> {
+    let read = |(name, json): (&str, &[u8])| {
+        let ours = Isf::parse(name, json.to_vec()).expect("a table");
+        (ours, kd_fake::isf::Isf::from_json(json).expect("a table"))
+    };
+    kd_fake::isf::CARRIED.into_iter().map(read).collect()
+}
+
+fn files() -> Vec<PathBuf> {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let shared = std::env::var_os("KDPOOL_SHARED").map_or_else(|| here.join("../../../shared"), PathBuf::from);
     let Ok(entries) = std::fs::read_dir(shared.join("isf")) else {
@@ -42,23 +62,21 @@ fn tables() -> Vec<PathBuf> {
 }
 
 /// Runs `check` on machines of every kernel.
-fn each_machine(seeds: &[u64], check: impl Fn(&Kernel<'_>, &Truth) + Sync) {
+fn each_machine(tables: Vec<Table>, seeds: &[u64], check: impl Fn(&Kernel<'_>, &Truth) + Sync) {
     let check = &check;
     std::thread::scope(|scope| {
-        for path in tables() {
+        for (symbols, isf) in tables {
             scope.spawn(move || {
-                let symbols = Isf::open(&path).expect("a table");
-                let isf = kd_fake::isf::Isf::from_xz(&std::fs::read(&path).expect("a table")).expect("a table");
                 for &seed in seeds {
                     let (machine, truth) = kernel::seeded(&isf, seed, &SeededOptions::default()).expect("a machine");
-                    println!("build {}, seed {seed}", truth.build);
+                    println!("{:?}, build {}, seed {seed}", isf.machine, truth.build);
                     let memory = Machine(&machine);
                     let facts = machine.facts();
                     let kernel = Kernel {
                         memory: &memory,
                         symbols: &symbols,
                         base: facts.kernel_base,
-                        pointer_size: 8,
+                        pointer_size: isf.machine.pointer() as u8,
                         build: facts.build,
                     };
                     check(&kernel, &truth);
@@ -73,12 +91,12 @@ const SEEDS: [u64; 6] = [1, 2, 7, 31, 1234, 65_537];
 /// Allocs, frees and bytes of nonpaged and of paged pool. Two tags that differ in the protected bit are one.
 type Counters = [u64; 6];
 
-fn add(sums: &mut BTreeMap<u32, Counters>, key: u32, values: Counters, width: u32) {
+fn add(sums: &mut BTreeMap<u32, Counters>, key: u32, values: Counters, width: u32, bytes: u32) {
     let sum = sums.entry(key & 0x7fff_ffff).or_default();
     for (index, (sum, value)) in sum.iter_mut().zip(values).enumerate() {
         *sum = sum.wrapping_add(value);
-        // Bytes are 64 bits wide in every version.
-        if width == 32 && index % 3 != 2 {
+        // Bytes are as wide as a pointer.
+        if [width, bytes][usize::from(index % 3 == 2)] == 32 {
             *sum &= 0xffff_ffff;
         }
     }
@@ -86,11 +104,18 @@ fn add(sums: &mut BTreeMap<u32, Counters>, key: u32, values: Counters, width: u3
 
 #[test]
 fn every_tag_and_every_live_block_and_no_other() {
-    each_machine(&SEEDS, |kernel, truth| {
-        every_field_of_every_tag(kernel, truth);
-        every_live_block(kernel, truth);
-        every_large_block(kernel, truth);
-    });
+    each_machine(x64(), &SEEDS, everything);
+}
+
+#[test]
+fn the_same_on_x86_and_arm64() {
+    each_machine(others(), &SEEDS, everything);
+}
+
+fn everything(kernel: &Kernel<'_>, truth: &Truth) {
+    every_field_of_every_tag(kernel, truth);
+    every_live_block(kernel, truth);
+    every_large_block(kernel, truth);
 }
 
 fn every_field_of_every_tag(kernel: &Kernel<'_>, truth: &Truth) {
@@ -98,7 +123,13 @@ fn every_field_of_every_tag(kernel: &Kernel<'_>, truth: &Truth) {
     let mut wanted = BTreeMap::new();
     for usage in &truth.tags {
         let (n, p) = (usage.nonpaged, usage.paged);
-        add(&mut wanted, usage.tag, [n.allocs, n.frees, n.bytes, p.allocs, p.frees, p.bytes], width);
+        add(
+            &mut wanted,
+            usage.tag,
+            [n.allocs, n.frees, n.bytes, p.allocs, p.frees, p.bytes],
+            width,
+            8 * u32::from(kernel.pointer_size),
+        );
     }
     let report = tags::read(kernel, &|_| true).expect("the tag tables");
     assert_eq!(report.notes, Vec::<String>::new(), "build {}", truth.build);
@@ -148,6 +179,8 @@ fn name(kind: PoolKind, special: bool) -> &'static str {
 
 fn every_live_block(kernel: &Kernel<'_>, truth: &Truth) {
     let build = truth.build;
+    // A header's bytes.
+    let unit = 2 * u64::from(kernel.pointer_size);
     // Special pool of 8.1 has no range that a variable tells.
     let small = truth.small.iter().filter(|block| block.state == SmallState::Live);
     let readable = |residence: Residence| residence != Residence::PagedOut;
@@ -157,9 +190,9 @@ fn every_live_block(kernel: &Kernel<'_>, truth: &Truth) {
         .map(|block| {
             let (size, held) = match block.carrier {
                 Carrier::Special => (block.size, "special"),
-                Carrier::Page => (block.bytes - 16, "page"),
-                Carrier::Vs => (block.bytes - 16, "vs"),
-                Carrier::Lfh => (block.bytes - 16, "lfh"),
+                Carrier::Page => (block.bytes - unit, "page"),
+                Carrier::Vs => (block.bytes - unit, "vs"),
+                Carrier::Lfh => (block.bytes - unit, "lfh"),
             };
             (block.address, size, block.tag & 0x7fff_ffff, pool(block.kind, build, block.carrier), held)
         })

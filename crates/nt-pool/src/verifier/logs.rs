@@ -64,24 +64,25 @@ const PENDING_VISTA: Names =
 
 /// Reads one log; `Wanted::Address` is a thread's or an IRP's. `Ok(None)`: this version, or these settings, have none.
 pub fn log(kernel: &Kernel<'_>, kind: LogKind, wanted: Wanted) -> Result<Option<EntryLog>, PoolError> {
-    let (names, record) = match kind {
+    // The type's name, and what is known of it where the symbols lack it.
+    let (names, type_name, known) = match kind {
         LogKind::WatchedIrps => return watched_irps(kernel, wanted),
-        LogKind::Faults => (&FAULTS, Err("_VI_FAULT_TRACE")),
-        LogKind::Irql => (&IRQL, Err("_VI_TRACK_IRQL")),
-        LogKind::CriticalRegions => (&REGIONS, Err("_VF_KE_CRITICAL_REGION_TRACE")),
-        LogKind::Irps => (&IRPS, Ok(irp_trace())),
-        LogKind::ForcedPending if kernel.find_symbol(PENDING.table).is_none() => {
-            (&PENDING_VISTA, Ok(forced_pending_trace()))
+        LogKind::Faults => (&FAULTS, "_VI_FAULT_TRACE", None),
+        LogKind::Irql => (&IRQL, "_VI_TRACK_IRQL", None),
+        LogKind::CriticalRegions => (&REGIONS, "_VF_KE_CRITICAL_REGION_TRACE", None),
+        LogKind::Irps => (&IRPS, "_IOV_IRP_TRACE", Some(irp_trace())),
+        LogKind::ForcedPending => {
+            let vista = kernel.find_symbol(PENDING.table).is_none();
+            let names = if vista { &PENDING_VISTA } else { &PENDING };
+            (names, "_IOV_FORCED_PENDING_TRACE", Some(forced_pending_trace()))
         }
-        LogKind::ForcedPending => (&PENDING, Ok(forced_pending_trace())),
     };
     if kernel.find_symbol(names.table).is_none() {
         return Ok(None);
     }
-    let record = match record {
-        Err(type_name) => Record::new(kernel, type_name)?,
-        Ok(layout) if kernel.pointer_size == 8 => Record::of(kernel, layout.into())?,
-        Ok(layout) => return Err(PoolError::NoType(format!("{} for 32-bit Windows", layout.name))),
+    let record = match (kernel.symbols.layout(type_name), known) {
+        (None, Some(layout)) if kernel.pointer_size == 8 => Record::of(kernel, layout.into())?,
+        _ => Record::new(kernel, type_name)?,
     };
     let Some(ring) = Ring::read(kernel, names, record.size)? else { return Ok(None) };
     let fields = Fields::new(&record);
@@ -161,7 +162,8 @@ impl Fields {
         let frames = self.stack.iter().flat_map(|stack| (0..stack.count).map(|i| stack.element(record, i)));
         let entry = Entry {
             sequence,
-            thread: get(&self.thread),
+            // Not every log's record has its thread filled in.
+            thread: get(&self.thread).filter(|thread| *thread != 0),
             irp: get(&self.irp),
             old_irql: get(&self.old_irql).map(|value| value as u8),
             new_irql: get(&self.new_irql).map(|value| value as u8),
@@ -172,7 +174,7 @@ impl Fields {
             due_tick_count: get(&self.due_tick_count).map(|value| value as u32),
             frames: frames.take_while(|frame| *frame != 0).collect(),
         };
-        let blank = entry.thread.unwrap_or(0) == 0 && entry.irp.unwrap_or(0) == 0 && entry.frames.is_empty();
+        let blank = entry.thread.is_none() && entry.irp.unwrap_or(0) == 0 && entry.frames.is_empty();
         (!blank).then_some(entry)
     }
 }
@@ -185,7 +187,7 @@ fn stack(offset: u64, frames: u64) -> Field {
     Field { array: Some((frames, 8)), ..field("StackTrace", offset, frames * 8) }
 }
 
-/// No symbol file has the IRP log's type; on 64-bit Windows it is, by what the log holds:
+/// The IRP log's type where symbols lack it (Windows 7), on 64-bit Windows:
 ///
 /// ```text
 /// 00 Irp   08 Thread   10 CombinedApcDisable (4)   14 Irql (1)   18 StackTrace[13]   80
@@ -201,7 +203,7 @@ fn irp_trace() -> Layout {
     Layout { name: "of the IRP log".into(), size: 0x80, fields }
 }
 
-/// Nor the forced-pending log's:
+/// The forced-pending log's:
 ///
 /// ```text
 /// 00 Irp   08 (not known)   10 StackTrace[62]   200
