@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use kd_fake::kernel::{Article, FREE_STACK, FREEING_THREAD, Kernel, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind};
-use nt_leaks::{CheckReport, Harvest, Module, Modules, Namer, Resolver, Scope, Verdict};
+use nt_leaks::{CheckReport, Depth, Harvest, Module, Modules, Namer, Resolver, Scope, Verdict};
 use nt_memory::{Fault, Memory, Search};
 use nt_symbols::{Pdb, SymbolFile};
 
@@ -62,7 +62,7 @@ impl Lab {
         let pdb = Pdb::open(kd_fake::kernel::write_symbol_store(directory.path()).unwrap()).unwrap();
         let kernel = Article { log_length }.build();
         let facts = kernel.facts().clone();
-        let module = |base, size, name: &str| Module { base, size, name: name.into(), checksum: 0 };
+        let module = |base, size, name: &str| Module::new(base, size, name);
         let modules = Modules::new(vec![
             module(facts.kernel_base, facts.kernel_size, "nt"),
             module(LEAK_STACK[2] & !0xfff, 0x8000, "myfault"),
@@ -91,7 +91,7 @@ impl Lab {
 
     fn mark(&self) -> nt_leaks::Mark {
         let scope = Scope { tag: Some(LEAK_TAG), paged: None };
-        self.with(|kernel, resolver| nt_leaks::mark(kernel, "m", scope, &self.modules, resolver).unwrap())
+        self.with(|kernel, resolver| nt_leaks::mark(kernel, "m", scope, Depth::default(), &self.modules, resolver).unwrap())
     }
 
     fn check(&self, mark: &nt_leaks::Mark, harvest: &mut Harvest) -> CheckReport {

@@ -21,6 +21,18 @@ pub trait Output {
     fn remark(&mut self, line: &str) {
         self.error(line);
     }
+    /// A table that grows by `line`: at a terminal `table` takes the place of the one that was shown last.
+    fn redraw(&mut self, _table: &str, line: &str) {
+        self.write(line);
+    }
+    /// Asks whoever sits at the terminal; `None` when nobody does.
+    fn ask(&mut self, _question: &str) -> Option<bool> {
+        None
+    }
+    /// Whether somebody sits at a terminal.
+    fn is_interactive(&self) -> bool {
+        false
+    }
 }
 
 /// A cost as it is written.

@@ -390,4 +390,20 @@ impl Output for Tee<'_> {
         self.log.write(line);
         self.out.remark(line);
     }
+    fn redraw(&mut self, table: &str, line: &str) {
+        self.log.write(line);
+        self.out.redraw(table, line);
+    }
+
+    fn ask(&mut self, question: &str) -> Option<bool> {
+        let answer = self.out.ask(question);
+        if let Some(yes) = answer {
+            self.log.write(&format!("{question} {}\n", if yes { "yes" } else { "no" }));
+        }
+        answer
+    }
+
+    fn is_interactive(&self) -> bool {
+        self.out.is_interactive()
+    }
 }

@@ -5,11 +5,13 @@ use std::time::Instant;
 
 use nt_memory::Fault;
 use nt_symbols::{
-    Element, Exports, Http, Image, ImageError, ImageFile, ImageKey, NotFound, Reach, Servers, SymbolFile, SymbolPath,
+    Element, Exports, Http, Image, ImageError, ImageFile, ImageKey, NotFound, PdbId, Reach, Servers, SymbolFile, SymbolPath,
 };
 
 use crate::monitor::Monitor;
 use crate::symbols::{Again, Load, PathElement, PathState, Request, SymbolSource};
+
+const EMPTY_PATH: &str = "the symbol path is empty; set it with -y, _NT_SYMBOL_PATH or .sympath";
 
 /// The image's RSDS record leads to its PDB. When the image is paged out its file is looked for first.
 pub struct PathSource {
@@ -152,10 +154,22 @@ impl SymbolSource for PathSource {
 
     fn find(&self, request: &Request<'_>) -> Result<Load, Fault> {
         if self.path.is_empty() {
-            let why = "the symbol path is empty; set it with -y, _NT_SYMBOL_PATH or .sympath";
-            return Ok(never(why.into()));
+            return Ok(never(EMPTY_PATH.into()));
         }
         self.watch(|| self.search(request))
+    }
+
+    fn find_pdb(&self, name: &str, id: PdbId) -> Result<Load, Fault> {
+        if self.path.is_empty() {
+            return Ok(never(EMPTY_PATH.into()));
+        }
+        let reach = Reach { servers: Some(&self.servers), observer: &self.monitor, ignore_mismatch: false };
+        self.watch(|| {
+            Ok(match self.path.find(name, id, &reach) {
+                Ok(found) => Load::Loaded { file: found.file, mismatched: found.mismatched },
+                Err(missing) => miss(&missing, missing.to_string()),
+            })
+        })
     }
 
     fn image(&self, request: &Request<'_>) -> Result<Option<ImageFile>, Fault> {

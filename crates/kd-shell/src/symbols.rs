@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nt_memory::{Fault, ReadError};
 use nt_pool::PoolError;
 use nt_pool::unloaded::{self, UnloadedDrivers};
-use nt_symbols::{ImageFile, SymbolFile, SymbolKind};
+use nt_symbols::{ImageFile, PdbId, SymbolFile, SymbolKind};
 
 use crate::kernel::{Driver, Drivers, Kernel};
 use crate::monitor::Monitor;
@@ -31,6 +31,8 @@ pub trait SymbolSource {
     }
     /// The file of a loaded image, for what of it the target cannot read.
     fn image(&self, request: &Request<'_>) -> Result<Option<ImageFile>, Fault>;
+    /// The symbols of an image that is not here, by what its header said.
+    fn find_pdb(&self, name: &str, id: PdbId) -> Result<Load, Fault>;
     /// Who watches the searches.
     fn monitor(&self) -> &Monitor;
 }

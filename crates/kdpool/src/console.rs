@@ -1,10 +1,11 @@
 //! Standard output and standard error, and who may write to the terminal when.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anstyle::{AnsiColor, Style};
+use console::{Term, truncate_str};
 use kd_shell::Output;
 use rustyline::ExternalPrinter;
 
@@ -32,10 +33,13 @@ pub(crate) fn remark(text: &str, json: bool) {
 pub(crate) struct Console {
     /// The reader of our output went away.
     pub(crate) closed: bool,
+    /// Lines of the table that was drawn last, as long as nothing came after it.
+    table: usize,
 }
 
 impl Output for Console {
     fn write(&mut self, text: &str) {
+        self.table = 0;
         let mut out = io::stdout().lock();
         if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
             self.closed = true;
@@ -49,6 +53,33 @@ impl Output for Console {
     fn remark(&mut self, line: &str) {
         // With standard error gone there is nobody to tell.
         let _ = anstream::stderr().lock().write_all(line.as_bytes());
+    }
+
+    fn redraw(&mut self, table: &str, line: &str) {
+        let terminal = Term::stdout();
+        if !terminal.is_term() {
+            return self.write(line);
+        }
+        let width = usize::from(terminal.size().1);
+        let lines: Vec<_> = table.lines().map(|line| truncate_str(line, width, "")).collect();
+        // A terminal that went away shows at the next write.
+        let _ = terminal.clear_last_lines(self.table);
+        self.write(&(lines.join("\n") + "\n"));
+        self.table = lines.len();
+    }
+
+    fn ask(&mut self, question: &str) -> Option<bool> {
+        if !self.is_interactive() {
+            return None;
+        }
+        self.write(&format!("{question} [y/N] "));
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer).ok()?;
+        Some(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+
+    fn is_interactive(&self) -> bool {
+        io::stdin().is_terminal() && io::stdout().is_terminal()
     }
 }
 

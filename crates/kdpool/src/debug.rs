@@ -32,6 +32,8 @@ use crate::{COMMAND_FAILED, CONNECTION_LOST, LEAK_FOUND, NO_CONNECTION, USAGE, s
 pub(crate) struct Plan {
     pub(crate) spec: KdSpec,
     pub(crate) break_on_connect: bool,
+    /// Without kd's banner.
+    pub(crate) brief: bool,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) capture: Option<PathBuf>,
     pub(crate) session: SessionArgs,
@@ -61,6 +63,7 @@ pub(crate) fn run(arguments: DebugArgs) -> Result<ExitCode> {
     attach_and_work(Plan {
         spec,
         break_on_connect: arguments.bonc,
+        brief: arguments.brief,
         connect_timeout: arguments.connect_timeout.map(Duration::from_secs),
         capture: arguments.capture,
         session: arguments.session,
@@ -92,13 +95,13 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
             return Ok(ExitCode::from(NO_CONNECTION));
         }
     };
-    remark(
-        &match &plan.spec {
+    if !plan.brief {
+        let waiting = match &plan.spec {
             KdSpec::Net(_) => banner::waiting_net(),
             _ => banner::waiting_serial(&link.describe()),
-        },
-        json,
-    );
+        };
+        remark(&waiting, json);
+    }
     let evidence =
         Arc::new(Mutex::new(ConnectEvidence::new(plan.spec.clone(), kd_link::local_addresses().unwrap_or_default())));
     let mut link: Box<dyn Link> = Box::new(Counted { inner: link, evidence: evidence.clone() });
@@ -143,6 +146,19 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
     work.all(&plan, &announcer)
 }
 
+/// Runs one line that needs no target.
+pub(crate) fn without_target(line: &str, path: Option<&str>, format: options::Format) -> Result<ExitCode> {
+    let source = match PathSource::new(&symbol_path(path)) {
+        Ok(source) => source,
+        Err(error) => return Ok(usage(&format!("-y: {error}"))),
+    };
+    let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
+    let format = if format == options::Format::Json { Format::Json } else { Format::Kd };
+    let mut shell = Shell::new(session, format, Interrupt::default());
+    let outcome = shell.execute(line, &mut Console::default());
+    Ok(if outcome.failed { ExitCode::from(COMMAND_FAILED) } else { ExitCode::SUCCESS })
+}
+
 /// kd's prompt, from the first stop to the last.
 struct Work {
     shell: Rc<RefCell<Shell>>,
@@ -157,7 +173,7 @@ struct Work {
 impl Work {
     fn all(&mut self, plan: &Plan, announcer: &Announcer) -> Result<ExitCode> {
         let json = plan.session.format == options::Format::Json;
-        if !json && let Err(fault) = self.greet(plan.break_on_connect) {
+        if !json && let Err(fault) = self.greet(plan) {
             complain(&fault.to_string());
             return Ok(self.leave(Next::Lost));
         }
@@ -190,9 +206,13 @@ impl Work {
         Ok(self.leave(next))
     }
 
-    fn greet(&mut self, break_requested: bool) -> Result<(), Fault> {
+    fn greet(&mut self, plan: &Plan) -> Result<(), Fault> {
         let mut shell = self.shell.borrow_mut();
-        let text = shell.banner(break_requested)? + &shell.stop_lines()?;
+        let banner = shell.banner(plan.break_on_connect)?;
+        let text = match plan.brief {
+            true => banner.lines().next().unwrap_or_default().to_owned() + "\n",
+            false => banner + &shell.stop_lines()?,
+        };
         shell.session.log.write(&text);
         remark(&text, false);
         Ok(())

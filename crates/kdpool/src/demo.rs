@@ -46,6 +46,7 @@ pub(crate) fn run(arguments: DemoArgs) -> Result<ExitCode> {
     debug::attach_and_work(Plan {
         spec: KdSpec::parse(&connection)?,
         break_on_connect: true,
+        brief: false,
         connect_timeout: None,
         capture: arguments.capture,
         session,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::debug;
-use crate::options::DebugArgs;
+use crate::options::{self, DebugArgs};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FailOn {
@@ -21,6 +21,61 @@ pub(crate) enum FailOn {
 pub(crate) enum Pool {
     Nonpaged,
     Paged,
+}
+
+/// What is written beside the screen.
+#[derive(Debug, Args)]
+pub(crate) struct Files {
+    /// Write a page with everything, which opens without a network
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the result as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a flame graph by bytes
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write a flame graph by number of blocks
+    #[arg(long, value_name = "FILE")]
+    svg_count: Option<PathBuf>,
+    /// Write a flame graph of what grew and what shrank
+    #[arg(long, value_name = "FILE")]
+    svg_diff: Option<PathBuf>,
+    /// Write folded stacks by bytes
+    #[arg(long, value_name = "FILE")]
+    folded: Option<PathBuf>,
+    /// Write folded stacks by number of blocks
+    #[arg(long, value_name = "FILE")]
+    folded_count: Option<PathBuf>,
+    /// Write folded stacks of what grew and what shrank
+    #[arg(long, value_name = "FILE")]
+    folded_diff: Option<PathBuf>,
+}
+
+impl Files {
+    /// The shell's options for them.
+    fn options(&self) -> Result<String, String> {
+        let mut options = String::new();
+        for (option, file) in [
+            ("-html", &self.html),
+            ("-json", &self.json),
+            ("-svg", &self.svg),
+            ("-svg-count", &self.svg_count),
+            ("-svg-diff", &self.svg_diff),
+            ("-folded", &self.folded),
+            ("-folded-count", &self.folded_count),
+            ("-folded-diff", &self.folded_diff),
+        ] {
+            if let Some(file) = file {
+                options.push_str(&format!(" {option} {}", quoted(text(file)?)?));
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn text(path: &Path) -> Result<&str, String> {
+    path.to_str().ok_or_else(|| "a file name is not UTF-8".into())
 }
 
 /// Watch a tag and say whether it leaks, and who.
@@ -58,15 +113,11 @@ pub(crate) struct LeakArgs {
     /// Leave out leading frames of this kind, module!pattern; may be repeated
     #[arg(long, value_name = "PATTERN")]
     skip: Vec<String>,
-    /// Write a page with everything, which opens without a network
+    /// Write the mark, for `kdpool report` or a later check
     #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-    /// Write a flame graph by bytes
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// Write folded stacks by bytes
-    #[arg(long, value_name = "FILE")]
-    folded: Option<PathBuf>,
+    mark: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
     #[command(flatten)]
     debug: DebugArgs,
 }
@@ -82,7 +133,54 @@ pub(crate) fn run(arguments: LeakArgs) -> Result<ExitCode> {
     debug.bonc = true;
     debug.session.commands.push(line);
     debug.session.commands.push("q".into());
+    debug.brief = true;
     debug::run(debug)
+}
+
+/// Read a mark or a report without its target.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  kdpool report leak.json -y srv*/symbols --html leak.html
+  kdpool report monday.leak.json friday.leak.json -y srv*/symbols")]
+pub(crate) struct ReportArgs {
+    /// A mark's file, a report's (--json, or what --format json printed), or two marks of one machine to compare
+    #[arg(value_name = "FILE", num_args = 1..=2, required = true)]
+    input: Vec<PathBuf>,
+    /// Symbol path; else _NT_SYMBOL_PATH
+    #[arg(short = 'y', value_name = "PATH")]
+    symbol_path: Option<String>,
+    /// Decimal numbers
+    #[arg(short = 'd', long)]
+    decimal: bool,
+    /// Leave out leading frames of this kind, module!pattern; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    skip: Vec<String>,
+    #[command(flatten)]
+    files: Files,
+    /// Output format
+    #[arg(long, value_enum, default_value_t = options::Format::Kd)]
+    format: options::Format,
+}
+
+pub(crate) fn report(arguments: ReportArgs) -> Result<ExitCode> {
+    let line = || -> Result<String, String> {
+        let mut line = String::from("!leak report");
+        for file in &arguments.input {
+            line.push_str(&format!(" {}", quoted(text(file)?)?));
+        }
+        for pattern in &arguments.skip {
+            line.push_str(&format!(" -skip {}", quoted(pattern)?));
+        }
+        if arguments.decimal {
+            line.push_str(" -d");
+        }
+        Ok(line + &arguments.files.options()?)
+    };
+    match line() {
+        Ok(line) => debug::without_target(&line, arguments.symbol_path.as_deref(), arguments.format),
+        Err(why) => Ok(debug::usage(&why)),
+    }
 }
 
 /// The command that does it.
@@ -92,7 +190,6 @@ fn line(arguments: &LeakArgs) -> Result<String, String> {
         line.push_str(&format!(" {option} {}", quoted(value)?));
         Ok(())
     };
-    let path = |path: &Path| path.to_str().map(String::from).ok_or("a file name is not UTF-8");
     add("-every", &arguments.every)?;
     for (option, value) in [("-for", &arguments.run_for), ("-min-age", &arguments.min_age)] {
         if let Some(value) = value {
@@ -106,10 +203,8 @@ fn line(arguments: &LeakArgs) -> Result<String, String> {
     for pattern in &arguments.skip {
         add("-skip", pattern)?;
     }
-    for (option, file) in [("-html", &arguments.html), ("-svg", &arguments.svg), ("-folded", &arguments.folded)] {
-        if let Some(file) = file {
-            add(option, &path(file)?)?;
-        }
+    if let Some(file) = &arguments.mark {
+        add("-file", text(file)?)?;
     }
     match arguments.fail_on {
         Some(FailOn::Confirmed) => add("-fail-on", "confirmed")?,
@@ -124,6 +219,7 @@ fn line(arguments: &LeakArgs) -> Result<String, String> {
     if arguments.until_confirmed {
         line.push_str(" -until-confirmed");
     }
+    line.push_str(&arguments.files.options()?);
     Ok(line)
 }
 

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         None => debug::run(cli.debug),
         Some(Command::Demo(arguments)) => demo::run(arguments),
         Some(Command::Leak(arguments)) => leak::run(*arguments),
+        Some(Command::Report(arguments)) => leak::report(*arguments),
         Some(Command::Fake(arguments)) => fake::run(&arguments),
         Some(Command::Decode(arguments)) => decode::run(arguments),
         Some(Command::Setup(arguments)) => setup::run(arguments),

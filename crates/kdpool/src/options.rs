@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Watch a pool tag and say whether it leaks, and who allocates it
     Leak(Box<leak::LeakArgs>),
+    /// Read a mark or a report of a leak without its target, with the symbols that are here
+    Report(Box<leak::ReportArgs>),
     /// Run the fake Windows 7 alone, for any debugger to attach to
     Fake(FakeArgs),
     /// Print a KDNET capture, one line per datagram
@@ -72,6 +74,9 @@ pub(crate) struct DebugArgs {
     pub(crate) capture: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
+    /// One line says what was attached to, instead of kd's banner
+    #[arg(skip)]
+    pub(crate) brief: bool,
 }
 
 /// What to do once attached.

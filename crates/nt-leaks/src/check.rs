@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nt_memory::Fault;
-use nt_pool::Tag;
-use serde::{Serialize, Serializer};
+use nt_pool::{Kernel, Tag};
+use serde::{Deserialize, Serialize};
 
 use crate::harvest::{Harvest, Operation, Record};
+use crate::identity::Different;
 use crate::mark::Mark;
-use crate::snapshot::{Block, Snapshot, Source};
-use crate::stack::{Frame, Resolver, StackId, Stacks};
+use crate::print::{Header, MAX_PRINTS, first_bytes};
+use crate::snapshot::{Block, NoStack, Snapshot, Source, StackFrom};
+use crate::stack::{Frame, Module, Resolver, StackId, Stacks};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The same allocation.
@@ -25,38 +27,83 @@ pub enum Verdict {
 }
 
 /// What a verdict rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Evidence {
     /// The verifier's log shows what happened, or that nothing did.
     Log,
     /// The tag's counters leave no other possibility.
     Counters,
+    /// The pool header of a small block is as it was. Weak: the next block of the same size and tag gets the same.
+    Header,
+    /// The block's first bytes are as they were. Weak: a driver may fill each block alike, or never write to it.
+    Content,
     /// The kernel's list of blocks has the address, or has it no more.
     Address,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+impl Evidence {
+    pub fn word(self) -> &'static str {
+        match self {
+            Evidence::Log => "log",
+            Evidence::Counters => "counters",
+            Evidence::Header => "header",
+            Evidence::Content => "content",
+            Evidence::Address => "address",
+        }
+    }
+}
+
+impl Verdict {
+    pub fn word(self) -> &'static str {
+        match self {
+            Verdict::Still => "still",
+            Verdict::Freed => "freed",
+            Verdict::Reused => "reused",
+            Verdict::New => "new",
+            Verdict::Unknown => "unknown",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockReport {
-    #[serde(serialize_with = "crate::hex::serialize")]
+    #[serde(with = "crate::hex")]
     pub address: u64,
     pub size: u64,
-    #[serde(serialize_with = "tag")]
+    #[serde(with = "tag")]
     pub tag: Tag,
     pub verdict: Verdict,
     pub evidence: Vec<Evidence>,
     /// Who allocated it: the block that is there now, or else the one that was.
     pub stack: Option<StackId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack_from: Option<StackFrom>,
+    /// Why the log has no record of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_stack: Option<NoStack>,
     /// The kernel's books list it now, under its tag.
     #[serde(skip)]
     pub listed: bool,
 }
 
-fn tag<S: Serializer>(tag: &Tag, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(tag)
+mod tag {
+    use nt_pool::Tag;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(tag: &Tag, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(tag)
+    }
+
+    /// Bytes that are not printable were written as dots, and stay dots.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Tag, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = text.as_bytes().try_into().map_err(|_| de::Error::custom("a tag has four characters"))?;
+        Ok(Tag(bytes))
+    }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     pub still: u64,
     pub freed: u64,
@@ -66,7 +113,7 @@ pub struct Summary {
 }
 
 /// Blocks that one stack allocated: now, and compared with the mark.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// `None`: blocks whose stack is not known.
     pub id: Option<StackId>,
@@ -74,28 +121,14 @@ pub struct Group {
     pub count: u64,
     pub delta_bytes: i64,
     pub delta_count: i64,
-    #[serde(serialize_with = "frames")]
+    #[serde(with = "crate::stack::frames")]
     pub frames: Vec<Frame>,
 }
 
-fn frames<S: Serializer>(frames: &[Frame], serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Shown {
-        #[serde(serialize_with = "crate::hex::serialize")]
-        address: u64,
-        symbol: Option<String>,
-    }
-    serializer.collect_seq(
-        frames
-            .iter()
-            .map(|frame| Shown { address: frame.address, symbol: frame.module.as_ref().map(|_| frame.to_string()) }),
-    )
-}
-
 /// A tag's counters since the mark, and what follows from them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagBooks {
-    #[serde(serialize_with = "tag")]
+    #[serde(with = "tag")]
     pub tag: Tag,
     /// Blocks at the mark.
     pub marked: u64,
@@ -109,7 +142,7 @@ pub struct TagBooks {
     pub bytes_marked: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
     pub mark: String,
     /// While the target ran.
@@ -117,10 +150,15 @@ pub struct CheckReport {
     pub blocks: Vec<BlockReport>,
     /// Most growth first. Blocks without a stack are in `unattributed`.
     pub stacks: Vec<Group>,
+    #[serde(default)]
     pub unattributed: Option<Group>,
     pub summary: Summary,
+    #[serde(default)]
     pub tags: Vec<TagBooks>,
     pub log_wrapped: bool,
+    /// Where the frames lie, to name them without the target.
+    #[serde(default)]
+    pub modules: Vec<Module>,
     #[serde(skip)]
     pub notes: Vec<String>,
 }
@@ -145,6 +183,7 @@ pub fn check(
         summary: Summary::default(),
         tags: Vec::new(),
         log_wrapped: harvest.is_some_and(Harvest::has_wrapped),
+        modules: Vec::new(),
         notes: now.notes.clone(),
     };
     for tag in tags {
@@ -153,8 +192,12 @@ pub fn check(
     let order: HashMap<u64, usize> = then.blocks.iter().enumerate().map(|(i, block)| (block.address, i)).collect();
     report.blocks.sort_by_key(|block| (order.get(&block.address).copied().unwrap_or(usize::MAX), block.address));
     let mut stacks = then.stacks.clone();
-    name_stacks(mark, harvest, resolver, &mut stacks, &mut report)?;
-    group(mark, &stacks, &mut report);
+    name_stacks(mark, now, harvest, resolver, &mut stacks, &mut report)?;
+    let then: Vec<Part> = then.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect();
+    let listed = report.blocks.iter().filter(|block| block.listed);
+    let now: Vec<Part> = listed.map(|block| Part { stack: block.stack, size: block.size }).collect();
+    (report.stacks, report.unattributed) = group(&then, &now, &stacks);
+    report.modules = resolver.identified(report.stacks.iter().flat_map(|group| &group.frames))?;
     for block in &report.blocks {
         let count = match block.verdict {
             Verdict::Still => &mut report.summary.still,
@@ -260,7 +303,13 @@ impl Books<'_> {
             && gained.is_some_and(|(allocs, _)| self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) == allocs);
         let mut proved = 0;
         let mut left = 0;
+        let exact = self.then.is_exact(self.tag);
         for block in open {
+            if block.source == Source::Small && !exact {
+                // It may have been free already, in a list of the pool's that its page does not show.
+                verdicts.insert(block.address, (Verdict::Unknown, vec![Evidence::Address]));
+                continue;
+            }
             let quiet = self.records(block.address).is_empty();
             let verdict = if nothing_left {
                 // What is not verified is not logged: silence means something only of a block whose allocation is there.
@@ -313,7 +362,17 @@ impl Books<'_> {
 
     fn line(&self, block: &Block, listed: bool, verdict: Verdict, evidence: Vec<Evidence>) -> BlockReport {
         let Block { address, size, .. } = *block;
-        BlockReport { address, size, tag: Tag::from_key(self.tag).0, verdict, evidence, stack: None, listed }
+        BlockReport {
+            address,
+            size,
+            tag: Tag::from_key(self.tag).0,
+            verdict,
+            evidence,
+            stack: None,
+            stack_from: None,
+            no_stack: None,
+            listed,
+        }
     }
 
     /// A block that the kernel's books do not list under this tag any more.
@@ -325,6 +384,7 @@ impl Books<'_> {
         let listed = match &block.source {
             Source::Large => self.now.complete,
             Source::Tracked(driver) => self.now.tracked.contains(driver),
+            Source::Small => self.now.freed.contains(&block.address) && self.then.is_exact(self.tag),
         };
         match listed {
             true => (Verdict::Freed, evidence(Evidence::Address, logged)),
@@ -338,6 +398,7 @@ impl Books<'_> {
         match &block.source {
             Source::Large => true,
             Source::Tracked(driver) => self.then.tracked.contains(driver),
+            Source::Small => self.then.is_exact(self.tag) && self.now.is_exact(self.tag),
         }
     }
 
@@ -401,66 +462,158 @@ fn logged_twice(records: &[Record]) -> bool {
     newest_allocation(records).is_some() && records.len() > 1
 }
 
-/// Gives each block its stack.
+/// Gives each block its stack, or the reason why there is none.
 fn name_stacks(
     mark: &Mark,
+    now: &Snapshot,
     harvest: Option<&Harvest>,
     resolver: &mut Resolver<'_>,
     stacks: &mut Stacks,
     report: &mut CheckReport,
 ) -> Result<(), Fault> {
-    let known: HashMap<(u64, u32), Option<StackId>> =
-        mark.snapshot.blocks.iter().map(|block| ((block.address, block.tag), block.stack)).collect();
+    let known: HashMap<(u64, u32), &Block> =
+        mark.snapshot.blocks.iter().map(|block| ((block.address, block.tag), block)).collect();
     for block in &mut report.blocks {
-        let own = known.get(&(block.address, block.tag.key())).copied().flatten();
+        let own = known.get(&(block.address, block.tag.key()));
+        let of_mark = !block.listed || matches!(block.verdict, Verdict::Still | Verdict::Freed);
         let records = harvest.map_or(&[][..], |harvest| harvest.at(block.address));
-        let newest = newest_allocation(records);
-        block.stack = match (block.verdict, newest) {
-            (Verdict::Still | Verdict::Freed, _) => own,
-            _ if !block.listed => own,
-            (Verdict::Reused | Verdict::New | Verdict::Unknown, Some(record)) => {
-                Some(stacks.add(resolver.stack(&record.frames)?))
+        let newest = newest_allocation(records).filter(|_| !of_mark);
+        let caller = now.callers.get(&block.address);
+        match (newest, caller, own) {
+            (Some(record), ..) => {
+                block.stack = Some(stacks.add(resolver.stack(&record.frames)?));
+                block.stack_from = Some(StackFrom::Log);
             }
-            (Verdict::Unknown, None) => own,
-            (Verdict::Reused | Verdict::New, None) => None,
-        };
+            (None, _, Some(own)) if of_mark || block.verdict == Verdict::Unknown => {
+                (block.stack, block.stack_from, block.no_stack) = (own.stack, own.stack_from, own.no_stack);
+            }
+            (None, caller, _) => {
+                if let Some(&caller) = caller {
+                    block.stack = Some(stacks.add(resolver.stack(&[caller])?));
+                    block.stack_from = Some(StackFrom::Verifier);
+                }
+                block.no_stack = match harvest {
+                    None => Some(NoStack::NoLog),
+                    // All that verified code did since is in the log, and this is not.
+                    Some(harvest) if harvest.is_complete() => caller.is_none().then_some(NoStack::NotVerified),
+                    Some(_) => Some(NoStack::Wrapped),
+                };
+            }
+        }
     }
     Ok(())
 }
 
-/// Puts blocks with the same stack together and compares with the mark.
-fn group(mark: &Mark, stacks: &Stacks, report: &mut CheckReport) {
+/// What two marks of one life of a kernel differ in: their stacks, not single blocks.
+pub fn compare(old: &Mark, new: &Mark) -> Result<CheckReport, Different> {
+    let (then, now) = (&old.snapshot, &new.snapshot);
+    old.identity.same(then.times, &new.identity, now.times)?;
+    let mut stacks = then.stacks.clone();
+    stacks.merge(&now.stacks);
+    let of = |snapshot: &Snapshot| -> Vec<Part> {
+        snapshot.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect()
+    };
+    let (stacks, unattributed) = group(&of(then), &of(now), &stacks);
+    let used = |module: &&Module| module.in_stack;
+    let mut modules: Vec<Module> = new.modules.iter().filter(used).cloned().collect();
+    modules.extend(old.modules.iter().filter(used).filter(|old| !new.modules.iter().any(|new| new == *old)).cloned());
+    Ok(CheckReport {
+        mark: format!("{} and {}", old.name, new.name),
+        elapsed_ms: now.times.interrupt.saturating_sub(then.times.interrupt) / 10_000,
+        blocks: Vec::new(),
+        stacks,
+        unattributed,
+        summary: Summary::default(),
+        tags: Vec::new(),
+        log_wrapped: false,
+        modules,
+        notes: Vec::new(),
+    })
+}
+
+/// What a mark holds, by stack, as if there had been nothing before.
+pub fn contents(mark: &Mark) -> CheckReport {
+    let snapshot = &mark.snapshot;
+    let parts: Vec<Part> =
+        snapshot.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect();
+    let (stacks, unattributed) = group(&[], &parts, &snapshot.stacks);
+    CheckReport {
+        mark: mark.name.clone(),
+        elapsed_ms: 0,
+        blocks: Vec::new(),
+        stacks,
+        unattributed,
+        summary: Summary::default(),
+        tags: Vec::new(),
+        log_wrapped: false,
+        modules: mark.modules.iter().filter(|module| module.in_stack).cloned().collect(),
+        notes: snapshot.notes.clone(),
+    }
+}
+
+/// A block, as far as groups are concerned.
+struct Part {
+    stack: Option<StackId>,
+    size: u64,
+}
+
+/// Puts blocks with the same stack together: most growth first, and those without a stack apart.
+fn group(then: &[Part], now: &[Part], stacks: &Stacks) -> (Vec<Group>, Option<Group>) {
     let mut groups: BTreeMap<Option<StackId>, Group> = BTreeMap::new();
-    let mut at = |id: Option<StackId>, size: u64, then: bool| {
-        let group = groups.entry(id).or_insert_with(|| Group {
-            id,
-            bytes: 0,
-            count: 0,
-            delta_bytes: 0,
-            delta_count: 0,
-            frames: id.map(|id| stacks.get(id).to_vec()).unwrap_or_default(),
-        });
-        let signed = i64::try_from(size).unwrap_or(i64::MAX);
-        match then {
-            true => {
-                group.delta_bytes = group.delta_bytes.saturating_sub(signed);
-                group.delta_count -= 1;
-            }
-            false => {
-                group.bytes = group.bytes.saturating_add(size);
+    for (parts, is_now) in [(then, false), (now, true)] {
+        for Part { stack, size } in parts {
+            let group = groups.entry(*stack).or_insert_with(|| Group {
+                id: *stack,
+                bytes: 0,
+                count: 0,
+                delta_bytes: 0,
+                delta_count: 0,
+                frames: stack.map(|id| stacks.get(id).to_vec()).unwrap_or_default(),
+            });
+            let signed = i64::try_from(*size).unwrap_or(i64::MAX);
+            if is_now {
+                group.bytes = group.bytes.saturating_add(*size);
                 group.count += 1;
                 group.delta_bytes = group.delta_bytes.saturating_add(signed);
                 group.delta_count += 1;
+            } else {
+                group.delta_bytes = group.delta_bytes.saturating_sub(signed);
+                group.delta_count -= 1;
             }
         }
-    };
-    for block in &mark.snapshot.blocks {
-        at(block.stack, block.size, true);
     }
-    for block in report.blocks.iter().filter(|block| block.listed) {
-        at(block.stack, block.size, false);
+    let unattributed = groups.remove(&None);
+    let mut groups: Vec<Group> = groups.into_values().collect();
+    groups.sort_by_key(|group| std::cmp::Reverse((group.delta_bytes, group.bytes, group.id)));
+    (groups, unattributed)
+}
+
+/// Adds what is weak evidence, for the blocks that stayed open: their headers and first bytes are read again. It
+/// decides nothing; who reads the report may weigh it.
+pub fn weigh(kernel: &Kernel<'_>, mark: &Mark, report: &mut CheckReport) -> Result<(), Fault> {
+    let known: HashMap<u64, &Block> = mark.snapshot.blocks.iter().map(|block| (block.address, block)).collect();
+    let open = report.blocks.iter_mut().filter(|block| block.verdict == Verdict::Unknown && block.listed);
+    let mut weighed = 0;
+    for block in open {
+        let Some(then) = known.get(&block.address).filter(|then| then.header.is_some() || then.content.is_some()) else {
+            continue;
+        };
+        if weighed == MAX_PRINTS {
+            report.notes.push(format!("header and content of only {MAX_PRINTS} unknown blocks were compared"));
+            break;
+        }
+        weighed += 1;
+        if let Some(header) = &then.header
+            && Header::read(kernel, header.address)?.as_ref() == Some(header)
+        {
+            block.evidence.insert(0, Evidence::Header);
+        }
+        if let Some(content) = &then.content
+            && first_bytes(kernel, then)?.as_ref() == Some(content)
+        {
+            let at = block.evidence.iter().filter(|evidence| **evidence == Evidence::Header).count();
+            block.evidence.insert(at, Evidence::Content);
+        }
     }
-    report.unattributed = groups.remove(&None);
-    report.stacks = groups.into_values().collect();
-    report.stacks.sort_by_key(|group| std::cmp::Reverse((group.delta_bytes, group.bytes, group.id)));
+    Ok(())
 }

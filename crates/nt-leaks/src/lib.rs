@@ -9,17 +9,22 @@ mod harvest;
 mod hex;
 mod identity;
 mod mark;
+mod print;
 mod report;
+mod saved;
 mod snapshot;
 mod stack;
 
-pub use check::{BlockReport, CheckReport, Evidence, Group, Summary, TagBooks, Verdict, check};
+pub use check::{BlockReport, CheckReport, Evidence, Group, Summary, TagBooks, Verdict, check, compare, contents, weigh};
 pub use harvest::{Harvest, Operation, Record};
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};
-pub use report::{Column, flame_graph, folded, html, umdh};
-pub use snapshot::{Block, Counters, LogPosition, LookError, Scope, Snapshot, Source, look, mark};
-pub use stack::{Frame, Module, Modules, Namer, Resolver, Skip, Stack, StackId, Stacks};
+pub use report::{Column, flame_graph, folded, html, umdh, umdh_snapshot};
+pub use saved::Saved;
+pub use snapshot::{
+    Block, Counters, Depth, LogPosition, LookError, NoStack, Scope, Snapshot, Source, StackFrom, look, mark, small_pool,
+};
+pub use stack::{Frame, Module, Modules, Namer, PdbName, Resolver, Skip, Stack, StackId, Stacks};
 
 #[cfg(test)]
 mod model;

@@ -1,7 +1,7 @@
 //! A mark's file.
 //!
 //! ```text
-//! {"format":"kdpool leak mark","version":1,"sha256":"…of the text of body…","body":{…}}
+//! {"format":"kdpool leak mark","version":2,"sha256":"…of the text of body…","body":{…}}
 //! ```
 
 use std::fs;
@@ -46,7 +46,8 @@ pub enum MarkError {
 }
 
 const FORMAT: &str = "kdpool leak mark";
-const VERSION: u64 = 1;
+/// 2: small blocks, what blocks look like, where stacks are from, and what ties modules to their symbols.
+const VERSION: u64 = 2;
 
 /// No mark is larger: some million blocks.
 const MAX_FILE: u64 = 1 << 29;
@@ -77,6 +78,19 @@ fn checksum(body: &str) -> String {
     Sha256::digest(body.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A file's text, if it is not too large to be one of ours.
+pub(crate) fn read(path: &Path) -> Result<String, MarkError> {
+    let shown = path.display().to_string();
+    let failed = |source| MarkError::Read { path: shown.clone(), source };
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(failed)?;
+    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
+    match text.len() as u64 > MAX_FILE {
+        true => Err(MarkError::NotAMark { path: shown, why: format!("it has more than {MAX_FILE} bytes") }),
+        false => Ok(text),
+    }
+}
+
 impl Mark {
     pub fn to_json(&self) -> serde_json::Result<String> {
         let body = serde_json::value::to_raw_value(self)?;
@@ -98,18 +112,10 @@ impl Mark {
     }
 
     pub fn load(path: &Path) -> Result<Mark, MarkError> {
-        let shown = path.display().to_string();
-        let read = |source| MarkError::Read { path: shown.clone(), source };
-        let mut text = String::new();
-        let file = fs::File::open(path).map_err(read)?;
-        file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(read)?;
-        if text.len() as u64 > MAX_FILE {
-            return Err(MarkError::NotAMark { path: shown, why: format!("it has more than {MAX_FILE} bytes") });
-        }
-        Mark::from_json(&text, &shown)
+        Mark::from_json(&read(path)?, &path.display().to_string())
     }
 
-    fn from_json(text: &str, path: &str) -> Result<Mark, MarkError> {
+    pub(crate) fn from_json(text: &str, path: &str) -> Result<Mark, MarkError> {
         let bad = |error: serde_json::Error| match error.is_eof() {
             true => MarkError::Truncated { path: path.into() },
             false => MarkError::NotAMark { path: path.into(), why: error.to_string() },
@@ -143,15 +149,9 @@ mod tests {
         snapshot.counters.insert(0x6b61654c, Counters { allocs: 1, frees: 0, bytes: 0xfa000 });
         let frame = Frame { address: 0xfffff880042881f6, module: Some("myfault".into()), offset: 0x11f6, symbol: None };
         let stack = Some(snapshot.stacks.add(vec![frame]));
-        snapshot.blocks.push(Block {
-            address: 0xfffff8a005800000,
-            size: 0xfa000,
-            tag: 0x6b61654c,
-            paged: Some(true),
-            source: Source::Tracked("myfault.sys".into()),
-            allocation: Some(7),
-            stack,
-        });
+        let source = Source::Tracked("myfault.sys".into());
+        let block = Block::new(0xfffff8a005800000, 0xfa000, nt_pool::Tag(*b"Leak"), Some(true), source);
+        snapshot.blocks.push(Block { allocation: Some(7), stack, ..block });
         Mark {
             name: "m1".into(),
             identity: Identity {
@@ -173,7 +173,7 @@ mod tests {
     fn a_mark_comes_back_as_it_was() {
         let text = mark().to_json().unwrap();
         assert_eq!(Mark::from_json(&text, "m").unwrap(), mark());
-        assert!(text.starts_with(r#"{"format":"kdpool leak mark","version":1,"sha256":""#), "{text}");
+        assert!(text.starts_with(r#"{"format":"kdpool leak mark","version":2,"sha256":""#), "{text}");
     }
 
     #[test]
@@ -201,11 +201,11 @@ mod tests {
                 Err(error) => panic!("{at}: {error}"),
             }
         }
-        let newer = text.replacen("\"version\":1", "\"version\":99", 1);
+        let newer = text.replacen("\"version\":2", "\"version\":99", 1);
         let error = Mark::from_json(&newer, "m").unwrap_err().to_string();
         assert!(error.contains("newer kdpool (format 99"), "{error}");
         // A newer version's other members are not looked at.
-        let error = Mark::from_json(r#"{"format":"kdpool leak mark","version":2}"#, "m").unwrap_err();
+        let error = Mark::from_json(r#"{"format":"kdpool leak mark","version":3}"#, "m").unwrap_err();
         assert!(matches!(error, MarkError::Newer { .. }));
     }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use nt_memory::Fault;
+use nt_pool::Tag;
 use nt_pool::pool_log::Operation;
 use proptest::prelude::*;
 
@@ -29,7 +30,7 @@ impl Namer for Names {
 }
 
 fn modules() -> Modules {
-    let module = |base, name: &str| Module { base, size: 0x10000, name: name.into(), checksum: 0 };
+    let module = |base, name: &str| Module::new(base, 0x10000, name);
     Modules::new(vec![module(NT, "nt"), module(DRIVER, "myfault")])
 }
 
@@ -147,15 +148,8 @@ impl World {
             };
             let stack = own.map(|record| record.frames.iter().map(|&address| frame(address)).collect());
             let stack = stack.map(|stack| snapshot.stacks.add(stack));
-            snapshot.blocks.push(Block {
-                address,
-                size: life.size,
-                tag: TAG,
-                paged: Some(true),
-                source: Source::Large,
-                allocation: own.map(|record| record.sequence),
-                stack,
-            });
+            let block = Block::new(address, life.size, Tag::from_key(TAG).0, Some(true), Source::Large);
+            snapshot.blocks.push(Block { allocation: own.map(|record| record.sequence), stack, ..block });
         }
         snapshot
     }

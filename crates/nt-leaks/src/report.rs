@@ -6,4 +6,4 @@ mod umdh;
 
 pub use flame::{Column, flame_graph, folded};
 pub use html::html;
-pub use umdh::umdh;
+pub use umdh::{umdh, umdh_snapshot};

@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use nt_memory::ReadError;
+use nt_pool::around::{self, Contents};
 use nt_pool::big_pages::{self, BigPage};
+use nt_pool::small_blocks::{self, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Kernel, PoolError, Tag, pool_log, tags, verifier};
 use serde::{Deserialize, Serialize};
 
 use crate::harvest::{Harvest, Operation, Position, record};
 use crate::identity::{Different, Identity, Times};
 use crate::mark::Mark;
+use crate::print::{Header, MAX_PRINTS, first_bytes};
 use crate::stack::{Modules, Resolver, StackId, Stacks};
 
 pub use crate::harvest::Position as LogPosition;
@@ -39,6 +42,42 @@ pub enum Source {
     Large,
     /// The tracked allocations of this verified driver.
     Tracked(String),
+    /// The pool's own pages.
+    Small,
+}
+
+/// Where a block's stack is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StackFrom {
+    /// The record of its allocation.
+    Log,
+    /// The verifier's list of what a driver has: one frame, the caller.
+    Verifier,
+}
+
+/// Why the log has no record of a block's allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoStack {
+    NoLog,
+    /// It is older than all the log holds, or was overwritten between two looks.
+    Wrapped,
+    /// Verified code did not allocate it.
+    NotVerified,
+    /// The log reaches back to its beginning and has no allocation of it.
+    Before,
+}
+
+impl NoStack {
+    pub fn why(self) -> &'static str {
+        match self {
+            NoStack::NoLog => "the kernel keeps no pool log",
+            NoStack::Wrapped => "the log has come round since",
+            NoStack::NotVerified => "its driver is not verified",
+            NoStack::Before => "allocated before the log began, or by a driver that is not verified",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,9 +92,35 @@ pub struct Block {
     /// Sequence number of the record of this very allocation.
     pub allocation: Option<u32>,
     pub stack: Option<StackId>,
+    #[serde(default)]
+    pub stack_from: Option<StackFrom>,
+    #[serde(default)]
+    pub no_stack: Option<NoStack>,
+    /// Of a small block.
+    #[serde(default)]
+    pub header: Option<Header>,
+    /// A digest of its first bytes.
+    #[serde(default)]
+    pub content: Option<String>,
 }
 
 impl Block {
+    pub(crate) fn new(address: u64, size: u64, tag: Tag, paged: Option<bool>, source: Source) -> Self {
+        Block {
+            address,
+            size,
+            tag: tag.key(),
+            paged,
+            source,
+            allocation: None,
+            stack: None,
+            stack_from: None,
+            no_stack: None,
+            header: None,
+            content: None,
+        }
+    }
+
     pub fn tag(&self) -> Tag {
         Tag::from_key(self.tag).0
     }
@@ -79,7 +144,25 @@ pub struct Snapshot {
     pub freed: BTreeSet<u64>,
     /// Drivers whose tracked allocations could be read.
     pub tracked: Vec<String>,
+    /// Bytes of pool that were to be searched for small blocks at most; `None` when they were not looked for.
+    #[serde(default)]
+    pub small: Option<u64>,
+    /// All small blocks were found.
+    #[serde(default)]
+    pub small_complete: bool,
+    /// Who called the allocator, of the blocks that the verifier tracks.
+    #[serde(skip)]
+    pub callers: BTreeMap<u64, u64>,
     pub notes: Vec<String>,
+}
+
+/// What a mark takes beside the blocks of the large table and those that the verifier tracks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Small blocks too, from so many bytes of pool at most.
+    pub small: Option<u64>,
+    /// What the blocks look like.
+    pub prints: bool,
 }
 
 /// Blocks whose records are looked for; each costs some three requests.
@@ -87,6 +170,12 @@ const MAX_SEARCHED: usize = 4096;
 
 /// Addresses from the log that are looked up instead of searching for the tag's blocks.
 const MAX_CANDIDATES: usize = 16;
+
+/// `_MM_DRIVER_VERIFIER_DATA.Level`
+const POOL_TRACKING: u32 = 8;
+
+/// Small blocks that a mark keeps; some 300 MB.
+const MAX_SMALL: usize = 1 << 20;
 
 /// Addresses looked up to see who has them now.
 const MAX_LOOKUPS: usize = 64;
@@ -96,6 +185,7 @@ pub fn mark(
     kernel: &Kernel<'_>,
     name: &str,
     scope: Scope,
+    depth: Depth,
     modules: &Modules,
     resolver: &mut Resolver<'_>,
 ) -> Result<Mark, PoolError> {
@@ -103,9 +193,23 @@ pub fn mark(
     let mut now = Snapshot::empty(scope, times);
     now.read_counters(kernel)?;
     let log = Position::read(kernel)?;
-    now.list(kernel)?;
+    now.list(kernel, depth.small)?;
     now.read_stacks(kernel, log.as_ref(), resolver)?;
-    Ok(Mark { name: name.into(), identity, log, modules: modules.clone(), snapshot: now })
+    if depth.prints {
+        now.read_prints(kernel)?;
+    }
+    let mut modules = modules.clone();
+    modules.update(&resolver.identified(now.stacks.frames())?);
+    Ok(Mark { name: name.into(), identity, log, modules, snapshot: now })
+}
+
+/// Bytes of pool that a search for small blocks would read.
+pub fn small_pool(kernel: &Kernel<'_>, scope: Scope) -> Result<u64, PoolError> {
+    Ok(Plan::read(kernel, kinds(scope.paged))?.bytes(0))
+}
+
+fn kinds(paged: Option<bool>) -> Kinds {
+    Kinds { nonpaged: paged != Some(true), paged: paged != Some(false), special: true }
 }
 
 /// Why a check has no answer.
@@ -136,7 +240,7 @@ pub fn look(
     let listed =
         now.take_from_counters(mark) || now.take_from_candidates(kernel, mark, harvest.as_deref(), resolver)?;
     if !listed {
-        now.list(kernel)?;
+        now.list(kernel, mark.snapshot.small)?;
         now.look_up_absent(kernel, mark)?;
     }
     if search && let Some(harvest) = harvest {
@@ -161,8 +265,30 @@ impl Snapshot {
             occupied: BTreeSet::new(),
             freed: BTreeSet::new(),
             tracked: Vec::new(),
+            small: None,
+            small_complete: false,
+            callers: BTreeMap::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// Blocks in use, as the counters say; `None` where they are not known.
+    pub(crate) fn outstanding(&self, tag: u32) -> Option<u64> {
+        let mask = u64::MAX >> (64 - u32::from(self.counter_bits?.clamp(1, 64)));
+        let counters = self.counters.get(&tag).copied().unwrap_or_default();
+        Some(counters.allocs.wrapping_sub(counters.frees) & mask)
+    }
+
+    /// Blocks of a tag that the counters have and the list has not; `None` where that is not known.
+    pub fn unlisted(&self, tag: u32) -> Option<u64> {
+        let listed = self.blocks.iter().filter(|block| block.tag == tag).count() as u64;
+        self.outstanding(tag)?.checked_sub(listed)
+    }
+
+    /// The list has all blocks of a tag, and nothing else: what lies free in one of the pool's own lists can look like
+    /// a block in use.
+    pub(crate) fn is_exact(&self, tag: u32) -> bool {
+        self.complete && self.small_complete && self.scope.paged.is_none() && self.unlisted(tag) == Some(0)
     }
 
     /// What a tag's counters gained since, as (allocations, frees); `None` if they cannot be compared.
@@ -207,7 +333,7 @@ impl Snapshot {
     }
 
     /// Lists the blocks from the kernel's own books.
-    fn list(&mut self, kernel: &Kernel<'_>) -> Result<(), PoolError> {
+    fn list(&mut self, kernel: &Kernel<'_>, small: Option<u64>) -> Result<(), PoolError> {
         let pages = match self.scope.tag {
             Some(tag) => big_pages::find(kernel, Tag::from_key(tag).0)?,
             None => big_pages::read(kernel, &|_| true)?,
@@ -224,7 +350,48 @@ impl Snapshot {
                 self.blocks.push(large(&page));
             }
         }
-        self.list_tracked(kernel, &seen)
+        self.list_tracked(kernel, &seen)?;
+        match small {
+            Some(limit) => self.list_small(kernel, limit),
+            None => Ok(()),
+        }
+    }
+
+    /// The blocks of the pool's own pages.
+    fn list_small(&mut self, kernel: &Kernel<'_>, limit: u64) -> Result<(), PoolError> {
+        let seen: BTreeSet<u64> = self.blocks.iter().map(|block| block.address).collect();
+        let wanted = |tag: Tag| self.scope.tag.is_none_or(|wanted| wanted == tag.key());
+        let limits = Limits { bytes: limit, blocks: MAX_SMALL, ..Limits::default() };
+        let found = small_blocks::find(kernel, &wanted, kinds(self.scope.paged), limits)?;
+        (self.small, self.small_complete) = (Some(limit), found.complete);
+        self.notes.extend(found.notes);
+        if let Some(at) = found.stopped {
+            self.notes.push(format!("the search for small blocks ended at {at:016x}: those behind are not listed"));
+        }
+        for small in found.blocks {
+            let paged = small.pool.is_paged();
+            if small.state != BlockState::Allocated {
+                self.freed.insert(small.address);
+            } else if self.wants(small.tag, Some(paged)) && !seen.contains(&small.address) {
+                let mut block = Block::new(small.address, small.size, small.tag, Some(paged), Source::Small);
+                if self.blocks.len() < MAX_PRINTS {
+                    block.header = Header::read(kernel, small.header)?;
+                }
+                self.blocks.push(block);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the blocks look like.
+    fn read_prints(&mut self, kernel: &Kernel<'_>) -> Result<(), PoolError> {
+        if self.blocks.len() > MAX_PRINTS {
+            self.notes.push(format!("the content of only {MAX_PRINTS} of the blocks is remembered"));
+        }
+        for block in self.blocks.iter_mut().take(MAX_PRINTS) {
+            block.content = first_bytes(kernel, block)?;
+        }
+        Ok(())
     }
 
     /// What the verifier tracks and the table of large allocations has not: small blocks.
@@ -249,55 +416,81 @@ impl Snapshot {
             }
             self.notes.extend(tracked.notes);
             for block in tracked.allocations {
-                if large.contains(&block.address) || !self.wants(block.tag, None) {
+                if !self.wants(block.tag, None) {
                     continue;
                 }
-                self.blocks.push(Block {
-                    address: block.address,
-                    size: block.size,
-                    tag: block.tag.key(),
-                    paged: None,
-                    source: Source::Tracked(driver.name.clone()),
-                    allocation: None,
-                    stack: None,
-                });
+                self.callers.insert(block.address, block.caller);
+                if !large.contains(&block.address) {
+                    let source = Source::Tracked(driver.name.clone());
+                    self.blocks.push(Block::new(block.address, block.size, block.tag, None, source));
+                }
             }
         }
         Ok(())
     }
 
-    /// Finds the record of each block's own allocation: the newest of its address, if it is of an allocation.
+    /// Finds the record of each block's own allocation: the newest of its address, if it is of an allocation. Else the
+    /// verifier may know who called.
     fn read_stacks(
         &mut self,
         kernel: &Kernel<'_>,
         log: Option<&Position>,
         resolver: &mut Resolver<'_>,
     ) -> Result<(), PoolError> {
-        if log.is_none() || self.blocks.is_empty() {
+        if self.blocks.is_empty() {
             return Ok(());
         }
         let addresses: Vec<u64> = self.blocks.iter().map(|block| block.address).take(MAX_SEARCHED).collect();
-        if addresses.len() < self.blocks.len() {
+        if log.is_some() && addresses.len() < self.blocks.len() {
             self.notes.push(format!(
                 "stacks of {} blocks were not looked for (at most {MAX_SEARCHED} are)",
                 self.blocks.len() - addresses.len()
             ));
         }
-        let Some(found) = pool_log::find_starts(kernel, &addresses)? else { return Ok(()) };
-        self.notes.extend(found.notes);
+        let found = log.map(|_| pool_log::find_starts(kernel, &addresses)).transpose()?.flatten();
         let mut newest = BTreeMap::new();
-        for trace in &found.traces {
-            newest.entry(trace.address).or_insert(trace);
-        }
-        for block in &mut self.blocks {
-            let Some(trace) = newest.get(&block.address) else { continue };
-            let record = record(trace, resolver)?;
-            if record.operation == Operation::Allocate && fits(record.size, block.size) {
-                block.allocation = Some(record.sequence);
-                block.stack = Some(self.stacks.add(resolver.stack(&record.frames)?));
+        if let Some(found) = &found {
+            self.notes.extend(found.notes.iter().cloned());
+            for trace in &found.traces {
+                newest.entry(trace.address).or_insert(trace);
             }
         }
+        for block in &mut self.blocks {
+            if let Some(trace) = newest.get(&block.address) {
+                let record = record(trace, resolver)?;
+                if record.operation == Operation::Allocate && fits(record.size, block.size) {
+                    block.allocation = Some(record.sequence);
+                    block.stack = Some(self.stacks.add(resolver.stack(&record.frames)?));
+                    block.stack_from = Some(StackFrom::Log);
+                    continue;
+                }
+            }
+            let caller = self.callers.get(&block.address);
+            if let Some(&caller) = caller {
+                block.stack = Some(self.stacks.add(resolver.stack(&[caller])?));
+                block.stack_from = Some(StackFrom::Verifier);
+            }
+            block.no_stack = Some(match log {
+                None => NoStack::NoLog,
+                Some(log) if log.index >= log.length => NoStack::Wrapped,
+                Some(_) => NoStack::Before,
+            });
+        }
+        let nowhere = |block: &&mut Block| block.stack.is_none() && block.no_stack != Some(NoStack::NoLog);
+        if self.blocks.iter_mut().any(|block| nowhere(&block)) && self.tracks_all(kernel)? {
+            // What verified drivers have is tracked, and these are not.
+            self.blocks.iter_mut().filter(nowhere).for_each(|block| block.no_stack = Some(NoStack::NotVerified));
+        }
         Ok(())
+    }
+
+    /// The verifier tracks the pool of its drivers, and its books could be read.
+    fn tracks_all(&self, kernel: &Kernel<'_>) -> Result<bool, PoolError> {
+        match verifier::settings(kernel) {
+            Ok(settings) => Ok(settings.level & POOL_TRACKING != 0 && !self.tracked.is_empty()),
+            Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Neither an allocation nor a free of the tag was counted since: the blocks are those of the mark.
@@ -379,6 +572,26 @@ impl Snapshot {
         let live: BTreeSet<u64> = self.blocks.iter().map(|block| block.address).collect();
         let gone = mark.snapshot.blocks.iter().filter(|block| block.source == Source::Large);
         let gone: Vec<u64> = gone.map(|block| block.address).filter(|address| !live.contains(address)).collect();
+        let small = mark.snapshot.blocks.iter().filter(|block| block.source == Source::Small);
+        let small: Vec<u64> = small.map(|block| block.address).filter(|at| !live.contains(at)).collect();
+        let small: Vec<u64> = small.into_iter().filter(|at| !self.freed.contains(at)).collect();
+        for &address in small.iter().take(MAX_LOOKUPS) {
+            match around::read(kernel, address)?.contents {
+                Contents::Blocks(blocks) => {
+                    let holds = |from: u64, size: u64| address.checked_sub(from).is_some_and(|at| at < size);
+                    match blocks.iter().find(|block| holds(block.header, block.block_size)) {
+                        Some(block) if block.allocated && block.address == address => {
+                            self.occupied.insert(address);
+                        }
+                        Some(block) if !block.allocated => {
+                            self.freed.insert(address);
+                        }
+                        _ => {}
+                    }
+                }
+                Contents::Special(_) | Contents::Large(_) | Contents::Nothing => {}
+            }
+        }
         for &address in gone.iter().take(MAX_LOOKUPS) {
             match big_pages::lookup(kernel, address)? {
                 Some(page) if !page.free => {
@@ -422,13 +635,5 @@ fn fits(asked: u64, given: u64) -> bool {
 }
 
 fn large(page: &BigPage) -> Block {
-    Block {
-        address: page.address,
-        size: page.size,
-        tag: page.tag.key(),
-        paged: Some(page.kind.is_paged()),
-        source: Source::Large,
-        allocation: None,
-        stack: None,
-    }
+    Block::new(page.address, page.size, page.tag, Some(page.kind.is_paged()), Source::Large)
 }

@@ -18,6 +18,28 @@ pub struct Module {
     /// kd's short name: `nt`, `myfault`.
     pub name: String,
     pub checksum: u32,
+    #[serde(default)]
+    pub timestamp: u32,
+    /// A stack leads there, and its header was asked what its symbols are found by.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_stack: bool,
+    #[serde(default)]
+    pub pdb: Option<PdbName>,
+}
+
+impl Module {
+    pub fn new(base: u64, size: u32, name: impl Into<String>) -> Self {
+        Module { base, size, name: name.into(), checksum: 0, timestamp: 0, in_stack: false, pdb: None }
+    }
+}
+
+/// One build of one PDB.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PdbName {
+    pub file: String,
+    /// 32 hexadecimal digits.
+    pub guid: String,
+    pub age: u32,
 }
 
 /// The images that frames are looked up in, ordered by base.
@@ -28,6 +50,19 @@ impl Modules {
     pub fn new(mut modules: Vec<Module>) -> Self {
         modules.sort_by_key(|module| module.base);
         Modules(modules)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Module> {
+        self.0.iter()
+    }
+
+    /// Puts what is known better in the place of what was known.
+    pub(crate) fn update(&mut self, known: &[Module]) {
+        for module in &mut self.0 {
+            if let Some(better) = known.iter().find(|better| better.base == module.base) {
+                module.clone_from(better);
+            }
+        }
     }
 
     pub fn find(&self, address: u64) -> Option<&Module> {
@@ -41,6 +76,11 @@ impl Modules {
 pub trait Namer {
     /// `NtFlushKey+0x142`; `None` when there are no symbols.
     fn name(&mut self, module: &Module, rva: u32) -> Result<Option<String>, Fault>;
+
+    /// Adds what ties a module to its symbols, for those who name its frames without the target.
+    fn identify(&mut self, _: &mut Module) -> Result<(), Fault> {
+        Ok(())
+    }
 }
 
 /// Turns addresses into frames. Only the kernel and its verifier are named to tell what a stack is of: a driver's
@@ -59,6 +99,25 @@ impl<'a> Resolver<'a> {
     /// A stack to be shown.
     pub fn stack(&mut self, addresses: &[u64]) -> Result<Stack, Fault> {
         addresses.iter().map(|&address| self.frame(address, |_| true)).collect()
+    }
+
+    /// The modules that frames lie in, with what ties them to their symbols.
+    pub(crate) fn identified<'f>(
+        &mut self,
+        frames: impl Iterator<Item = &'f Frame>,
+    ) -> Result<Vec<Module>, Fault> {
+        let bases: BTreeMap<u64, &Module> =
+            frames.filter_map(|frame| self.modules.find(frame.address)).map(|module| (module.base, module)).collect();
+        let mut found = Vec::new();
+        for module in bases.into_values() {
+            let mut module = module.clone();
+            if !module.in_stack {
+                self.namer.identify(&mut module)?;
+                module.in_stack = true;
+            }
+            found.push(module);
+        }
+        Ok(found)
     }
 
     /// Whether a record is of an allocation or of a free.
@@ -113,6 +172,45 @@ pub struct Frame {
     pub offset: u64,
     /// `NtFlushKey+0x142`, as far as symbols were there when it was seen.
     pub symbol: Option<String>,
+}
+
+/// Frames in a report: as people read them, and with module and offset for those who add symbols later.
+pub(crate) mod frames {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Frame;
+
+    #[derive(Serialize, Deserialize)]
+    struct Shown {
+        #[serde(with = "crate::hex")]
+        address: u64,
+        /// `nt!NtFlushKey+0x142`, `myfault+0x11f6`; `None` outside all modules.
+        symbol: Option<String>,
+        #[serde(default)]
+        module: Option<String>,
+        #[serde(default)]
+        offset: u64,
+    }
+
+    pub(crate) fn serialize<S: Serializer>(frames: &[Frame], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(frames.iter().map(|frame| Shown {
+            address: frame.address,
+            symbol: frame.module.as_ref().map(|_| frame.to_string()),
+            module: frame.module.clone(),
+            offset: frame.offset,
+        }))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Frame>, D::Error> {
+        let shown = Vec::<Shown>::deserialize(deserializer)?;
+        let frame = |Shown { address, symbol, module, offset }: Shown| {
+            let name = module.as_deref().zip(symbol.as_deref());
+            let name = name.and_then(|(module, symbol)| symbol.strip_prefix(module)?.strip_prefix('!'));
+            let symbol = name.map(String::from);
+            Frame { address, module, offset, symbol }
+        };
+        Ok(shown.into_iter().map(frame).collect())
+    }
 }
 
 /// `nt!NtFlushKey+0x142`, `myfault+0x11f6`, or the address.
@@ -182,6 +280,14 @@ impl Stacks {
         let id = id(&frames);
         self.0.entry(id).or_insert(frames);
         id
+    }
+
+    pub(crate) fn frames(&self) -> impl Iterator<Item = &Frame> {
+        self.0.values().flatten()
+    }
+
+    pub(crate) fn frames_mut(&mut self) -> impl Iterator<Item = &mut Frame> {
+        self.0.values_mut().flatten()
     }
 
     pub fn get(&self, id: StackId) -> &[Frame] {
@@ -276,7 +382,7 @@ mod tests {
 
     #[test]
     fn modules_are_found_by_their_addresses() {
-        let module = |base, size, name: &str| Module { base, size, name: name.into(), checksum: 0 };
+        let module = |base, size, name: &str| Module::new(base, size, name);
         let modules = Modules::new(vec![module(0x3000, 0x1000, "b"), module(0x1000, 0x1000, "a")]);
         let name = |address| modules.find(address).map(|module| module.name.as_str());
         assert_eq!([0xfff, 0x1000, 0x1fff, 0x2000, 0x3800].map(name), [None, Some("a"), Some("a"), None, Some("b")]);

@@ -2,15 +2,18 @@
 
 mod arguments;
 mod check;
+mod files;
 mod freed;
 mod mark;
+mod report;
 mod setup;
 mod watch;
 
 use std::collections::BTreeMap;
 
-use nt_leaks::{Harvest, Mark, Module, Modules, Namer, Resolver};
+use nt_leaks::{Harvest, Mark, Module, Modules, Namer, PdbName, Resolver};
 use nt_memory::Fault;
+use nt_symbols::ImageError;
 
 use super::{Action, CommandInfo, usage};
 use crate::answer::Reply;
@@ -23,15 +26,20 @@ use crate::text::visible_name;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!leak"],
-    usage: "!leak mark | check | watch | freed | setup",
+    usage: "!leak mark | check | watch | freed | setup | report",
     help: "mark the pool, let the target run, and say of each block whether it is still the same allocation",
-    details: "!leak mark [name] [tag] [pooltype] [-file F]     remember the blocks of a tag (all large ones without a tag)\n\
+    details: "!leak mark [name] [tag] [pooltype] [-file F] [-small] [-all]\n\
+              \x20                                                remember the blocks of a tag (all large ones without a tag)\n\
               !leak check [name] [-file F] [options]           what became of them, grouped by call stack as umdh does\n\
-              !leak watch tag [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed]\n\
+              !leak watch tag [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed] [-file F]\n\
               \x20           [-fail-on confirmed|growing] [options]\n\
               !leak freed address                              who freed a block: its history, newest first\n\
               !leak setup driver.sys                           whether the verifier covers a driver, and what to type if not\n\
-              Options: -v all blocks, -d decimal, -skip module!pattern, -html F, -svg F, -folded F.\n\
+              !leak report F [F2] [options]                    a mark's or report's file, or two marks compared, without a\n\
+              \x20                                                target, with the symbols of the present symbol path\n\
+              -small lists blocks below a page too, whatever that costs (a mark says what it would); -all does so for all\n\
+              tags. Options: -v all blocks, -d decimal, -skip module!pattern, and files: -html F, -json F, -svg F,\n\
+              -svg-count F, -svg-diff F, -folded F, -folded-count F, -folded-diff F.\n\
               Verdicts are still, freed, reused, new and unknown; each names its evidence (docs/leaks.md).",
     action: Action::Drive(run),
 };
@@ -42,10 +50,11 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         None => (drive.arguments, ""),
     };
     match word {
-        "mark" => drive.with(|context| mark::run(context, rest)),
+        "mark" => mark::run(drive, rest),
         "check" => drive.with(|context| check::run(context, rest)),
         "freed" => drive.with(|context| freed::run(context, rest)),
         "setup" => drive.with(|context| setup::run(context, rest)),
+        "report" => drive.with(|context| report::run(context, rest)),
         "watch" => watch::run(drive, rest),
         "" => Err(usage(&INFO, "what is to be done?")),
         other => Err(usage(&INFO, format!("there is no '!leak {}'", visible_name(other)))),
@@ -98,8 +107,8 @@ struct ModuleNames<'a> {
 
 impl Namer for ModuleNames<'_> {
     fn name(&mut self, module: &Module, rva: u32) -> Result<Option<String>, Fault> {
-        let Module { base, size, ref name, checksum } = *module;
-        let driver = Driver { base, size, file: name.clone(), checksum, timestamp: 0 };
+        let Module { base, size, ref name, checksum, timestamp, .. } = *module;
+        let driver = Driver { base, size, file: name.clone(), checksum, timestamp };
         let file = self.symbols.of(self.kernel, &driver)?;
         let symbol = file.and_then(|file| file.around(rva).0);
         Ok(symbol.map(|symbol| {
@@ -110,6 +119,20 @@ impl Namer for ModuleNames<'_> {
             }
         }))
     }
+
+    fn identify(&mut self, module: &mut Module) -> Result<(), Fault> {
+        match nt_symbols::rsds(self.kernel.memory(), module.base) {
+            Ok(found) => {
+                let guid = format!("{:032X}", found.pdb.guid);
+                module.timestamp = found.image.time_date_stamp;
+                module.pdb = Some(PdbName { file: found.pdb_name, guid, age: found.pdb.age });
+                Ok(())
+            }
+            Err(ImageError::Fault(fault)) => Err(fault),
+            // It has none, or its header is paged out; size and time stamp are of the list of modules.
+            Err(_) => Ok(()),
+        }
+    }
 }
 
 /// The modules that are loaded now.
@@ -118,10 +141,9 @@ fn modules(context: &Context<'_>, notes: &mut Vec<String>) -> Result<Modules, Co
     let drivers = kernel.drivers()?;
     notes.extend(drivers.notes);
     let module = |driver: &Driver| Module {
-        base: driver.base,
-        size: driver.size,
-        name: short_name(driver, kernel.base()),
         checksum: driver.checksum,
+        timestamp: driver.timestamp,
+        ..Module::new(driver.base, driver.size, short_name(driver, kernel.base()))
     };
     Ok(Modules::new(drivers.drivers.iter().map(module).collect()))
 }

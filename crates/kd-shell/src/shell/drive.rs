@@ -90,6 +90,22 @@ impl Drive<'_> {
             self.out.write(line);
         }
     }
+
+    /// A line more of a table while the command runs.
+    pub(crate) fn say_row(&mut self, table: &str, line: &str) {
+        if self.shell.format == Format::Kd {
+            self.out.redraw(table, line);
+        }
+    }
+
+    /// Asks whoever sits at the terminal; `None` when nobody does.
+    pub(crate) fn ask(&mut self, question: &str) -> Option<bool> {
+        (self.shell.format == Format::Kd).then(|| self.out.ask(question)).flatten()
+    }
+
+    pub(crate) fn is_interactive(&self) -> bool {
+        self.shell.format == Format::Kd && self.out.is_interactive()
+    }
 }
 
 /// The user wants an end, or the target's debugger does.

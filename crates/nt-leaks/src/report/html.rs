@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::flame::{Column, escaped, flame_graph};
-use crate::check::{CheckReport, Verdict};
+use crate::check::CheckReport;
 use crate::stack::Skip;
 
 const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:1.5em;max-width:1240px;color:#222}\
@@ -84,8 +84,8 @@ fn write_page(checks: &[CheckReport], last: &CheckReport, skip: &Skip, out: &mut
          <th>Stack</th></tr></thead><tbody>"
     )?;
     for block in &last.blocks {
-        let verdict = word(block.verdict);
-        let evidence: Vec<String> = block.evidence.iter().map(|e| format!("{e:?}").to_lowercase()).collect();
+        let verdict = block.verdict.word();
+        let evidence: Vec<&str> = block.evidence.iter().map(|evidence| evidence.word()).collect();
         writeln!(
             out,
             "<tr class=\"{verdict}\"><td>{:016x}</td><td class=\"n\" data-v=\"{}\">{:#x}</td><td>{}</td><td>{verdict}</td>\
@@ -99,16 +99,6 @@ fn write_page(checks: &[CheckReport], last: &CheckReport, skip: &Skip, out: &mut
         )?;
     }
     writeln!(out, "</tbody></table>\n<script>{SCRIPT}</script>\n</body></html>")
-}
-
-pub(super) fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Still => "still",
-        Verdict::Freed => "freed",
-        Verdict::Reused => "reused",
-        Verdict::New => "new",
-        Verdict::Unknown => "unknown",
-    }
 }
 
 /// Bytes in use at each check, over the target's running time.

@@ -26,12 +26,44 @@ pub fn umdh(report: &CheckReport, skip: &Skip, decimal: bool, out: &mut dyn fmt:
     writeln!(out, "Total increase == {sign}{}", number(total.unsigned_abs(), decimal))
 }
 
+/// Writes what there is by stack, most bytes first, as umdh lists one snapshot.
+///
+/// ```text
+/// 00005320 bytes in 0x14 allocations by: BackTraceID
+///         frames
+/// ```
+pub fn umdh_snapshot(report: &CheckReport, skip: &Skip, decimal: bool, out: &mut dyn fmt::Write) -> fmt::Result {
+    for group in report.stacks.iter().chain(&report.unattributed) {
+        let name = name(group);
+        match decimal {
+            true => writeln!(out, "{} bytes in {} allocations by: {name}", group.bytes, group.count)?,
+            false => writeln!(out, "{:08x} bytes in {:#x} allocations by: {name}", group.bytes, group.count)?,
+        }
+        write_frames(group, skip, out)?;
+    }
+    Ok(())
+}
+
+fn name(group: &Group) -> String {
+    group.id.map_or("BackTrace unknown".into(), |id| id.to_string())
+}
+
+fn write_frames(group: &Group, skip: &Skip, out: &mut dyn fmt::Write) -> fmt::Result {
+    for frame in skip.fold(&group.frames) {
+        writeln!(out, "\t{frame}")?;
+    }
+    if group.id.is_none() {
+        writeln!(out, "\tnot in the verifier's log")?;
+    }
+    writeln!(out)
+}
+
 fn number(value: u64, decimal: bool) -> String {
     if decimal { value.to_string() } else { format!("{value:x}") }
 }
 
 fn write_group(group: &Group, skip: &Skip, decimal: bool, out: &mut dyn fmt::Write) -> fmt::Result {
-    let name = group.id.map_or("BackTrace unknown".into(), |id| id.to_string());
+    let name = name(group);
     let change = |delta: i64, now: u64| {
         let sign = if delta < 0 { '-' } else { '+' };
         let old = i128::from(now) - i128::from(delta);
@@ -42,13 +74,7 @@ fn write_group(group: &Group, skip: &Skip, decimal: bool, out: &mut dyn fmt::Wri
     let count = number(group.count, decimal);
     writeln!(out, "{} {count} allocs {name}", change(group.delta_bytes, group.bytes))?;
     writeln!(out, "{} {name} allocations", change(group.delta_count, group.count))?;
-    for frame in skip.fold(&group.frames) {
-        writeln!(out, "\t{frame}")?;
-    }
-    if group.id.is_none() {
-        writeln!(out, "\tnot in the verifier's log")?;
-    }
-    writeln!(out)
+    write_frames(group, skip, out)
 }
 
 #[cfg(test)]
@@ -88,6 +114,7 @@ mod tests {
             summary: Summary::default(),
             tags: Vec::new(),
             log_wrapped: false,
+            modules: Vec::new(),
             notes: Vec::new(),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nt_leaks::{Scope, Skip};
 
 use super::INFO;
+use super::files::FileKind;
 use crate::commands::pool_used::pattern;
 use crate::commands::usage;
 use crate::error::CommandError;
@@ -25,6 +26,10 @@ pub(super) struct Arguments {
     pub until_confirmed: bool,
     /// The outcome that makes the watch fail.
     pub fail_on: Option<FailOn>,
+    /// Small blocks too, whatever it costs.
+    pub small: bool,
+    /// All pool, where no tag is given.
+    pub all: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +44,7 @@ pub(super) struct Options {
     pub verbose: bool,
     pub decimal: bool,
     pub skip: Skip,
-    pub html: Option<PathBuf>,
-    pub svg: Option<PathBuf>,
-    pub folded: Option<PathBuf>,
+    pub files: Vec<(FileKind, PathBuf)>,
 }
 
 /// Words, of which quotes make one.
@@ -93,9 +96,12 @@ impl Arguments {
             let path = |text: String| PathBuf::from(unquoted(&text));
             match word.as_str() {
                 "-file" => parsed.file = Some(path(value("a file name")?)),
-                "-html" => parsed.report.html = Some(path(value("a file name")?)),
-                "-svg" => parsed.report.svg = Some(path(value("a file name")?)),
-                "-folded" => parsed.report.folded = Some(path(value("a file name")?)),
+                option if FileKind::of(option).is_some() => {
+                    let file = path(value("a file name")?);
+                    parsed.report.files.extend(FileKind::of(option).map(|kind| (kind, file)));
+                }
+                "-small" => parsed.small = true,
+                "-all" => (parsed.small, parsed.all) = (true, true),
                 "-skip" => parsed.report.skip.add(unquoted(&value("module!pattern")?)),
                 "-v" => parsed.report.verbose = true,
                 "-d" => parsed.report.decimal = true,

@@ -1,15 +1,13 @@
 //! `!leak check [name] [-file F]`
 
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
-use nt_leaks::{
-    BlockReport, CheckReport, Column, Evidence, LookError, Mark, Skip, Verdict, flame_graph, folded, html, umdh,
-};
+use nt_leaks::{BlockReport, CheckReport, LookError, Mark, StackFrom, umdh};
 use serde::Serialize;
 
 use super::arguments::{Arguments, Options};
+use super::files::write_files;
 use super::mark::{name, place};
 use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
@@ -50,7 +48,7 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     let report = look(context, &mut held);
     context.session.leaks.insert(name, held);
     let report = report?;
-    write_files(std::slice::from_ref(&report), &arguments.report)?;
+    write_files(std::slice::from_ref(&report), &report, &arguments.report)?;
     let notes = report.notes.clone();
     Ok(Reply::with_notes(Checked { report, options: arguments.report, width }, notes))
 }
@@ -76,32 +74,22 @@ pub(super) fn look(context: &mut Context<'_>, held: &mut Held) -> Result<CheckRe
         report.stacks.iter().any(|group| group.frames.iter().any(|frame| frame.module.is_none()))
     };
     if !outside(&report) {
-        return Ok(report);
+        return weigh(context, mark, report);
     }
     // A driver that was loaded since the mark.
     let mut notes = Vec::new();
     mark.modules = modules(context, &mut notes)?;
     let mut report = compare(context, mark)?;
     report.notes.extend(notes);
-    Ok(report)
+    weigh(context, mark, report)
 }
 
-/// Writes what `-html`, `-svg` and `-folded` ask for.
-pub(super) fn write_files(checks: &[CheckReport], options: &Options) -> Result<(), CommandError> {
-    let Some(last) = checks.last() else { return Ok(()) };
-    let files = [
-        (&options.html, options.html.as_ref().map(|_| html(checks, &options.skip))),
-        (&options.svg, options.svg.as_ref().map(|_| flame_graph(last, Column::Bytes, &options.skip))),
-        // Folded stacks keep every frame: their readers fold by themselves.
-        (&options.folded, options.folded.as_ref().map(|_| folded(last, Column::Bytes, &Skip::none()))),
-    ];
-    for (path, text) in files {
-        if let (Some(path), Some(text)) = (path, text) {
-            fs::write(path, text)
-                .map_err(|error| CommandError::Failed(format!("cannot write {}: {error}", path.display())))?;
-        }
+/// Compares headers and contents of the blocks that stayed open.
+fn weigh(context: &mut Context<'_>, mark: &Mark, mut report: CheckReport) -> Result<CheckReport, CommandError> {
+    if report.summary.unknown > 0 {
+        with_pool(context, &mark.modules, |kernel, _| Ok(nt_leaks::weigh(kernel, mark, &mut report)?))?;
     }
-    Ok(())
+    Ok(report)
 }
 
 /// Kinds of blocks, and lines of addresses of one, that are listed without `-v`.
@@ -150,6 +138,7 @@ fn write_alike(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> 
         let alike = |other: &BlockReport| {
             (other.verdict, &other.evidence, other.stack, other.tag, other.size)
                 == (block.verdict, &block.evidence, block.stack, block.tag, block.size)
+                && other.no_stack == block.no_stack
         };
         match kinds.iter_mut().find(|(first, _)| alike(first)) {
             Some((_, addresses)) => addresses.push(block.address),
@@ -164,7 +153,7 @@ fn write_alike(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> 
             addresses.len(),
             block.tag,
             block.size,
-            verdict_word(block.verdict),
+            block.verdict.word(),
             evidence_words(block),
             stack_word(block)
         )?;
@@ -193,7 +182,7 @@ fn write_table(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> 
             "{}  {size:>10}  {}  {:<7}  {:<14}  {}",
             width.pointer(block.address),
             block.tag,
-            verdict_word(block.verdict),
+            block.verdict.word(),
             evidence_words(block),
             stack_word(block)
         )?;
@@ -202,28 +191,15 @@ fn write_table(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> 
 }
 
 fn evidence_words(block: &BlockReport) -> String {
-    let words: Vec<&str> = block.evidence.iter().map(|evidence| evidence_word(*evidence)).collect();
+    let words: Vec<&str> = block.evidence.iter().map(|evidence| evidence.word()).collect();
     words.join(" ")
 }
 
 fn stack_word(block: &BlockReport) -> String {
-    block.stack.map_or("not in the log".into(), |id| id.to_string())
-}
-
-fn verdict_word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Still => "still",
-        Verdict::Freed => "freed",
-        Verdict::Reused => "reused",
-        Verdict::New => "new",
-        Verdict::Unknown => "unknown",
-    }
-}
-
-fn evidence_word(evidence: Evidence) -> &'static str {
-    match evidence {
-        Evidence::Log => "log",
-        Evidence::Counters => "counters",
-        Evidence::Address => "address",
+    let why = block.no_stack.map_or("not in the log".into(), |why| format!("not in the log: {}", why.why()));
+    match (block.stack, block.stack_from) {
+        (Some(id), Some(StackFrom::Verifier)) => format!("{id} (the caller only; {why})"),
+        (Some(id), _) => id.to_string(),
+        (None, _) => why,
     }
 }

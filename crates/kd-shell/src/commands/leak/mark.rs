@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use nt_leaks::Mark;
+use kd_target::Cost;
+use nt_leaks::{Depth, Mark, Source, StackFrom};
 use nt_pool::Tag;
 use serde::Serialize;
 
@@ -12,7 +14,9 @@ use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::commands::usage;
 use crate::error::CommandError;
+use crate::output::difference;
 use crate::session::Context;
+use crate::shell::Drive;
 use crate::text::{Hex, visible_name};
 
 #[derive(Serialize)]
@@ -26,12 +30,18 @@ struct Marked {
     bytes: u64,
     /// Blocks whose allocation the verifier's log still holds.
     with_stack: u64,
+    /// Blocks of which only the caller is known.
+    with_caller: u64,
+    /// Blocks below a page, which the pool's own pages hold.
+    small: u64,
+    /// Whether all of those are there.
+    small_complete: bool,
     log_entries: Option<u32>,
     log_index: Option<Hex>,
     uptime_ms: u64,
 }
 
-pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
+pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandError> {
     let arguments = Arguments::parse(text)?;
     let mut words = arguments.words.iter().map(String::as_str);
     let name = name(words.next().unwrap_or(DEFAULT_NAME))?;
@@ -39,20 +49,76 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     if let Some(word) = words.next() {
         return Err(usage(&INFO, format!("'{}' is one word too many", visible_name(word))));
     }
+    if arguments.all && scope.tag.is_some() {
+        return Err(usage(&INFO, "-all is for marks without a tag; -small adds the small blocks of a tag"));
+    }
     let mut notes = Vec::new();
-    let held = take(context, &name, scope, &mut notes)?;
-    let path = arguments.file.clone().unwrap_or_else(|| place(context, &name));
-    let file = match held.mark.save(&path) {
-        Ok(()) => Some(path.display().to_string()),
-        Err(error) if arguments.file.is_some() => return Err(CommandError::Failed(error.to_string())),
-        Err(error) => {
-            notes.push(format!("{error}; the mark lasts as long as this session (-file names another place)"));
-            None
-        }
+    let mut depth = Depth { small: arguments.small.then_some(NO_LIMIT), prints: true };
+    let before = (drive.cost(), Instant::now());
+    let mut held = drive.with(|context| take(context, &name, scope, depth, &mut notes))?;
+    if depth.small.is_none()
+        && let Some(bytes) = wanted_search(drive, &held.mark, before, &mut notes)?
+    {
+        depth.small = Some(bytes);
+        notes.clear();
+        held = drive.with(|context| take(context, &name, scope, depth, &mut notes))?;
+    }
+    drive.with(|context| {
+        let path = arguments.file.clone().unwrap_or_else(|| place(context, &name));
+        let file = match held.mark.save(&path) {
+            Ok(()) => Some(path.display().to_string()),
+            Err(error) if arguments.file.is_some() => return Err(CommandError::Failed(error.to_string())),
+            Err(error) => {
+                notes.push(format!("{error}; the mark lasts as long as this session (-file names another place)"));
+                None
+            }
+        };
+        let answer = marked(&held.mark, file);
+        context.session.leaks.insert(name, held);
+        Ok(Reply::with_notes(answer, notes))
+    })
+}
+
+const NO_LIMIT: u64 = u64::MAX;
+
+/// So many bytes of pool are searched for small blocks without asking.
+const CHEAP: u64 = 4 << 20;
+
+/// How much pool is to be searched for small blocks: what costs little is, and who sits at a terminal is asked about
+/// the rest. `before`: what the session had cost when the mark was begun, and when that was.
+fn wanted_search(
+    drive: &mut Drive<'_>,
+    mark: &Mark,
+    before: (Cost, Instant),
+    notes: &mut Vec<String>,
+) -> Result<Option<u64>, CommandError> {
+    let scope = mark.snapshot.scope;
+    let what = match scope.tag {
+        Some(tag) => match mark.snapshot.unlisted(tag) {
+            None | Some(0) => return Ok(None),
+            Some(more) => format!("the kernel counts {more} more allocations of {} than are listed", Tag::from_key(tag).0),
+        },
+        // A script that wants all pool says so.
+        None if !drive.is_interactive() => return Ok(None),
+        None => "this is a mark of all large allocations".into(),
     };
-    let answer = marked(&held.mark, file);
-    context.session.leaks.insert(name, held);
-    Ok(Reply::with_notes(answer, notes))
+    let bytes = drive.with(|context| context.pool(|kernel| nt_leaks::small_pool(kernel, scope)))?;
+    if bytes <= CHEAP && scope.tag.is_some() {
+        return Ok(Some(bytes));
+    }
+    let spent = difference(before.0, drive.cost());
+    let rate = spent.bytes_read as f64 / before.1.elapsed().as_secs_f64().max(1e-3);
+    let estimate = format!(
+        "{what}; to list small blocks too, {} MB of pool are to be read, which takes about {:.0} s",
+        bytes >> 20,
+        (bytes as f64 / rate.max(1.0)).max(1.0)
+    );
+    if drive.ask(&format!("{estimate}. Do it?")) == Some(true) {
+        return Ok(Some(NO_LIMIT));
+    }
+    let option = if scope.tag.is_some() { "-small" } else { "-all" };
+    notes.push(format!("{estimate}; {option} does it"));
+    Ok(None)
 }
 
 /// Takes a mark; notes say what it lacks.
@@ -60,11 +126,13 @@ pub(super) fn take(
     context: &mut Context<'_>,
     name: &str,
     scope: nt_leaks::Scope,
+    depth: Depth,
     notes: &mut Vec<String>,
 ) -> Result<Held, CommandError> {
     let modules = modules(context, notes)?;
-    let mark =
-        with_pool(context, &modules, |kernel, resolver| Ok(nt_leaks::mark(kernel, name, scope, &modules, resolver)?))?;
+    let mark = with_pool(context, &modules, |kernel, resolver| {
+        Ok(nt_leaks::mark(kernel, name, scope, depth, &modules, resolver)?)
+    })?;
     notes.extend(mark.snapshot.notes.iter().cloned());
     if let Some(tag) = scope.tag
         && mark.snapshot.blocks.is_empty()
@@ -72,10 +140,7 @@ pub(super) fn take(
         let tag = Tag::from_key(tag).0;
         notes.push(match mark.snapshot.counters.is_empty() {
             true => format!("nothing was ever allocated with the tag {tag} (tags are case-sensitive)"),
-            false => format!(
-                "no large and no verifier-tracked allocation has the tag {tag} now; smaller ones are not listed in this \
-                 version"
-            ),
+            false => format!("no allocation with the tag {tag} is listed now"),
         });
     }
     Ok(Held::new(mark))
@@ -102,13 +167,17 @@ pub(super) fn place(context: &Context<'_>, name: &str) -> PathBuf {
 
 fn marked(mark: &Mark, file: Option<String>) -> Marked {
     let blocks = &mark.snapshot.blocks;
+    let count = |which: &dyn Fn(&nt_leaks::Block) -> bool| blocks.iter().filter(|block| which(block)).count() as u64;
     Marked {
         mark: mark.name.clone(),
         tag: mark.snapshot.scope.tag.map(|tag| Tag::from_key(tag).0.to_string()),
         file,
         blocks: blocks.len() as u64,
         bytes: blocks.iter().fold(0, |sum, block| u64::saturating_add(sum, block.size)),
-        with_stack: blocks.iter().filter(|block| block.stack.is_some()).count() as u64,
+        with_stack: count(&|block| block.stack_from == Some(StackFrom::Log)),
+        with_caller: count(&|block| block.stack_from == Some(StackFrom::Verifier)),
+        small: count(&|block| block.source == Source::Small),
+        small_complete: mark.snapshot.small_complete,
         log_entries: mark.log.as_ref().map(|log| log.length),
         log_index: mark.log.as_ref().map(|log| Hex(log.index.into())),
         uptime_ms: mark.snapshot.times.interrupt / 10_000,
@@ -117,11 +186,18 @@ fn marked(mark: &Mark, file: Option<String>) -> Marked {
 
 impl Text for Marked {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        let what = self.tag.as_ref().map_or("large allocations".into(), |tag| format!("blocks of {tag}"));
+        let what = match &self.tag {
+            Some(tag) => format!("blocks of {tag}"),
+            None if self.small > 0 => format!("blocks, {} of them small", self.small),
+            None => "large allocations".into(),
+        };
         writeln!(out, "Mark {}: {} {what}, {} bytes", self.mark, self.blocks, self.bytes)?;
         match self.log_entries {
             Some(_) => writeln!(out, "The verifier's log has the call stacks of {} of them.", self.with_stack)?,
             None => writeln!(out, "The kernel keeps no pool log: there will be no call stacks (see !leak setup).")?,
+        }
+        if self.with_caller > 0 {
+            writeln!(out, "Of {} more the verifier knows who called.", self.with_caller)?;
         }
         if let Some(file) = &self.file {
             writeln!(out, "Saved in {file}")?;

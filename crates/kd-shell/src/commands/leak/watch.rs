@@ -3,12 +3,13 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use nt_leaks::{CheckReport, Counters};
+use nt_leaks::{CheckReport, Counters, Depth, Mark};
 use nt_pool::Tag;
 use serde::Serialize;
 
 use super::arguments::{Arguments, FailOn, Options, scope};
-use super::check::{look, write_files, write_report};
+use super::check::{look, write_report};
+use super::files::write_files;
 use super::mark::take;
 use super::{Held, INFO};
 use crate::answer::{Reply, Text};
@@ -59,6 +60,10 @@ struct Watched {
     tag: String,
     outcome: Outcome,
     reasons: Vec<String>,
+    /// Blocks that were there at the first look and are at the last, for certain.
+    survivors: u64,
+    /// So old are they at least.
+    survivors_age_ms: u64,
     bytes_per_minute: f64,
     /// Until the pool is full at this rate, from what its size allows at most.
     exhausted_in_minutes: Option<f64>,
@@ -93,8 +98,11 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     }
     let before = drive.cost();
     let width = drive.with(|context| context.width());
-    let mut held = drive.with(|context| take(context, "watch", scope, &mut notes))?;
-    let limit = drive.with(|context| pool_limit(context, scope.paged))?;
+    let mut held = drive.with(|context| take(context, "watch", scope, Depth::default(), &mut notes))?;
+    if let Some(file) = &arguments.file {
+        held.mark.save(file).map_err(|error| CommandError::Failed(error.to_string()))?;
+    }
+    let limit = drive.with(|context| pool_limit(context, &held.mark))?;
     let counters = held.mark.snapshot.counters.get(&key).copied().unwrap_or_default();
     let at_mark = AtMark {
         outstanding: outstanding(counters),
@@ -108,7 +116,8 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         at_mark.outstanding, at_mark.bytes, at_mark.blocks
     ));
 
-    let mut watch = Watch { key, at_mark, stops: Vec::new(), reports: Vec::new(), arguments: &arguments };
+    let mut watch =
+        Watch { key, tag: tag.clone(), at_mark, limit, stops: Vec::new(), reports: Vec::new(), arguments: &arguments };
     let ended = watch.stops(drive, &mut held);
     let mut failure = None;
     let mut own_stop = false;
@@ -127,9 +136,6 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     {
         failure.get_or_insert(error);
     }
-    if let Err(error) = write_files(&watch.reports, &arguments.report) {
-        failure.get_or_insert(error);
-    }
     let target = if drive.is_halted() { "halted" } else { "running" };
     let (outcome, reasons) = watch.verdict();
     let fails = match arguments.fail_on {
@@ -137,23 +143,28 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         Some(FailOn::Growing) => matches!(outcome, Outcome::Confirmed | Outcome::Growing),
         None => false,
     };
-    let rate = watch.rate();
-    let left = limit.and_then(|limit| limit.checked_sub(watch.bytes())).filter(|_| rate > 0.0);
-    let last = watch.reports.pop();
+    let (survivors, survivors_age_ms) = watch.survivors();
+    let (rate, exhausted_in_minutes) = (watch.rate(), watch.exhausted());
+    let last = watch.reports.last().cloned();
     notes.extend(last.iter().flat_map(|report| report.notes.iter().cloned()));
     let answer = Watched {
         tag,
         outcome,
         reasons,
+        survivors,
+        survivors_age_ms,
         bytes_per_minute: rate,
-        exhausted_in_minutes: left.map(|left| left as f64 / rate),
+        exhausted_in_minutes,
         at_mark,
-        checks: watch.stops,
+        checks: watch.stops.clone(),
         last,
         target,
         options: arguments.report.clone(),
         width,
     };
+    if let Err(error) = write_files(&watch.reports, &answer, &arguments.report) {
+        failure.get_or_insert(error);
+    }
     drive.with(|context| {
         context.session.leaks.insert("watch".into(), held);
         context.session.leak_found |= fails;
@@ -171,9 +182,11 @@ fn outstanding(counters: Counters) -> u64 {
     }
 }
 
-/// The size of the pool, where the version has a variable for it.
-fn pool_limit(context: &mut crate::session::Context<'_>, paged: Option<bool>) -> Result<Option<u64>, CommandError> {
-    let name = if paged == Some(false) { "MmMaximumNonPagedPoolInBytes" } else { "MmSizeOfPagedPoolInBytes" };
+/// The size of the pool that the tag's blocks are of, where the version has a variable for it.
+fn pool_limit(context: &mut crate::session::Context<'_>, mark: &Mark) -> Result<Option<u64>, CommandError> {
+    let first = mark.snapshot.blocks.iter().find_map(|block| block.paged);
+    let paged = mark.snapshot.scope.paged.or(first).unwrap_or(true);
+    let name = if paged { "MmSizeOfPagedPoolInBytes" } else { "MmMaximumNonPagedPoolInBytes" };
     context.pool(|kernel| {
         let Some(address) = kernel.find_symbol(name) else { return Ok(None) };
         let mut bytes = [0; 8];
@@ -191,7 +204,10 @@ enum End {
 
 struct Watch<'a> {
     key: u32,
+    tag: String,
     at_mark: AtMark,
+    /// The size of the pool.
+    limit: Option<u64>,
     stops: Vec<Stop>,
     reports: Vec<CheckReport>,
     arguments: &'a Arguments,
@@ -219,8 +235,8 @@ impl Watch<'_> {
                 (now.index.wrapping_sub(then.index), now.length)
             });
             self.add(report, cost, log.map(|log| log.0));
-            let line = self.line();
-            drive.say(&line);
+            let next = (self.arguments.times.is_none_or(|times| self.stops.len() < times as usize)).then_some(every);
+            drive.say_row(&self.table(next), &(self.line() + "  " + &self.sparkline() + "\n"));
             if let Some((written, length)) = log
                 && written > length / 2
             {
@@ -270,7 +286,7 @@ impl Watch<'_> {
         let Some(stop) = self.stops.last() else { return String::new() };
         format!(
             "{:>8.1} s  {:>8} in use  {:>12} bytes  {:>5} still {:>5} freed {:>5} reused {:>5} new {:>5} unknown  stopped \
-             {:>6.1} ms  {}\n",
+             {:>6.1} ms",
             stop.elapsed_ms as f64 / 1000.0,
             stop.outstanding,
             stop.bytes,
@@ -280,8 +296,39 @@ impl Watch<'_> {
             stop.new,
             stop.unknown,
             stop.frozen_ms,
-            self.sparkline()
         )
+    }
+
+    /// What is redrawn at a terminal: the last stops below a head line.
+    fn table(&self, next: Option<Duration>) -> String {
+        const ROWS: usize = 10;
+        let seconds = self.stops.last().map_or(0, |stop| stop.elapsed_ms) as f64 / 1000.0;
+        let mut table = format!(
+            "{}: {} bytes  {}  {} checks in {seconds:.1} s",
+            self.tag,
+            self.bytes(),
+            self.sparkline(),
+            self.stops.len()
+        );
+        if let Some(next) = next {
+            table += &format!("; the next one in {:.1} s, Ctrl+C ends", next.as_secs_f64());
+        }
+        table += "\n      time    in use         bytes  still  freed reused    new unknown   stopped\n";
+        for stop in &self.stops[self.stops.len().saturating_sub(ROWS)..] {
+            table += &format!(
+                "{:>8.1} s {:>9} {:>13} {:>6} {:>6} {:>6} {:>6} {:>7} {:>6.1} ms\n",
+                stop.elapsed_ms as f64 / 1000.0,
+                stop.outstanding,
+                stop.bytes,
+                stop.still,
+                stop.freed,
+                stop.reused,
+                stop.new,
+                stop.unknown,
+                stop.frozen_ms
+            );
+        }
+        table
     }
 
     /// Bytes in use at the mark and at the last stops.
@@ -309,6 +356,20 @@ impl Watch<'_> {
         (last.bytes as f64 - self.at_mark.bytes as f64) / (last.elapsed_ms as f64 / 60_000.0)
     }
 
+    /// Minutes until the pool is full at this rate, if nothing else were in it.
+    fn exhausted(&self) -> Option<f64> {
+        let rate = self.rate();
+        let left = self.limit?.checked_sub(self.bytes())?;
+        (rate > 0.0).then(|| left as f64 / rate)
+    }
+
+    /// How many blocks are known to have been there at all looks, and for how long.
+    fn survivors(&self) -> (u64, u64) {
+        let Some(report) = self.reports.last() else { return (0, 0) };
+        let books = report.tags.iter().find(|tag| tag.tag.key() == self.key);
+        (books.map_or(0, |tag| tag.at_least), report.elapsed_ms)
+    }
+
     /// Growth alone is no leak: the pool must grow again and again, and what was allocated must stay.
     fn verdict(&self) -> (Outcome, Vec<String>) {
         let mut reasons = Vec::new();
@@ -326,12 +387,13 @@ impl Watch<'_> {
             "{} bytes in use at the mark and {} after {seconds:.1} s; grew at {grew} of {checks} checks, fell at {fell}",
             self.at_mark.bytes, last.bytes
         ));
-        let at_least = report.tags.iter().find(|tag| tag.tag.key() == self.key).map_or(0, |tag| tag.at_least);
+        let (at_least, age) = self.survivors();
         if at_least > 0 {
             reasons.push(format!(
-                "at least {at_least} of the {} blocks of the mark are still the same allocations, {seconds:.1} s and \
-                 {checks} checks later",
-                self.at_mark.blocks
+                "at least {at_least} of the {} blocks of the mark survived {checks} checks: they are the same allocations, \
+                 and {:.1} s old or older",
+                self.at_mark.blocks,
+                age as f64 / 1000.0
             ));
         }
         let frees = report.tags.iter().find(|tag| tag.tag.key() == self.key).and_then(|tag| tag.frees);
@@ -349,6 +411,13 @@ impl Watch<'_> {
         if !old_enough {
             reasons.push(format!("no survivor is as old as -min-age yet ({seconds:.1} s)"));
         }
+        if change > 0 {
+            let rate = self.rate();
+            let full = self.exhausted().map(|minutes| {
+                format!("; at this rate the pool is exhausted in {minutes:.0} minutes at the latest")
+            });
+            reasons.push(format!("it grows by {rate:.0} bytes a minute{}", full.unwrap_or_default()));
+        }
         if change < 0 {
             return (Outcome::Shrinking, reasons);
         }
@@ -358,7 +427,6 @@ impl Watch<'_> {
         let steady = grew >= CHECKS.min(checks.max(2)) - 1 && grew > fell;
         let survivors = at_least > 0 || (frees == Some(0) && kept > 0);
         if checks >= CHECKS && steady && survivors && old_enough {
-            reasons.push(format!("{:.0} bytes a minute", self.rate()));
             return (Outcome::Confirmed, reasons);
         }
         if checks < CHECKS {
@@ -389,9 +457,6 @@ impl Text for Watched {
         writeln!(out, "\n{}: {verdict}", self.tag)?;
         for reason in &self.reasons {
             writeln!(out, "  {reason}")?;
-        }
-        if let Some(minutes) = self.exhausted_in_minutes {
-            writeln!(out, "  at this rate the pool is exhausted in {minutes:.0} minutes at the latest")?;
         }
         writeln!(out, "The target is {}.", self.target)
     }

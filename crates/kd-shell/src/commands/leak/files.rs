@@ -1,0 +1,60 @@
+//! What a report is written to beside the screen.
+
+use std::fs;
+
+use nt_leaks::{CheckReport, Column, Skip, flame_graph, folded, html};
+use serde::Serialize;
+
+use super::arguments::Options;
+use crate::error::CommandError;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FileKind {
+    /// A page with everything.
+    Html,
+    /// The command's `result`, as `--format json` prints it.
+    Json,
+    Svg(Column),
+    Folded(Column),
+}
+
+impl FileKind {
+    pub(super) fn of(option: &str) -> Option<Self> {
+        Some(match option {
+            "-html" => FileKind::Html,
+            "-json" => FileKind::Json,
+            "-svg" => FileKind::Svg(Column::Bytes),
+            "-svg-count" => FileKind::Svg(Column::Count),
+            "-svg-diff" => FileKind::Svg(Column::Difference),
+            "-folded" => FileKind::Folded(Column::Bytes),
+            "-folded-count" => FileKind::Folded(Column::Count),
+            "-folded-diff" => FileKind::Folded(Column::Difference),
+            _ => return None,
+        })
+    }
+}
+
+/// Writes the files that were asked for. `answer` is what the command answers with; without a check there are only its
+/// own words to write.
+pub(super) fn write_files(
+    checks: &[CheckReport],
+    answer: &impl Serialize,
+    options: &Options,
+) -> Result<(), CommandError> {
+    for (kind, path) in &options.files {
+        let text = match (kind, checks.last()) {
+            (FileKind::Json, _) => {
+                let json = serde_json::to_string(answer);
+                json.map_err(|error| CommandError::Failed(error.to_string()))? + "\n"
+            }
+            (_, None) => continue,
+            (FileKind::Html, _) => html(checks, &options.skip),
+            (FileKind::Svg(column), Some(last)) => flame_graph(last, *column, &options.skip),
+            // Folded stacks keep every frame: their readers fold by themselves.
+            (FileKind::Folded(column), Some(last)) => folded(last, *column, &Skip::none()),
+        };
+        fs::write(path, text)
+            .map_err(|error| CommandError::Failed(format!("cannot write {}: {error}", path.display())))?;
+    }
+    Ok(())
+}

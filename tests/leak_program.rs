@@ -1,0 +1,352 @@
+//! The hunt as a script runs it: the binary, a fake target in this process, and real datagrams and streams between.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::net::UdpSocket;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use kd_fake::kernel::{Article, FREE_STACK, FREEING_THREAD, Kernel, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD};
+use kd_fake::kernel::{PoolKind, article, article_activity};
+use kd_fake::{Evolve, FakeOptions, FakeTarget, FakeTransport};
+use serde_json::Value;
+
+const KEY: &str = "1.2.3.4";
+
+/// A running fake target and what a debugger needs of it.
+struct Lab {
+    fake: FakeTarget,
+    connection: String,
+    directory: tempfile::TempDir,
+}
+
+impl Lab {
+    fn over_kdnet(kernel: Kernel, evolve: Option<Evolve>) -> Lab {
+        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let transport = FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY);
+        Lab::start(kernel, evolve, transport, |_| format!("net:port={port},key={KEY}"))
+    }
+
+    fn over_serial(kernel: Kernel, evolve: Option<Evolve>) -> Lab {
+        let transport = FakeTransport::TcpListen(([127, 0, 0, 1], 0).into());
+        Lab::start(kernel, evolve, transport, |fake| {
+            format!("com:ipport={},port=127.0.0.1", fake.address().unwrap().port())
+        })
+    }
+
+    fn start(
+        kernel: Kernel,
+        evolve: Option<Evolve>,
+        transport: FakeTransport,
+        connection: impl FnOnce(&FakeTarget) -> String,
+    ) -> Lab {
+        let directory = tempfile::tempdir().unwrap();
+        kd_fake::kernel::write_symbol_store(&directory.path().join("symbols")).unwrap();
+        let mut options = FakeOptions::new(transport, kernel);
+        options.offer_period = Duration::from_millis(100);
+        options.evolve = evolve;
+        let fake = FakeTarget::start(options).unwrap();
+        let connection = connection(&fake);
+        Lab { fake, connection, directory }
+    }
+
+    /// Runs kdpool on this target.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kdpool"));
+        command.args(arguments).args(["-k", &self.connection, "-y", "symbols"]);
+        command.current_dir(self.directory.path()).env_remove("RUST_LOG").stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn is_running(&self) -> bool {
+        !self.fake.stats().halted
+    }
+
+    fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(self.directory.path().join(name)).unwrap()
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The results of `--format json`, one for each command.
+fn results(output: &Output) -> Vec<Value> {
+    text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// From attach to report: one command, one screen.
+#[test]
+fn the_articles_leak_in_one_command() {
+    let lab = Lab::over_kdnet(article(), None);
+    let output = lab.run(&["leak", "--tag", "Leak", "--every", "200ms", "--times", "3"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let text = text(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() <= 40 && lines.iter().all(|line| line.chars().count() <= 150), "no screen:\n{text}");
+    for part in [
+        "Watching Leak: 23 in use, 23552000 bytes, 23 blocks listed",
+        "23 blocks: 23 still, 0 freed, 0 reused, 0 new, 0 unknown",
+        "\n23 Leak of 0xfa000 bytes: still by log counters, BackTrace",
+        "\n\tmyfault+0x11f6\n\tmyfault+0x142f\n\tnt!IovCallDriver+0xa0\n",
+        "at least 23 of the 23 blocks of the mark survived 3 checks",
+        "nothing of this tag was freed since the mark",
+        "\nLeak: stable\n",
+        "\nThe target is running.\n",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing:\n{text}");
+    }
+    // One stack, and its first line names the driver.
+    assert_eq!(text.matches(" allocations\n\t").count(), 1, "{text}");
+    assert!(lab.is_running());
+}
+
+#[test]
+fn the_status_tells_a_leak() {
+    let leaking = || -> Option<Evolve> { Some(Box::new(article_activity(Some(Duration::from_millis(100)), false))) };
+    let lab = Lab::over_kdnet(article(), leaking());
+    let watch = ["leak", "--tag", "Leak", "--every", "250ms", "--times", "4"];
+    let files = ["--html", "r.html", "--json", "r.json", "--svg-count", "c.svg", "--svg-diff", "d.svg"];
+    let more = ["--folded-diff", "d.folded", "--mark", "m.json"];
+    let output = lab.run(&[&watch[..], &["--fail-on", "confirmed"], &files, &more].concat());
+    assert_eq!(output.status.code(), Some(5), "{}{}", text(&output), errors(&output));
+    assert!(text(&output).contains("\nLeak: confirmed leak\n"));
+    assert!(text(&output).contains("; at this rate the pool is exhausted in "), "{}", text(&output));
+    assert!(lab.is_running());
+    let saved: Value = serde_json::from_str(&lab.file("r.json")).unwrap();
+    assert_eq!(saved["outcome"], "confirmed");
+    let grown = saved["last"]["stacks"][0]["delta_bytes"].as_i64().unwrap();
+    assert!(grown >= 8 * 0xfa000 && grown % 0xfa000 == 0, "{grown}");
+    assert!(lab.file("c.svg").contains("blocks in use") && lab.file("d.svg").contains("growth in bytes"));
+    assert!(lab.file("d.folded").trim_end().ends_with(&format!(" {grown}")));
+    assert!(lab.file("r.html").contains("growth in bytes since the mark"));
+
+    // The same without a threshold, or with one that is not reached, is no failure.
+    assert_eq!(lab.run(&watch).status.code(), Some(0));
+    let stable = lab.run(&["leak", "--tag", "CM31", "--every", "100ms", "--times", "3", "--fail-on", "growing"]);
+    assert_eq!(stable.status.code(), Some(0), "{}", text(&stable));
+    let none = lab.run(&["leak", "--tag", "leak", "--every", "100ms", "--times", "1"]);
+    assert!(text(&none).contains("nothing was ever allocated with the tag leak (tags are case-sensitive)"));
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// The line of the issue, over both carriers: mark, run, break in, check.
+fn mark_and_check(lab: &Lab, sleep: &str) {
+    let commands = format!("!leak mark m1 Leak; g; .sleep {sleep}; .break; !leak check m1; q");
+    let mut child = lab.command(&["--format", "json", "--bonc", "-c", &commands]).stdout(Stdio::piped()).spawn().unwrap();
+    // What happens in between: one is freed, one is freed and allocated again by other code, two are new.
+    let (freed, again) = (0xffff_f8a0_06a0_0000, 0xffff_f8a0_0620_0000);
+    let started = Instant::now();
+    while lab.fake.stats().stops == 0 || lab.fake.stats().halted {
+        assert!(started.elapsed() < Duration::from_secs(60), "the target was not marked");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    lab.fake.with_kernel(|kernel| {
+        let mut other = LEAK_STACK;
+        other[2] += 0x40;
+        let leak = |kernel: &mut Kernel, address| {
+            kernel.allocate_large_at(address, LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &LEAK_STACK, LEAK_THREAD).unwrap();
+        };
+        kernel.free_large(freed, &FREE_STACK, FREEING_THREAD).unwrap();
+        kernel.free_large(again, &FREE_STACK, FREEING_THREAD).unwrap();
+        kernel.allocate_large_at(again, LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &other, LEAK_THREAD).unwrap();
+        leak(kernel, 0xffff_f8a0_0a00_0000);
+        leak(kernel, 0xffff_f8a0_0b00_0000);
+    });
+    let status = child.wait().unwrap();
+    let mut output = String::new();
+    std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut output).unwrap();
+    assert_eq!(status.code(), Some(0), "{output}");
+    let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 6, "{output}");
+    assert_eq!(lines[0]["result"]["blocks"], 23);
+    let check = &lines[4]["result"];
+    let fields = keys(check);
+    for field in ["mark", "elapsed_ms", "blocks", "stacks", "summary", "log_wrapped"] {
+        assert!(fields.contains(&field), "{field} is missing: {fields:?}");
+    }
+    assert_eq!(check["mark"], "m1");
+    assert!(check["elapsed_ms"].is_u64() && check["log_wrapped"] == false);
+    assert_eq!(check["summary"], serde_json::json!({"still": 21, "freed": 1, "reused": 1, "new": 2, "unknown": 0}));
+    assert_eq!(keys(&check["summary"]), ["freed", "new", "reused", "still", "unknown"]);
+    let blocks = check["blocks"].as_array().unwrap();
+    assert_eq!(blocks.len(), 25);
+    let stacks: Vec<&str> =
+        check["stacks"].as_array().unwrap().iter().map(|stack| stack["id"].as_str().unwrap()).collect();
+    for block in blocks {
+        assert!(block["address"].as_str().unwrap().starts_with("0xfffff8a0"), "{block}");
+        assert_eq!((&block["size"], &block["tag"]), (&LEAK_BYTES.into(), &"Leak".into()));
+        let evidence = block["evidence"].as_array().unwrap();
+        let known = ["log", "counters", "header", "content", "address"];
+        assert!(!evidence.is_empty() && evidence.iter().all(|word| known.contains(&word.as_str().unwrap())), "{block}");
+        assert!(stacks.contains(&block["stack"].as_str().unwrap()), "{block}");
+    }
+    let verdict = |address: u64| {
+        let address = format!("{address:#x}");
+        blocks.iter().find(|block| block["address"] == address.as_str()).unwrap()["verdict"].clone()
+    };
+    assert_eq!((verdict(freed), verdict(again)), ("freed".into(), "reused".into()));
+    for stack in check["stacks"].as_array().unwrap() {
+        for field in ["id", "bytes", "count", "delta_bytes", "delta_count", "frames"] {
+            assert!(!stack[field].is_null(), "{field} is missing");
+        }
+        assert_eq!(keys(&stack["frames"][0]), ["address", "module", "offset", "symbol"]);
+    }
+    assert!(lab.is_running());
+}
+
+#[test]
+fn a_script_over_kdnet() {
+    mark_and_check(&Lab::over_kdnet(article(), None), "0n5000");
+}
+
+#[test]
+fn a_script_over_serial() {
+    mark_and_check(&Lab::over_serial(article(), None), "0n1500");
+}
+
+/// Another process, and no target: names come from the symbol path.
+#[test]
+fn files_are_read_without_their_target() {
+    let lab = Lab::over_serial(article(), None);
+    // Nobody has the kernel's symbols but the script: names are left out of what is compared.
+    let output = lab.run(&["--bonc", "-c", "!leak mark a Leak; g; .sleep 0n300; .break; !leak mark b Leak; q"]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output), errors(&output));
+    let report = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kdpool"));
+        command.arg("report").args(arguments).current_dir(lab.directory.path()).stdin(Stdio::null());
+        command.output().unwrap()
+    };
+    let one = text(&report(&["a.leak.json", "-y", "symbols"]));
+    assert!(one.contains("01676000 bytes in 0x17 allocations by: BackTrace"), "{one}");
+    assert!(one.contains("\n\tmyfault+0x11f6\n") && one.contains("\n\tnt!IovCallDriver+0xa0\n"), "{one}");
+    let two = text(&report(&["a.leak.json", "b.leak.json", "-d", "-y", "symbols"]));
+    assert!(two.contains("+ 0 (23552000 - 23552000) 23 allocs BackTrace") && two.contains("Total increase == 0"));
+
+    // A mark whose names were never known gets them.
+    let nameless = lab.file("a.leak.json").replace("\"symbol\":\"IovCallDriver+0xa0\"", "\"symbol\":null");
+    let body = nameless.find("\"body\":").unwrap() + 7;
+    let digest = sha(&nameless[body..nameless.trim_end().len() - 1]);
+    let at = nameless.find("\"sha256\":\"").unwrap() + 10;
+    let nameless = format!("{}{digest}{}", &nameless[..at], &nameless[at + 64..]);
+    std::fs::write(lab.directory.path().join("n.leak.json"), nameless).unwrap();
+    let without = text(&report(&["n.leak.json", "-y", "nowhere"]));
+    assert!(!without.contains("IovCallDriver"), "{without}");
+    let with = text(&report(&["n.leak.json", "-y", "symbols"]));
+    assert!(with.contains("\n\tnt!IovCallDriver+0xa0\n"), "{with}");
+
+    let bad = report(&["symbols/ntkrnlmp.pdb", "-y", "symbols"]);
+    assert_eq!(bad.status.code(), Some(1));
+    std::fs::write(lab.directory.path().join("x.json"), "{\"blocks\":3}").unwrap();
+    assert!(errors(&report(&["x.json"])).contains("no report of !leak check"), "{}", errors(&report(&["x.json"])));
+}
+
+fn sha(text: &str) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A log of 1,024 records that gets some thousand a second: the stops come closer until nothing is lost.
+#[test]
+fn a_watch_keeps_up_with_a_busy_log() {
+    let mut other = LEAK_STACK;
+    other[2] = 0xffff_f880_0164_2d31;
+    let evolve: Evolve = Box::new(move |kernel, passed| {
+        for _ in 0..passed.as_millis() {
+            kernel.allocate_large_at(0xffff_fa80_0500_0000, 0x4270_6354, 0x1000, PoolKind::NonPaged, &other, LEAK_THREAD);
+            kernel.free_large(0xffff_fa80_0500_0000, &FREE_STACK, FREEING_THREAD);
+        }
+    });
+    let lab = Lab::over_serial(Article { log_length: 0x400 }.build(), Some(evolve));
+    let output = lab.run(&["leak", "--tag", "Leak", "--every", "400ms", "--times", "5", "--format", "json"]);
+    let watched = &results(&output)[0]["result"];
+    let checks = watched["checks"].as_array().unwrap();
+    let written: Vec<u64> = checks.iter().map(|check| check["log_records"].as_u64().unwrap()).collect();
+    assert!(written[0] > 0x200, "{written:?}");
+    // Half of the log is what a stop is meant to find; a loaded test machine may be late.
+    assert!(*written.last().unwrap() < written[0], "{written:?}");
+    let elapsed: Vec<u64> = checks.iter().map(|check| check["elapsed_ms"].as_u64().unwrap()).collect();
+    assert!(elapsed[4] - elapsed[3] < elapsed[0], "{elapsed:?}");
+    assert_eq!(watched["last"]["summary"]["still"], 23, "{}", watched["reasons"]);
+}
+
+/// Runs a watch of many stops and does something to its target after some.
+fn disturbed(lab: &Lab, what: impl FnOnce(&FakeTarget)) -> (Output, Value) {
+    let watch = ["leak", "--tag", "Leak", "--every", "150ms", "--times", "1000", "--json", "r.json", "--html", "r.html"];
+    let child = lab.command(&watch).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    while lab.fake.stats().stops < 4 {
+        assert!(started.elapsed() < Duration::from_secs(60), "the watch did not begin");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    what(&lab.fake);
+    let output = child.wait_with_output().unwrap();
+    let saved = serde_json::from_str(&lab.file("r.json")).unwrap();
+    (output, saved)
+}
+
+fn kept(lab: &Lab, output: &Output, saved: &Value) {
+    assert!(!saved["checks"].as_array().unwrap().is_empty());
+    assert_eq!(saved["last"]["summary"]["still"], 23);
+    assert!(lab.file("r.html").contains("myfault+0x11f6"));
+    assert!(text(output).contains("23 Leak of 0xfa000 bytes: still by"), "{}", text(output));
+}
+
+#[test]
+fn a_watch_whose_target_crashes() {
+    let lab = Lab::over_kdnet(article(), None);
+    let (output, saved) = disturbed(&lab, |fake| fake.bugcheck(0xc4));
+    kept(&lab, &output, &saved);
+    assert!(text(&output).contains("the target stopped by itself"), "{}", text(&output));
+    assert!(lab.is_running(), "the crashed target was not let go");
+}
+
+#[test]
+fn a_watch_whose_target_reboots() {
+    let lab = Lab::over_kdnet(article(), None);
+    let (output, saved) = disturbed(&lab, |fake| fake.reboot());
+    kept(&lab, &output, &saved);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("restarted since the mark"), "{}", errors(&output));
+    assert!(lab.is_running());
+}
+
+#[test]
+fn a_watch_whose_target_vanishes() {
+    let lab = Lab::over_kdnet(article(), None);
+    let (output, saved) = disturbed(&lab, |fake| fake.hang(true));
+    kept(&lab, &output, &saved);
+    assert_ne!(output.status.code(), Some(0));
+    assert!(!errors(&output).is_empty());
+}
+
+/// Ctrl+C at a watch: the report is kept, and the target runs.
+#[cfg(unix)]
+#[test]
+fn a_watch_that_is_interrupted() {
+    let lab = Lab::over_kdnet(article(), None);
+    let watch = ["leak", "--tag", "Leak", "--every", "150ms", "--json", "r.json", "--times", "1000"];
+    let child = lab.command(&watch).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while lab.fake.stats().stops < 4 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert!(text(&output).contains("The target is running.") && Path::new(&lab.directory.path().join("r.json")).exists());
+    assert!(lab.is_running());
+}
