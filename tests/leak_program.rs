@@ -146,7 +146,8 @@ fn keys(value: &Value) -> Vec<&str> {
 /// The line of the issue, over both carriers: mark, run, break in, check.
 fn mark_and_check(lab: &Lab, sleep: &str) {
     let commands = format!("!leak mark m1 Leak; g; .sleep {sleep}; .break; !leak check m1; q");
-    let mut child = lab.command(&["--format", "json", "--bonc", "-c", &commands]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        lab.command(&["--format", "json", "--bonc", "-c", &commands]).stdout(Stdio::piped()).spawn().unwrap();
     // What happens in between: one is freed, one is freed and allocated again by other code, two are new.
     let (freed, again) = (0xffff_f8a0_06a0_0000, 0xffff_f8a0_0620_0000);
     let started = Instant::now();
@@ -266,7 +267,14 @@ fn a_watch_keeps_up_with_a_busy_log() {
     other[2] = 0xffff_f880_0164_2d31;
     let evolve: Evolve = Box::new(move |kernel, passed| {
         for _ in 0..passed.as_millis() {
-            kernel.allocate_large_at(0xffff_fa80_0500_0000, 0x4270_6354, 0x1000, PoolKind::NonPaged, &other, LEAK_THREAD);
+            kernel.allocate_large_at(
+                0xffff_fa80_0500_0000,
+                0x4270_6354,
+                0x1000,
+                PoolKind::NonPaged,
+                &other,
+                LEAK_THREAD,
+            );
             kernel.free_large(0xffff_fa80_0500_0000, &FREE_STACK, FREEING_THREAD);
         }
     });
@@ -285,7 +293,8 @@ fn a_watch_keeps_up_with_a_busy_log() {
 
 /// Runs a watch of many stops and does something to its target after some.
 fn disturbed(lab: &Lab, what: impl FnOnce(&FakeTarget)) -> (Output, Value) {
-    let watch = ["leak", "--tag", "Leak", "--every", "150ms", "--times", "1000", "--json", "r.json", "--html", "r.html"];
+    let watch =
+        ["leak", "--tag", "Leak", "--every", "150ms", "--times", "1000", "--json", "r.json", "--html", "r.html"];
     let child = lab.command(&watch).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let started = Instant::now();
     while lab.fake.stats().stops < 4 {
@@ -347,6 +356,8 @@ fn a_watch_that_is_interrupted() {
     assert!(killed.success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-    assert!(text(&output).contains("The target is running.") && Path::new(&lab.directory.path().join("r.json")).exists());
+    assert!(
+        text(&output).contains("The target is running.") && Path::new(&lab.directory.path().join("r.json")).exists()
+    );
     assert!(lab.is_running());
 }

@@ -91,7 +91,9 @@ impl Lab {
 
     fn mark(&self) -> nt_leaks::Mark {
         let scope = Scope { tag: Some(LEAK_TAG), paged: None };
-        self.with(|kernel, resolver| nt_leaks::mark(kernel, "m", scope, Depth::default(), &self.modules, resolver).unwrap())
+        self.with(|kernel, resolver| {
+            nt_leaks::mark(kernel, "m", scope, Depth::default(), &self.modules, resolver).unwrap()
+        })
     }
 
     fn check(&self, mark: &nt_leaks::Mark, harvest: &mut Harvest) -> CheckReport {

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use nt_memory::Fault;
 use nt_symbols::{
-    Element, Exports, Http, Image, ImageError, ImageFile, ImageKey, NotFound, PdbId, Reach, Servers, SymbolFile, SymbolPath,
+    Element, Exports, Http, Image, ImageError, ImageFile, ImageKey, NotFound, PdbId, Reach, Servers, SymbolFile,
+    SymbolPath,
 };
 
 use crate::monitor::Monitor;

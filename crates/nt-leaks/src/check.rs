@@ -381,15 +381,21 @@ impl Books<'_> {
         if taken || self.now.occupied.contains(&block.address) {
             return (Verdict::Reused, evidence(Evidence::Address, logged));
         }
-        let listed = match &block.source {
+        let allocated_last = newest_allocation(self.records(block.address)).is_some();
+        let address = block.address;
+        let gone = match &block.source {
             Source::Large => self.now.complete,
-            Source::Tracked(driver) => self.now.tracked.contains(driver),
-            Source::Small => self.now.freed.contains(&block.address) && self.then.is_exact(self.tag),
+            // The verifier's list is of one driver's blocks: others may have the address.
+            Source::Tracked(driver) => self.now.tracked.contains(driver) && self.now.gone.contains(&address),
+            Source::Small => self.now.gone.contains(&address) && self.then.is_exact(self.tag),
         };
-        match listed {
-            true => (Verdict::Freed, evidence(Evidence::Address, logged)),
+        match (gone, &block.source) {
+            (true, _) => (Verdict::Freed, evidence(Evidence::Address, logged)),
+            (false, Source::Tracked(driver)) if self.now.tracked.contains(driver) && allocated_last => {
+                (Verdict::Reused, vec![Evidence::Log, Evidence::Address])
+            }
             // A part of the table is missing: the block may be there.
-            false => (Verdict::Unknown, vec![Evidence::Address]),
+            _ => (Verdict::Unknown, vec![Evidence::Address]),
         }
     }
 
@@ -534,8 +540,7 @@ pub fn compare(old: &Mark, new: &Mark) -> Result<CheckReport, Different> {
 /// What a mark holds, by stack, as if there had been nothing before.
 pub fn contents(mark: &Mark) -> CheckReport {
     let snapshot = &mark.snapshot;
-    let parts: Vec<Part> =
-        snapshot.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect();
+    let parts: Vec<Part> = snapshot.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect();
     let (stacks, unattributed) = group(&[], &parts, &snapshot.stacks);
     CheckReport {
         mark: mark.name.clone(),
@@ -595,7 +600,8 @@ pub fn weigh(kernel: &Kernel<'_>, mark: &Mark, report: &mut CheckReport) -> Resu
     let open = report.blocks.iter_mut().filter(|block| block.verdict == Verdict::Unknown && block.listed);
     let mut weighed = 0;
     for block in open {
-        let Some(then) = known.get(&block.address).filter(|then| then.header.is_some() || then.content.is_some()) else {
+        let Some(then) = known.get(&block.address).filter(|then| then.header.is_some() || then.content.is_some())
+        else {
             continue;
         };
         if weighed == MAX_PRINTS {

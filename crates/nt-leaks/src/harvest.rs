@@ -129,6 +129,11 @@ impl Harvest {
         Ok(())
     }
 
+    /// Records of since are missing.
+    pub(crate) fn miss(&mut self) {
+        self.complete = false;
+    }
+
     fn add(&mut self, trace: &Trace, resolver: &mut Resolver<'_>) -> Result<(), Fault> {
         if self.count >= MAX_RECORDS {
             self.complete = false;

@@ -42,11 +42,8 @@ pub enum Different {
 
 const SECOND: u64 = 10_000_000;
 
-/// Two readings of the boot time of one life differ by less.
-const SAME_BOOT: u64 = 2 * SECOND;
-
-/// Where only the clocks tell: the wall clock may be set, and jumps ahead after a stop.
-const SAME_CLOCK: u64 = 60 * SECOND;
+/// What the clocks of one life may be off by.
+const JITTER: u64 = 2 * SECOND;
 
 impl Identity {
     /// Reads what identifies the kernel: its image's header, the shared page and one variable.
@@ -92,16 +89,13 @@ impl Identity {
             let seconds = |time: Times| time.interrupt / SECOND;
             return restarted(format!("it ran for {} s then and for {} s now", seconds(at), seconds(then)));
         }
-        match (self.boot_time, now.boot_time) {
-            (Some(a), Some(b)) if a.abs_diff(b) > SAME_BOOT => {
+        // Boots are numbered from Windows 8 on. Before, the time of the start tells, which moves when the wall clock is
+        // set, and the kernel sets it after each stop. A restart moves it at least by the uptime that there was.
+        if self.boot_id.is_none() || now.boot_id.is_none() {
+            let clock = |time: Times| time.system.wrapping_sub(time.interrupt);
+            let (a, b) = self.boot_time.zip(now.boot_time).unwrap_or((clock(at), clock(then)));
+            if a.abs_diff(b) >= at.interrupt.saturating_sub(JITTER).max(JITTER) {
                 return restarted("its boot time is another".into());
-            }
-            (Some(_), Some(_)) => {}
-            _ => {
-                let boot = |time: Times| time.system.wrapping_sub(time.interrupt);
-                if boot(at).abs_diff(boot(then)) > SAME_CLOCK {
-                    return restarted("its clocks say so".into());
-                }
             }
         }
         if self.base != now.base {
@@ -177,7 +171,12 @@ mod tests {
         assert_eq!(identity().same(then, &identity(), then), Ok(()));
         assert_eq!(identity().same(then, &identity(), at(20, 9_000_000)), Ok(()));
         let unknown = Identity { boot_time: None, ..identity() };
-        assert_eq!(unknown.same(then, &unknown, at(20, 1020 + 30)), Ok(()));
+        assert_eq!(unknown.same(at(100, 1100), &unknown, at(120, 1120 + 30)), Ok(()));
+        // The wall clock was set, and the boot time followed.
+        let moved = Identity { boot_time: Some(1030 * SECOND), ..identity() };
+        assert_eq!(identity().same(at(100, 1100), &moved, at(120, 1150)), Ok(()));
+        let numbered = |boot_time| Identity { boot_id: Some(7), boot_time, ..identity() };
+        assert_eq!(numbered(Some(0)).same(then, &numbered(Some(u64::MAX)), at(20, 1)), Ok(()));
     }
 
     #[test]

@@ -15,7 +15,9 @@ mod saved;
 mod snapshot;
 mod stack;
 
-pub use check::{BlockReport, CheckReport, Evidence, Group, Summary, TagBooks, Verdict, check, compare, contents, weigh};
+pub use check::{
+    BlockReport, CheckReport, Evidence, Group, Summary, TagBooks, Verdict, check, compare, contents, weigh,
+};
 pub use harvest::{Harvest, Operation, Record};
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};

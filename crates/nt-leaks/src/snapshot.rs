@@ -142,6 +142,9 @@ pub struct Snapshot {
     pub occupied: BTreeSet<u64>,
     /// Freed since, as their old entries say: addresses where a block of the tag lived last.
     pub freed: BTreeSet<u64>,
+    /// Addresses of the mark's small blocks that nobody has now.
+    #[serde(default)]
+    pub gone: BTreeSet<u64>,
     /// Drivers whose tracked allocations could be read.
     pub tracked: Vec<String>,
     /// Bytes of pool that were to be searched for small blocks at most; `None` when they were not looked for.
@@ -192,7 +195,13 @@ pub fn mark(
     let (identity, times) = Identity::read(kernel)?;
     let mut now = Snapshot::empty(scope, times);
     now.read_counters(kernel)?;
-    let log = Position::read(kernel)?;
+    let log = match Position::read(kernel) {
+        Ok(log) => log,
+        Err(error) => {
+            now.note("the verifier's log is not used", error)?;
+            None
+        }
+    };
     now.list(kernel, depth.small)?;
     now.read_stacks(kernel, log.as_ref(), resolver)?;
     if depth.prints {
@@ -235,7 +244,13 @@ pub fn look(
     let mut harvest = harvest;
     let mut search = false;
     if let Some(harvest) = harvest.as_deref_mut() {
-        search = harvest.extend(kernel, resolver, &mut now.notes)?;
+        match harvest.extend(kernel, resolver, &mut now.notes) {
+            Ok(wrapped) => search = wrapped,
+            Err(error) => {
+                harvest.miss();
+                now.note("the verifier's log could not be read", error)?;
+            }
+        }
     }
     let listed =
         now.take_from_counters(mark) || now.take_from_candidates(kernel, mark, harvest.as_deref(), resolver)?;
@@ -247,7 +262,9 @@ pub fn look(
         let addresses: BTreeSet<u64> =
             mark.snapshot.blocks.iter().chain(&now.blocks).map(|block| block.address).collect();
         let addresses: Vec<u64> = addresses.into_iter().take(MAX_SEARCHED).collect();
-        harvest.search(kernel, &addresses, resolver)?;
+        if let Err(error) = harvest.search(kernel, &addresses, resolver) {
+            now.note("the verifier's log could not be searched", error)?;
+        }
     }
     Ok(now)
 }
@@ -264,6 +281,7 @@ impl Snapshot {
             stacks: Stacks::default(),
             occupied: BTreeSet::new(),
             freed: BTreeSet::new(),
+            gone: BTreeSet::new(),
             tracked: Vec::new(),
             small: None,
             small_complete: false,
@@ -371,7 +389,7 @@ impl Snapshot {
         for small in found.blocks {
             let paged = small.pool.is_paged();
             if small.state != BlockState::Allocated {
-                self.freed.insert(small.address);
+                self.gone.insert(small.address);
             } else if self.wants(small.tag, Some(paged)) && !seen.contains(&small.address) {
                 let mut block = Block::new(small.address, small.size, small.tag, Some(paged), Source::Small);
                 if self.blocks.len() < MAX_PRINTS {
@@ -447,11 +465,18 @@ impl Snapshot {
                 self.blocks.len() - addresses.len()
             ));
         }
-        let found = log.map(|_| pool_log::find_starts(kernel, &addresses)).transpose()?.flatten();
+        let found = match log.map(|_| pool_log::find_starts(kernel, &addresses)).transpose() {
+            Ok(found) => found.flatten(),
+            Err(error) => {
+                self.note("the verifier's log could not be searched", error)?;
+                None
+            }
+        };
         let mut newest = BTreeMap::new();
         if let Some(found) = &found {
             self.notes.extend(found.notes.iter().cloned());
-            for trace in &found.traces {
+            // The newest slot may be half written: an address, and nothing else yet.
+            for trace in found.traces.iter().filter(|trace| trace.size != 0 || !trace.frames.is_empty()) {
                 newest.entry(trace.address).or_insert(trace);
             }
         }
@@ -572,24 +597,20 @@ impl Snapshot {
         let live: BTreeSet<u64> = self.blocks.iter().map(|block| block.address).collect();
         let gone = mark.snapshot.blocks.iter().filter(|block| block.source == Source::Large);
         let gone: Vec<u64> = gone.map(|block| block.address).filter(|address| !live.contains(address)).collect();
-        let small = mark.snapshot.blocks.iter().filter(|block| block.source == Source::Small);
-        let small: Vec<u64> = small.map(|block| block.address).filter(|at| !live.contains(at)).collect();
-        let small: Vec<u64> = small.into_iter().filter(|at| !self.freed.contains(at)).collect();
-        for &address in small.iter().take(MAX_LOOKUPS) {
-            match around::read(kernel, address)?.contents {
-                Contents::Blocks(blocks) => {
-                    let holds = |from: u64, size: u64| address.checked_sub(from).is_some_and(|at| at < size);
-                    match blocks.iter().find(|block| holds(block.header, block.block_size)) {
-                        Some(block) if block.allocated && block.address == address => {
-                            self.occupied.insert(address);
-                        }
-                        Some(block) if !block.allocated => {
-                            self.freed.insert(address);
-                        }
-                        _ => {}
-                    }
-                }
-                Contents::Special(_) | Contents::Large(_) | Contents::Nothing => {}
+        let small = mark.snapshot.blocks.iter().filter(|block| block.source != Source::Large);
+        let small: Vec<&Block> =
+            small.filter(|block| !live.contains(&block.address) && !self.gone.contains(&block.address)).collect();
+        if small.len() > MAX_LOOKUPS {
+            self.notes.push(format!(
+                "who has the addresses of only {MAX_LOOKUPS} of {} small blocks was looked up",
+                small.len()
+            ));
+        }
+        for block in small.into_iter().take(MAX_LOOKUPS) {
+            match who_has(kernel, block)? {
+                Some(true) => drop(self.occupied.insert(block.address)),
+                Some(false) => drop(self.gone.insert(block.address)),
+                None => {}
             }
         }
         for &address in gone.iter().take(MAX_LOOKUPS) {
@@ -616,6 +637,33 @@ impl Snapshot {
             }
         }
     }
+}
+
+/// Whether somebody else has the address of a small block that is gone; `None` where the pool's pages do not tell.
+fn who_has(kernel: &Kernel<'_>, gone: &Block) -> Result<Option<bool>, PoolError> {
+    if let Some(page) = big_pages::lookup(kernel, gone.address)?.filter(|page| !page.free) {
+        return Ok(Some(page.address == gone.address));
+    }
+    let around = match around::read(kernel, gone.address) {
+        Ok(around) => around,
+        Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
+        Err(_) => return Ok(None),
+    };
+    Ok(match around.contents {
+        Contents::Blocks(blocks) => {
+            let holds = |from: u64, size: u64| gone.address.checked_sub(from).is_some_and(|at| at < size);
+            match blocks.iter().find(|block| holds(block.header, block.block_size)) {
+                Some(block) if !block.allocated => Some(false),
+                // The same tag: it may be the block itself, freed, in a list of the pool's that its page does not show.
+                Some(block) if block.address == gone.address && block.tag.key() != gone.tag => Some(true),
+                _ => None,
+            }
+        }
+        Contents::Special(special) if special.address == gone.address && special.tag.key() != gone.tag => Some(true),
+        Contents::Special(_) | Contents::Large(_) => None,
+        // A page that is not there, and cannot be in a page file.
+        Contents::Nothing => (!around.readable && around.pool.is_none_or(|pool| !pool.is_paged())).then_some(false),
+    })
 }
 
 /// The places in drivers that allocated the blocks.

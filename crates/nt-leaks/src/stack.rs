@@ -102,10 +102,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// The modules that frames lie in, with what ties them to their symbols.
-    pub(crate) fn identified<'f>(
-        &mut self,
-        frames: impl Iterator<Item = &'f Frame>,
-    ) -> Result<Vec<Module>, Fault> {
+    pub(crate) fn identified<'f>(&mut self, frames: impl Iterator<Item = &'f Frame>) -> Result<Vec<Module>, Fault> {
         let bases: BTreeMap<u64, &Module> =
             frames.filter_map(|frame| self.modules.find(frame.address)).map(|module| (module.base, module)).collect();
         let mut found = Vec::new();

@@ -96,7 +96,9 @@ fn wanted_search(
     let what = match scope.tag {
         Some(tag) => match mark.snapshot.unlisted(tag) {
             None | Some(0) => return Ok(None),
-            Some(more) => format!("the kernel counts {more} more allocations of {} than are listed", Tag::from_key(tag).0),
+            Some(more) => {
+                format!("the kernel counts {more} more allocations of {} than are listed", Tag::from_key(tag).0)
+            }
         },
         // A script that wants all pool says so.
         None if !drive.is_interactive() => return Ok(None),

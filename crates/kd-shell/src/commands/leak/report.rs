@@ -8,10 +8,10 @@ use nt_leaks::{CheckReport, PdbName, Saved, compare, contents, umdh, umdh_snapsh
 use nt_symbols::{PdbId, SymbolFile};
 use serde::Serialize;
 
+use super::INFO;
 use super::arguments::{Arguments, Options};
 use super::check::write_report;
 use super::files::write_files;
-use super::INFO;
 use crate::answer::{Reply, Text};
 use crate::commands::usage;
 use crate::error::CommandError;

@@ -413,9 +413,9 @@ impl Watch<'_> {
         }
         if change > 0 {
             let rate = self.rate();
-            let full = self.exhausted().map(|minutes| {
-                format!("; at this rate the pool is exhausted in {minutes:.0} minutes at the latest")
-            });
+            let full = self
+                .exhausted()
+                .map(|minutes| format!("; at this rate the pool is exhausted in {minutes:.0} minutes at the latest"));
             reasons.push(format!("it grows by {rate:.0} bytes a minute{}", full.unwrap_or_default()));
         }
         if change < 0 {
