@@ -2,7 +2,8 @@
 
 use nt_memory::{Fault, ReadError};
 
-use crate::grammar::{ExpressionError, RangeError};
+use crate::grammar::{ExpressionError, RangeError, ScopeError};
+use crate::symbols::NoSymbols;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
@@ -20,15 +21,53 @@ pub enum CommandError {
     #[error(transparent)]
     Fault(#[from] Fault),
     #[error(transparent)]
-    Expression(#[from] ExpressionError),
+    Expression(ExpressionError),
     #[error(transparent)]
-    Range(#[from] RangeError),
+    Range(RangeError),
     #[error(transparent)]
     Read(ReadError),
     #[error(transparent)]
     Pool(nt_pool::PoolError),
     #[error(transparent)]
     Target(kd_target::TargetError),
+}
+
+impl From<ExpressionError> for CommandError {
+    fn from(error: ExpressionError) -> Self {
+        match error {
+            ExpressionError::Fault(fault) => Self::Fault(fault),
+            other => Self::Expression(other),
+        }
+    }
+}
+
+impl From<RangeError> for CommandError {
+    fn from(error: RangeError) -> Self {
+        match error {
+            RangeError::Expression(error) => error.into(),
+            other => Self::Range(other),
+        }
+    }
+}
+
+/// A command's failure in the middle of an expression.
+impl From<CommandError> for ScopeError {
+    fn from(error: CommandError) -> Self {
+        match error {
+            CommandError::Fault(fault) => Self::Fault(fault),
+            CommandError::Read(error) => Self::Hole(error),
+            other => Self::Because(other.to_string()),
+        }
+    }
+}
+
+impl From<NoSymbols> for CommandError {
+    fn from(error: NoSymbols) -> Self {
+        match error {
+            NoSymbols::Fault(fault) => Self::Fault(fault),
+            NoSymbols::Missing(why) => Self::Failed(why),
+        }
+    }
 }
 
 impl From<ReadError> for CommandError {

@@ -24,6 +24,7 @@ pub mod symbols;
 #[cfg(test)]
 mod tests;
 pub mod text;
+mod translation;
 mod typed;
 mod unwind;
 

@@ -4,6 +4,7 @@
 
 use kd_target::TargetError;
 
+use crate::error::CommandError;
 use crate::kernel::Kernel;
 use crate::unwind::State;
 
@@ -177,7 +178,7 @@ pub(crate) fn find(machine: u16, name: &str) -> Option<Register> {
 }
 
 /// `Ok(None)` when there is no such register.
-pub(crate) fn value(kernel: &dyn Kernel, name: &str) -> Result<Option<u64>, String> {
+pub(crate) fn value(kernel: &dyn Kernel, name: &str) -> Result<Option<u64>, CommandError> {
     let (stop, machine) = (kernel.stop(), kernel.version().machine);
     if name.eq_ignore_ascii_case("$thread") && kernel.processor() == stop.processor {
         return Ok(Some(stop.thread));
@@ -186,6 +187,6 @@ pub(crate) fn value(kernel: &dyn Kernel, name: &str) -> Result<Option<u64>, Stri
     if name == of(machine).1[0] && kernel.processor() == stop.processor {
         return Ok(Some(stop.program_counter));
     }
-    let registers = Registers::read(kernel).map_err(|error| error.to_string())?;
-    registers.get(name).map(Some).ok_or_else(|| "the target's context record is too short".into())
+    let registers = Registers::read(kernel)?;
+    registers.get(name).map(Some).ok_or_else(|| CommandError::Failed("the target's context record is too short".into()))
 }

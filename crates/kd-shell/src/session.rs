@@ -6,11 +6,13 @@ use nt_pool::pooltag::PoolTags;
 
 use crate::commands::{Breakpoint, KeptLog, Leaks, current_process, temporary};
 use crate::error::CommandError;
-use crate::grammar::Scope;
-use crate::kernel::Kernel;
+use crate::grammar::{Scope, ScopeError};
+use crate::kernel::{Kernel, Physical};
 use crate::log::Log;
-use crate::symbols::{Names, NoSymbols, Symbols};
+use crate::symbols::{Names, Symbols};
 use crate::text::Width;
+use crate::translation::{View, read_number};
+use crate::typed::{offset_of, read_pointer};
 
 /// Output as people read it, or as programs do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +43,10 @@ pub struct Session {
     pub(crate) next_code: Option<u64>,
     /// `$t0` to `$t19`.
     pub(crate) temporaries: [u64; TEMPORARIES],
+    /// Of numbers without a prefix.
+    pub(crate) radix: u32,
+    /// What `s -[s]` saved for `s -[r]`.
+    pub(crate) saved_hits: Vec<u64>,
     /// Whether commands may change the target.
     pub allow_write: bool,
     /// What `.process` and `.thread` chose, until the target runs.
@@ -66,6 +72,8 @@ impl Session {
             last_dump: None,
             next_code: None,
             temporaries: [0; TEMPORARIES],
+            radix: 16,
+            saved_hits: Vec::new(),
             allow_write: false,
             process: None,
             thread: None,
@@ -142,6 +150,12 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Memory with the user half of the process that `.process` chose.
+    pub(crate) fn memory(&mut self) -> Result<View<'a>, CommandError> {
+        let process = self.session.process;
+        View::new(self.kernel()?, &mut self.session.symbols, process)
+    }
+
     pub fn names(&mut self) -> Result<Names<'_>, CommandError> {
         Ok(Names::new(self.kernel()?, &mut self.session.symbols))
     }
@@ -154,7 +168,9 @@ impl<'a> Context<'a> {
             temporaries: self.session.temporaries,
             process: self.session.process,
             thread: self.session.thread,
+            radix: self.session.radix,
             symbols: &mut self.session.symbols,
+            view: None,
         }
     }
 
@@ -164,15 +180,8 @@ impl<'a> Context<'a> {
         f: impl FnOnce(&nt_pool::Kernel<'_>) -> Result<T, nt_pool::PoolError>,
     ) -> Result<T, CommandError> {
         let kernel = self.kernel()?;
-        let symbols = self.session.symbols.nt(kernel).map_err(no_symbols)?;
+        let symbols = self.session.symbols.nt(kernel)?;
         Ok(f(&kernel.pool(symbols.as_ref()))?)
-    }
-}
-
-pub(crate) fn no_symbols(error: NoSymbols) -> CommandError {
-    match error {
-        NoSymbols::Fault(fault) => CommandError::Fault(fault),
-        NoSymbols::Missing(why) => CommandError::Failed(why),
     }
 }
 
@@ -182,25 +191,42 @@ struct Lookup<'a> {
     temporaries: [u64; TEMPORARIES],
     process: Option<u64>,
     thread: Option<u64>,
+    radix: u32,
     symbols: &'a mut Symbols,
+    /// Made at the first read.
+    view: Option<View<'a>>,
 }
 
 impl<'a> Lookup<'a> {
-    fn kernel(&self) -> Result<&'a dyn Kernel, String> {
-        self.debuggee.kernel().map_err(|error| error.to_string())
+    fn kernel(&self) -> Result<&'a dyn Kernel, CommandError> {
+        self.debuggee.kernel()
+    }
+
+    /// A member of the current thread, or of the current process.
+    fn of_current(&mut self, thread: bool, type_name: &str, member: &str) -> Result<Option<u64>, CommandError> {
+        let kernel = self.kernel()?;
+        let object = match (thread, self.thread, self.process) {
+            (true, Some(thread), _) => thread,
+            (true, None, _) => self.width.address(kernel.stop().thread),
+            (false, _, Some(process)) => process,
+            (false, _, None) => current_process(kernel, self.symbols)?,
+        };
+        let nt = self.symbols.nt(kernel)?;
+        let Some(offset) = offset_of(nt.as_ref(), type_name, member) else { return Ok(None) };
+        Ok(Some(read_pointer(kernel.memory(), object.wrapping_add(offset), self.width)?))
     }
 }
 
 impl Scope for Lookup<'_> {
-    fn symbol(&mut self, name: &str) -> Result<Option<u64>, String> {
+    fn symbol(&mut self, name: &str) -> Result<Option<u64>, ScopeError> {
         let kernel = self.kernel()?;
         if let Some(value) = crate::registers::value(kernel, name)? {
             return Ok(Some(value));
         }
-        Names::new(kernel, self.symbols).address_of(name).map_err(|error| error.to_string())
+        Ok(Names::new(kernel, self.symbols).address_of(name).map_err(CommandError::from)?)
     }
 
-    fn register(&mut self, name: &str) -> Result<Option<u64>, String> {
+    fn register(&mut self, name: &str) -> Result<Option<u64>, ScopeError> {
         if let Some(number) = temporary(name) {
             return Ok(Some(self.temporaries[number]));
         }
@@ -208,25 +234,37 @@ impl Scope for Lookup<'_> {
         let chosen = match name.to_ascii_lowercase().as_str() {
             "$thread" => self.thread,
             "$proc" => match self.process {
-                None => current_process(kernel, self.symbols).map(Some).map_err(|error| error.to_string())?,
+                None => Some(current_process(kernel, self.symbols).map_err(CommandError::from)?),
                 chosen => chosen,
             },
+            "$teb" => self.of_current(true, "_KTHREAD", "Teb")?,
+            "$peb" => self.of_current(false, "_EPROCESS", "Peb")?,
             _ => None,
         };
         match chosen {
-            None => crate::registers::value(kernel, name),
+            None => Ok(crate::registers::value(kernel, name)?),
             chosen => Ok(chosen),
         }
     }
 
-    fn read(&mut self, address: u64, size: usize) -> Result<u64, String> {
-        let mut bytes = [0; 8];
-        let wanted = bytes.get_mut(..size).ok_or("more than 8 bytes")?;
-        self.kernel()?.read_exact(address, wanted).map_err(|error| error.to_string())?;
-        Ok(u64::from_le_bytes(bytes))
+    fn read(&mut self, address: u64, size: usize, physical: bool) -> Result<u64, ScopeError> {
+        let kernel = self.kernel()?;
+        if physical {
+            return Ok(read_number(&Physical(kernel), address, size)?);
+        }
+        let view = match self.view.take() {
+            Some(view) => view,
+            None => View::new(kernel, self.symbols, self.process)?,
+        };
+        let address = self.width.address(address);
+        Ok(read_number(self.view.insert(view), address, size)?)
     }
 
     fn pointer_size(&self) -> u8 {
         self.width.bytes() as u8
+    }
+
+    fn radix(&self) -> u32 {
+        self.radix
     }
 }

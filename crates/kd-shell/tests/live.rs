@@ -265,7 +265,7 @@ fn a_breakpoint_is_hit_and_the_articles_stack_is_unwound() {
     let (screen, failed, _) = live.run("gu");
     assert!(!failed, "{}", screen.errors);
     assert!(screen.text.starts_with("nt!VeAllocatePoolWithTagPriority+0x2b6:\n"), "{}", screen.text);
-    for _ in 0..20 {
+    for _ in 0..15 {
         let names: String = live.run("k").0.text.lines().skip(1).map(|line| format!("{}\n", &line[36..])).collect();
         let rest = names.split_once('\n').unwrap().1;
         assert!(LEAK_STACK.ends_with(rest), "{names}");
@@ -383,6 +383,63 @@ fn everyday_commands_answer_on_a_live_target() {
     assert!(screen.text.contains("Implicit process is now fffff"), "{}", screen.text);
     assert!(screen.text.contains("\nImplicit thread is now fffff"), "{}", screen.text);
     assert!(screen.text.contains("\nTHREAD fffff"), "{}", screen.text);
+    live.leave();
+}
+
+/// User memory is that of the process which was chosen, read through its own page tables.
+#[test]
+fn a_chosen_process_is_what_user_addresses_mean() {
+    let mut live = Live::attach();
+    assert!(live.run("du 12eff8").1, "not in the current process");
+    let process = format!("{:x}", kd_fake::kernel::LEAK_PROCESS);
+    let (screen, failed, _) = live.run(&format!(".process /p /r {process}"));
+    assert_eq!((screen.text.as_str(), failed), ("Implicit process is now fffffa80`02c05060\n", false));
+    // Across a page, and with the kernel's half as ever.
+    assert_eq!(live.run("du 12eff8").0.text, "00000000`0012eff8  \"Leaks\"\n");
+    assert_eq!(live.run("? wo(12f000)").0.text, "Evaluate expression: 115 = 00000000`00000073\n");
+    assert!(live.run("s -a 12e000 L2000 \"Leak in\"").0.text.starts_with("00000000`0012f004  4c 65 61 6b "));
+    assert_eq!(live.run(".printf \"%ma %mu\\n\", 12f004, 12eff8").0.text, "Leak in user memory Leaks\n");
+    assert!(live.run("!pte 12f000").0.text.contains("PTE at FFFFF68000000978"));
+    assert!(live.run("da nt!NtBuildLab").0.text.contains("7601"));
+    let (screen, failed, _) = live.run(".allow_write on; ea 12f004 \"Hole\"; eb 12f008 5f; da 12f004");
+    assert!(!failed, "{}", screen.errors);
+    assert!(screen.text.ends_with("00000000`0012f004  \"Hole_in user memory\"\n"), "{}", screen.text);
+    assert!(live.run("dd 130000 L1").1);
+    assert!(live.run(".process 0; du 12eff8").1);
+    live.leave();
+}
+
+#[test]
+fn searches_say_what_they_could_not_read() {
+    let mut live = Live::attach();
+    let base = 0xffff_f880_0428_7000u64;
+    live.run("g");
+    live.fake.with_kernel(|kernel| {
+        kernel.page_out(base + 0x3000);
+        kernel.write_virtual(base + 0x5008, b"Needle");
+        kernel.write_virtual(base + 0x6001, b"Needle");
+    });
+    live.run(".break");
+    // The target searches; what it skipped is known from the page tables.
+    let (screen, failed, _) = live.run("s -a myfault L8000 \"Needle\"");
+    assert!(!failed, "{}", screen.errors);
+    let lines: Vec<&str> = screen.text.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", screen.text);
+    assert!(lines[0].starts_with("fffff880`0428c008  4e 65 65 64 6c 65 "), "{}", screen.text);
+    assert_eq!(
+        lines[2],
+        "WARNING: 0x1000 bytes cannot be read and were not searched: fffff880`0428a000 - fffff880`0428afff"
+    );
+    // The same where it is read and compared.
+    let (screen, _, _) = live.run("s -[1]sa myfault+2ff0 L1020");
+    assert!(screen.text.contains("0x1000 bytes cannot be read and were not searched"), "{}", screen.text);
+    // Saved hits; aligned numbers; addresses only, for .foreach.
+    assert_eq!(live.run("s -[1s]b myfault L8000 4e 65").0.text.lines().count(), 3);
+    assert_eq!(live.run("s -[1r]d 0 L1 6465654e").0.text.lines().count(), 2);
+    let (screen, _, _) = live.run("s -[1]d myfault+5000 L400 6465654e");
+    assert_eq!(screen.text, "0xfffff880`0428c008\n");
+    let (screen, failed, _) = live.run(".foreach (hit { s -[1]a myfault+5000 L1000 \"Needle\" }) { db hit L6 }");
+    assert!(!failed && screen.text.starts_with("fffff880`0428c008  4e 65 65 64 6c 65 "), "{}", screen.text);
     live.leave();
 }
 

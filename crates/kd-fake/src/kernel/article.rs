@@ -347,6 +347,9 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
         drivers: &drivers,
         verified: &verified,
     };
+    let space = builder.memory.address_space(&USER_MEMORY);
+    let directory = LEAK_PROCESS + builder.isf.offset("_KPROCESS", "DirectoryTableBase")?;
+    builder.memory.put(directory, &space.to_le_bytes());
     let books = Books::open(&builder, facts.processors, places)?;
     Kernel::new(builder, facts, books, Fixed { modules, ..Fixed::default() })
 }
@@ -384,13 +387,18 @@ pub fn article_activity(
 const KERNEL_TIMESTAMP: u32 = 0x5def_9b43;
 const KERNEL_CHECKSUM: u32 = 0x0055_2e3a;
 
+/// The EPROCESS of NotMyfault.exe.
+pub const LEAK_PROCESS: u64 = 0xffff_fa80_02c0_5060;
+/// What its own address space holds: a text of 16 bits at the end of a page, and what is behind it in the next.
+const USER_MEMORY: [(u64, &[u8]); 2] = [(0x12_eff8, b"L\0e\0a\0k\0"), (0x12_f000, b"s\0\0\0Leak in user memory\0")];
+
 const PROCESSES: &[Process<'_>] = &[
     Process { address: SYSTEM, id: 4, name: "System", threads: &[(FREEING_THREAD, 0x38)] },
     Process { address: 0xffff_fa80_0264_3040, id: 0xf4, name: "smss.exe", threads: &[] },
     Process { address: 0xffff_fa80_02a1_b060, id: 0x154, name: "csrss.exe", threads: &[] },
     Process { address: 0xffff_fa80_02a4_e060, id: 0x1d0, name: "services.exe", threads: &[] },
     Process { address: 0xffff_fa80_02ab_7b30, id: 0x5e8, name: "explorer.exe", threads: &[] },
-    Process { address: 0xffff_fa80_02c0_5060, id: 0x8ec, name: "NotMyfault.exe", threads: &[(LEAK_THREAD, 0x8f0)] },
+    Process { address: LEAK_PROCESS, id: 0x8ec, name: "NotMyfault.exe", threads: &[(LEAK_THREAD, 0x8f0)] },
 ];
 
 const fn module(path: &'static str, base: u64, size: u32, timestamp: u32) -> Module {

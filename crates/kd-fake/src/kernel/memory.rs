@@ -98,6 +98,21 @@ impl Memory {
         self.root
     }
 
+    /// The address space of a process: the kernel's half as it is now, and its own pages. Returns its root.
+    pub(crate) fn address_space(&mut self, pages: &[(u64, &[u8])]) -> u64 {
+        let own = self.frame();
+        for entry in 0x100..0x200 {
+            self.put_entry(own + entry * 8, self.entry(self.root + entry * 8));
+        }
+        self.put_entry(own + self.self_map * 8, own | KERNEL_PAGE);
+        let kernel = std::mem::replace(&mut self.root, own);
+        for (address, bytes) in pages {
+            self.put(*address, bytes);
+        }
+        self.root = kernel;
+        own
+    }
+
     /// Maps zeroed memory to every page of the range that has none.
     pub(crate) fn map(&mut self, address: u64, length: u64) {
         if length == 0 {
@@ -234,6 +249,13 @@ impl Memory {
         let Some(source) = usize::try_from(address).ok().and_then(|at| self.physical.get(at..)) else { return 0 };
         let count = source.len().min(buffer.len());
         buffer[..count].copy_from_slice(&source[..count]);
+        count
+    }
+
+    pub(crate) fn write_physical(&mut self, address: u64, bytes: &[u8]) -> usize {
+        let start = usize::try_from(address).unwrap_or(usize::MAX).min(self.physical.len());
+        let count = bytes.len().min(self.physical.len() - start);
+        self.physical[start..start + count].copy_from_slice(&bytes[..count]);
         count
     }
 

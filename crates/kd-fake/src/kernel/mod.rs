@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 pub use self::article::{
-    ARTICLE_CALL, Article, FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, article_activity,
+    ARTICLE_CALL, Article, FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_PROCESS, LEAK_STACK, LEAK_TAG, LEAK_THREAD,
+    article_activity,
 };
 use self::books::Books;
 pub use self::books::{Life, Operation, PoolKind, Record, TagUsage, TrackedBlock, Usage, VerifierDriver};
@@ -120,6 +121,11 @@ impl Kernel {
     /// As [`Kernel::read_virtual`], of physical memory.
     pub fn read_physical(&self, address: u64, buffer: &mut [u8]) -> usize {
         self.memory.read_physical(address, buffer)
+    }
+
+    /// As [`Kernel::write_virtual`], of physical memory.
+    pub fn write_physical(&mut self, address: u64, bytes: &[u8]) -> usize {
+        self.memory.write_physical(address, bytes)
     }
 
     /// Writes physical memory from address 0 on, as a raw memory image has it.

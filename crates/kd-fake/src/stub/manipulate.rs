@@ -26,6 +26,7 @@ const WRITE_CONTROL_SPACE: u32 = 0x3138;
 const REBOOT: u32 = 0x313b;
 const CONTINUE2: u32 = 0x313c;
 const READ_PHYSICAL: u32 = 0x313d;
+const WRITE_PHYSICAL: u32 = 0x313e;
 const SPECIAL_CALLS: std::ops::RangeInclusive<u32> = 0x3140..=0x3142;
 const GET_VERSION: u32 = 0x3146;
 const WRITE_BREAKPOINT_EX: u32 = 0x3147;
@@ -95,8 +96,13 @@ impl Stub {
             CLEAR_ALL_INTERNAL_BREAKPOINTS => return Ok(Outcome::Answered),
             _ if SPECIAL_CALLS.contains(&api) => return Ok(Outcome::Answered),
             READ_VIRTUAL | READ_PHYSICAL => self.read_memory(api, &mut reply),
-            WRITE_VIRTUAL => {
-                let written = self.options.kernel.lock().write_virtual(get64(header, 16), extra);
+            WRITE_VIRTUAL | WRITE_PHYSICAL => {
+                let (address, mut kernel) = (get64(header, 16), self.options.kernel.lock());
+                let written = match api {
+                    WRITE_VIRTUAL => kernel.write_virtual(address, extra),
+                    _ => kernel.write_physical(address, extra),
+                };
+                drop(kernel);
                 put32(&mut reply.header, 28, written as u32);
                 reply.done(written == extra.len());
             }

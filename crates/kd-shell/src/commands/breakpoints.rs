@@ -16,7 +16,7 @@ use crate::answer::{Done, Reply, Text};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate, evaluate_all};
 use crate::kernel::Kernel;
-use crate::session::{Context, no_symbols};
+use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
@@ -209,7 +209,7 @@ pub(crate) fn hit(context: &mut Context<'_>) -> Result<Option<Hit>, CommandError
         return Ok(Some(Hit::Pass));
     }
     if let Some(process) = process {
-        let current = super::current_process(kernel, &mut context.session.symbols).map_err(no_symbols)?;
+        let current = super::current_process(kernel, &mut context.session.symbols)?;
         if width.address(current) != width.address(process.0) {
             return Ok(Some(Hit::Pass));
         }

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use nt_memory::Memory;
 use nt_symbols::{Enumeration, SymbolFile};
 use serde::Serialize;
 
@@ -108,7 +109,6 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         None => (None, name),
     };
     let (type_name, member) = type_name.split_once('.').map_or((type_name, None), |(name, path)| (name, Some(path)));
-    let kernel = context.kernel()?;
     let symbols = symbols(context, module.unwrap_or("nt"))?;
     if type_name.contains(['*', '?']) {
         let types = symbols.types_matching(type_name);
@@ -146,7 +146,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     }
     let width = context.width();
     let headings = heading.into_iter().chain(wanted.verbose.then(|| summary(&layout))).collect();
-    let mut reader = Reader::new(symbols.as_ref(), address.map(|_| kernel.memory()), width, wanted);
+    let view = context.memory()?;
+    let mut reader = Reader::new(symbols.as_ref(), address.map(|_| &view as &dyn Memory), width, wanted);
     let members = reader.members(&layout, address, &paths)?;
     if members.is_empty() && !paths.is_empty() {
         return Err(no_such_field());
@@ -187,13 +188,13 @@ fn enumeration(values: &Enumeration, heading: Option<String>) -> Answer {
 pub(super) fn symbols(context: &mut Context<'_>, module: &str) -> Result<Arc<dyn SymbolFile>, CommandError> {
     let kernel = context.kernel()?;
     if module.eq_ignore_ascii_case("nt") {
-        return context.session.symbols.nt(kernel).map_err(crate::session::no_symbols);
+        return context.session.symbols.nt(kernel).map_err(CommandError::from);
     }
     let mut names = context.names()?;
     let Some(driver) = names.driver_named(module)? else {
         return Err(CommandError::Failed(format!("no module {} (lm lists them)", visible_name(module))));
     };
-    names.file(&driver).map_err(crate::session::no_symbols)
+    names.file(&driver).map_err(CommandError::from)
 }
 
 /// `?? sizeof(type)` and its like share this: the size of a type, or the offset of a member.

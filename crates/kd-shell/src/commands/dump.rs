@@ -132,7 +132,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     };
     let default = if shape.kind == Kind::Text { DEFAULT_CHARACTERS } else { DEFAULT_BYTES / size };
     let physical = Physical(kernel);
-    let memory: &dyn Memory = if options.physical { &physical } else { kernel.memory() };
+    let view = context.memory()?;
+    let memory: &dyn Memory = if options.physical { &physical } else { &view };
     let (address, count) = match word {
         "ds" | "dS" => counted(memory, address, size, width)?,
         _ => (address, count),
@@ -141,7 +142,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if bytes > MAX_BYTES {
         return Err(usage(&INFO, format!("{bytes:#x} bytes are more than the {MAX_BYTES:#x} of one display")));
     }
-    let address = width.address(address);
+    // Physical addresses of PAE have more than 32 bits.
+    let address = if options.physical { address } else { width.address(address) };
     let sparse = read_sparse(memory, address, bytes as usize)?;
     let mut dump = Dump::new(&sparse, shape, width);
     if shape.kind == Kind::Symbols {

@@ -85,7 +85,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         return Err(usage(&INFO, format!("one to {MAX_BYTES} bytes can be written, not {}", data.len())));
     }
     let written = match physical {
-        false => kernel.write(address, &data)?,
+        false => context.memory()?.write(address, &data)?,
         true => kernel.write_physical(address, &data)?,
     };
     let mut reply = Reply::new(Written { address: Hex(address), bytes: written });

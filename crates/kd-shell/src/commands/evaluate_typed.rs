@@ -191,13 +191,13 @@ fn layout(context: &mut Context<'_>, name: &str) -> Result<(std::sync::Arc<Layou
 }
 
 fn typed(context: &mut Context<'_>, cast: &Cast<'_>) -> Result<Reply, CommandError> {
-    let kernel = context.kernel()?;
     let width = context.width();
     let (layout, module) = layout(context, cast.type_name)?;
     let address = width.address(number(context, cast.address)?);
     let symbols = symbols(context, &module)?;
     let wanted = Wanted { depth: u32::from(!cast.members.is_empty()), ..Wanted::default() };
-    let mut reader = Reader::new(symbols.as_ref(), Some(kernel.memory()), width, wanted);
+    let view = context.memory()?;
+    let mut reader = Reader::new(symbols.as_ref(), Some(&view), width, wanted);
     let path: Path = cast.members.iter().map(|member| member.to_string()).collect();
     let paths = if path.is_empty() { Vec::new() } else { vec![path] };
     let members = reader.members(&layout, Some(address), &paths)?;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
-use crate::session::{Context, no_symbols};
+use crate::session::Context;
 use crate::symbols::{qualified, short_name};
 use crate::text::{Hex, Width};
 
@@ -81,7 +81,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let Some(driver) = names.driver_named(module)? else {
         return Err(CommandError::Failed(format!("Couldn't resolve 'x {text}': no module {module} (lm lists them)")));
     };
-    let file = names.file(&driver).map_err(no_symbols)?;
+    let file = names.file(&driver)?;
     let module = short_name(&driver, kernel.base());
     let mut symbols: Vec<Match> = file
         .matching(pattern)

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Done, Reply, Text};
 use crate::error::CommandError;
-use crate::session::{Context, no_symbols};
+use crate::session::Context;
 use crate::text::Hex;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
@@ -70,7 +70,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         return Err(usage(&INFO, "flags are shown and not changed here"));
     }
     let kernel = context.kernel()?;
-    let symbols = context.session.symbols.nt(kernel).map_err(no_symbols)?;
+    let symbols = context.session.symbols.nt(kernel)?;
     let variable = symbols.symbol("NtGlobalFlag");
     let variable = variable.ok_or_else(|| CommandError::Failed("the symbols of nt have no NtGlobalFlag".into()))?;
     let value = kernel.read_u32(kernel.width().address(kernel.base().wrapping_add(variable.rva.into())))?;

@@ -19,7 +19,7 @@ use super::{Action, CommandInfo, usage};
 use crate::answer::Reply;
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
-use crate::session::{Context, no_symbols};
+use crate::session::Context;
 use crate::shell::Drive;
 use crate::symbols::{Symbols, short_name};
 use crate::text::visible_name;
@@ -87,7 +87,7 @@ fn with_pool<T>(
 ) -> Result<T, CommandError> {
     let kernel = context.kernel()?;
     let symbols = &mut context.session.symbols;
-    let nt = symbols.nt(kernel).map_err(no_symbols)?;
+    let nt = symbols.nt(kernel)?;
     let version = kernel.version();
     let pool = nt_pool::Kernel {
         memory: kernel.memory(),

@@ -30,6 +30,7 @@ mod pool_used;
 mod pool_val;
 mod print_formatted;
 mod process;
+mod radix;
 mod registers;
 mod reload;
 mod search;
@@ -92,6 +93,7 @@ const COMMANDS: &[CommandInfo] = &[
     control::QUIT,
     evaluate::INFO,
     evaluate_typed::INFO,
+    radix::INFO,
     formats::INFO,
     display_type::INFO,
     dump::INFO,

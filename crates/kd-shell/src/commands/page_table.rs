@@ -10,7 +10,7 @@
 use std::fmt;
 
 use nt_memory::PAGE_SIZE;
-use nt_memory::paging::{Page, Scheme, SoftwarePte, Walk, walk};
+use nt_memory::paging::{Page, Scheme, Walk};
 use nt_symbols::SymbolFile;
 use serde::Serialize;
 
@@ -18,17 +18,18 @@ use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
-use crate::kernel::{Kernel, Physical};
-use crate::registers::{AMD64, I386};
+use crate::kernel::Kernel;
 use crate::session::Context;
 use crate::text::{Hex, Width};
+use crate::translation::Tables;
 use crate::typed::read_pointer;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!pte"],
     usage: "!pte address",
     help: "show the page-table entries of an address, and why a page is not there",
-    details: "The page tables are those of the stopped processor, or of the process that .process chose. x64, x86 and PAE.",
+    details: "The page tables are those of the stopped processor, or of the process that\n\
+              .process chose: x86, PAE, x64 with four and five levels, ARM64.",
     action: Action::Answer(run),
 };
 
@@ -61,56 +62,6 @@ struct Entry {
     valid: bool,
 }
 
-/// How the stopped processor translates, and from where.
-pub(super) fn translation(context: &mut Context<'_>) -> Result<(Scheme, u64), CommandError> {
-    let kernel = context.kernel()?;
-    let processor = kernel.stop().processor;
-    let (scheme, cr3) = match kernel.version().machine {
-        AMD64 => {
-            // KSPECIAL_REGISTERS: Cr0 Cr2 Cr3 Cr4.
-            const SELECTOR: u64 = 2;
-            let special = kernel.read_control(processor, SELECTOR, 0x20)?;
-            const FIVE_LEVELS: u64 = 1 << 12;
-            let levels = if word(&special, 0x18, 8)? & FIVE_LEVELS != 0 { 5 } else { 4 };
-            (Scheme::X64 { levels }, word(&special, 0x10, 8)?)
-        }
-        I386 => {
-            // Behind CONTEXT in KPROCESSOR_STATE; from Windows 8 on XCR0 makes it aligned.
-            let special = if kernel.version().minor < 9200 { 0x2cc } else { 0x2d0 };
-            let special = kernel.read_control(processor, special, 0x10)?;
-            const PAE: u64 = 1 << 5;
-            let scheme = if word(&special, 0xc, 4)? & PAE != 0 { Scheme::Pae } else { Scheme::X86 };
-            (scheme, word(&special, 8, 4)?)
-        }
-        other => {
-            return Err(CommandError::Failed(format!("page tables of machine {other:04x} are not in this version")));
-        }
-    };
-    match context.session.process {
-        None => Ok((scheme, cr3)),
-        Some(process) => Ok((scheme, super::process::directory_base(context, process)?)),
-    }
-}
-
-fn word(bytes: &[u8], at: usize, size: usize) -> Result<u64, CommandError> {
-    let bytes = bytes.get(at..at + size);
-    let bytes = bytes.ok_or_else(|| CommandError::Failed("the target's special registers are too short".into()))?;
-    Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-}
-
-/// Where this kernel keeps what in an entry that is not valid.
-pub(super) fn software(scheme: Scheme, symbols: Option<&dyn SymbolFile>) -> SoftwarePte {
-    let mut software = SoftwarePte::of(scheme);
-    let Some(layout) = symbols.and_then(|symbols| symbols.layout("_MMPTE_SOFTWARE")) else { return software };
-    let bits = |name: &str| layout.field(name).and_then(|field| field.bits);
-    if let (Some(low), Some(high), Some((prototype, 1)), Some((transition, 1))) =
-        (bits("PageFileLow"), bits("PageFileHigh"), bits("Prototype"), bits("Transition"))
-    {
-        software = SoftwarePte { page_file: low, page_file_offset: high, prototype, transition, ..software };
-    }
-    software
-}
-
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if context.arguments.trim().is_empty() {
         return Err(usage(&INFO, "no address"));
@@ -118,9 +69,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let kernel = context.kernel()?;
     let width = context.width();
     let address = width.address(evaluate_all(context.arguments, &mut context.scope())?);
-    let (scheme, root) = translation(context)?;
+    let process = context.session.process;
+    let tables = Tables::new(kernel, &mut context.session.symbols, process)?;
+    let (walk, scheme) = (tables.walk(address)?, tables.scheme);
     let symbols = context.session.symbols.nt(kernel).ok();
-    let walk = walk(&Physical(kernel), scheme, software(scheme, symbols.as_deref()), root, address)?;
     let base = table_base(kernel, scheme, symbols.as_deref());
     Ok(Reply::new(Entries::new(&walk, scheme, base, address, width)))
 }
@@ -163,6 +115,25 @@ fn mapped_at(scheme: Scheme, base: u64, address: u64, shift: u8) -> u64 {
 /// `---DA--KWEV`
 fn bits(scheme: Scheme, value: u64) -> String {
     let flag = |bit: u64, set: char, clear: char| if value & bit != 0 { set } else { clear };
+    if scheme == Scheme::Arm64 {
+        // Contiguous bits have no letters: nG, DBM, AF, AP[1], AP[2], and UXN and PXN together.
+        const NO_EXECUTE: u64 = 3 << 53;
+        return [
+            '-',
+            flag(1 << 11, '-', 'G'),
+            '-',
+            flag(1 << 51, 'D', '-'),
+            flag(1 << 10, 'A', '-'),
+            '-',
+            '-',
+            flag(1 << 6, 'U', 'K'),
+            flag(1 << 7, 'R', 'W'),
+            if value & NO_EXECUTE == NO_EXECUTE { '-' } else { 'E' },
+            flag(1, 'V', '-'),
+        ]
+        .iter()
+        .collect();
+    }
     let mut text: String = [
         flag(0x200, 'C', '-'),
         flag(0x100, 'G', '-'),

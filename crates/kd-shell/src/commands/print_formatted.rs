@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use nt_memory::Memory;
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
@@ -147,7 +148,8 @@ fn field(context: &mut Context<'_>, wanted: &Directive<'_>, value: u64) -> Resul
             name.map_or(width.tick(address), |name| format!("{name} ({})", width.tick(address)))
         }
         kind => {
-            let memory = context.kernel()?.memory();
+            let view = context.memory()?;
+            let memory: &dyn Memory = &view;
             let unit = if kind.ends_with('u') { 2 } else { 1 };
             let address = width.address(value);
             let (address, length) = match kind {

@@ -22,7 +22,7 @@ use crate::error::CommandError;
 use crate::grammar::expression::{evaluate, evaluate_all};
 use crate::kernel::Kernel;
 use crate::registers::AMD64;
-use crate::session::{Context, no_symbols};
+use crate::session::Context;
 use crate::symbols::{NoSymbols, Symbols};
 use crate::text::{Hex, Width, visible_name};
 use crate::typed::{Record, offset_of, read_pointer};
@@ -48,8 +48,11 @@ pub(super) const THREAD: CommandInfo = CommandInfo {
 pub(super) const SET_PROCESS: CommandInfo = CommandInfo {
     names: &[".process"],
     usage: ".process [/p] [/r] [address]",
-    help: "choose the process that $proc and !pte mean",
-    details: "0 goes back to the current one; so does letting the target run.",
+    help: "choose the process whose user memory is read",
+    details: "d*, dt, da, s, u, poi() and e* read and write addresses of user memory through its\n\
+              page tables; $proc and !pte mean it. /p and /r are accepted, and change nothing:\n\
+              no translation is kept that would have to be dropped. 0 goes back to the\n\
+              current process; so does letting the target run.",
     action: Action::Answer(set_process),
 };
 
@@ -168,7 +171,7 @@ fn types<'a>(context: &mut Context<'a>) -> Result<Types<'a>, CommandError> {
 }
 
 fn types_of<'a>(kernel: &'a dyn Kernel, symbols: &mut Symbols) -> Result<Types<'a>, CommandError> {
-    let file = symbols.nt(kernel).map_err(no_symbols)?;
+    let file = symbols.nt(kernel)?;
     Ok(Types { memory: kernel.memory(), symbols: file, width: kernel.width() })
 }
 
@@ -184,13 +187,6 @@ pub(crate) fn current(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<u64,
         Err(ReadError::Fault(fault)) => Err(fault.into()),
         Err(hole) => Err(NoSymbols::Missing(hole.to_string())),
     }
-}
-
-/// Where a process keeps its page tables.
-pub(super) fn directory_base(context: &mut Context<'_>, process: u64) -> Result<u64, CommandError> {
-    let types = types(context)?;
-    let offset = types.offset("_KPROCESS", "DirectoryTableBase")?;
-    Ok(read_pointer(types.memory, process.wrapping_add(offset), types.width)?)
 }
 
 /// The registers that a thread will have when it runs again.
@@ -238,7 +234,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             let head = width.address(kernel.base().wrapping_add(head.rva.into()));
             types.list(head, types.offset("_EPROCESS", "ActiveProcessLinks")?, &mut notes)?
         }
-        _ if address == u64::MAX => vec![current(kernel, &mut context.session.symbols).map_err(no_symbols)?],
+        _ if address == u64::MAX => vec![current(kernel, &mut context.session.symbols)?],
         address => vec![address],
     };
     let mut processes = Vec::new();
@@ -440,7 +436,7 @@ fn set_process(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     }
     let address = match context.session.process {
         Some(address) => address,
-        None => current(kernel, &mut context.session.symbols).map_err(no_symbols)?,
+        None => current(kernel, &mut context.session.symbols)?,
     };
     Ok(Reply::new(Implicit { what: "process", address: Hex(address), width }))
 }

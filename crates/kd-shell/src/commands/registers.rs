@@ -113,7 +113,7 @@ fn some(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
                 match crate::registers::value(kernel, &name) {
                     Ok(Some(value)) => value,
                     Ok(None) => return Err(bad_register(&name)),
-                    Err(why) => return Err(CommandError::Failed(why)),
+                    Err(error) => return Err(error),
                 }
             }
         };

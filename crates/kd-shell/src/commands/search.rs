@@ -4,11 +4,15 @@
 //! fffff880`0496e3aa  4c 65 61 6b 3b c1 0f 42-c1 41 8d 49 fd 8b d0 ff  Leak;..B.A.I....
 //! ```
 //!
-//! The target searches where that is cheaper than reading; whatever it finds is read and compared.
+//! The target searches where that is cheaper than reading; whatever it finds is read and compared. It skips what it
+//! cannot read without a word: for those ranges the page tables tell what was skipped.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
+use std::ops::Range;
 
-use nt_memory::{Fault, Memory, PAGE_SIZE, Search, Sparse, read_sparse};
+use nt_memory::{Memory, PAGE_SIZE, Search, Sparse, read_sparse};
 use serde::Serialize;
 
 use super::dump::excerpt;
@@ -19,15 +23,21 @@ use crate::grammar::expression::{evaluate, evaluate_all};
 use crate::grammar::range;
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
+use crate::translation::Tables;
 use crate::typed::read_pointer;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["s"],
     usage: "s [-[[flags]]b|w|d|q|a|u|sa|su|v] address end|L count pattern",
     help: "search memory",
-    details: "-b -w -d -q look for numbers of that size (-w -d -q at aligned places), -a and -u for text, -sa and -su for \
-              anything\nthat is printable text (-[l8]sa: eight characters and more), -v for objects of the same class. \
-              -[1] shows addresses only.",
+    details: "-b -w -d -q  numbers of that size (-w -d -q at aligned places)\n\
+              -a -u        text, as it is and as UTF-16\n\
+              -sa -su      anything that is printable text\n\
+              -v           objects of the same class as the one at the address\n\
+              Flags, in brackets: 1 shows addresses only; w looks at what can be written\n\
+              only; l8 wants texts of eight characters and more; s saves the hits, at most\n\
+              n100 of them (1024), and r looks at the saved hits only, whatever the range.\n\
+              Parts of the range that cannot be read are named after the hits.",
     action: Action::Answer(run),
 };
 
@@ -61,9 +71,16 @@ enum Kind {
 struct Options<'a> {
     kind: Kind,
     addresses_only: bool,
+    writable_only: bool,
+    save: bool,
+    restrict: bool,
+    most_saved: usize,
     least: usize,
     rest: &'a str,
 }
+
+/// How many hits `s` saves.
+const SAVED_HITS: usize = 1024;
 
 #[derive(Serialize)]
 struct Hits {
@@ -80,7 +97,16 @@ struct Hit {
 }
 
 fn options(text: &str) -> Result<Options<'_>, String> {
-    let mut options = Options { kind: Kind::Byte, addresses_only: false, least: 3, rest: text };
+    let mut options = Options {
+        kind: Kind::Byte,
+        addresses_only: false,
+        writable_only: false,
+        save: false,
+        restrict: false,
+        most_saved: SAVED_HITS,
+        least: 3,
+        rest: text,
+    };
     let Some(text) = text.strip_prefix('-') else { return Ok(options) };
     let (flags, text) = match text.strip_prefix('[') {
         Some(text) => text.split_once(']').ok_or("the flags have no ']'")?,
@@ -90,16 +116,25 @@ fn options(text: &str) -> Result<Options<'_>, String> {
     while let Some(flag) = flags.next() {
         match flag {
             '1' => options.addresses_only = true,
-            'l' => {
-                let mut least = 0usize;
+            'w' => options.writable_only = true,
+            's' => options.save = true,
+            'r' => options.restrict = true,
+            'l' | 'n' => {
+                let mut number = 0usize;
                 while let Some(digit) = flags.peek().and_then(|c| c.to_digit(10)) {
-                    least = least.saturating_mul(10).saturating_add(digit as usize);
+                    number = number.saturating_mul(10).saturating_add(digit as usize);
                     flags.next();
                 }
-                options.least = least.clamp(1, LONGEST_TEXT);
+                match flag {
+                    'l' => options.least = number.clamp(1, LONGEST_TEXT),
+                    _ => options.most_saved = number.clamp(1, MAX_HITS),
+                }
             }
-            other => return Err(format!("flag '{other}' is not in this version (1 and lN are)")),
+            other => return Err(format!("unknown flag '{other}' (1, w, s, r, nN and lN are known)")),
         }
+    }
+    if options.save && options.restrict {
+        return Err("the flags s and r exclude each other".into());
     }
     let (kind, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     options.kind = match kind {
@@ -150,50 +185,131 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         return Err(usage(&INFO, format!("{length:#x} bytes are more than the {MAX_RANGE:#x} of one search")));
     }
     let start = width.address(range.0);
-    let memory = kernel.memory();
-    let mut hits = Vec::new();
+    let memory: &dyn Memory = &context.memory()?;
+    let mut found = Found::default();
     if matches!(options.kind, Kind::AnyAscii | Kind::AnyUnicode) {
         if !pattern.trim().is_empty() {
             return Err(usage(&INFO, "-sa and -su have no pattern"));
         }
-        for (address, text) in texts(memory, start, length, size as usize, options.least)? {
-            let line = match options.addresses_only {
-                true => format!("0x{}\n", width.tick(address)),
-                false => format!("{}  \"{}\"\n", width.tick(address), visible_name(&text)),
-            };
-            hits.push(Hit { address: Hex(address), text: Some(text), line });
+        texts(memory, start, length, size as usize, options.least, &mut found)?;
+        if options.restrict {
+            found.hits.retain(|hit| context.session.saved_hits.contains(&hit.0));
         }
     } else {
         let bytes = pattern_bytes(context, options.kind, pattern, width)?;
-        for address in find(memory, start, length, &bytes, options.kind.alignment(width))? {
-            let line = match options.addresses_only {
-                true => format!("0x{}\n", width.tick(address)),
-                false => {
-                    let word = match options.kind {
-                        Kind::Word | Kind::Unicode => "dW",
-                        Kind::Double => "dc",
-                        Kind::Quad => "dq",
-                        Kind::Object => "dp",
-                        _ => "db",
-                    };
-                    excerpt(memory, word, width, address)?
+        match options.restrict {
+            true => {
+                for &address in &context.session.saved_hits {
+                    let mut there = vec![0; bytes.len()];
+                    if memory.read(address, &mut there)? == bytes.len() && there == bytes {
+                        found.hits.push((address, None));
+                    }
                 }
-            };
-            hits.push(Hit { address: Hex(address), text: None, line });
+            }
+            false => find(memory, start, length, &bytes, options.kind.alignment(width), &mut found)?,
         }
     }
-    let mut reply = Reply::new(Hits { hits });
-    let sparse = unreadable(memory, start, length)?;
-    reply.complete = !sparse;
+    let mut notes = Vec::new();
+    let process = context.session.process;
+    let unknown = !found.skipped.is_empty();
+    if unknown || options.writable_only {
+        let tables = Tables::new(kernel, &mut context.session.symbols, process);
+        match tables {
+            Err(CommandError::Fault(fault)) => return Err(fault.into()),
+            Err(error) if options.writable_only => return Err(error),
+            Err(error) => {
+                notes.push(format!("what the target could not read was skipped; where is not known: {error}"))
+            }
+            Ok(tables) => {
+                for (at, length) in std::mem::take(&mut found.skipped) {
+                    if length > MOST_LOOKED_AT {
+                        notes.push(format!(
+                            "what the target could not read was skipped; in {length:#x} bytes at {} it was not looked \
+                             at where",
+                            width.tick(at)
+                        ));
+                        continue;
+                    }
+                    found.holes.extend(tables.holes(at, length)?);
+                }
+                if options.writable_only {
+                    let mut pages = HashMap::new();
+                    for &(address, _) in &found.hits {
+                        if let Entry::Vacant(page) = pages.entry(address / PAGE_SIZE) {
+                            page.insert(tables.is_writable(address)?);
+                        }
+                    }
+                    found.hits.retain(|hit| pages.get(&(hit.0 / PAGE_SIZE)) == Some(&true));
+                }
+            }
+        }
+    }
+    notes.extend(not_searched(&mut found.holes, width));
+    let mut overflow = None;
+    if options.save {
+        context.session.saved_hits = found.hits.iter().map(|hit| hit.0).take(options.most_saved).collect();
+        if found.hits.len() > options.most_saved {
+            overflow = Some(format!("Overflow error: {} of {} hits are saved", options.most_saved, found.hits.len()));
+        }
+    }
+    let mut hits = Vec::new();
+    for (address, text) in found.hits {
+        let line = match &text {
+            _ if options.addresses_only => format!("0x{}\n", width.tick(address)),
+            Some(text) => format!("{}  \"{}\"\n", width.tick(address), visible_name(text)),
+            None => {
+                let word = match options.kind {
+                    Kind::Word | Kind::Unicode => "dW",
+                    Kind::Double => "dc",
+                    Kind::Quad => "dq",
+                    Kind::Object => "dp",
+                    _ => "db",
+                };
+                excerpt(memory, word, width, address)?
+            }
+        };
+        hits.push(Hit { address: Hex(address), text, line });
+    }
+    let mut reply = Reply::with_notes(Hits { hits }, notes);
+    reply.remarks.extend(overflow);
     Ok(reply)
 }
 
-/// Whether the ends of the range are readable: what lies between was skipped over silently, as the target does.
-fn unreadable(memory: &dyn Memory, start: u64, length: u64) -> Result<bool, Fault> {
-    let mut byte = [0];
-    let first = memory.read(start, &mut byte)?;
-    let last = memory.read(start.wrapping_add(length.saturating_sub(1)), &mut byte)?;
-    Ok(first == 0 || last == 0)
+/// Places, with their text where that is what was looked for, and what of the range was not looked at.
+#[derive(Debug, Default)]
+struct Found {
+    hits: Vec<(u64, Option<String>)>,
+    /// Unreadable.
+    holes: Vec<Range<u64>>,
+    /// Searched by the target, which skips what it cannot read: address and length.
+    skipped: Vec<(u64, u64)>,
+}
+
+/// The page tables of a larger range are too much to read for a note.
+const MOST_LOOKED_AT: u64 = range::SANE_BYTES;
+
+/// So many ranges are named.
+const NAMED_HOLES: usize = 8;
+
+fn not_searched(holes: &mut Vec<Range<u64>>, width: Width) -> Option<String> {
+    holes.sort_by_key(|hole| hole.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for hole in holes.drain(..) {
+        match joined.last_mut() {
+            Some(last) if last.end >= hole.start => last.end = last.end.max(hole.end),
+            _ => joined.push(hole),
+        }
+    }
+    let bytes: u64 = joined.iter().map(|hole| hole.end.wrapping_sub(hole.start)).fold(0, u64::wrapping_add);
+    let mut named: Vec<String> = joined
+        .iter()
+        .take(NAMED_HOLES)
+        .map(|hole| format!("{} - {}", width.tick(hole.start), width.tick(hole.end.wrapping_sub(1))))
+        .collect();
+    if joined.len() > NAMED_HOLES {
+        named.push(format!("and {} more", joined.len() - NAMED_HOLES));
+    }
+    (!named.is_empty()).then(|| format!("{bytes:#x} bytes cannot be read and were not searched: {}", named.join(", ")))
 }
 
 /// The range at the front: its address and bytes, and what follows it.
@@ -265,9 +381,16 @@ fn find(
     length: u64,
     pattern: &[u8],
     alignment: u64,
-) -> Result<Vec<u64>, CommandError> {
-    let mut hits = Vec::new();
-    let Some(last) = length.checked_sub(pattern.len() as u64) else { return Ok(hits) };
+    found: &mut Found,
+) -> Result<(), CommandError> {
+    let Found { hits, holes, skipped } = found;
+    let Some(last) = length.checked_sub(pattern.len() as u64) else { return Ok(()) };
+    let mut by_target = |at: u64, length: u64| match skipped.last_mut() {
+        Some((start, before)) if start.wrapping_add(*before) >= at => {
+            *before = at.wrapping_sub(*start).saturating_add(length);
+        }
+        _ => skipped.push((at, length)),
+    };
     // Offsets from the start: a range may end where the address space does.
     let mut at = 0;
     let mut target_searches = true;
@@ -281,6 +404,7 @@ fn find(
             match memory.search(here, chunk, pattern)? {
                 Search::Unsupported => target_searches = false,
                 Search::NotFound => {
+                    by_target(here, chunk);
                     // A hit may begin in this chunk and end in the next one.
                     at += (chunk - (pattern.len() as u64 - 1).min(chunk - 1)).max(1);
                 }
@@ -294,8 +418,9 @@ fn find(
                     let mut bytes = vec![0; pattern.len()];
                     let is_there = memory.read(address, &mut bytes)? == bytes.len() && bytes == pattern;
                     if is_there && offset <= last && address.is_multiple_of(alignment) {
-                        push(&mut hits, address)?;
+                        push(hits, address)?;
                     }
+                    by_target(here, offset - at + pattern.len() as u64);
                     close = if offset - at < DENSE { close + 1 } else { 0 };
                     at = offset + 1;
                 }
@@ -307,22 +432,23 @@ fn find(
         let piece = left.min((READ + pattern.len() - 1) as u64) as usize;
         let sparse = read_sparse(memory, here, piece)?;
         let ends = piece + 1 - pattern.len();
+        holes.extend(sparse.holes.iter().cloned());
         for offset in candidates(&sparse, pattern) {
             let address = here.wrapping_add(offset as u64);
             if offset < ends && address.is_multiple_of(alignment) {
-                push(&mut hits, address)?;
+                push(hits, address)?;
             }
         }
         at += ends as u64;
     }
-    Ok(hits)
+    Ok(())
 }
 
-fn push(hits: &mut Vec<u64>, address: u64) -> Result<(), CommandError> {
+fn push(hits: &mut Vec<(u64, Option<String>)>, address: u64) -> Result<(), CommandError> {
     if hits.len() >= MAX_HITS {
         return Err(CommandError::Failed(format!("more than {MAX_HITS} hits; search a smaller range")));
     }
-    hits.push(address);
+    hits.push((address, None));
     Ok(())
 }
 
@@ -340,14 +466,16 @@ fn texts(
     length: u64,
     size: usize,
     least: usize,
-) -> Result<Vec<(u64, String)>, CommandError> {
-    let mut found = Vec::new();
+    found: &mut Found,
+) -> Result<(), CommandError> {
+    let Found { hits, holes, .. } = found;
     let (mut text, mut from) = (String::new(), start);
     let mut at = 0;
     while at < length {
         let here = start.wrapping_add(at);
         let piece = (length - at).min(READ as u64) as usize;
         let sparse = read_sparse(memory, here, piece)?;
+        holes.extend(sparse.holes.iter().cloned());
         for offset in (0..piece).step_by(size) {
             let unit = sparse.get(offset, size).map(|unit| match unit {
                 [low, high] => u16::from_le_bytes([*low, *high]),
@@ -360,21 +488,25 @@ fn texts(
                     }
                     text.push(unit as u8 as char);
                 }
-                _ => keep(&mut found, from, &mut text, least)?,
+                _ => keep(hits, from, &mut text, least)?,
             }
         }
         at += piece as u64;
     }
-    keep(&mut found, from, &mut text, least)?;
-    Ok(found)
+    keep(hits, from, &mut text, least)
 }
 
-fn keep(found: &mut Vec<(u64, String)>, from: u64, text: &mut String, least: usize) -> Result<(), CommandError> {
+fn keep(
+    found: &mut Vec<(u64, Option<String>)>,
+    from: u64,
+    text: &mut String,
+    least: usize,
+) -> Result<(), CommandError> {
     if text.len() >= least {
         if found.len() >= MAX_HITS {
             return Err(CommandError::Failed(format!("more than {MAX_HITS} texts; search a smaller range")));
         }
-        found.push((from, std::mem::take(text)));
+        found.push((from, Some(std::mem::take(text))));
     }
     text.clear();
     Ok(())
@@ -388,6 +520,8 @@ impl Text for Hits {
 
 #[cfg(test)]
 mod tests {
+    use nt_memory::Fault;
+
     use super::*;
 
     /// 0x10000 bytes at 0x10000 with a hole; searches itself, and badly when told to.
@@ -426,6 +560,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // One hole is what is expected.
     fn both_ways_find_the_same() {
         let mut bytes = vec![0; 0x10000];
         for at in [0x10, 0x1001, 0x3ffe, 0x4ffe, 0x5000, 0x9000, 0x9004, 0x9008, 0x900c, 0x9010, 0x9014, 0xfffc] {
@@ -433,10 +568,19 @@ mod tests {
         }
         for (alignment, length) in [(1, 0x10000), (4, 0x10000), (1, 0xffff)] {
             let find = |searches| {
-                find(&Bytes { bytes: bytes.clone(), searches }, 0x10000, length, b"Leak", alignment).unwrap()
+                let mut found = Found::default();
+                let memory = Bytes { bytes: bytes.clone(), searches };
+                find(&memory, 0x10000, length, b"Leak", alignment, &mut found).unwrap();
+                let hits: Vec<u64> = found.hits.iter().map(|hit| hit.0).collect();
+                (hits, found.holes, found.skipped)
             };
-            let read = find(false);
-            assert_eq!(find(true), read);
+            let (read, holes, skipped) = find(false);
+            assert_eq!((holes, skipped), (vec![0x14000..0x15000], Vec::new()));
+            let (searched, mut holes, skipped) = find(true);
+            assert_eq!(searched, read);
+            // Each byte was either read, and is known to be readable or not, or skipped over by the target.
+            let covered = skipped.iter().any(|(at, length)| (*at..at + length).contains(&0x14800));
+            assert!(covered || not_searched(&mut holes, Width::Eight).is_some(), "{skipped:x?}");
             // The ones across the hole's borders are not readable.
             assert!(!read.contains(&0x13ffe) && !read.contains(&0x14ffe) && read.contains(&0x15000));
             assert_eq!(read.contains(&0x11001), alignment == 1);
@@ -450,8 +594,11 @@ mod tests {
         bytes[0x20..0x25].copy_from_slice(b"Leaky");
         bytes[0x30..0x32].copy_from_slice(b"no");
         let memory = Bytes { bytes, searches: false };
-        assert_eq!(texts(&memory, 0x10000, 0x100, 1, 3).unwrap(), [(0x10020, "Leaky".to_string())]);
-        assert_eq!(texts(&memory, 0x10000, 0x23, 1, 3).unwrap(), [(0x10020, "Lea".to_string())]);
+        for (length, text) in [(0x100, "Leaky"), (0x23, "Lea")] {
+            let mut found = Found::default();
+            texts(&memory, 0x10000, length, 1, 3, &mut found).unwrap();
+            assert_eq!(found.hits, [(0x10020, Some(text.to_string()))]);
+        }
     }
 
     #[test]
@@ -462,6 +609,9 @@ mod tests {
             (Kind::AnyAscii, true, 8, "1000 L10")
         );
         assert_eq!(options("1000 L4 1").unwrap().kind, Kind::Byte);
+        let parsed = options("-[swn 20]d 1000 L10 1").unwrap();
+        assert_eq!((parsed.save, parsed.writable_only, parsed.most_saved, parsed.kind), (true, true, 20, Kind::Double));
+        assert!(options("-[sr]b 1").is_err());
         assert!(options("-x 1").is_err() && options("-[").is_err() && options("-[z]b 1").is_err());
     }
 }

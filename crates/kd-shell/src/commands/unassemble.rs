@@ -77,7 +77,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if bytes > MAX_BYTES {
         return Err(usage(&INFO, format!("that is more than the {MAX_BYTES:#x} bytes of one display")));
     }
-    let sparse = read_sparse(kernel.memory(), start, bytes as usize)?;
+    let sparse = read_sparse(&context.memory()?, start, bytes as usize)?;
     let readable = sparse.holes.first().map_or(sparse.bytes.len(), |hole| hole.start.wrapping_sub(start) as usize);
     let code = &sparse.bytes[..readable.min(sparse.bytes.len())];
     let mut names = context.names()?;

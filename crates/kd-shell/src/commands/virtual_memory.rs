@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{Action, CommandInfo};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
-use crate::session::{Context, no_symbols};
+use crate::session::Context;
 use crate::typed::{offset_of, read_pointer};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
@@ -57,7 +57,7 @@ const VARIABLES: [(&str, &str, bool); 8] = [
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let kernel = context.kernel()?;
     let width = context.width();
-    let symbols = context.session.symbols.nt(kernel).map_err(no_symbols)?;
+    let symbols = context.session.symbols.nt(kernel)?;
     let mut notes = Vec::new();
     let mut totals = None;
     let mut counts = Vec::new();

@@ -18,6 +18,7 @@ use nom::character::complete::{char, multispace0, satisfy};
 use nom::combinator::{opt, recognize};
 use nom::sequence::{delimited, pair, preceded};
 use nom::{IResult, Parser};
+use nt_memory::{Fault, ReadError};
 
 /// Parentheses and unary operators inside each other.
 pub const MAX_DEPTH: usize = 64;
@@ -25,13 +26,38 @@ pub const MAX_DEPTH: usize = 64;
 /// Where names and memory come from.
 pub trait Scope {
     /// The address of `name` (`nt!Foo`, `Foo`, `nt`).
-    fn symbol(&mut self, name: &str) -> Result<Option<u64>, String>;
+    fn symbol(&mut self, name: &str) -> Result<Option<u64>, ScopeError>;
     /// The value of a register or pseudo-register, without its `@`.
-    fn register(&mut self, name: &str) -> Result<Option<u64>, String>;
+    fn register(&mut self, name: &str) -> Result<Option<u64>, ScopeError>;
     /// `size` bytes (1, 2, 4, 8) at `address`, little endian.
-    fn read(&mut self, address: u64, size: usize) -> Result<u64, String>;
+    fn read(&mut self, address: u64, size: usize, physical: bool) -> Result<u64, ScopeError>;
     /// 4 or 8.
     fn pointer_size(&self) -> u8;
+    /// Of numbers without a prefix: 8, 10 or 16.
+    fn radix(&self) -> u32 {
+        16
+    }
+}
+
+/// Why a name or a piece of memory could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScopeError {
+    /// Nothing can be had any more.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    #[error(transparent)]
+    Hole(ReadError),
+    #[error("{0}")]
+    Because(String),
+}
+
+impl From<ReadError> for ScopeError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Fault(fault) => Self::Fault(fault),
+            hole => Self::Hole(hole),
+        }
+    }
 }
 
 /// kd's words, with the rest of the text from where it went wrong.
@@ -40,7 +66,7 @@ pub enum ExpressionError {
     #[error("Couldn't resolve error at '{at}'")]
     Unresolved { at: String },
     #[error("Couldn't resolve error at '{at}': {why}")]
-    UnresolvedBecause { at: String, why: String },
+    UnresolvedBecause { at: String, why: ScopeError },
     #[error("Numeric expression missing from '{at}'")]
     Missing { at: String },
     #[error("Syntax error at '{at}'")]
@@ -50,7 +76,9 @@ pub enum ExpressionError {
     #[error("Divide by zero at '{at}'")]
     DivideByZero { at: String },
     #[error("Memory access error at '{at}': {why}")]
-    Memory { at: String, why: String },
+    Memory { at: String, why: ScopeError },
+    #[error(transparent)]
+    Fault(Fault),
     #[error("Expression nested more than {MAX_DEPTH} levels at '{at}'")]
     TooDeep { at: String },
 }
@@ -121,23 +149,29 @@ enum Unary {
     Not,
     High,
     Low,
-    Byte,
-    Word,
-    DoubleWord,
-    QuadWord,
-    Pointer,
+    Read {
+        /// 0: a pointer.
+        size: u8,
+        physical: bool,
+    },
 }
 
 fn unary_word(word: &str) -> Option<Unary> {
+    let read = |size, physical| Unary::Read { size, physical };
     Some(match word.to_ascii_lowercase().as_str() {
         "not" => Unary::Not,
         "hi" => Unary::High,
         "low" => Unary::Low,
-        "by" | "$pby" => Unary::Byte,
-        "wo" | "$pwo" => Unary::Word,
-        "dwo" | "$pdwo" => Unary::DoubleWord,
-        "qwo" | "$pqwo" => Unary::QuadWord,
-        "poi" | "$ppoi" => Unary::Pointer,
+        "by" => read(1, false),
+        "wo" => read(2, false),
+        "dwo" => read(4, false),
+        "qwo" => read(8, false),
+        "poi" => read(0, false),
+        "$pby" => read(1, true),
+        "$pwo" => read(2, true),
+        "$pdwo" => read(4, true),
+        "$pqwo" => read(8, true),
+        "$ppoi" => read(0, true),
         _ => return None,
     })
 }
@@ -157,7 +191,7 @@ type Placed<'a> = (Step<'a>, &'a str);
 /// Evaluates the longest expression at the start of `input`; returns its value and what follows.
 pub fn evaluate<'a>(input: &'a str, scope: &mut dyn Scope) -> Result<(u64, &'a str), ExpressionError> {
     let mut program = Vec::new();
-    let left = level(input, 0, 0, &mut program)?;
+    let left = level(input, 0, (0, scope.radix()), &mut program)?;
     Ok((run(&program, scope)?, left))
 }
 
@@ -173,22 +207,26 @@ pub fn evaluate_all(input: &str, scope: &mut dyn Scope) -> Result<u64, Expressio
 fn level<'a>(
     input: &'a str,
     lowest: u8,
-    depth: usize,
+    (depth, radix): (usize, u32),
     program: &mut Vec<Placed<'a>>,
 ) -> Result<&'a str, ExpressionError> {
-    let mut left = operand(input, depth, program)?;
+    let mut left = operand(input, (depth, radix), program)?;
     while let Ok((after, operator)) = binary(left) {
         if operator.level() < lowest {
             break;
         }
         let at = left.trim_start();
-        left = level(after, operator.level() + 1, depth, program)?;
+        left = level(after, operator.level() + 1, (depth, radix), program)?;
         program.push((Step::Binary(operator), at));
     }
     Ok(left)
 }
 
-fn operand<'a>(input: &'a str, depth: usize, program: &mut Vec<Placed<'a>>) -> Result<&'a str, ExpressionError> {
+fn operand<'a>(
+    input: &'a str,
+    (depth, radix): (usize, u32),
+    program: &mut Vec<Placed<'a>>,
+) -> Result<&'a str, ExpressionError> {
     let input = input.trim_start();
     if input.is_empty() {
         return Err(ExpressionError::Missing { at: String::new() });
@@ -197,16 +235,21 @@ fn operand<'a>(input: &'a str, depth: usize, program: &mut Vec<Placed<'a>>) -> R
         return Err(ExpressionError::TooDeep { at: input.into() });
     }
     if let Some(after) = input.strip_prefix('(') {
-        let after = level(after, 0, depth + 1, program)?.trim_start();
+        let after = level(after, 0, (depth + 1, radix), program)?.trim_start();
         return after.strip_prefix(')').ok_or_else(|| ExpressionError::Syntax { at: after.into() });
     }
+    if let Some(after) = input.strip_prefix("@@masm").or_else(|| input.strip_prefix("@@"))
+        && after.starts_with('(')
+    {
+        return operand(after, (depth + 1, radix), program);
+    }
     if let Some(after) = input.strip_prefix('-') {
-        let after = operand(after, depth + 1, program)?;
+        let after = operand(after, (depth + 1, radix), program)?;
         program.push((Step::Unary(Unary::Negate), input));
         return Ok(after);
     }
     if let Some(after) = input.strip_prefix('+') {
-        return operand(after, depth + 1, program);
+        return operand(after, (depth + 1, radix), program);
     }
     if let Ok((after, characters)) = quoted(input) {
         let value = characters.bytes().fold(0u64, |value, byte| value << 8 | u64::from(byte));
@@ -224,11 +267,11 @@ fn operand<'a>(input: &'a str, depth: usize, program: &mut Vec<Placed<'a>>) -> R
         return Err(ExpressionError::Syntax { at: input.into() });
     };
     if let Some(operator) = unary_word(word) {
-        let after = operand(after, depth + 1, program)?;
+        let after = operand(after, (depth + 1, radix), program)?;
         program.push((Step::Unary(operator), input));
         return Ok(after);
     }
-    let step = match number(word) {
+    let step = match number(word, radix) {
         Some(Ok(value)) => Step::Number(value),
         Some(Err(())) => return Err(ExpressionError::Overflow { at: input.into() }),
         None => Step::Symbol(word),
@@ -247,22 +290,21 @@ fn run(program: &[Placed<'_>], scope: &mut dyn Scope) -> Result<u64, ExpressionE
             Step::Register(name) => resolve(scope.register(name), at)?,
             Step::Unary(operator) => {
                 let Some(a) = stack.pop() else { return Err(ExpressionError::Syntax { at: at() }) };
-                let size = match operator {
-                    Unary::Byte => 1,
-                    Unary::Word => 2,
-                    Unary::DoubleWord => 4,
-                    Unary::QuadWord => 8,
-                    Unary::Pointer => scope.pointer_size().into(),
-                    Unary::Negate | Unary::Not | Unary::High | Unary::Low => 0,
-                };
-                let mut read = || scope.read(a, size).map_err(|why| ExpressionError::Memory { at: at(), why });
-                match operator {
+                match *operator {
                     Unary::Negate => a.wrapping_neg(),
                     Unary::Not => (a == 0).into(),
                     Unary::High => a >> 16 & 0xffff,
                     Unary::Low => a & 0xffff,
-                    Unary::Pointer if size == 4 => sign_extend(read()?),
-                    Unary::Byte | Unary::Word | Unary::DoubleWord | Unary::QuadWord | Unary::Pointer => read()?,
+                    Unary::Read { size, physical } => {
+                        let bytes = if size == 0 { scope.pointer_size() } else { size };
+                        match scope.read(a, bytes.into(), physical) {
+                            // A pointer of 32 bits is an address.
+                            Ok(value) if size == 0 && bytes == 4 => sign_extend(value),
+                            Ok(value) => value,
+                            Err(ScopeError::Fault(fault)) => return Err(ExpressionError::Fault(fault)),
+                            Err(why) => return Err(ExpressionError::Memory { at: at(), why }),
+                        }
+                    }
                 }
             }
             Step::Binary(operator) => {
@@ -277,8 +319,9 @@ fn run(program: &[Placed<'_>], scope: &mut dyn Scope) -> Result<u64, ExpressionE
     stack.pop().ok_or(ExpressionError::Missing { at: String::new() })
 }
 
-fn resolve(found: Result<Option<u64>, String>, at: impl Fn() -> String) -> Result<u64, ExpressionError> {
+fn resolve(found: Result<Option<u64>, ScopeError>, at: impl Fn() -> String) -> Result<u64, ExpressionError> {
     match found {
+        Err(ScopeError::Fault(fault)) => Err(ExpressionError::Fault(fault)),
         Ok(Some(value)) => Ok(value),
         Ok(None) => Err(ExpressionError::Unresolved { at: at() }),
         Err(why) => Err(ExpressionError::UnresolvedBecause { at: at(), why }),
@@ -344,7 +387,7 @@ fn name(input: &str) -> IResult<&str, &str> {
 }
 
 /// The value of a word that is a number; `Some(Err)` when it does not fit 64 bits.
-fn number(word: &str) -> Option<Result<u64, ()>> {
+fn number(word: &str, default: u32) -> Option<Result<u64, ()>> {
     let explicit = word.contains('`');
     let digits = match explicit {
         true if word.matches('`').count() > 1 || word.starts_with('`') => return None,
@@ -357,7 +400,10 @@ fn number(word: &str) -> Option<Result<u64, ()>> {
         Some("0n") => (10, &lower[2..]),
         Some("0t") => (8, &lower[2..]),
         Some("0y") => (2, &lower[2..]),
-        _ => (16, lower.strip_suffix('h').filter(|digits| !digits.is_empty()).unwrap_or(&lower)),
+        _ => match lower.strip_suffix('h').filter(|digits| !digits.is_empty()) {
+            Some(digits) => (16, digits),
+            None => (default, lower.as_str()),
+        },
     };
     if !digits.chars().all(|c| c.is_digit(radix)) {
         return None;
@@ -382,7 +428,7 @@ fn sign_extend(value: u64) -> u64 {
 
 /// A number as arguments of extensions are written (`80`, `0x80`, `0n128`), without sign extension.
 pub fn plain_number(word: &str) -> Option<u64> {
-    let value = number(word)?.ok()?;
+    let value = number(word, 16)?.ok()?;
     match value >> 32 {
         0xffff_ffff if word.trim_start_matches("0x").len() <= 8 => Some(value & 0xffff_ffff),
         _ => Some(value),
@@ -397,20 +443,26 @@ mod tests {
     struct Names;
 
     impl Scope for Names {
-        fn symbol(&mut self, name: &str) -> Result<Option<u64>, String> {
+        fn symbol(&mut self, name: &str) -> Result<Option<u64>, ScopeError> {
             Ok(match name {
                 "nt!Foo" | "Foo" => Some(0xfffff800_01234560),
                 _ => None,
             })
         }
 
-        fn register(&mut self, name: &str) -> Result<Option<u64>, String> {
+        fn register(&mut self, name: &str) -> Result<Option<u64>, ScopeError> {
             Ok((name == "rip" || name == "$ip").then_some(0xfffff800_01489f60))
         }
 
-        fn read(&mut self, address: u64, size: usize) -> Result<u64, String> {
+        fn read(&mut self, address: u64, size: usize, physical: bool) -> Result<u64, ScopeError> {
             if address < 0x1000 {
-                return Err("page 0".into());
+                return Err(ScopeError::Hole(ReadError::Hole { address, wanted: size, read: 0 }));
+            }
+            if address == 0x9999 {
+                return Err(Fault::Cancelled.into());
+            }
+            if physical {
+                return Ok(0x70);
             }
             Ok(0x8877_6655_4433_2211 & (u64::MAX >> (64 - 8 * size)))
         }
@@ -442,6 +494,35 @@ mod tests {
         assert_eq!(value("'abcd'"), 0x61626364);
         assert_eq!(value("' cbA'"), 0x20636241);
         assert_eq!(error("12345678123456781"), "Overflow error at '12345678123456781'");
+    }
+
+    #[test]
+    fn another_radix_is_for_numbers_without_a_prefix() {
+        struct Decimal;
+        impl Scope for Decimal {
+            fn symbol(&mut self, _: &str) -> Result<Option<u64>, ScopeError> {
+                Ok(None)
+            }
+
+            fn register(&mut self, _: &str) -> Result<Option<u64>, ScopeError> {
+                Ok(None)
+            }
+
+            fn read(&mut self, _: u64, _: usize, _: bool) -> Result<u64, ScopeError> {
+                Ok(0)
+            }
+
+            fn pointer_size(&self) -> u8 {
+                8
+            }
+
+            fn radix(&self) -> u32 {
+                10
+            }
+        }
+        let value = |text| evaluate_all(text, &mut Decimal);
+        assert_eq!((value("10"), value("0x10"), value("10h")), (Ok(10), Ok(16), Ok(16)));
+        assert_eq!(value("1a"), Err(ExpressionError::Unresolved { at: "1a".into() }));
     }
 
     #[test]
@@ -483,6 +564,7 @@ mod tests {
         assert_eq!(value("wo nt!Foo"), 0x2211);
         assert_eq!(value("dwo(nt!Foo)"), 0x44332211);
         assert_eq!(value("poi(poi(nt!Foo))"), 0x88776655_44332211);
+        assert_eq!(value("$pqwo(1000) + @@masm(1) + @@(2)"), 0x73);
     }
 
     #[test]
@@ -494,7 +576,13 @@ mod tests {
         assert_eq!(error("(1"), "Syntax error at ''");
         assert_eq!(error("1 2"), "Syntax error at '2'");
         assert_eq!(error("5 / 0"), "Divide by zero at '/ 0'");
-        assert_eq!(error("poi(4)"), "Memory access error at 'poi(4)': page 0");
+        assert_eq!(
+            error("poi(4)"),
+            "Memory access error at 'poi(4)': cannot read 0x8 bytes at 0000000000000004: the target could not read \
+             0000000000000004"
+        );
+        // What ends a command is no word about an expression.
+        assert_eq!(evaluate_all("poi(9999)", &mut Names), Err(ExpressionError::Fault(Fault::Cancelled)));
         assert!(error(&"(".repeat(1000)).starts_with("Expression nested more than 64 levels"));
     }
 

@@ -5,6 +5,6 @@ pub mod expression;
 pub mod line;
 pub mod range;
 
-pub use expression::{ExpressionError, Scope, evaluate};
+pub use expression::{ExpressionError, Scope, ScopeError, evaluate};
 pub use line::{Statement, split};
 pub use range::{Range, RangeError};

@@ -60,21 +60,22 @@ pub fn parse(text: &str, object: u64, scope: &mut dyn Scope) -> Result<Option<Ra
 
 #[cfg(test)]
 mod tests {
+    use super::super::expression::ScopeError;
     use super::*;
 
     struct Nothing;
 
     impl Scope for Nothing {
-        fn symbol(&mut self, _: &str) -> Result<Option<u64>, String> {
+        fn symbol(&mut self, _: &str) -> Result<Option<u64>, ScopeError> {
             Ok(None)
         }
 
-        fn register(&mut self, _: &str) -> Result<Option<u64>, String> {
+        fn register(&mut self, _: &str) -> Result<Option<u64>, ScopeError> {
             Ok(None)
         }
 
-        fn read(&mut self, _: u64, _: usize) -> Result<u64, String> {
-            Err("nothing here".into())
+        fn read(&mut self, _: u64, _: usize, _: bool) -> Result<u64, ScopeError> {
+            Err(ScopeError::Because("nothing here".into()))
         }
 
         fn pointer_size(&self) -> u8 {
