@@ -547,7 +547,7 @@ impl<'a> Names<'a> {
     }
 
     /// Why a module that was looked at has no symbols.
-    fn missing(&self, driver: &Driver) -> NoSymbols {
+    pub fn missing(&self, driver: &Driver) -> NoSymbols {
         let module = short_name(driver, self.kernel.base());
         let why = self.symbols.why_missing(self.kernel, driver).unwrap_or("they were not looked for");
         NoSymbols::Missing(format!("no symbols of {module}: {why}"))

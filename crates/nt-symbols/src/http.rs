@@ -217,7 +217,13 @@ fn get(agent: &Agent, url: &str, parts: &SyncSender<Part>) -> Result<(), FetchEr
 /// Whether a failure says something of the host or of this one answer.
 fn failure(error: ureq::Error) -> FetchError {
     use std::io::ErrorKind;
-    let text = error.to_string();
+    let mut text = error.to_string();
+    if text.contains("invalid peer certificate") {
+        text.push_str("; an authority of your own belongs into the system's certificates");
+        if cfg!(target_os = "linux") {
+            text.push_str(", or into a PEM file that SSL_CERT_FILE names");
+        }
+    }
     match error {
         ureq::Error::Timeout(_) => FetchError::Unreachable(format!("no answer in time ({text})")),
         ureq::Error::HostNotFound

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use nt_symbols::SymbolKind;
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
@@ -91,6 +92,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             symbol: qualified(&module, &symbol),
         })
         .collect();
+    if symbols.is_empty() && file.kind() == SymbolKind::Exports {
+        // It may be a name that only a symbol file has.
+        return Err(no_symbols(names.missing(&driver)));
+    }
     if show.by_name {
         symbols.sort_by(|a, b| a.symbol.cmp(&b.symbol));
     }
