@@ -10,7 +10,7 @@
 use std::fmt;
 
 use nt_memory::{Fault, Memory, ReadError, Sparse, read_sparse};
-use nt_symbols::{Field, Layout, SymbolFile, matches_glob};
+use nt_symbols::{Field, Glob, Layout, SymbolFile, matches_glob};
 use serde::Serialize;
 
 use crate::text::{Hex, Width, visible_name};
@@ -186,7 +186,7 @@ impl<'a> Reader<'a> {
     fn is_chosen(&self, field: &Field, path: &Path) -> bool {
         let Some(name) = path.first() else { return false };
         match () {
-            () if name.contains(['*', '?']) => matches_glob(name, &field.name),
+            () if Glob::is_pattern(name) => matches_glob(name, &field.name),
             () if self.wanted.prefixes => {
                 field.name.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
             }

@@ -50,6 +50,9 @@ struct Windows {
 struct PdbMetadata {
     #[serde(rename = "GUID")]
     guid: String,
+    /// Its file name.
+    #[serde(default)]
+    database: String,
     age: u32,
 }
 
@@ -153,6 +156,7 @@ impl<'de> Deserialize<'de> for Symbols {
 pub struct Isf {
     path: PathBuf,
     id: Option<PdbId>,
+    pdb_name: String,
     names: Names,
     base_types: HashMap<String, BaseType>,
     user_types: HashMap<String, UserType>,
@@ -184,14 +188,15 @@ impl Isf {
         let text = if bytes.starts_with(XZ_MAGIC) { unpacked(&bytes).map_err(format)? } else { bytes };
         let document: Document = serde_json::from_slice(&text).map_err(|e| format(e.to_string()))?;
         drop(text);
-        let id = document.metadata.windows.and_then(|windows| {
-            let pdb = windows.pdb?;
-            Some(PdbId { guid: u128::from_str_radix(&pdb.guid, 16).ok()?, age: pdb.age })
-        });
+        let pdb = document.metadata.windows.and_then(|windows| windows.pdb);
+        let id =
+            pdb.as_ref().and_then(|pdb| Some(PdbId { guid: u128::from_str_radix(&pdb.guid, 16).ok()?, age: pdb.age }));
+        let pdb_name = pdb.map(|pdb| pdb.database).unwrap_or_default();
         let names = document.symbols.0.build();
         Ok(Isf {
             path,
             id,
+            pdb_name,
             names,
             base_types: document.base_types,
             user_types: document.user_types,
@@ -302,6 +307,11 @@ impl SymbolFile for Isf {
 
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn name(&self) -> String {
+        let name = self.pdb_name.as_str();
+        name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_owned()
     }
 
     fn symbol(&self, name: &str) -> Option<Symbol> {

@@ -69,6 +69,10 @@ pub trait SymbolFile: Send + Sync {
     fn kind(&self) -> SymbolKind;
     /// The file, as shown by `lm`.
     fn path(&self) -> &std::path::Path;
+    /// What the linker called it, without its extension (`ntkrnlmp`).
+    fn name(&self) -> String {
+        self.path().file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
     /// Exact name; kd ignores case, so an exact-case match is preferred and any other is accepted.
     fn symbol(&self, name: &str) -> Option<Symbol>;
     /// The last symbol at or before `rva`, and the first one after it.

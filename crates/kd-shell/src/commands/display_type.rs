@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use nt_memory::Memory;
-use nt_symbols::{Enumeration, SymbolFile};
+use nt_symbols::{Enumeration, Glob, SymbolFile};
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
@@ -110,11 +110,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     };
     let (type_name, member) = type_name.split_once('.').map_or((type_name, None), |(name, path)| (name, Some(path)));
     let symbols = symbols(context, module.unwrap_or("nt"))?;
-    if type_name.contains(['*', '?']) {
+    if Glob::is_pattern(type_name) {
         let types = symbols.types_matching(type_name);
-        let file = symbols.path().file_name().unwrap_or_default().to_string_lossy();
-        let stem = file.split(['.', '-']).next().unwrap_or_default();
-        let named = |name: String| format!("{}!{}", visible_name(stem), visible_name(&name));
+        let file = visible_name(&symbols.name());
+        let named = |name: String| format!("{file}!{}", visible_name(&name));
         return Ok(Reply::new(Answer::Types { types: types.into_iter().map(named).collect() }));
     }
     let heading = module.is_none().then(|| format!("nt!{}", visible_name(type_name)));
@@ -128,7 +127,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     for (i, word) in fields.iter().enumerate() {
         let path = path(word);
         let first = path.first().map(String::as_str).unwrap_or_default();
-        let is_field = first.contains(['*', '?'])
+        let is_field = Glob::is_pattern(first)
             || wanted.prefixes && i + 1 < fields.len()
             || layout.fields.iter().any(|field| field.name.eq_ignore_ascii_case(first));
         match is_field {

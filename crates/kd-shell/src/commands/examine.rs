@@ -6,23 +6,25 @@
 
 use std::fmt;
 
-use nt_symbols::SymbolKind;
+use nt_symbols::{Glob, SymbolFile, SymbolKind};
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
+use crate::kernel::{Driver, Kernel};
 use crate::session::Context;
-use crate::symbols::{qualified, short_name};
+use crate::symbols::{NoSymbols, qualified, short_name};
 use crate::text::{Hex, Width};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["x"],
-    usage: "x [/0|/1|/2] [/n|/a] [/v] module!pattern",
+    usage: "x [/0|/1|/2] [/n|/N|/a|/A] [/v] [/q] module!pattern",
     help: "find symbols by name",
-    details: "The pattern may have wildcards (* ?); case does not count. Without a module the kernel's symbols are \
-              searched.\n/0 shows addresses alone, /1 names alone, /2 both; /a orders by address, /n by name; /v says \
-              that they are public.",
+    details: "The pattern may have wildcards (* ? [a-c] # +), and so may the module; case does not count. Without a module \
+              the\nkernel's symbols are searched. /0 shows addresses alone, /1 names alone, /2 both; /a orders by address, \
+              /n by name, in\ncapitals the other way; /v says that they are public; /q puts names between quotes. /t /s \
+              /d /f /p /z /Z /D change\nnothing: public symbols have neither type nor size.",
     action: Action::Answer(run),
 };
 
@@ -40,7 +42,9 @@ struct Show {
     /// `/0` is 1, `/1` is 2, `/2` both; nothing is all there is.
     columns: u8,
     by_name: bool,
+    reversed: bool,
     verbose: bool,
+    quoted: bool,
 }
 
 fn options(text: &str) -> Result<(Show, &str), CommandError> {
@@ -52,9 +56,12 @@ fn options(text: &str) -> Result<(Show, &str), CommandError> {
             "0" => show.columns = 1,
             "1" => show.columns = 2,
             "2" => show.columns = 3,
-            "n" => show.by_name = true,
-            "a" => show.by_name = false,
+            "n" | "N" => (show.by_name, show.reversed) = (true, option == "N"),
+            "a" | "A" => (show.by_name, show.reversed) = (false, option == "A"),
             "v" => show.verbose = true,
+            "q" => show.quoted = true,
+            // What public symbols do not have, and links to click on.
+            "t" | "s" | "d" | "f" | "p" | "z" | "Z" | "D" => {}
             _ => return Err(usage(&INFO, format!("unknown option '/{option}'"))),
         }
         left = rest.trim_start();
@@ -79,33 +86,59 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let kernel = context.kernel()?;
     let width = context.width();
     let mut names = context.names()?;
-    let Some(driver) = names.driver_named(module)? else {
-        return Err(CommandError::Failed(format!("Couldn't resolve 'x {text}': no module {module} (lm lists them)")));
+    let mut symbols = match Glob::is_pattern(module) {
+        false => {
+            let Some(driver) = names.driver_named(module)? else {
+                let why = format!("Couldn't resolve 'x {text}': no module {module} (lm lists them)");
+                return Err(CommandError::Failed(why));
+            };
+            let file = names.file(&driver)?;
+            let found = matches(kernel, &driver, file.as_ref(), pattern);
+            if found.is_empty() && file.kind() == SymbolKind::Exports {
+                // It may be a name that only a symbol file has.
+                return Err(names.missing(&driver).into());
+            }
+            found
+        }
+        true => {
+            let mut found = Vec::new();
+            let modules = Glob::new(module);
+            for driver in names.drivers()?.drivers.clone() {
+                if !modules.matches(&short_name(&driver, kernel.base())) {
+                    continue;
+                }
+                match names.file(&driver) {
+                    Ok(file) => found.extend(matches(kernel, &driver, file.as_ref(), pattern)),
+                    Err(NoSymbols::Missing(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            found
+        }
     };
-    let file = names.file(&driver)?;
-    let module = short_name(&driver, kernel.base());
-    let mut symbols: Vec<Match> = file
-        .matching(pattern)
-        .into_iter()
-        .map(|symbol| Match {
-            address: Hex(width.address(driver.base.wrapping_add(symbol.rva.into()))),
-            symbol: qualified(&module, &symbol),
-        })
-        .collect();
-    if symbols.is_empty() && file.kind() == SymbolKind::Exports {
-        // It may be a name that only a symbol file has.
-        return Err(no_symbols(names.missing(&driver)));
+    match show.by_name {
+        true => symbols.sort_by(|a, b| a.symbol.cmp(&b.symbol)),
+        false => symbols.sort_by_key(|symbol| symbol.address),
     }
-    if show.by_name {
-        symbols.sort_by(|a, b| a.symbol.cmp(&b.symbol));
+    if show.reversed {
+        symbols.reverse();
     }
     Ok(Reply::new(Matches { symbols, width, show }))
+}
+
+fn matches(kernel: &dyn Kernel, driver: &Driver, file: &dyn SymbolFile, pattern: &str) -> Vec<Match> {
+    let module = short_name(driver, kernel.base());
+    let symbols = file.matching(pattern).into_iter();
+    let place = |rva: u32| kernel.width().address(driver.base.wrapping_add(rva.into()));
+    symbols.map(|symbol| Match { address: Hex(place(symbol.rva)), symbol: qualified(&module, &symbol) }).collect()
 }
 
 impl Text for Matches {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         self.symbols.iter().try_for_each(|Match { address, symbol }| {
             let address = self.width.tick(address.0);
+            let quoted = self.show.quoted.then(|| format!("@!\"{symbol}\""));
+            let symbol = quoted.as_ref().unwrap_or(symbol);
             match self.show.columns {
                 1 => writeln!(out, "{address}"),
                 2 => writeln!(out, "{symbol}"),

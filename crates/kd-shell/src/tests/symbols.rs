@@ -96,3 +96,20 @@ fn a_header_of_zeros_and_a_list_in_a_circle_are_said() {
     assert!(shown.errors.contains("its header holds only zeros"), "{}", shown.errors);
     assert!(shown.text.contains("   nt         (no symbols)           \n"), "{}", shown.text);
 }
+
+#[test]
+fn wildcards_in_names_and_modules() {
+    let names = |line: &str| text(line).lines().filter_map(|line| Some(line.split(' ').nth(1)?.to_owned())).collect();
+    let all: Vec<String> = names("x nt!Vf*");
+    let wanted =
+        |first: &str| all.iter().filter(|name| name[5..].starts_with(|c| first.contains(c))).cloned().collect();
+    let (chosen, expected): (Vec<String>, Vec<String>) = (names("x nt!Vf[KW]*"), wanted("KkWw"));
+    assert!(chosen == expected && chosen.len() > 10, "{chosen:?}");
+    let found: Vec<String> = names("x *!PoolBigPageTable");
+    assert_eq!(found, ["nt!PoolBigPageTable"]);
+    let mut up: Vec<String> = names("x /n nt!PoolBig*");
+    up.reverse();
+    assert_eq!(names("x /N nt!PoolBig*") as Vec<String>, up);
+    assert!(text("x /q nt!PoolBigPageTable").contains(" @!\"nt!PoolBigPageTable\" ("));
+    assert!(text("dt nt!_POOL_HEAD*").contains("          ntkrnlmp!_POOL_HEADER\n"));
+}
