@@ -97,3 +97,14 @@ impl From<kd_target::TargetError> for CommandError {
         }
     }
 }
+
+impl CommandError {
+    /// Why a part of an answer is missing, when the other parts can still be given; else the error itself.
+    pub fn part(self) -> Result<String, Self> {
+        match self {
+            Self::Read(error) => Ok(error.to_string()),
+            Self::Pool(error) => Ok(error.to_string()),
+            other => Err(other),
+        }
+    }
+}

@@ -1,93 +1,21 @@
 //! The commands that change the state of a target, on kd-fake over serial on TCP.
 
+mod target;
+
 use std::fs;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use kd_fake::{FakeHandle, FakeOptions, FakeTransport};
-use kd_link::KdSpec;
-use kd_shell::{Format, Log, Next, Output, PathSource, PoolTags, Session, Shell, Symbols};
-use kd_target::{Interrupt, Leave, Target};
-use kd_wire::session::{HostSession, SerialConfig};
-use tokio::runtime::Runtime;
+use kd_shell::{Format, Next};
+use target::Live;
 
-struct Live {
-    shell: Shell,
-    interrupt: Interrupt,
-    fake: FakeHandle,
-    /// Holds the connection's tasks; dropped last.
-    runtime: Runtime,
-    directory: tempfile::TempDir,
-}
-
-#[derive(Default)]
-struct Screen {
-    text: String,
-    errors: String,
-}
-
-impl Output for Screen {
-    fn write(&mut self, text: &str) {
-        self.text.push_str(text);
-    }
-
-    fn error(&mut self, line: &str) {
-        self.errors.push_str(line);
-    }
-}
-
-impl Live {
-    fn attach() -> Self {
-        Self::attach_with(|_| {})
-    }
-
-    /// A machine whose driver leaks by a system call that is executed.
-    fn leaking() -> Self {
-        Self::attach_with(|options| options.call = Some((kd_fake::kernel::ARTICLE_CALL, Duration::from_millis(20))))
-    }
-
-    fn attach_with(adjust: impl FnOnce(&mut FakeOptions)) -> Self {
-        let runtime = Runtime::new().expect("runtime");
-        let directory = tempfile::tempdir().expect("directory");
-        kd_fake::kernel::write_symbol_store(directory.path()).expect("store");
-        let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
-        adjust(&mut options);
-        let fake = runtime.block_on(kd_fake::spawn(options)).expect("fake target");
-        let address = fake.address().expect("TCP");
-        let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).expect("-k");
-        let link = runtime.block_on(kd_link::open(&spec)).expect("link");
-        let interrupt = Interrupt::default();
-        let wire = HostSession::serial(SerialConfig::default());
-        let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
-        let source = PathSource::new(&directory.path().display().to_string()).expect("path");
-        let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
-        let mut shell = Shell::new(session, Format::Kd, interrupt.clone());
-        shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(30)), &mut Screen::default()).expect("stop"));
-        Self { shell, interrupt, fake, runtime, directory }
-    }
-
-    fn run(&mut self, line: &str) -> (Screen, bool, Next) {
-        let mut screen = Screen::default();
-        let outcome = self.shell.execute(line, &mut screen);
-        (screen, outcome.failed, outcome.next)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.directory.path().join(name).display().to_string()
-    }
-
-    fn leave(mut self) {
-        self.shell.take_target().expect("target").leave(Leave::Running);
-        drop(self.fake);
-        self.runtime.shutdown_timeout(Duration::from_secs(1));
-    }
+/// The article's machine, whose driver leaks by a system call that is executed.
+fn leaking() -> Live {
+    Live::article_with(|options| options.call = Some((kd_fake::kernel::ARTICLE_CALL, Duration::from_millis(20))))
 }
 
 #[test]
 fn a_target_is_let_go_broken_into_and_asked() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     assert_eq!(live.shell.prompt().as_deref(), Some("0: kd> "));
     let banner = live.shell.banner(true).unwrap();
     assert!(banner.contains("Kernel Debugger connection established.  (Initial Breakpoint requested)\n"));
@@ -119,7 +47,7 @@ fn a_target_is_let_go_broken_into_and_asked() {
 
 #[test]
 fn scripts_and_logs() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     let (script, log) = (live.file("a.txt"), live.file("log.txt"));
     fs::write(&script, ".echo one\n* a comment\nbogus\n\n.echo two; .echo three\n").unwrap();
     assert_eq!(live.run(&format!(".logopen {log}")).0.text, format!("Opened log file '{log}'\n"));
@@ -141,7 +69,7 @@ fn scripts_and_logs() {
 
 #[test]
 fn ctrl_c_ends_a_command_and_its_line() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     let interrupt = live.interrupt.clone();
     let start = Instant::now();
     let presser = std::thread::spawn(move || {
@@ -159,7 +87,7 @@ fn ctrl_c_ends_a_command_and_its_line() {
 
 #[test]
 fn json_is_one_object_for_each_command() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     live.shell.format = Format::Json;
     let (screen, failed, _) = live.run("!poolused 0 Leak; g; vertarget; .break");
     assert!(failed);
@@ -175,7 +103,7 @@ fn json_is_one_object_for_each_command() {
 
 #[test]
 fn the_target_is_changed_only_when_that_is_allowed() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     assert!(live.run("ed nt!PoolHitTag ' cbA'").0.errors.contains(".allow_write on"));
     assert!(live.run("r rax=5").0.errors.contains(".allow_write on"));
     assert_eq!(live.run(".allow_write on").0.text, "Changing the target is allowed.\n");
@@ -189,7 +117,7 @@ fn the_target_is_changed_only_when_that_is_allowed() {
 
 #[test]
 fn breakpoints_are_listed_and_taken_out() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     let (screen, failed, _) = live.run("bp nt!NtFlushKey; bp nt!NtFlushKey+4 3 \"k; g\"; bl");
     assert!(!failed, "{}", screen.errors);
     assert_eq!(
@@ -233,7 +161,7 @@ nt!KiSystemServiceCopyEnd+0x13 (TrapFrame @ fffff880`06d2fe70)
 
 #[test]
 fn a_breakpoint_is_hit_and_the_articles_stack_is_unwound() {
-    let mut live = Live::leaking();
+    let mut live = leaking();
     let (screen, failed, _) = live.run("bp nt!ViPoolLogStackTrace; g; .wait 0n20000");
     assert!(!failed, "{}", screen.errors);
     let lines: Vec<&str> = screen.text.lines().collect();
@@ -276,7 +204,7 @@ fn a_breakpoint_is_hit_and_the_articles_stack_is_unwound() {
 
 #[test]
 fn passes_commands_conditions_and_steps() {
-    let mut live = Live::leaking();
+    let mut live = leaking();
     // The third hit; the next ones as well.
     let (screen, failed, _) = live.run("bp nt!ViPoolLogStackTrace 3; g; .wait 0n20000; bl");
     assert!(!failed, "{}", screen.errors);
@@ -335,7 +263,7 @@ fn passes_commands_conditions_and_steps() {
 /// What of an image the target has paged out comes from its file, and without the file the stack ends where it must.
 #[test]
 fn unwind_data_that_is_paged_out_comes_from_the_images_file() {
-    let mut live = Live::leaking();
+    let mut live = leaking();
     live.run("bp nt!ViPoolLogStackTrace; g; .wait 0n20000");
     let base = 0xffff_f880_0428_7000;
     let mut image = vec![0; 0x8000];
@@ -362,7 +290,7 @@ fn unwind_data_that_is_paged_out_comes_from_the_images_file() {
 
 #[test]
 fn everyday_commands_answer_on_a_live_target() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     let (screen, failed, _) = live.run("r");
     assert!(!failed, "{}", screen.errors);
     let lines: Vec<&str> = screen.text.lines().collect();
@@ -445,7 +373,7 @@ fn searches_say_what_they_could_not_read() {
 
 #[test]
 fn control_flow_and_scripts_with_arguments() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     let (screen, failed, _) =
         live.run(".if (1 == 2) { .echo a; bogus } .elsif (3) { .echo b; .echo c } .else { .echo d }; .echo e");
     assert_eq!((screen.text.as_str(), failed), ("b\nc\ne\n", false), "{}", screen.errors);
@@ -471,7 +399,7 @@ fn control_flow_and_scripts_with_arguments() {
 /// What a look at the pool log costs on the wire, without the list of modules that names the frames.
 #[test]
 fn a_second_look_at_the_pool_log_costs_what_is_new() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     live.shell.format = Format::Json;
     let block = 0xffff_f8a0_0580_0000;
     let look = |live: &mut Live| -> serde_json::Value {

@@ -53,6 +53,61 @@ pub(crate) fn follow(
     Ok(())
 }
 
+/// The elements of a circular list of `_LIST_ENTRY`s, in its order. Where the list cannot be followed any further, what
+/// can be reached from its other end is added. `each` takes a link's address and gives the element and where its two
+/// links lead.
+pub(crate) fn elements<T>(
+    kernel: &Kernel<'_>,
+    what: &str,
+    head: u64,
+    notes: &mut Vec<String>,
+    each: &mut dyn FnMut(u64, &mut Vec<String>) -> Result<(T, [u64; 2]), PoolError>,
+) -> Result<Vec<T>, PoolError> {
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    // The last link followed leads to the head, or where it went wrong.
+    let mut end = pointer_at(kernel, head)?;
+    let before = notes.len();
+    follow(kernel, what, end, head, notes, &mut |at, notes| {
+        seen.insert(at);
+        let (element, [next, _]) = each(at, notes)?;
+        found.push(element);
+        end = next;
+        Ok(next)
+    })?;
+    if end == head || end == 0 && notes.len() == before {
+        return Ok(found);
+    }
+    let last = match pointer_at(kernel, head.wrapping_add(kernel.pointer_size.into())) {
+        Ok(last) => last,
+        Err(error) => {
+            note(notes, &format!("{what}: its other end"), error)?;
+            return Ok(found);
+        }
+    };
+    let mut rest = Vec::new();
+    let mut ignored = Vec::new();
+    follow(kernel, what, last, head, &mut ignored, &mut |at, _| {
+        if !seen.insert(at) {
+            return Ok(0);
+        }
+        let (element, [_, previous]) = each(at, notes)?;
+        rest.push(element);
+        Ok(previous)
+    })?;
+    if !rest.is_empty() {
+        notes.push(format!("{what}: {} more elements were found from the list's other end", rest.len()));
+    }
+    found.extend(rest.into_iter().rev());
+    Ok(found)
+}
+
+/// Where the links lead that lie at `offset` of `bytes`.
+pub(crate) fn links_at(kernel: &Kernel<'_>, bytes: &[u8], offset: usize) -> [u64; 2] {
+    let size = usize::from(kernel.pointer_size);
+    [0, size].map(|at| bytes.get(offset + at..offset + at + size).map_or(0, little_endian))
+}
+
 /// Turns what could not be read into a note; a source that is gone stays an error.
 pub(crate) fn note(notes: &mut Vec<String>, what: &str, error: impl Into<PoolError>) -> Result<(), Fault> {
     match error.into() {

@@ -554,11 +554,17 @@ fn log(builder: &Builder) -> Result<Vec<Trace>, IsfError> {
         let leaked = newer.checked_sub(170).filter(|at| at % 97 == 0).map(|at| LEAKED.len().wrapping_sub(1 + at / 97));
         if let Some(&address) = leaked.and_then(|index| LEAKED.get(index)) {
             let frames = LEAK_STACK.to_vec();
-            log.push(Trace { address, size: LEAK_BYTES, thread: LEAK_THREAD, frames });
+            log.push(Trace { free: false, address, size: LEAK_BYTES, thread: LEAK_THREAD, frames });
             continue;
         }
         if newer == 41_233 {
-            log.push(Trace { address: BLOCK, size: 0x1000, thread: FREEING_THREAD, frames: FREE_STACK.to_vec() });
+            log.push(Trace {
+                free: true,
+                address: BLOCK,
+                size: 0x1000,
+                thread: FREEING_THREAD,
+                frames: FREE_STACK.to_vec(),
+            });
             continue;
         }
         let thread = THREADS[random.below(THREADS.len() as u64) as usize];
@@ -566,14 +572,14 @@ fn log(builder: &Builder) -> Result<Vec<Trace>, IsfError> {
             let (address, size) = live.swap_remove(random.below(live.len() as u64) as usize);
             // A free's record has the block's usable size.
             let size = size.next_multiple_of(0x10);
-            log.push(Trace { address, size, thread, frames: stacks.free(&mut random) });
+            log.push(Trace { free: true, address, size, thread, frames: stacks.free(&mut random) });
         } else {
             // Special pool: a page for each block, its end at the page's end; every second page is a guard.
             let size = 0x18 + random.below(0xe00);
             let address = 0xffff_f980_0000_0000 + next * 0x2000 + ((0x1000 - size) & !0xf);
             next = (next + 1) % 0x10_0000;
             live.push((address, size));
-            log.push(Trace { address, size, thread, frames: stacks.allocation(&mut random) });
+            log.push(Trace { free: false, address, size, thread, frames: stacks.allocation(&mut random) });
         }
     }
     Ok(log)

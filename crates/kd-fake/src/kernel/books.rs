@@ -23,7 +23,7 @@ use crate::kernel::Kernel;
 use crate::kernel::builder::Builder;
 use crate::kernel::memory::Memory;
 use crate::kernel::pool::{BigPage, TagRow};
-use crate::kernel::truth::SmallState;
+use crate::kernel::truth::{SmallBlock, SmallState};
 use crate::kernel::verifier::{Trace, VerifiedDriver};
 
 const PAGE: u64 = 0x1000;
@@ -272,7 +272,7 @@ impl Kernel {
         if let (true, Some(entry)) = (pointer, entry) {
             self.memory.put(address + bytes - width, &entry.to_le_bytes()[..width as usize]);
         }
-        let record = self.log(address, size, thread, stack);
+        let record = self.log(false, (address, size), thread, stack);
         let allocated = Operation { time: Some(self.interrupt_time()), thread, stack: stack.to_vec(), record };
         let life = Life { id, address, size, bytes, tag, kind, allocated, freed: None };
         self.books.live.insert(address, life);
@@ -295,7 +295,7 @@ impl Kernel {
     /// block starts there.
     pub fn free_large(&mut self, address: u64, stack: &[u64], thread: u64) -> Option<Life> {
         let mut life = self.books.live.remove(&address)?;
-        let record = self.log(address, life.bytes, thread, stack);
+        let record = self.log(true, (address, life.bytes), thread, stack);
         self.books.tracking.freed(&mut self.memory, &life);
         self.books.big.remove(&mut self.memory, address);
         let pages = life.bytes.next_multiple_of(PAGE);
@@ -307,6 +307,28 @@ impl Kernel {
         life.freed = Some(Operation { time: Some(self.interrupt_time()), thread, stack: stack.to_vec(), record });
         self.books.ended.entry(address).or_default().push(life.clone());
         Some(life)
+    }
+
+    /// Lets the verified driver of `stack` have a block of special pool that is there already: it is logged, tracked as
+    /// long as it is, and where special pool is not a heap's its page leads to the entry. Nothing happens when no
+    /// verified driver is on the stack.
+    pub(crate) fn track_special(&mut self, block: &SmallBlock, stack: &[u64], thread: u64) -> Option<()> {
+        let driver = self.books.tracking.driver(stack)?;
+        if self.books.tracking.is_full(driver.0) {
+            self.add_tracking_page(driver.0)?;
+        }
+        let what = (block.address, block.size, block.tag);
+        let entry = self.books.tracking.allocated(&mut self.memory, driver, what, block.kind)?;
+        if self.facts.build < 17763 {
+            let mut first = [0; 4];
+            self.memory.read(block.header, &mut first);
+            self.memory.write(block.header, &(u32::from_le_bytes(first) | 0x4000).to_le_bytes());
+            // Behind the header, or before one at the page's end.
+            let place = if block.header.is_multiple_of(PAGE) { block.header + 0x10 } else { block.header - 8 };
+            self.memory.write(place, &entry.to_le_bytes());
+        }
+        self.log(false, (block.address, block.size), thread, stack);
+        Some(())
     }
 
     /// The large blocks that live now, by address.
@@ -350,9 +372,9 @@ impl Kernel {
         self.books.log.as_ref().map(Log::position)
     }
 
-    fn log(&mut self, address: u64, size: u64, thread: u64, stack: &[u64]) -> Option<u32> {
+    fn log(&mut self, free: bool, (address, size): (u64, u64), thread: u64, stack: &[u64]) -> Option<u32> {
         let log = self.books.log.as_mut().filter(|_| !stack.is_empty())?;
-        Some(log.write(&mut self.memory, Trace { address, size, thread, frames: stack.to_vec() }))
+        Some(log.write(&mut self.memory, Trace { free, address, size, thread, frames: stack.to_vec() }))
     }
 
     /// Doubles the big-page table, elsewhere; the old one is gone.

@@ -52,6 +52,14 @@ impl Builder {
         Ok(self.base + self.isf.symbol(name)?)
     }
 
+    /// A place within a function, before the next symbol; none in a version that does not have it.
+    pub(crate) fn inside(&self, function: &str) -> Option<u64> {
+        let start = self.isf.symbol(function).ok()?;
+        let later = self.isf.symbols.values().map(|symbol| symbol.address).filter(|address| *address > start);
+        let room = later.min().map_or(0x40, |next| (next - start).min(0x40));
+        Some(self.base + start + room / 2)
+    }
+
     /// Bytes of a pointer.
     pub(crate) fn width(&self) -> u64 {
         self.isf.machine.pointer() as u64

@@ -16,7 +16,7 @@ use crate::kernel::builder::Builder;
 use crate::kernel::modules::Module;
 use crate::kernel::random::Random;
 use crate::kernel::system::{Particulars, Process, prcb, version_flags};
-use crate::kernel::truth::{Fixed, LoadedModule, Truth};
+use crate::kernel::truth::{Carrier, Fixed, LoadedModule, SmallState, Truth};
 use crate::kernel::verifier::VerifiedDriver;
 use crate::kernel::{Kernel, KernelFacts};
 use crate::machine::Machine;
@@ -121,7 +121,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let at = map.room(0x2000 * (drivers.len() as u64 + 1));
     let trees = 1 + random.below(4) as u32;
     let verified = builder.verified_drivers(at, trees, &drivers)?;
-    let stacks = Stacks::new(&builder, &modules, &drivers, &mut random)?;
+    let stacks = Stacks::new(&builder, &modules, &unloaded, &drivers)?;
     let rings = match options.verifier {
         true => rings::write(&mut builder, &mut map, &mut random, &stacks, &threads)?,
         false => rings::off(&mut builder)?,
@@ -170,6 +170,9 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let mut kernel = Kernel::new(builder, facts, books, fixed)?;
     kernel.count_standing_blocks();
     live(&mut kernel, options.operations, &mut random, &stacks, &threads);
+    if options.verifier {
+        special(&mut kernel, &mut random, &stacks, &threads);
+    }
     let truth = kernel.truth();
     Ok((kernel, truth))
 }
@@ -301,7 +304,7 @@ fn modules(
     Ok((loaded, unloaded))
 }
 
-/// Verifier's settings, and which drivers it watches: loaded ones, unloaded ones, and one that never came.
+/// Verifier's settings, and which drivers it watches: loaded ones, unloaded ones, and those that never came.
 fn verified(
     builder: &mut Builder,
     modules: &[LoadedModule],
@@ -321,9 +324,11 @@ fn verified(
         if random.once_in(2) {
             continue;
         }
+        // A driver that left allocations is still in the kernel's tree: the machine is on its way to bug check 0xc4.
+        let image = image.or(gone.filter(|_| random.once_in(2)));
         let (loads, unloads) = match (image, gone) {
-            (Some(_), _) => (1 + random.below(3), random.below(2)),
-            (None, Some(_)) => (1, 1),
+            (_, Some(_)) => (1, 1),
+            (Some(_), None) => (1 + random.below(3), random.below(2)),
             (None, None) => (0, 0),
         };
         let mut counters = Vec::new();
@@ -374,6 +379,16 @@ fn live(kernel: &mut Kernel, operations: u32, random: &mut Random, stacks: &Stac
             let stack = if random.once_in(4) { Vec::new() } else { stacks.allocation(random) };
             let tag = u32::from_le_bytes(**random.pick(&texts));
             mine.extend(kernel.allocate_large(tag, size, kind, &stack, thread));
+        }
+    }
+}
+
+/// Some blocks of special pool are verified drivers': of any size, odd ones too.
+fn special(kernel: &mut Kernel, random: &mut Random, stacks: &Stacks, threads: &[u64]) {
+    let blocks: Vec<_> = kernel.fixed.small.iter().filter(|block| block.carrier == Carrier::Special).cloned().collect();
+    for block in blocks.iter().filter(|block| block.state == SmallState::Live) {
+        if random.once_in(3) {
+            kernel.track_special(block, &stacks.allocation(random), *random.pick(threads));
         }
     }
 }

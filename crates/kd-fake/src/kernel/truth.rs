@@ -87,6 +87,9 @@ pub struct Ring {
 pub struct RingRecord {
     /// The running counter when it was written.
     pub index: u32,
+    /// What it is of, where the functions on its stack say so: `allocate`, `complete` or `cancel` an IRP, `enter` or
+    /// `leave` a critical region.
+    pub operation: Option<&'static str>,
     /// Its integers, by name; that of a log without a type in the PDB as the facts name them.
     pub values: BTreeMap<String, u64>,
     /// Return addresses, innermost first.

@@ -7,6 +7,7 @@ use crate::kernel::modules::utf16;
 /// A record of the log.
 #[derive(Debug, Clone)]
 pub(crate) struct Trace {
+    pub(crate) free: bool,
     pub(crate) address: u64,
     pub(crate) size: u64,
     pub(crate) thread: u64,

@@ -184,17 +184,30 @@ fn verifier(reader: &Reader<'_>, truth: &Truth) {
             assert_eq!(reader.field(data, name, at), *value, "{name}");
         }
         let mut found = BTreeSet::new();
-        let pages = reader.isf.offset(data, "PoolPageHeaders").unwrap();
-        let mut page = reader.pointer(at + pages + 8) & !0xf;
+        let head = reader.isf.offset(data, "PoolPageHeaders").unwrap();
+        let first = reader.pointer(at + head + 8) & !0xf;
+        let chain = std::iter::successors(Some(first), |page| Some(reader.pointer(*page)).filter(|next| *next != 0));
+        let pages: BTreeSet<u64> = chain.collect();
+        let mut page = first;
         while page != 0 {
             assert_eq!(reader.pointer(page + 8), at);
             for entry in (1..128).map(|slot| page + slot * 0x20) {
                 let bytes = reader.pointer(entry + 0x10);
-                if bytes & 1 == 0 {
+                // A free entry leads to the next one, or nowhere.
+                let next = reader.pointer(entry);
+                if bytes & 1 == 0 || next != 0 && !pages.contains(&(next & !0xfff)) {
                     let caller = reader.pointer(entry + 8);
                     found.insert((reader.pointer(entry), bytes, reader.number(entry + 0x18, 4) as u32, caller));
                     assert!((base..base + size).contains(&caller));
-                    if truth.verifier_settings["Level"] & 8 != 0 {
+                    let special = truth.small.iter().find(|block| block.address == next);
+                    if let Some(block) = special {
+                        if truth.build >= 17763 {
+                            continue;
+                        }
+                        let place = if block.header % 0x1000 == 0 { block.header + 0x10 } else { block.header - 8 };
+                        assert_eq!(reader.pointer(place), entry, "the page points back");
+                        assert_ne!(reader.number(block.header, 4) & 0x4000, 0);
+                    } else if truth.verifier_settings["Level"] & 8 != 0 {
                         assert_eq!(reader.pointer(reader.pointer(entry) + bytes - 8), entry, "the block points back");
                     }
                 }
@@ -206,7 +219,8 @@ fn verifier(reader: &Reader<'_>, truth: &Truth) {
         assert_eq!(found, expected);
         let count = driver.counters["CurrentPagedPoolAllocations"] + driver.counters["CurrentNonPagedPoolAllocations"];
         assert_eq!(count as usize, found.len());
-        let large: BTreeSet<u64> = truth.large.iter().map(|life| life.address).collect();
+        let small = truth.small.iter().map(|block| block.address);
+        let large: BTreeSet<u64> = truth.large.iter().map(|life| life.address).chain(small).collect();
         assert!(found.iter().all(|block| large.contains(&block.0)));
     }
     assert!(loaded.is_empty());
@@ -241,7 +255,7 @@ fn rings(reader: &Reader<'_>, truth: &Truth) {
             "IovIrpTracesIndex",
             "IovIrpTracesLength",
             0x80,
-            &[("Irp", 0, 8), ("Thread", 8, 8), ("ApcDisable", 0x10, 4), ("Irql", 0x14, 1)],
+            &[("Irp", 0, 8), ("Thread", 8, 8), ("CombinedApcDisable", 0x10, 4), ("Irql", 0x14, 1)],
             0x18,
             13,
         ),
@@ -266,7 +280,7 @@ fn rings(reader: &Reader<'_>, truth: &Truth) {
                     .map(|frame| reader.pointer(at + stack + frame * 8))
                     .take_while(|frame| *frame != 0)
                     .collect();
-                RingRecord { index, values, frames }
+                RingRecord { index, operation: ring.records[age as usize].operation, values, frames }
             })
             .collect();
         assert_eq!(records, ring.records);

@@ -33,7 +33,7 @@ pub struct Allocations {
 /// `_VI_POOL_PAGE_HEADER.Signature` of Windows 7 and later.
 const SIGNATURE: u64 = 0x2132_1345;
 
-/// What the driver has allocated and not freed. Nothing is known of a driver that is not loaded.
+/// What the driver has allocated and not freed. Nothing is known of a driver of which the kernel keeps only the name.
 pub fn allocations(kernel: &Kernel<'_>, driver: &Driver) -> Result<Allocations, PoolError> {
     let mut found = Allocations::default();
     let Some((owner, first)) = driver.tracking else { return Ok(found) };
@@ -51,6 +51,7 @@ pub fn allocations(kernel: &Kernel<'_>, driver: &Driver) -> Result<Allocations, 
 
     let mut pages = Vec::new();
     let what = format!("tracking pages of {}", driver.name);
+    let before = found.notes.len();
     follow(kernel, &what, first, 0, &mut found.notes, &mut |link, _| {
         let page = link & !(PAGE_SIZE - 1);
         let mut bytes = vec![0; PAGE_SIZE as usize];
@@ -68,10 +69,13 @@ pub fn allocations(kernel: &Kernel<'_>, driver: &Driver) -> Result<Allocations, 
     let caller = slot.member("InUse.CallingAddress")?;
     let size = slot.member("InUse.NumberOfBytes")?;
     let tag = slot.member("InUse.Tag")?;
+    // Then a free slot may lead to a page that was not read.
+    let incomplete = found.notes.len() > before;
     let tracking: HashSet<u64> = pages.iter().map(|(page, _)| *page).collect();
     for slot in pages.iter().flat_map(|(_, bytes)| bytes.chunks_exact(slot.size).skip(1)) {
         let block = address.get(slot);
-        let leads_to_slot = tracking.contains(&(block & !(PAGE_SIZE - 1)));
+        let leads_to_slot = tracking.contains(&(block & !(PAGE_SIZE - 1)))
+            || incomplete && size.get(slot) == 1 && caller.get(slot) == 0;
         let free = size.get(slot) & 1 != 0 && leads_to_slot;
         if kernel.is_kernel_address(block) && !free {
             found.allocations.push(Allocation {

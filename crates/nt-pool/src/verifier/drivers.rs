@@ -8,8 +8,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::Counters;
-use crate::kernel::little_endian;
-use crate::lists::{follow, note, pointer_at, slist_first, unicode_string};
+use crate::lists::{elements, links_at, note, pointer_at, slist_first, unicode_string};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
 use crate::{Kernel, PoolError};
@@ -28,12 +27,13 @@ pub enum State {
 pub struct Driver {
     /// `_VF_TARGET_DRIVER` of a loaded one, else its entry in the list of names.
     pub entry: u64,
+    /// Empty when it could not be read.
     pub name: String,
     pub loads: u32,
     pub unloads: u32,
-    /// Where the image lies; unknown for a driver that is not loaded.
+    /// Where the image lies, or lay when the kernel still keeps what an unloaded driver left behind; else unknown.
     pub image: Option<Range<u64>>,
-    /// Empty for a driver that is not loaded (Windows 7 and later drop them with the image).
+    /// Empty for a driver of which the kernel keeps nothing but the name.
     pub counters: Counters,
     /// What the driver's tracking pages name as their owner, and the first of them.
     pub(super) tracking: Option<(u64, u64)>,
@@ -82,7 +82,7 @@ pub fn drivers(kernel: &Kernel<'_>) -> Result<Drivers, PoolError> {
     }
     let head = kernel.symbol("VfSuspectDriversList")?;
     suspects(kernel, head, "VfSuspectDriversList", "_VF_SUSPECT_DRIVER_ENTRY", &mut found)?;
-    if !found.drivers.is_empty()
+    if any_driver(kernel)?
         && let Err(error) = targets(kernel, &mut found)
     {
         note(&mut found.notes, "the loaded drivers' counters are missing", error)?;
@@ -96,9 +96,8 @@ fn suspects(kernel: &Kernel<'_>, head: u64, list: &str, type_name: &str, found: 
     let links = record.place("Links")?;
     let (loads, unloads) = (record.find("Loads"), record.find("Unloads"));
     let image = record.find("StartAddress").zip(record.find("EndAddress"));
-    let first = pointer_at(kernel, head)?;
     let Drivers { drivers, notes } = found;
-    follow(kernel, &format!("nt!{list}"), first, head, notes, &mut |link, notes| {
+    *drivers = elements(kernel, &format!("nt!{list}"), head, notes, &mut |link, notes| {
         let entry = link.wrapping_sub(links as u64);
         let bytes = record.read(entry)?;
         let name = match unicode_string(kernel, &record, &bytes, "BaseName") {
@@ -110,7 +109,7 @@ fn suspects(kernel: &Kernel<'_>, head: u64, list: &str, type_name: &str, found: 
         };
         let get = |member: Option<Member>| member.map_or(0, |member| member.get(&bytes));
         let pages = record.place("PoolPageHeaders").ok().and_then(|at| slist_first(kernel, &bytes, at));
-        drivers.push(Driver {
+        let driver = Driver {
             entry,
             name,
             loads: get(loads) as u32,
@@ -118,8 +117,8 @@ fn suspects(kernel: &Kernel<'_>, head: u64, list: &str, type_name: &str, found: 
             image: image.map(|(start, end)| start.get(&bytes)..end.get(&bytes)).filter(|image| image.start != 0),
             counters: pages.map(|_| Counters::new(&record, &bytes)).unwrap_or_default(),
             tracking: pages.map(|pages| (entry, pages)),
-        });
-        Ok(little_endian(&bytes[links..links + usize::from(kernel.pointer_size)]))
+        };
+        Ok((driver, links_at(kernel, &bytes, links)))
     })?;
     Ok(())
 }
@@ -164,15 +163,13 @@ impl Walk<'_> {
         let left = self.links.member("LeftChild")?;
         let right = self.links.member("RightChild")?;
         let mut pending = vec![root];
+        let mut strays = Vec::new();
         while let Some(node) = pending.pop() {
             if node == 0 {
                 continue;
             }
-            if !self.kernel.is_kernel_address(node) || !seen.insert(node) || seen.len() > MAX_NODES {
-                found.notes.push(format!(
-                    "nt!ViTargetDriversAvl: a tree leads to {node:016x}, which is no kernel address or was there \
-                     before; drivers are missing"
-                ));
+            if !self.kernel.is_kernel_address(node) || seen.len() >= MAX_NODES || !seen.insert(node) {
+                strays.push(node);
                 continue;
             }
             let mut bytes = vec![0; self.links.size + self.target.size];
@@ -187,6 +184,14 @@ impl Walk<'_> {
                 note(&mut found.notes, &format!("the driver whose entry is {entry:016x}"), error)?;
             }
         }
+        if let [first, more @ ..] = &strays[..] {
+            let others =
+                if more.is_empty() { String::new() } else { format!(" and to {} more such places", more.len()) };
+            found.notes.push(format!(
+                "nt!ViTargetDriversAvl: a tree leads to {first:016x}, which is no kernel address or was there \
+                 before{others}; drivers may be missing"
+            ));
+        }
         Ok(())
     }
 
@@ -195,6 +200,9 @@ impl Walk<'_> {
         if data == 0 {
             // A loaded image that is not verified.
             return Ok(());
+        }
+        if !self.kernel.is_kernel_address(data) {
+            return Err(PoolError::Unlikely(format!("its data would lie at {data:016x}, which is no kernel address")));
         }
         let bytes = self.data.read(data)?;
         let suspect = self.data.member("SuspectDriverEntry")?.get(&bytes);
@@ -213,20 +221,29 @@ impl Walk<'_> {
             }
             None => {
                 // Its name's entry is not in the list (any more): what it allocated is still there.
-                let names = Record::new(self.kernel, "_VF_SUSPECT_DRIVER_ENTRY")?;
-                let suspect = names.read(suspect)?;
-                let get = |name| names.find(name).map_or(0, |member| member.get(&suspect) as u32);
-                found.drivers.push(Driver {
-                    entry,
-                    name: unicode_string(self.kernel, &names, &suspect, "BaseName")?,
-                    loads: get("Loads"),
-                    unloads: get("Unloads"),
-                    image,
-                    counters,
-                    tracking,
-                });
+                let (name, loads, unloads) = match self.named(suspect) {
+                    Ok(named) => named,
+                    Err(error) => {
+                        let what = format!("the name of the driver whose entry is {entry:016x}");
+                        note(&mut found.notes, &what, error)?;
+                        // It is in the tree of loaded images: it was loaded.
+                        (String::new(), 1, 0)
+                    }
+                };
+                found.drivers.push(Driver { entry, name, loads, unloads, image, counters, tracking });
             }
         }
         Ok(())
+    }
+
+    /// Name, loads and unloads of a `_VF_SUSPECT_DRIVER_ENTRY`.
+    fn named(&self, suspect: u64) -> Result<(String, u32, u32), PoolError> {
+        if !self.kernel.is_kernel_address(suspect) {
+            return Err(PoolError::Unlikely(format!("it would lie at {suspect:016x}, which is no kernel address")));
+        }
+        let names = Record::new(self.kernel, "_VF_SUSPECT_DRIVER_ENTRY")?;
+        let bytes = names.read(suspect)?;
+        let get = |name| names.find(name).map_or(0, |member| member.get(&bytes) as u32);
+        Ok((unicode_string(self.kernel, &names, &bytes, "BaseName")?, get("Loads"), get("Unloads")))
     }
 }

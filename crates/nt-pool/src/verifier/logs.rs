@@ -3,8 +3,7 @@
 
 use nt_symbols::{Field, Layout};
 
-use crate::kernel::little_endian;
-use crate::lists::{follow, pointer_at};
+use crate::lists::{elements, links_at};
 use crate::pool_log::Wanted;
 use crate::record::{Member, Record};
 use crate::ring::{Names, Ring};
@@ -103,14 +102,13 @@ fn watched_irps(kernel: &Kernel<'_>, wanted: Wanted) -> Result<Option<EntryLog>,
     let record = Record::new(kernel, "_VF_WATCHDOG_IRP")?;
     let links = record.place("ListEntry")?;
     let fields = Fields::new(&record);
-    let mut log = EntryLog { length: 0, entries: Vec::new(), notes: Vec::new() };
-    let EntryLog { entries, notes, .. } = &mut log;
-    let first = pointer_at(kernel, head)?;
-    follow(kernel, "nt!VfWdIrpListHead", first, head, notes, &mut |link, _| {
+    let mut notes = Vec::new();
+    let found = elements(kernel, "nt!VfWdIrpListHead", head, &mut notes, &mut |link, _| {
         let bytes = record.read(link.wrapping_sub(links as u64))?;
-        entries.extend(fields.decode(&bytes, 0));
-        Ok(little_endian(&bytes[links..links + usize::from(kernel.pointer_size)]))
+        Ok((fields.decode(&bytes, 0), links_at(kernel, &bytes, links)))
     })?;
+    let entries: Vec<Entry> = found.into_iter().flatten().collect();
+    let mut log = EntryLog { length: 0, entries, notes };
     log.length = log.entries.len() as u32;
     match wanted {
         Wanted::All => {}

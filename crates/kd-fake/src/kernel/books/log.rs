@@ -14,6 +14,8 @@ use crate::kernel::verifier::{Trace, TraceLayout};
 pub struct Record {
     /// Value of `VfPoolTracesIndex` when it was written.
     pub index: u32,
+    /// It is of a free; else of an allocation.
+    pub free: bool,
     /// Of the block's first byte.
     pub address: u64,
     /// Asked for, in an allocation's record; usable, in a free's.
@@ -81,6 +83,7 @@ impl Log {
     pub(crate) fn records(&self) -> Vec<Record> {
         let record = |(index, trace): (u32, &Trace)| Record {
             index,
+            free: trace.free,
             address: trace.address,
             size: trace.size,
             thread: trace.thread,

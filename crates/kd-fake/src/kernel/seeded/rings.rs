@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::places::Map;
 use super::stacks::Stacks;
-use crate::isf::IsfError;
+use crate::isf::{Isf, IsfError};
 use crate::kernel::builder::Builder;
 use crate::kernel::random::Random;
 use crate::kernel::truth::{Ring, RingRecord};
@@ -12,16 +12,21 @@ use crate::kernel::truth::{Ring, RingRecord};
 /// An integer of a record: its name, its place on 64 and on 32 bits, its width (0: a pointer's) and how large it gets.
 type Integer = (&'static str, [usize; 2], usize, u64);
 
-/// A log: the variables that lead to it, and its record on 64 and on 32 bits. Sources: the types in the PDBs where there
-/// is one, and pool-internals 7.2 for those without.
+/// Functions that write a record, each with what it then says; those that the version has are used.
+type Writers = &'static [(&'static str, &'static str)];
+
+/// A log: the variables that lead to it, and its record on 64 and on 32 bits, by the PDB's type where it has one, else by
+/// pool-internals 7.2.
 struct Log {
     table: &'static str,
     index: &'static str,
     length: &'static str,
+    ty: &'static str,
     size: [usize; 2],
     integers: &'static [Integer],
     stack: [usize; 2],
     depth: [u64; 2],
+    writers: Writers,
 }
 
 const THREAD: u64 = u64::MAX;
@@ -32,15 +37,18 @@ const LOGS: [Log; 5] = [
         table: "ViFaultTraces",
         index: "ViFaultTracesIndex",
         length: "ViFaultTracesLength",
+        ty: "_VI_FAULT_TRACE",
         size: [0x48, 0x24],
         integers: &[("Thread", [0, 0], 0, THREAD)],
         stack: [8, 4],
         depth: [8, 8],
+        writers: &[],
     },
     Log {
         table: "ViTrackIrqlQueue",
         index: "ViTrackIrqlIndex",
         length: "ViTrackIrqlQueueLength",
+        ty: "_VI_TRACK_IRQL",
         size: [0x38, 0x20],
         integers: &[
             ("Thread", [0, 0], 0, THREAD),
@@ -51,40 +59,85 @@ const LOGS: [Log; 5] = [
         ],
         stack: [0x10, 0xc],
         depth: [5, 5],
+        writers: &[],
     },
     Log {
         table: "VfKeCriticalRegionTraces",
         index: "VfKeCriticalRegionTracesIndex",
         length: "VfKeCriticalRegionTracesLength",
+        ty: "_VF_KE_CRITICAL_REGION_TRACE",
         size: [0x40, 0x20],
         integers: &[("Thread", [0, 0], 0, THREAD)],
         stack: [8, 4],
         depth: [7, 7],
+        writers: &[
+            ("VerifierKeEnterCriticalRegion", "enter"),
+            ("VerifierKeLeaveCriticalRegion", "leave"),
+            ("VerifierKeEnterGuardedRegion", "enter"),
+            ("VerifierKeLeaveGuardedRegion", "leave"),
+            ("VerifierExEnterCriticalRegionAndAcquireResourceShared", "enter"),
+            ("VerifierExReleaseResourceAndLeaveCriticalRegion", "leave"),
+        ],
     },
     Log {
         table: "IovIrpTraces",
         index: "IovIrpTracesIndex",
         length: "IovIrpTracesLength",
+        ty: "_IOV_IRP_TRACE",
         size: [0x80, 0x40],
         integers: &[
             ("Irp", [0, 0], 0, IRP),
             ("Thread", [8, 4], 0, THREAD),
-            ("ApcDisable", [0x10, 8], 4, 1 << 32),
+            ("CombinedApcDisable", [0x10, 8], 4, 1 << 32),
             ("Irql", [0x14, 0xc], 1, 16),
         ],
         stack: [0x18, 0x10],
         depth: [13, 12],
+        writers: &[
+            ("IovAllocateIrp", "allocate"),
+            ("VerifierIoAllocateIrp", "allocate"),
+            ("IovCompleteRequest", "complete"),
+            ("IovpCompleteRequest2", "complete"),
+            ("IovCancelIrp", "cancel"),
+        ],
     },
     Log {
         table: "VfForcedPendingLog",
         index: "VfForcedPendingIrps",
         length: "VfForcedPendingLogLength",
+        ty: "_IOV_FORCED_PENDING_TRACE",
         size: [0x200, 0x100],
         integers: &[("Irp", [0, 0], 0, IRP)],
         stack: [0x10, 8],
         depth: [62, 62],
+        writers: &[],
     },
 ];
+
+/// Where a record's parts lie.
+struct Layout {
+    size: usize,
+    /// Offset and width of each integer.
+    integers: Vec<(usize, usize)>,
+    stack: usize,
+    depth: u64,
+}
+
+impl Layout {
+    fn of(isf: &Isf, log: &Log) -> Result<Layout, IsfError> {
+        let pointer = isf.machine.pointer();
+        let narrow = usize::from(pointer == 4);
+        if !isf.user_types.contains_key(log.ty) {
+            let width = |width| if width == 0 { pointer } else { width };
+            let integers = log.integers.iter().map(|(_, place, bytes, _)| (place[narrow], width(*bytes))).collect();
+            return Ok(Layout { size: log.size[narrow], integers, stack: log.stack[narrow], depth: log.depth[narrow] });
+        }
+        let member = |name| isf.member(log.ty, name).and_then(|(at, ty)| Ok((at as usize, isf.size_of(ty)? as usize)));
+        let (stack, bytes) = member("StackTrace")?;
+        let integers = log.integers.iter().map(|(name, ..)| member(name)).collect::<Result<_, _>>()?;
+        Ok(Layout { size: isf.size(log.ty)? as usize, integers, stack, depth: (bytes / pointer) as u64 })
+    }
+}
 
 const WATCHED: &str = "VfWdIrpListHead";
 
@@ -97,9 +150,7 @@ pub(crate) fn write(
 ) -> Result<Vec<Ring>, IsfError> {
     let mut rings = Vec::new();
     let pointer = builder.isf.machine.pointer();
-    let narrow = usize::from(pointer == 4);
     for log in &LOGS {
-        let (record, stack) = (log.size[narrow], log.stack[narrow]);
         // This version does not have it, or this setting does not fill it.
         if builder.symbol(log.table).is_err() || random.once_in(5) {
             builder.set_known_pointer(log.table, 0);
@@ -112,30 +163,34 @@ pub(crate) fn write(
             2 => random.below(1 << 20) as u32 + length,
             _ => u32::MAX - random.below(8) as u32,
         };
-        let table = map.room(u64::from(length) * record as u64);
-        builder.memory.map(table, u64::from(length) * record as u64);
+        let layout = Layout::of(&builder.isf, log)?;
+        let table = map.room(u64::from(length) * layout.size as u64);
+        builder.memory.map(table, u64::from(length) * layout.size as u64);
+        let writers: Vec<(u64, &str)> =
+            log.writers.iter().filter_map(|(function, word)| Some((builder.inside(function)?, *word))).collect();
         let mut records = Vec::new();
         for age in 0..length.min(index) {
             let at = index - age;
-            let mut bytes = vec![0; record];
+            let mut bytes = vec![0; layout.size];
             let mut values = BTreeMap::new();
-            for &(name, offset, width, limit) in log.integers {
+            for (&(name, _, _, limit), &(offset, width)) in log.integers.iter().zip(&layout.integers) {
                 let value = match limit {
                     THREAD => *random.pick(threads),
                     IRP => map.irp(random),
                     _ => random.below(limit),
                 };
-                let (offset, width) = (offset[narrow], if width == 0 { pointer } else { width });
                 bytes[offset..offset + width].copy_from_slice(&value.to_le_bytes()[..width]);
                 values.insert(name.to_owned(), value);
             }
-            let frames = stacks.callers(1 + random.below(log.depth[narrow]), random);
+            let writer = (!writers.is_empty()).then(|| *random.pick(&writers));
+            let mut frames: Vec<u64> = writer.iter().map(|(function, _)| *function).collect();
+            let more = 1 + random.below(layout.depth - frames.len() as u64);
+            frames.extend(stacks.mixed(more, random));
             for (frame, value) in frames.iter().enumerate() {
-                let at = stack + frame * pointer;
-                bytes[at..at + pointer].copy_from_slice(&value.to_le_bytes()[..pointer]);
+                bytes[layout.stack + frame * pointer..][..pointer].copy_from_slice(&value.to_le_bytes()[..pointer]);
             }
-            builder.memory.put(table + u64::from(at & (length - 1)) * record as u64, &bytes);
-            records.push(RingRecord { index: at, values, frames });
+            builder.memory.put(table + u64::from(at & (length - 1)) * layout.size as u64, &bytes);
+            records.push(RingRecord { index: at, operation: writer.map(|(_, word)| word), values, frames });
         }
         builder.set_pointer(log.table, table)?;
         builder.set_u32(log.index, index)?;
@@ -172,9 +227,9 @@ fn watched(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Result<
         builder.fields(&mut entry, &values)?;
         let place = at + size * u64::from(number);
         builder.store(place, &entry);
-        links.push(place);
+        links.push(place + builder.isf.offset("_VF_WATCHDOG_IRP", "ListEntry")?);
         let values = values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        records.push(RingRecord { index: number, values, frames: Vec::new() });
+        records.push(RingRecord { index: number, operation: None, values, frames: Vec::new() });
     }
     builder.link(&links);
     Ok(Ring { name: WATCHED.to_owned(), index: count, length: count, records })

@@ -6,20 +6,35 @@ use crate::kernel::random::Random;
 use crate::kernel::truth::LoadedModule;
 use crate::kernel::verifier::{TraceLayout, VerifiedDriver};
 
-/// The functions that a record starts with; of each group the first that the version has.
-const ALLOCATION: [&[&str]; 2] = [
-    &["VfHandlePoolAlloc", "VeAllocatePoolWithTagPriority"],
-    &["VerifierExAllocatePoolEx", "VerifierExAllocatePoolWithTag"],
+/// The functions that a record starts with, innermost first; a version uses those of which it has all.
+const ALLOCATION: [&[&str]; 11] = [
+    &["VeAllocatePoolWithTagPriority", "VerifierExAllocatePoolEx"],
+    &["VeAllocatePoolWithTagPriority", "VerifierExAllocatePoolWithTag"],
+    &["VeAllocatePoolWithTagPriority", "VerifierExAllocatePoolWithQuotaTag"],
+    &["VeAllocatePoolWithTagPriority", "VerifierExAllocatePool2"],
+    &["VfHandlePoolAlloc", "VerifierExAllocatePoolWithTag"],
+    &["VfHandlePoolAlloc", "VerifierExAllocatePool2"],
+    &["VfHandlePoolAlloc", "VerifierExAllocatePool3"],
+    &["VfAllocPoolNotification", "ExAllocatePoolWithTag"],
+    &["IovAllocateMdl", "VerifierIoAllocateMdl"],
+    &["IovAllocateWorkItem", "VerifierIoAllocateWorkItem"],
+    &["ViPostPoolAllocation"],
 ];
-const FREE: [&[&str]; 2] = [
-    &["VfPtFreePoolNotification", "VfFreePoolNotification"],
-    &["ExFreeHeapPool", "ExDeferredFreePool", "ExFreePoolWithTag"],
+const FREE: [&[&str]; 8] = [
+    &["VfFreePoolNotification", "ExDeferredFreePool"],
+    &["VfFreePoolNotification", "ExFreePoolWithTag"],
+    &["VfFreePoolNotification", "ExFreeHeapPool"],
+    &["VfPtFreePoolNotification", "ExFreeHeapPool"],
+    &["VfPtFreePoolNotification", "ExFreePoolWithTag"],
+    &["ViFreeTrackedPool", "VerifierFreeTrackedPool"],
+    &["VerifierExFreePoolWithTag"],
+    &["VerifierExFreePool"],
 ];
 
 pub(crate) struct Stacks {
-    allocation: Vec<u64>,
-    free: Vec<u64>,
-    /// Base and size of loaded drivers; the verified ones.
+    allocation: Vec<Vec<u64>>,
+    free: Vec<Vec<u64>>,
+    /// Base and size of the drivers, loaded and unloaded; the verified ones.
     drivers: Vec<(u64, u64)>,
     verified: Vec<(u64, u64)>,
     /// Return addresses in the kernel.
@@ -31,17 +46,14 @@ impl Stacks {
     pub(crate) fn new(
         builder: &Builder,
         modules: &[LoadedModule],
+        unloaded: &[LoadedModule],
         drivers: &[VerifiedDriver],
-        random: &mut Random,
     ) -> Result<Stacks, IsfError> {
-        let mut lead = |groups: [&[&str]; 2]| -> Vec<u64> {
-            groups
-                .iter()
-                .filter_map(|names| names.iter().find_map(|name| builder.symbol(name).ok()))
-                .map(|function| function + 0x20 + random.below(0x20))
-                .collect()
+        let lead = |groups: &[&[&str]]| -> Vec<Vec<u64>> {
+            let functions = |names: &&[&str]| names.iter().map(|name| builder.inside(name)).collect::<Option<_>>();
+            groups.iter().filter_map(functions).collect()
         };
-        let (allocation, free) = (lead(ALLOCATION), lead(FREE));
+        let (allocation, free) = (lead(&ALLOCATION), lead(&FREE));
         let callers = builder
             .isf
             .symbols
@@ -56,7 +68,12 @@ impl Stacks {
             allocation,
             free,
             // Beyond the headers.
-            drivers: modules.iter().skip(1).map(|module| (module.base + 0x1000, module.size - 0x1000)).collect(),
+            drivers: modules
+                .iter()
+                .skip(1)
+                .chain(unloaded)
+                .map(|module| (module.base + 0x1000, module.size - 0x1000))
+                .collect(),
             verified: drivers
                 .iter()
                 .filter_map(|driver| driver.image)
@@ -76,9 +93,9 @@ impl Stacks {
     }
 
     /// One of a few dozen stacks, of any length: also longer than what a record holds.
-    fn stack(&self, lead: &[u64], random: &mut Random) -> Vec<u64> {
+    fn stack(&self, leads: &[Vec<u64>], random: &mut Random) -> Vec<u64> {
         let mut own = Random::new(random.below(40));
-        let mut frames = lead.to_vec();
+        let mut frames = own.pick(leads).clone();
         let drivers = if self.verified.is_empty() || own.once_in(8) { &self.drivers } else { &self.verified };
         for _ in 0..1 + own.below(3) {
             let (base, size) = *own.pick(drivers);
@@ -91,5 +108,17 @@ impl Stacks {
     /// Return addresses in the kernel.
     pub(crate) fn callers(&self, count: u64, random: &mut Random) -> Vec<u64> {
         (0..count).map(|_| *random.pick(&self.callers)).collect()
+    }
+
+    /// Return addresses in the kernel and in drivers.
+    pub(crate) fn mixed(&self, count: u64, random: &mut Random) -> Vec<u64> {
+        let mut frame = || match random.once_in(4) {
+            true => {
+                let (base, size) = *random.pick(&self.drivers);
+                base + random.below(size)
+            }
+            false => *random.pick(&self.callers),
+        };
+        (0..count).map(|_| frame()).collect()
     }
 }

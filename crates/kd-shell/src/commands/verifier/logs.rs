@@ -20,7 +20,7 @@
 use std::fmt;
 
 use nt_pool::PoolError;
-use nt_pool::pool_log::Wanted;
+use nt_pool::pool_log::{self, Wanted};
 use nt_pool::verifier::{self, LogKind};
 use serde::Serialize;
 
@@ -277,7 +277,7 @@ fn absent(context: &mut Context<'_>, log: &Log) -> Result<String, CommandError> 
     })
 }
 
-/// By the first frame that tells.
+/// By the first of the leading frames that tells: further out, a driver may be in the middle of something else.
 fn operation(flag: u64, frames: &[Frame]) -> Option<&'static str> {
     const IRPS: &[(&str, &str)] =
         &[("AllocateIrp", "allocate"), ("CompleteRequest", "complete"), ("CancelIrp", "cancel"), ("FreeIrp", "free")];
@@ -293,7 +293,7 @@ fn operation(flag: u64, frames: &[Frame]) -> Option<&'static str> {
         _ => return None,
     };
     let of = |name: &str| words.iter().find(|(part, _)| name.contains(part)).map(|(_, operation)| *operation);
-    let names = frames.iter().filter_map(|frame| frame.symbol.as_deref());
+    let names = frames.iter().take(pool_log::LEADING).filter_map(|frame| frame.symbol.as_deref());
     Some(names.filter_map(of).next().unwrap_or("unknown"))
 }
 
@@ -353,7 +353,14 @@ impl EntryLog {
             writeln!(out)?;
             self.frames(out, 4, entry)?;
         }
-        Ok(())
+        self.if_empty(out)
+    }
+
+    fn if_empty(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        match self.entries.is_empty() {
+            true => writeln!(out, "The log is empty."),
+            false => Ok(()),
+        }
     }
 
     fn forced_pending(&self, out: &mut dyn fmt::Write) -> fmt::Result {
@@ -365,10 +372,7 @@ impl EntryLog {
             self.frames(out, 5, entry)?;
             writeln!(out)?;
         }
-        match self.entries.is_empty() {
-            true => writeln!(out, "The log is empty."),
-            false => Ok(()),
-        }
+        self.if_empty(out)
     }
 
     /// The logs whose text no source shows: in the shape of the pool log.
@@ -408,10 +412,11 @@ impl EntryLog {
             writeln!(out, "{line}")?;
             self.frames(out, 0, entry)?;
         }
-        match (self.entries.is_empty(), self.address) {
-            (true, Some(address)) => writeln!(out, "No entry of the log is about 0x{}.", self.pointer(address.0)),
-            (true, None) => writeln!(out, "The log is empty."),
-            (false, _) => Ok(()),
+        match self.address {
+            Some(address) if self.entries.is_empty() => {
+                writeln!(out, "No entry of the log is about 0x{}.", self.pointer(address.0))
+            }
+            _ => self.if_empty(out),
         }
     }
 }

@@ -26,8 +26,9 @@ Flags: 0 settings and statistics, 1 verified drivers, 3 also their outstanding a
 one driver. Logs: 4 injected faults, 8 IRQL transitions, 0x40 forced-pending IRPs, 0x80 pool, 0x100 IRPs, 0x200 critical
 regions, 0x400 cancelled IRPs that are watched; newest first, with a quantity or with an address (of a block, an IRP or
 a thread). Other sums of flags show each part in turn.
-Options of 0x80: -since INDEX (what was written after that; JSON has the index), -tag TAG (of blocks that are allocated
-now: the log holds no tags), -driver MODULE (anywhere on the stack), -op alloc|free, -outstanding (allocations without a
+Options of 0x80: -since INDEX (what was written after that; JSON has the index), -tag TAG (of large blocks and of
+verified drivers' blocks that have the tag now, and of freed large blocks while the kernel's table still shows them: the
+log holds no tags), -driver MODULE (anywhere on the stack), -op alloc|free, -outstanding (allocations without a
 later free), -group (by stack, with counts and bytes), -timeline ADDRESS (oldest first), -full (an address: read every
 record, which also finds larger blocks that begin far below), -calls (the calls and not where they return to).
 A stack is no proof of who owns a block now: the log keeps old records of an address too. The newest is at the top.",
@@ -43,6 +44,12 @@ struct Known {
 }
 
 impl Known {
+    /// Notes that a part of the answer is missing; an error that concerns all of it stays one.
+    fn missing(&mut self, what: &str, error: CommandError) -> Result<(), CommandError> {
+        self.notes.push(format!("{what}: {}", error.part()?));
+        Ok(())
+    }
+
     fn reply(self, answer: impl Answer + 'static) -> Reply {
         Reply { remarks: self.remarks, ..Reply::with_notes(answer, self.notes) }
     }

@@ -87,7 +87,7 @@ struct Driver {
     state: &'static str,
     loads: u32,
     unloads: u32,
-    /// Unknown for a driver that is not loaded.
+    /// Unknown for a driver of which the kernel keeps only the name.
     image: Option<Image>,
     #[serde(serialize_with = "map")]
     counters: Counters,
@@ -128,7 +128,10 @@ pub(super) fn reply(context: &mut Context<'_>, flags: u64, image: &str) -> Resul
     let (width, build) = (kernel.width(), kernel.version().minor);
     let mut known = Known::default();
     let settings = context.pool(verifier::settings)?;
-    known.remarks.extend(watch::remark(context, settings.level)?);
+    match watch::remark(context, settings.level) {
+        Ok(remark) => known.remarks.extend(remark),
+        Err(error) => known.missing("what is not being watched", error)?,
+    }
     known.notes.extend(settings.notes);
     let flag = |flag: verifier::Flag| {
         let verifier::Flag { bit, name, standard, enabled } = flag;
@@ -139,11 +142,15 @@ pub(super) fn reply(context: &mut Context<'_>, flags: u64, image: &str) -> Resul
         _ => Some(drivers(context, flags & ALLOCATIONS != 0, image, &mut known)?),
     };
     let mut logs = Vec::new();
-    for log in LOGS.into_iter().filter(|log| flags & log != 0) {
-        logs.push(match log {
-            POOL_LOG => Log::Pool(Box::new(pool_log::read(context, &Default::default(), &mut known)?)),
-            log => Log::Entries(logs::read(context, log, None, &mut known)?),
-        });
+    for flag in LOGS.into_iter().filter(|log| flags & log != 0) {
+        let log = match flag {
+            POOL_LOG => pool_log::read(context, &Default::default(), &mut known).map(|log| Log::Pool(Box::new(log))),
+            _ => logs::read(context, flag, None, &mut known).map(Log::Entries),
+        };
+        match log {
+            Ok(log) => logs.push(log),
+            Err(error) => known.missing(&format!("the log {flag:#x}"), error)?,
+        }
     }
     let overview = Overview {
         level: settings.level,
@@ -167,7 +174,13 @@ fn drivers(
     known: &mut Known,
 ) -> Result<Vec<Driver>, CommandError> {
     let width = context.width();
-    let found = context.pool(verifier::drivers)?;
+    let found = match context.pool(verifier::drivers) {
+        Ok(found) => found,
+        Err(error) => {
+            known.missing("the verified drivers", error)?;
+            return Ok(Vec::new());
+        }
+    };
     known.notes.extend(found.notes);
     let all: Vec<String> = found.drivers.iter().map(|driver| visible_name(&driver.name)).collect();
     let named = |driver: &verifier::Driver| {

@@ -190,8 +190,8 @@ fn records(
 ) -> Result<Option<(Position, Records)>, CommandError> {
     let Some(position) = kept::position(context)? else { return Ok(None) };
     let tagged = match &options.tag {
-        Some(tag) => allocated(context, tag, known)?,
-        None => Vec::new(),
+        Some(tag) => tagged(context, tag, known)?,
+        None => Tagged::default(),
     };
     let mut records = match options {
         Options { address: Some(address), full: true, .. } => kept::of_address_in_all(context, position, *address)?,
@@ -207,7 +207,7 @@ fn records(
             }
             context.pool(|kernel| pool_log::read_since(kernel, *since))?.map(Records::from)
         }
-        Options { tag: Some(_), .. } => kept::of_starts(context, position, &tagged)?,
+        Options { tag: Some(_), .. } => kept::of_starts(context, position, &tagged.addresses)?,
         _ => kept::whole(context, position)?,
     };
     if let Some(records) = &mut records {
@@ -221,25 +221,37 @@ fn records(
             keep(&|trace| index.wrapping_sub(trace.sequence) < index.wrapping_sub(since));
         }
         if let Some(tag) = &options.tag {
-            keep(&|trace| tagged.binary_search(&trace.address).is_ok());
+            keep(&|trace| tagged.addresses.binary_search(&trace.address).is_ok());
             known.remarks.push(format!(
-                "The log holds no tags: shown is what happened where {} blocks with tag {tag} are allocated now.",
-                tagged.len()
+                "The log holds no tags: shown is what happened where {} blocks with tag {tag} are allocated now, and \
+                 where {} were that have been freed since. Records of such a place may be of other blocks.",
+                tagged.allocated, tagged.freed
             ));
         }
     }
     Ok(records.map(|records| (position, records)))
 }
 
-/// Where blocks with the tag are now, in order: large ones, and what verified drivers have.
-fn allocated(context: &mut Context<'_>, tag: &TagPattern, known: &mut Known) -> Result<Vec<u64>, CommandError> {
+/// Where blocks with a tag are or were.
+#[derive(Default)]
+struct Tagged {
+    /// In order.
+    addresses: Vec<u64>,
+    /// How many of them are blocks now, and how many were.
+    allocated: usize,
+    freed: usize,
+}
+
+/// The large blocks with the tag, freed ones too while the kernel's table still has their entries, and what verified
+/// drivers have.
+fn tagged(context: &mut Context<'_>, tag: &TagPattern, known: &mut Known) -> Result<Tagged, CommandError> {
     let large = context.pool(|kernel| match tag.exact() {
         Some(tag) => big_pages::find(kernel, tag),
         None => big_pages::read(kernel, &|found| tag.matches(found)),
     })?;
     known.notes.extend(large.notes);
-    let blocks = large.blocks.iter().filter(|block| !block.free).map(|block| block.address);
-    let mut addresses: BTreeSet<u64> = blocks.collect();
+    let (freed, live): (Vec<_>, Vec<_>) = large.blocks.iter().partition(|block| block.free);
+    let mut addresses: BTreeSet<u64> = live.iter().map(|block| block.address).collect();
     let drivers = context.pool(verifier::drivers)?;
     known.notes.extend(drivers.notes);
     for driver in &drivers.drivers {
@@ -248,7 +260,9 @@ fn allocated(context: &mut Context<'_>, tag: &TagPattern, known: &mut Known) -> 
         let blocks = found.allocations.iter().filter(|allocation| tag.matches(allocation.tag));
         addresses.extend(blocks.map(|allocation| allocation.address));
     }
-    Ok(addresses.into_iter().collect())
+    let allocated = addresses.len();
+    addresses.extend(freed.iter().map(|block| block.address));
+    Ok(Tagged { allocated, freed: addresses.len() - allocated, addresses: addresses.into_iter().collect() })
 }
 
 /// The records that the options leave, newest first.

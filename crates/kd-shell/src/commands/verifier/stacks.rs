@@ -63,14 +63,15 @@ pub(super) struct Stacks<'a> {
     /// Show the calls and not where they return to.
     calls: bool,
     known: HashMap<u64, Option<Name>>,
-    /// Frames that cannot be of the kernel's code.
+    /// Frames outside kernel memory, and those in kernel memory that are in no module.
     strange: u64,
+    nowhere: u64,
 }
 
 impl<'a> Stacks<'a> {
     pub(super) fn new(context: &'a mut Context<'_>, calls: bool) -> Result<Self, CommandError> {
         let width = context.width();
-        Ok(Self { names: context.names()?, width, calls, known: HashMap::new(), strange: 0 })
+        Ok(Self { names: context.names()?, width, calls, known: HashMap::new(), strange: 0, nowhere: 0 })
     }
 
     fn name(&mut self, address: u64) -> Result<Option<Name>, Fault> {
@@ -94,7 +95,9 @@ impl<'a> Stacks<'a> {
         }
         // A byte of the call instruction, whatever its length.
         let address = self.width.address(address.wrapping_sub(u64::from(self.calls)));
-        Ok(Frame { address: Hex(address), symbol: self.name(address)? })
+        let symbol = self.name(address)?;
+        self.nowhere += u64::from(symbol.is_none() && self.width.is_kernel(address));
+        Ok(Frame { address: Hex(address), symbol })
     }
 
     pub(super) fn stack(&mut self, frames: &[u64]) -> Result<Vec<Frame>, Fault> {
@@ -126,6 +129,12 @@ impl<'a> Stacks<'a> {
                 "{} {frames} {are} outside kernel memory: the records that hold such are damaged.",
                 self.strange
             ));
+        }
+        if self.nowhere > 0 {
+            let (frames, are) = if self.nowhere == 1 { ("frame", "is") } else { ("frames", "are") };
+            known
+                .remarks
+                .push(format!("{} {frames} {are} in no module that is loaded or was unloaded lately.", self.nowhere));
         }
     }
 }
