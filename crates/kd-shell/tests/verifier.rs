@@ -6,9 +6,10 @@
 mod target;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
-use kd_fake::isf::Isf;
-use kd_fake::kernel::{self, Record, Ring, SeededOptions, TrackedBlock, Truth, VerifierDriver};
+use kd_fake::isf::{Isf, Type};
+use kd_fake::kernel::{self, PoolKind, Record, Ring, SeededOptions, TrackedBlock, Truth, VerifierDriver};
 use serde_json::Value;
 use target::{Live, tables};
 
@@ -749,4 +750,402 @@ fn every_command_says_what_is_there() {
             live.leave();
         }
     }
+}
+
+/// A kernel of the same family: its structures are laid out in another way, and its records hold longer stacks.
+fn relative(isf: &Isf, seed: u64) -> Isf {
+    let mut isf = isf.clone();
+    // Members of the same width change places; where it is in the image, a structure's size stays.
+    for ty in [
+        "_MM_DRIVER_VERIFIER_DATA",
+        "_VF_TARGET_VERIFIED_DRIVER_DATA",
+        "_VI_TRACK_IRQL",
+        "_VI_POOL_ENTRY_INUSE",
+        "_VF_AVL_TREE",
+        "_VF_WATCHDOG_IRP",
+    ] {
+        let mut widths: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        for (name, field) in &isf.user_types[ty].fields {
+            if matches!(field.ty, Type::Base { .. } | Type::Pointer { .. }) && name != "VirtualAddress" {
+                widths.entry(isf.size_of(&field.ty).unwrap()).or_default().push(name.clone());
+            }
+        }
+        let fields = &mut isf.user_types.get_mut(ty).unwrap().fields;
+        for names in widths.values() {
+            let places: Vec<u64> = names.iter().map(|name| fields[name].offset).collect();
+            for (at, name) in names.iter().enumerate() {
+                fields.get_mut(name).unwrap().offset = places[(at + 1 + seed as usize) % places.len()];
+            }
+        }
+    }
+    // Something new in front of a member and behind all: what follows moves.
+    for (ty, first, more) in [
+        ("_VF_POOL_TRACE", "Size", 8),
+        ("_VF_SUSPECT_DRIVER_ENTRY", "Loads", 0x18),
+        ("_VF_TARGET_DRIVER", "VerifiedData", 0x10),
+        ("_VF_TARGET_VERIFIED_DRIVER_DATA", "PoolPageHeaders", 0x20),
+        ("_VF_AVL_TABLE", "ReservedNode", 0x40),
+        ("_VI_FAULT_TRACE", "StackTrace", 0x10),
+        ("_VF_KE_CRITICAL_REGION_TRACE", "Thread", 0x20),
+        ("_VF_WATCHDOG_IRP", "ListEntry", 0x10),
+    ] {
+        let record = isf.user_types.get_mut(ty).unwrap();
+        let from = record.fields[first].offset;
+        for field in record.fields.values_mut().filter(|field| field.offset >= from) {
+            field.offset += more;
+        }
+        record.size += more + 8;
+    }
+    for (ty, more) in [("_VF_POOL_TRACE", 17), ("_VI_FAULT_TRACE", 5), ("_VI_TRACK_IRQL", 9)] {
+        let record = isf.user_types.get_mut(ty).unwrap();
+        let Type::Array { count, .. } = &mut record.fields.get_mut("StackTrace").unwrap().ty else { panic!("{ty}") };
+        *count += more;
+        record.size += 8 * more;
+    }
+    // A page holds fewer, larger entries.
+    for ty in ["_VI_POOL_ENTRY", "_VI_POOL_ENTRY_INUSE"] {
+        isf.user_types.get_mut(ty).unwrap().size += 0x10;
+    }
+    isf
+}
+
+#[test]
+fn others_of_the_family_have_their_own_layouts() {
+    for (seed, isf) in (500..).zip(&tables()) {
+        let options = SeededOptions { log_length: 0x200, operations: 1000, ..SeededOptions::default() };
+        let (mut live, isf, truth) = attach(&relative(isf, seed), seed, &options);
+        let machine = Machine::new(&isf, truth);
+        settings_and_drivers(&mut live, &machine);
+        let whole = live.result("!verifier 0x80");
+        entries(&machine, &whole["entries"], machine.records(), 0);
+        let record = &machine.records()[machine.records().len() / 2];
+        let address = record.address + record.size / 2;
+        let wanted = machine.records().iter().filter(|record| contains(record, address));
+        entries(&machine, &live.result(&format!("!verifier 0x80 {address:x}"))["entries"], wanted, 0);
+        other_logs(&mut live, &machine);
+        live.leave();
+    }
+}
+
+/// A machine to be changed: writes to variables and structures of the stopped kernel.
+struct Bench {
+    live: Live,
+    isf: Isf,
+    truth: Truth,
+}
+
+impl Bench {
+    fn new(seed: u64, index: usize, options: &SeededOptions) -> Bench {
+        let tables = tables();
+        let (live, isf, truth) = attach(&tables[index % tables.len()], seed, options);
+        Bench { live, isf, truth }
+    }
+
+    fn symbol(&self, name: &str) -> u64 {
+        self.truth.kernel_base + self.isf.symbol(name).unwrap()
+    }
+
+    fn member(&self, ty: &str, path: &str) -> u64 {
+        self.isf.offset(ty, path).unwrap()
+    }
+
+    fn pointer(&self, address: u64) -> u64 {
+        let mut bytes = [0; 8];
+        assert_eq!(self.live.fake.with_kernel(|kernel| kernel.read_virtual(address, &mut bytes)), 8, "{address:x}");
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Changes memory while the machine runs for a moment.
+    fn change(&mut self, writes: &[(u64, &[u8])]) {
+        self.live.text("g");
+        self.live.fake.with_kernel(|kernel| {
+            for (address, bytes) in writes {
+                assert_eq!(kernel.write_virtual(*address, bytes), bytes.len(), "{address:x}");
+            }
+        });
+        self.live.text(".break");
+    }
+
+    fn set(&mut self, name: &str, bytes: &[u8]) {
+        let at = self.symbol(name);
+        self.change(&[(at, bytes)]);
+    }
+
+    /// The lines before the answer.
+    fn remarks(&mut self, line: &str) -> String {
+        let (screen, failed, _) = self.live.run(line);
+        assert!(!failed, "{line}: {}", screen.errors);
+        screen.remarks
+    }
+
+    /// The answer, and everything that is said about it.
+    fn answer(&mut self, line: &str) -> (Value, String) {
+        let mut object = self.live.json(line);
+        assert_eq!(object["ok"], true, "{line}: {object}");
+        let said: Vec<String> = serde_json::from_value(object["warnings"].take()).unwrap();
+        (object["result"].take(), said.join("\n"))
+    }
+}
+
+/// What is not being watched is said first, in one line, in the order of how much it leaves open.
+#[test]
+fn what_is_not_being_watched_is_said_first() {
+    let options = SeededOptions { log_length: 0x200, operations: 1200, ..SeededOptions::default() };
+    let mut bench = Bench::new(900, 3, &options);
+    // The rate is known after two looks at different times.
+    assert_eq!(bench.remarks("!verifier"), "");
+    let before = bench.live.fake.with_kernel(|kernel| {
+        let before = kernel.interrupt_time();
+        let stack: Vec<u64> = bench.truth.pool_log.as_ref().unwrap().records[0].frames.clone();
+        for _ in 0..64 {
+            kernel.allocate_large(u32::from_le_bytes(*b"Test"), 0x1000, PoolKind::Paged, &stack, 0).unwrap();
+        }
+        before
+    });
+    let passed = Duration::from_secs(16);
+    bench.live.text("g");
+    bench.live.fake.with_kernel(|kernel| kernel.advance(passed));
+    bench.live.text(".break");
+    let after = bench.live.fake.with_kernel(|kernel| kernel.interrupt_time());
+    let said = bench.remarks("!verifier");
+    // 512 slots at 64 records in the time that passed.
+    let ago = u64::from(bench.truth.pool_log.as_ref().unwrap().length) * (after - before) / 64 / 10_000_000;
+    let number = said.split_whitespace().find_map(|word| word.parse::<u64>().ok()).unwrap();
+    assert!(said.starts_with("The pool log wrapped about ") && said.lines().count() == 1, "{said}");
+    assert!(number.abs_diff(ago) <= 2, "{said} {ago}");
+    // Also by the command that shows the log.
+    assert!(bench.remarks("!verifier 0x80 3").contains("The pool log wrapped about "));
+
+    bench.set("VfPoolTracesIndex", &[0; 4]);
+    assert!(bench.remarks("!verifier").starts_with("The pool log is empty: "));
+    bench.set("VfPoolTraces", &[0; 8]);
+    assert_eq!(bench.remarks("!verifier"), "The kernel keeps no pool log.\n");
+    let none = bench.live.text("!verifier 0x80");
+    assert!(none.contains("The kernel keeps no such log: neither pool tracking nor special pool is on"), "{none}");
+    let level = bench.symbol("MmVerifierData") + bench.member("_MM_DRIVER_VERIFIER_DATA", "Level");
+    bench.change(&[(level, &0x9b2u32.to_le_bytes())]);
+    let said = bench.remarks("!verifier 3");
+    assert!(said.starts_with("Pool tracking and special pool are both off: no allocation is watched ("), "{said}");
+    bench.change(&[(level, &1u32.to_le_bytes())]);
+    assert_eq!(bench.remarks("!verifier 3"), "The kernel keeps no pool log.\n");
+    let head = bench.symbol("VfSuspectDriversList");
+    bench.change(&[(head, &head.to_le_bytes())]);
+    for line in ["!verifier", "!verifier 1", "!verifier 3"] {
+        let said = bench.remarks(line);
+        assert!(said.starts_with("No driver is verified (") && said.lines().count() == 1, "{said}");
+    }
+    // In JSON it is the first warning.
+    assert!(bench.answer("!verifier").1.starts_with("No driver is verified"));
+    bench.live.leave();
+}
+
+/// A machine without the verifier: every command says so in a line, and nothing fails.
+#[test]
+fn without_the_verifier_every_command_has_an_answer() {
+    for index in [0, 4, 7] {
+        let options = SeededOptions { verifier: false, operations: 300, ..SeededOptions::default() };
+        let mut bench = Bench::new(910, index, &options);
+        assert!(bench.remarks("!verifier 3").starts_with("No driver is verified ("));
+        assert_eq!(bench.live.result("!verifier 3")["drivers"].as_array().unwrap().len(), 0);
+        for line in ["4", "8", "20", "40", "100", "200", "800"] {
+            let result = bench.live.result(&format!("!verifier {line}"));
+            assert!(result["unavailable"].as_str().is_some_and(|why| why.lines().count() == 1), "{line}: {result}");
+        }
+        assert_eq!(bench.live.result("!verifier 400")["entries"].as_array().unwrap().len(), 0);
+        assert!(bench.live.result("!verifier 80")["unavailable"].is_string());
+        bench.live.leave();
+    }
+}
+
+/// Lists and trees that lead nowhere, come back or are not there: said, and the rest is shown.
+#[test]
+fn damaged_lists_and_trees_are_reported_and_the_rest_is_shown() {
+    let options = SeededOptions { log_length: 0x200, operations: 1500, ..SeededOptions::default() };
+    for index in [0, 2, 6, 7] {
+        let mut bench = Bench::new(920, index, &options);
+        let whole = bench.live.result("!verifier 3");
+        let drivers = whole["drivers"].as_array().unwrap().clone();
+        let names: Vec<&str> = drivers.iter().map(|driver| driver["name"].as_str().unwrap()).collect();
+        assert!(names.len() > 4, "{names:?}");
+        let head = bench.symbol("VfSuspectDriversList");
+        let links: Vec<u64> = std::iter::successors(Some(bench.pointer(head)), |link| {
+            Some(bench.pointer(*link)).filter(|next| *next != head)
+        })
+        .collect();
+        assert_eq!(links.len(), names.len());
+
+        // In the middle the list comes back to its start: what is behind is found from the other end.
+        let middle = links[2];
+        bench.change(&[(middle, &links[0].to_le_bytes())]);
+        let (result, said) = bench.answer("!verifier 3");
+        assert!(said.contains("nt!VfSuspectDriversList: the list comes back to"), "{said}");
+        assert_eq!(result["drivers"], whole["drivers"], "the other end");
+        // It leads to user memory, or into nothing.
+        for stray in [0x7ff6_1234_5678u64, 0x1234_5678_9abc_def0, 0xffff_f6ff_ffff_f000] {
+            bench.change(&[(middle, &stray.to_le_bytes())]);
+            let (result, said) = bench.answer("!verifier 3");
+            assert!(said.contains("nt!VfSuspectDriversList: "), "{said}");
+            assert_eq!(result["drivers"], whole["drivers"]);
+        }
+        bench.change(&[(middle, &links[3].to_le_bytes())]);
+        assert_eq!(bench.answer("!verifier 3").0, whole);
+
+        // The page of one driver's entry is paged out: the others are there; what it has allocated as well.
+        let loaded = drivers.iter().position(|driver| !driver["allocations"].as_array().unwrap().is_empty()).unwrap();
+        let (before, after) = (if loaded == 0 { head } else { links[loaded - 1] }, 0xffff_f6ff_0000_0000u64);
+        let target = hex(&drivers[loaded]["entry"]) + bench.member("_VF_TARGET_DRIVER", "VerifiedData");
+        let suspect = bench.pointer(target) + bench.member("_VF_TARGET_VERIFIED_DRIVER_DATA", "SuspectDriverEntry");
+        let right = [bench.pointer(before), bench.pointer(suspect)];
+        bench.change(&[(before, &after.to_le_bytes()), (suspect, &after.to_le_bytes())]);
+        let next = if loaded + 1 == links.len() { head } else { links[loaded + 1] };
+        let back = bench.pointer(next + 8);
+        bench.change(&[(next + 8, &after.to_le_bytes())]);
+        let (result, said) = bench.answer("!verifier 3");
+        assert!(said.contains("the rest of the list is missing: cannot read"), "{said}");
+        let found = result["drivers"].as_array().unwrap();
+        assert_eq!(found.len(), drivers.len(), "{said}");
+        for (number, driver) in drivers.iter().enumerate() {
+            match number == loaded {
+                false => assert!(found.contains(driver), "{driver}"),
+                true => {
+                    let nameless = found.iter().find(|found| found["entry"] == driver["entry"]).unwrap();
+                    assert_eq!(nameless["allocations"], driver["allocations"]);
+                    assert_eq!(nameless["counters"], driver["counters"]);
+                }
+            }
+        }
+        bench.change(&[
+            (before, &right[0].to_le_bytes()),
+            (suspect, &right[1].to_le_bytes()),
+            (next + 8, &back.to_le_bytes()),
+        ]);
+        assert_eq!(bench.answer("!verifier 3").0, whole);
+
+        // A tree whose nodes lead to each other, and to no kernel address.
+        let node = hex(&drivers[loaded]["entry"]) - bench.isf.size("_RTL_BALANCED_LINKS").unwrap();
+        let left = node + bench.member("_RTL_BALANCED_LINKS", "LeftChild");
+        let right = node + bench.member("_RTL_BALANCED_LINKS", "RightChild");
+        let children = [bench.pointer(left), bench.pointer(right)];
+        bench.change(&[(left, &node.to_le_bytes()), (right, &0xdead_beefu64.to_le_bytes())]);
+        let (result, said) = bench.answer("!verifier 3");
+        assert!(said.contains("nt!ViTargetDriversAvl: a tree leads to "), "{said}");
+        assert_eq!(result["drivers"][loaded], drivers[loaded]);
+        bench.change(&[(left, &children[0].to_le_bytes()), (right, &children[1].to_le_bytes())]);
+
+        // Tracking pages that come back to the first one: everything before is shown once.
+        let data = bench.pointer(target);
+        let pages = data + bench.member("_VF_TARGET_VERIFIED_DRIVER_DATA", "PoolPageHeaders");
+        let first = bench.pointer(pages + 8) & !0xf;
+        let last =
+            std::iter::successors(Some(first), |page| Some(bench.pointer(*page)).filter(|next| *next != 0)).last();
+        bench.change(&[(last.unwrap(), &first.to_le_bytes())]);
+        let (result, said) = bench.answer("!verifier 3");
+        assert!(said.contains("comes back to"), "{said}");
+        assert_eq!(result["drivers"], whole["drivers"]);
+        // A page that is another driver's, and a page that is not there.
+        bench.change(&[(last.unwrap(), &0u64.to_le_bytes()), (first + 8, &0u64.to_le_bytes())]);
+        let (result, said) = bench.answer("!verifier 3");
+        assert!(said.contains("is not one of this driver's"), "{said}");
+        assert_eq!(result["drivers"][loaded]["allocations"].as_array().unwrap().len(), 0);
+        assert_eq!(result["drivers"][loaded]["counters"], drivers[loaded]["counters"]);
+        bench.change(&[(first + 8, &data.to_le_bytes()), (pages + 8, &0xffff_f6ff_0000_0001u64.to_le_bytes())]);
+        assert!(bench.answer("!verifier 3").1.contains(&format!("tracking pages of {}", names[loaded])));
+        // The driver's data itself is not there.
+        bench.change(&[(pages + 8, &(first | 1).to_le_bytes()), (target, &0x1000u64.to_le_bytes())]);
+        let (result, said) = bench.answer("!verifier 3");
+        assert!(said.contains("its data would lie at 0000000000001000"), "{said}");
+        assert_eq!(result["drivers"].as_array().unwrap().len(), drivers.len());
+        bench.change(&[(target, &data.to_le_bytes())]);
+
+        // The forest of trees: so many trees there are not.
+        let trees = bench.symbol("ViTargetDriversAvl") + bench.member("_VF_AVL_TREE", "TablesNo");
+        let count = bench.pointer(trees);
+        bench.change(&[(trees, &u64::MAX.to_le_bytes()[..4])]);
+        let (result, said) = bench.answer("!verifier 3");
+        assert!(said.contains("the loaded drivers' counters are missing"), "{said}");
+        assert_eq!(result["drivers"].as_array().unwrap().len(), drivers.len());
+        bench.change(&[(trees, &count.to_le_bytes())]);
+        assert_eq!(bench.answer("!verifier 3").0, whole);
+        bench.live.leave();
+    }
+}
+
+/// Logs whose variables are wrong, records that are damaged.
+#[test]
+fn damaged_logs_are_reported_and_the_rest_is_shown() {
+    let options = SeededOptions { log_length: 0x200, operations: 1500, ..SeededOptions::default() };
+    let mut bench = Bench::new(930, 5, &options);
+    let log = bench.truth.pool_log.clone().unwrap();
+    let table = bench.pointer(bench.symbol("VfPoolTraces"));
+    let size = bench.isf.size("_VF_POOL_TRACE").unwrap();
+    let slot = u64::from(log.index & (log.length - 1));
+    let at = table + slot * size;
+    let frames = at + bench.member("_VF_POOL_TRACE", "StackTrace");
+
+    // Frames that are no addresses, of user memory, and of no module.
+    let stack: Vec<u8> = [0x1234u64, 0x8000_1234_5678_9abc, 0xffff_f6ff_1234_0000, 0]
+        .iter()
+        .flat_map(|frame| frame.to_le_bytes())
+        .collect();
+    bench.change(&[(frames, &stack)]);
+    let (result, said) = bench.answer("!verifier 0x80 2");
+    assert!(said.contains("2 frames are outside kernel memory: the records that hold such are damaged."), "{said}");
+    assert!(said.contains("1 frame is in no module that is loaded or was unloaded lately."), "{said}");
+    let newest = result["entries"][0]["frames"].as_array().unwrap();
+    assert_eq!(newest.len(), 3);
+    assert!(newest.iter().all(|frame| frame["symbol"].is_null()));
+    assert_eq!(result["entries"][0]["operation"], "unknown");
+    assert_eq!(hex(&result["entries"][1]["address"]), log.records[1].address);
+    assert!(bench.live.text("!verifier 0x80 1").contains("\n0000000000001234\n8000123456789abc\nfffff6ff12340000\n"));
+
+    // A record of a block that has no size, or all of it.
+    let bytes = at + bench.member("_VF_POOL_TRACE", "Size");
+    bench.change(&[(bytes, &u64::MAX.to_le_bytes())]);
+    let address = log.records[0].address;
+    let (result, _) = bench.answer(&format!("!verifier 0x80 {address:x} -full"));
+    assert_eq!(result["entries"][0]["size"], u64::MAX);
+    let (groups, _) = bench.answer("!verifier 0x80 -group");
+    assert!(groups["groups"].as_array().unwrap().iter().any(|group| group["bytes"] == u64::MAX));
+
+    // The index is beyond the ring: it counts all records ever written.
+    let index = log.index.wrapping_add(1 << 31);
+    bench.set("VfPoolTracesIndex", &index.to_le_bytes());
+    let (result, _) = bench.answer("!verifier 0x80 3");
+    assert_eq!(result["index"], index);
+    assert_eq!(hex(&result["entries"][1]["address"]), log.records[1].address);
+
+    // A length that cannot be, a table outside kernel memory: one line, and the other parts of an answer are there.
+    for (name, bytes) in [
+        ("VfPoolTracesLength", vec![3, 2, 0, 0]),
+        ("VfPoolTracesLength", vec![0; 4]),
+        ("VfPoolTracesLength", vec![0, 0, 0, 0x80]),
+        ("VfPoolTraces", 0x1234_5000u64.to_le_bytes().to_vec()),
+        ("VfPoolTraces", 0xffff_ffff_ffff_f000u64.to_le_bytes().to_vec()),
+    ] {
+        let at = bench.symbol(name);
+        let right = bench.pointer(at).to_le_bytes();
+        bench.change(&[(at, &bytes)]);
+        let object = bench.live.json("!verifier 0x80");
+        assert_eq!(object["ok"], false);
+        assert!(object["error"].as_str().unwrap().contains("no log in kernel memory"), "{object}");
+        let (result, said) = bench.answer("!verifier 0x83");
+        assert!(said.contains("the log 0x80: nt!VfPoolTraces holds"), "{said}");
+        assert_eq!(result["drivers"].as_array().unwrap().len(), bench.truth.verifier_drivers.len());
+        assert_eq!(bench.live.json("!verifier 0x80")["complete"], false);
+        bench.change(&[(at, &right[..bytes.len()])]);
+    }
+    // A log that is not in memory: a hole is said, and it is no empty log.
+    bench.set("VfPoolTraces", &0xffff_f6ff_0000_0000u64.to_le_bytes());
+    let (result, said) = bench.answer("!verifier 0x80");
+    assert_eq!(result["entries"].as_array().unwrap().len(), 0);
+    assert!(said.contains("nt!VfPoolTraces: ") && said.contains("could not be read"), "{said}");
+    let (_, said) = bench.answer("!verifier 0x80 fffff6ff00000000");
+    assert!(said.contains("could not be read"), "{said}");
+
+    // The list of cancelled IRPs.
+    let head = bench.symbol("VfWdIrpListHead");
+    bench.change(&[(head, &0x1000u64.to_le_bytes())]);
+    let (_, said) = bench.answer("!verifier 400");
+    assert!(said.contains("nt!VfWdIrpListHead: the list leads to 0000000000001000"), "{said}");
+    bench.live.leave();
 }

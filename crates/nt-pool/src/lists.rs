@@ -53,15 +53,17 @@ pub(crate) fn follow(
     Ok(())
 }
 
+/// An element of a circular list, and where its two links lead: on, and back.
+pub(crate) type Linked<T> = Result<(T, [u64; 2]), PoolError>;
+
 /// The elements of a circular list of `_LIST_ENTRY`s, in its order. Where the list cannot be followed any further, what
-/// can be reached from its other end is added. `each` takes a link's address and gives the element and where its two
-/// links lead.
+/// can be reached from its other end is added. `each` takes a link's address.
 pub(crate) fn elements<T>(
     kernel: &Kernel<'_>,
     what: &str,
     head: u64,
     notes: &mut Vec<String>,
-    each: &mut dyn FnMut(u64, &mut Vec<String>) -> Result<(T, [u64; 2]), PoolError>,
+    each: &mut dyn FnMut(u64, &mut Vec<String>) -> Linked<T>,
 ) -> Result<Vec<T>, PoolError> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
