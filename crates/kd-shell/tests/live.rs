@@ -6,6 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use kd_shell::{Format, Next};
+use kd_target::Leave;
 use target::Live;
 
 /// The article's machine, whose driver leaks by a system call that is executed.
@@ -125,7 +126,7 @@ fn breakpoints_are_listed_and_taken_out() {
         " 0 e fffff800`017269e0     0001 (0001) nt!NtFlushKey\n \
          1 e fffff800`017269e4     0003 (0003) nt!NtFlushKey+0x4 \"k; g\"\n"
     );
-    assert_eq!(live.run("bp nt!NtFlushKey").0.errors, "breakpoint 0 redefined\n");
+    assert_eq!(live.run("bp nt!NtFlushKey").0.remarks, "breakpoint 0 redefined\n");
     // They are in the target only while it runs.
     assert_eq!(live.fake.stats().breakpoints.len(), 0);
     live.run("g");
@@ -176,7 +177,7 @@ fn a_breakpoint_is_hit_and_the_articles_stack_is_unwound() {
     let returns: Vec<&str> = lines.map(|line| &line[18..35]).collect();
     assert_eq!(returns[0], "fffff800`01923cc6");
     assert_eq!(returns[8], "00000000`77a8138a", "the user code that called");
-    assert_eq!(screen.errors, "the frames of user code, from 00000000`77a8138a on, are not followed\n");
+    assert_eq!(screen.remarks, "the frames of user code, from 00000000`77a8138a on, are not followed\n");
     let numbered = live.run("kn 2").0.text;
     assert_eq!(
         numbered,
@@ -243,7 +244,7 @@ fn passes_commands_conditions_and_steps() {
     live.run("g");
     std::thread::sleep(Duration::from_millis(300));
     let (screen, failed, _) = live.run("r rip");
-    assert!(!failed && screen.errors.starts_with("Breakpoint 0 hit\nnt!ViPoolLogStackTrace:\n"), "{}", screen.errors);
+    assert!(!failed && screen.remarks.starts_with("Breakpoint 0 hit\nnt!ViPoolLogStackTrace:\n"), "{}", screen.errors);
 
     // p steps over a call, t into it.
     live.run("bc *");
