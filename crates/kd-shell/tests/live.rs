@@ -318,7 +318,7 @@ fn everyday_commands_answer_on_a_live_target() {
 /// User memory is that of the process which was chosen, read through its own page tables.
 #[test]
 fn a_chosen_process_is_what_user_addresses_mean() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     assert!(live.run("du 12eff8").1, "not in the current process");
     let process = format!("{:x}", kd_fake::kernel::LEAK_PROCESS);
     let (screen, failed, _) = live.run(&format!(".process /p /r {process}"));
@@ -340,7 +340,7 @@ fn a_chosen_process_is_what_user_addresses_mean() {
 
 #[test]
 fn searches_say_what_they_could_not_read() {
-    let mut live = Live::attach();
+    let mut live = Live::article();
     let base = 0xffff_f880_0428_7000u64;
     live.run("g");
     live.fake.with_kernel(|kernel| {
