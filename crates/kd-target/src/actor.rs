@@ -291,6 +291,7 @@ impl Actor {
     }
 
     fn restarted(&mut self) {
+        *self.shared.kept_modules() = None;
         self.breakpoints.clear();
         self.stepping = None;
         self.version = None;
@@ -382,6 +383,7 @@ impl Actor {
                 Ok(())
             }
             Report::LoadSymbols(report) => {
+                *self.shared.kept_modules() = None;
                 if is_restart_notice(&change) {
                     self.reboot_announced = report.base_of_dll == REBOOTING;
                     self.version = None;

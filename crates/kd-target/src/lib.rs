@@ -26,7 +26,7 @@ use nt_memory::{Fault, Memory, PAGE_SIZE, Search};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::{Cache, Known};
-use crate::status::{Halt, Phase, Shared};
+use crate::status::{Halt, KeptModules, Phase, Shared};
 
 pub use crate::modules::{Module, Modules};
 pub use crate::status::Interrupt;
@@ -330,14 +330,30 @@ impl Halted {
         self.session.shared.status().cost()
     }
 
-    /// The loaded-module list; read once per stop.
+    /// The loaded-module list; read once per stop, and at a later stop only if it has changed.
     pub fn modules(&self) -> Result<&Modules, Fault> {
         if self.modules.get().is_none() {
-            let version = self.version();
-            let modules = modules::read(self, version.loaded_module_list, version.pointer_size())?;
+            let modules = self.read_modules()?;
             return Ok(self.modules.get_or_init(|| modules));
         }
         Ok(self.modules.get_or_init(Modules::default))
+    }
+
+    /// The target tells us when it loads or unloads a driver. What it could not tell, a driver loaded while nobody
+    /// listened, is at the list's end.
+    fn read_modules(&self) -> Result<Modules, Fault> {
+        let version = self.version();
+        let (head, pointer_size) = (version.loaded_module_list, version.pointer_size());
+        let mut ends = vec![0; 2 * usize::from(pointer_size)];
+        let known = self.read(head, &mut ends)? == ends.len();
+        if let Some(kept) = self.session.shared.kept_modules().as_ref().filter(|kept| known && kept.ends == ends) {
+            return Ok(kept.modules.clone());
+        }
+        let modules = modules::read(self, head, pointer_size)?;
+        if known && modules.notes.is_empty() {
+            *self.session.shared.kept_modules() = Some(KeptModules { ends, modules: modules.clone() });
+        }
+        Ok(modules)
     }
 
     /// One processor's CONTEXT record, raw.

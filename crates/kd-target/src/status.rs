@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nt_memory::Fault;
 
-use crate::{Cost, Stop, Version};
+use crate::{Cost, Modules, Stop, Version};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Phase {
@@ -85,6 +85,16 @@ pub(crate) struct Shared {
     /// How many bytes of memory one reply of this target carries; lowered when a good reply comes back short.
     pub(crate) reply_data: AtomicUsize,
     pub(crate) interrupt: Interrupt,
+    /// The module list as it was read at an earlier stop; forgotten when the target says that it changes.
+    pub(crate) modules: Mutex<Option<KeptModules>>,
+}
+
+/// A module list that was read whole.
+#[derive(Debug)]
+pub(crate) struct KeptModules {
+    /// Where its head led, to the first and to the last entry.
+    pub(crate) ends: Vec<u8>,
+    pub(crate) modules: Modules,
 }
 
 impl Shared {
@@ -94,6 +104,7 @@ impl Shared {
             changed: Condvar::new(),
             reply_data: AtomicUsize::new(usize::MAX),
             interrupt: interrupt.clone(),
+            modules: Mutex::new(None),
         });
         interrupt.watch(&shared);
         shared
@@ -101,6 +112,10 @@ impl Shared {
 
     pub(crate) fn status(&self) -> MutexGuard<'_, Status> {
         lock(&self.status)
+    }
+
+    pub(crate) fn kept_modules(&self) -> MutexGuard<'_, Option<KeptModules>> {
+        lock(&self.modules)
     }
 
     /// Waits for a stop; `None` when `patience` ran out.
