@@ -219,8 +219,13 @@ pub fn printed(text: &str) -> String {
     visible(text).into_owned()
 }
 
-/// A driver came or went while the target ran; shown with `-v`.
-pub fn module_change(path: &str, base: u64, unload: bool) -> String {
+/// A driver came or went while the target ran; kd shows it when it is verbose.
+///
+/// ```text
+/// ModLoad: fffff880`09990000 fffff880`09995000   \SystemRoot\x.sys
+/// ```
+pub fn module_change(path: &str, base: u64, size: u32, unload: bool) -> String {
+    let path = visible_name(path);
     let what = if unload { "Unload" } else { "Load" };
-    format!("{what} module {} at {}\n", visible_name(path), tick(base))
+    format!("Mod{what}: {} {}   {path}\n", tick(base), tick(base.wrapping_add(size.into())))
 }

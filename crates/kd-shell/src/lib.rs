@@ -36,6 +36,6 @@ pub use monitor::{Monitor, Sink};
 pub use nt_pool::pooltag::PoolTags;
 pub use output::{CostRecord, Output};
 pub use session::{Context, Debuggee, Format, Session};
-pub use shell::{Next, Outcome, Shell, event_text};
+pub use shell::{Completion, Next, Outcome, Shell, event_text};
 pub use store::PathSource;
 pub use symbols::Symbols;

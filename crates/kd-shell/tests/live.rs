@@ -437,3 +437,20 @@ fn a_second_look_at_the_pool_log_costs_what_is_new() {
     assert!(second["cost"]["requests"].as_u64().unwrap() <= 10, "{}", second["cost"]);
     live.leave();
 }
+
+#[test]
+fn words_are_completed_with_a_word_of_help() {
+    let mut live = Live::attach();
+    let found = |live: &Live, prefix: &str| -> Vec<String> {
+        let found = live.shell.complete(prefix);
+        found.into_iter().map(|found| format!("{}: {}", found.text, found.help)).collect()
+    };
+    let commands = found(&live, "!poolf");
+    assert!(commands.len() == 1 && commands[0].starts_with("!poolfind: ") && commands[0].len() > 20, "{commands:?}");
+    assert_eq!(found(&live, "MYF"), ["myfault: myfault.sys"]);
+    live.run("x nt!PoolBigPageTable");
+    assert_eq!(found(&live, "nt!poolbigpaget"), ["nt!PoolBigPageTable: ", "nt!PoolBigPageTableSize: "]);
+    assert_eq!(found(&live, "_pool_head"), ["_POOL_HEADER: type"]);
+    assert_eq!(found(&live, "nosuch!a"), [""; 0]);
+    live.leave();
+}

@@ -392,6 +392,7 @@ impl Actor {
                     self.tell(Event::ModuleChange {
                         path: report.path(),
                         base: report.base_of_dll,
+                        size: report.size_of_image,
                         unload: report.unload_symbols != 0,
                     });
                 }

@@ -112,6 +112,7 @@ pub enum Event {
     ModuleChange {
         path: String,
         base: u64,
+        size: u32,
         unload: bool,
     },
     /// A lone break-in of before was answered only now; the target was continued at once.

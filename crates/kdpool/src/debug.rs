@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use kd_link::{BoxFuture, Capture, Frame, KdSpec, Link, Trace};
 use kd_shell::{
-    Format, Log, Monitor, Next, Outcome, PathSource, PoolTags, Session, Shell, Sink, Symbols, banner, event_text,
+    Completion, Format, Log, Monitor, Next, Outcome, PathSource, PoolTags, Session, Shell, Sink, Symbols, banner,
+    event_text,
 };
 use kd_target::{Event, Halted, Interrupt, Leave, Running, Target, TargetError};
 use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
 use nt_memory::Fault;
+use rustyline::completion::Pair;
 use rustyline::error::ReadlineError;
 use tokio::runtime::Runtime;
 
@@ -126,6 +128,7 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
         announcer: announcer.clone(),
         log: shell.log.clone(),
         restarted: restarted.clone(),
+        verbose: plan.session.verbose > 0,
     };
     std::thread::spawn(move || listener.listen(events));
 
@@ -409,6 +412,7 @@ struct Listener {
     announcer: Announcer,
     log: Log,
     restarted: Arc<AtomicBool>,
+    verbose: bool,
 }
 
 impl Listener {
@@ -425,7 +429,7 @@ impl Listener {
                 Event::Restarted { .. } => self.restarted.store(true, Ordering::Relaxed),
                 _ => {}
             }
-            if let Some(text) = event_text(&event) {
+            if let Some(text) = event_text(&event, self.verbose) {
                 self.say(&text);
             }
         }
@@ -469,23 +473,28 @@ impl Link for Counted {
     }
 }
 
-/// Tab: commands, and symbols that are already known.
+/// Tab: commands, modules, and names of modules whose symbols are loaded.
 struct Completer {
     shell: Rc<RefCell<Shell>>,
 }
 
 impl rustyline::completion::Completer for Completer {
-    type Candidate = String;
+    type Candidate = Pair;
 
     fn complete(
         &self,
         line: &str,
         position: usize,
         _: &rustyline::Context<'_>,
-    ) -> rustyline::Result<(usize, Vec<String>)> {
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
         let typed = &line[..position];
         let start = typed.rfind([' ', ';', '(', '+', '-']).map_or(0, |at| at + 1);
-        Ok((start, self.shell.borrow_mut().complete(&typed[start..])))
+        let found = self.shell.borrow_mut().complete(&typed[start..]);
+        let pair = |Completion { text, help }: Completion| Pair {
+            display: if help.is_empty() { text.clone() } else { format!("{text:<20} {help}") },
+            replacement: text,
+        };
+        Ok((start, found.into_iter().map(pair).collect()))
     }
 }
 

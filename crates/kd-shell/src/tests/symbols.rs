@@ -113,3 +113,16 @@ fn wildcards_in_names_and_modules() {
     assert!(text("x /q nt!PoolBigPageTable").contains(" @!\"nt!PoolBigPageTable\" ("));
     assert!(text("dt nt!_POOL_HEAD*").contains("          ntkrnlmp!_POOL_HEADER\n"));
 }
+
+#[test]
+fn drivers_that_come_and_go_are_shown_when_asked_for() {
+    let path = String::from("\\SystemRoot\\x.sys");
+    let mut event = kd_target::Event::ModuleChange { path, base: 0xffff_f880_0999_0000, size: 0x5000, unload: false };
+    assert_eq!(crate::event_text(&event, false), None);
+    let text = crate::event_text(&event, true);
+    assert_eq!(text.as_deref(), Some("ModLoad: fffff880`09990000 fffff880`09995000   \\SystemRoot\\x.sys\n"));
+    if let kd_target::Event::ModuleChange { unload, .. } = &mut event {
+        *unload = true;
+    }
+    assert!(crate::event_text(&event, true).is_some_and(|text| text.starts_with("ModUnload: fffff880`09990000 ")));
+}
