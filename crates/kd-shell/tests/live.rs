@@ -440,7 +440,7 @@ fn a_second_look_at_the_pool_log_costs_what_is_new() {
 
 #[test]
 fn words_are_completed_with_a_word_of_help() {
-    let mut live = Live::attach();
+    let mut live = leaking();
     let found = |live: &Live, prefix: &str| -> Vec<String> {
         let found = live.shell.complete(prefix);
         found.into_iter().map(|found| format!("{}: {}", found.text, found.help)).collect()
