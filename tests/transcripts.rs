@@ -29,6 +29,8 @@ fn steady(text: &str) -> String {
             }
             () if line.starts_with("System Uptime: 0 days 2:17:") => "System Uptime: 0 days 2:17:SECONDS",
             () if line.starts_with("Debug session time: ") => "Debug session time: THEN",
+            () if line.trim_start().starts_with("Wait Start TickCount ") => "Wait Start TickCount",
+            () if line.trim_start().starts_with("ElapsedTime ") => "ElapsedTime",
             () => line,
         };
         let words = line.split(' ').map(|word| if word.contains("kdpool-demo-") { "STORE" } else { word });
@@ -94,6 +96,47 @@ fn the_everyday_commands() {
     let start = text.find("int     3\n").map_or(0, |at| at + "int     3\n".len());
     compare("everyday.txt", &text[start..]);
     compare("everyday.err.txt", &stderr(&output));
+}
+
+/// What a session's commands print, the banner and the first stop left out.
+fn answers(commands: &str) -> String {
+    let output = kdpool(&["demo", "-c", commands]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let start = text.find("int     3\n").map_or(0, |at| at + "int     3\n".len());
+    text[start..].to_owned()
+}
+
+#[test]
+fn breakpoints_stacks_and_steps() {
+    let commands = "bp nt!ViPoolLogStackTrace 2; bl; g; .wait 0n20000; bl; k; kn 3; kb 2; kc 2; r; gu; t; p 2; \
+                    u nt!VerifierExAllocatePoolEx L3; bc *; \
+                    bp nt!VerifierExAllocatePoolEx \".printf \\\"caller %y\\\\n\\\", poi(@rsp); g\"; bl; q";
+    compare("stacks.txt", &answers(commands));
+}
+
+#[test]
+fn processes_threads_and_pages() {
+    let commands = "!process 0 0; !process 0 1 NotMyfault.exe; !process fffffa8002c05060 4; !thread fffffa8002be4060; \
+                    !pte nt!PoolBigPageTable; .process /p fffffa8002c05060; du 12eff8; !pte 12eff8; !pte 130000; \
+                    !vm; !gflag; q";
+    compare("processes.txt", &answers(commands));
+}
+
+#[test]
+fn numbers_texts_and_control_flow() {
+    let commands = ".formats 1c407e62; ? 80000000; ? 0`80000000; ?? sizeof(nt!_POOL_HEADER); n 10; ? 10; n 16; \
+                    r $t0=5; .if (@$t0 == 5) { .echo five } .else { .echo other }; \
+                    .foreach (x { .echo a b }) { .echo <${x}> }; .printf \"%08I64x|%-6d|%ma|\\n\", 12, 0n34, nt!NtBuildLab; \
+                    dt nt!_LIST_ENTRY Flink nt!PsLoadedModuleList; dd nt!PoolHitTag L1; dps nt!PsActiveProcessHead L2; \
+                    da nt!NtBuildLab; db ffffffff`fffffff8 L10; s -[1]a nt!NtBuildLab L40 \"7601\"; s -sa nt!NtBuildLab L20; \
+                    .logfile; .cls; .echo -?; q";
+    let output = kdpool(&["demo", "-c", commands]);
+    // Memory that is not there is a failure.
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let text = stdout(&output);
+    let start = text.find("int     3\n").map_or(0, |at| at + "int     3\n".len());
+    compare("values.txt", &text[start..]);
 }
 
 /// Attaching reads what the banner shows and nothing else.

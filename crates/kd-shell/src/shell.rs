@@ -13,7 +13,7 @@ use nt_memory::Fault;
 
 use crate::answer::{Done, Reply};
 use crate::banner::{self, Reason};
-use crate::commands::{Action, Control, check_symbol_path, commands, find};
+use crate::commands::{Action, Control, check_symbol_path, commands, explain, find};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::line::{Command, Statement, split};
@@ -179,6 +179,10 @@ impl Shell {
                 return Outcome { failed: true, next: Next::Continue };
             }
         };
+        self.run_statements(statements, out)
+    }
+
+    fn run_statements(&mut self, statements: Vec<Statement<'_>>, out: &mut dyn Output) -> Outcome {
         let mut outcome = Outcome { failed: false, next: Next::Continue };
         for statement in statements {
             let one = match statement {
@@ -208,6 +212,7 @@ impl Shell {
         let _entered = span.enter();
         let mut next = Next::Continue;
         let reply = match find(&command.word) {
+            Some(info) if matches!(command.arguments.trim(), "-?" | "/?") => Ok(explain(info)),
             Some(info) => match info.action {
                 Action::Answer(run) => {
                     let lost = self.lost();

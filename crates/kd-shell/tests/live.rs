@@ -385,6 +385,14 @@ fn control_flow_and_scripts_with_arguments() {
     assert_eq!(live.run(".if (1) { q }").2, Next::Quit { halted: false });
     assert!(live.run(".if (1) { bogus }").1);
     assert!(live.run(".if (1 { }").0.errors.starts_with("Syntax error at '"));
+    // A script is one line of any length where it is condensed; every command explains itself.
+    let long = live.file("long.txt");
+    fs::write(&long, format!(".if (1)\n{{\n{}}}\n", ".echo a line of a script that is long\n".repeat(300))).unwrap();
+    let (screen, failed, _) = live.run(&format!("$$><{long}; .echo after"));
+    assert_eq!((screen.text.lines().count(), failed), (301, false), "{}", screen.errors);
+    assert!(live.run(&format!("$<{long}")).1, "line by line it is no control flow");
+    assert!(live.run("s -?").0.text.starts_with("s [-[[flags]]b|w|d|q|a|u|sa|su|v]"));
+    assert_eq!(live.run(".logfile").0.text, "No log file open\n");
     let script = live.file("b.txt");
     fs::write(&script, "* a comment\n.if (${$arg1} == 2)\n{\n  .echo two ${$arg2}\n}\n").unwrap();
     let (screen, failed, _) = live.run(&format!("$$>a<{script} 2 more; .echo after"));

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
@@ -11,6 +12,9 @@ use crate::debug::{self, Plan};
 use crate::options::{Carrier, DemoArgs};
 
 const KEY: &str = "1.2.3.4";
+
+/// How often the demonstration's driver is at the place where it leaks.
+const LEAK_PERIOD: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(arguments: DemoArgs) -> Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("kdpool-demo-").tempdir().context("no temporary folder")?;
@@ -26,8 +30,10 @@ pub(crate) fn run(arguments: DemoArgs) -> Result<ExitCode> {
         Carrier::Pty => FakeTransport::Pty,
         Carrier::Tcp => FakeTransport::TcpListen(loopback(0)),
     };
-    let target = FakeTarget::start(FakeOptions::new(transport, kd_fake::kernel::article()))
-        .context("the fake target did not start")?;
+    let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+    // Something for breakpoints to be hit in.
+    options.call = Some((kd_fake::kernel::ARTICLE_CALL, LEAK_PERIOD));
+    let target = FakeTarget::start(options).context("the fake target did not start")?;
     let connection = match arguments.over {
         Carrier::Net => format!("net:port={port},key={KEY}"),
         Carrier::Tcp => {

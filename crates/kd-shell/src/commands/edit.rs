@@ -1,5 +1,6 @@
 //! `eb ew ed eq ep ea eu eza ezu address values`: memory is changed. Off until it is allowed.
 
+use nt_memory::Memory;
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
@@ -13,7 +14,7 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["eb", "ew", "ed", "eq", "ep", "ea", "eu", "eza", "ezu"],
     usage: "eb|ew|ed|eq|ep [/p] address value ... | ea|eu|eza|ezu address \"text\"",
     help: "change memory (needs .allow_write on)",
-    details: "/p writes physical memory. ea and eu write text as it is, eza and ezu with a zero behind it.",
+    details: "/p writes physical memory. ea and eu write text as it is, eza and ezu with a zero\nbehind it. What was written is read again and compared.",
     action: Action::Answer(run),
 };
 
@@ -88,7 +89,18 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         false => context.memory()?.write(address, &data)?,
         true => kernel.write_physical(address, &data)?,
     };
+    let mut there = vec![0; written.min(data.len())];
+    let read = match physical {
+        false => context.memory()?.read(address, &mut there)?,
+        true => kernel.read_physical(address, &mut there)?,
+    };
     let mut reply = Reply::new(Written { address: Hex(address), bytes: written });
+    let same = there.iter().zip(&data).take(read).take_while(|(there, wanted)| there == wanted).count();
+    if same < there.len() {
+        let bad = width.tick(address.wrapping_add(same as u64));
+        reply.complete = false;
+        reply.failure = Some(CommandError::Failed(format!("what was written does not read back at {bad}")));
+    }
     if written < data.len() {
         let bad = width.tick(address.wrapping_add(written as u64));
         reply.complete = false;

@@ -47,6 +47,7 @@ mod virtual_memory;
 
 pub(crate) use breakpoints::{Breakpoint, Hit, hit};
 pub use control::Control;
+pub(crate) use help::explain;
 pub(crate) use leak::Leaks;
 pub(crate) use process::current as current_process;
 pub(crate) use registers::temporary;
@@ -132,6 +133,7 @@ const COMMANDS: &[CommandInfo] = &[
     global_flags::CLEAR_SCREEN,
     log::OPEN,
     log::CLOSE,
+    log::STATUS,
     help::INFO,
 ];
 

@@ -16,12 +16,12 @@ use nt_memory::{Fault, Memory, ReadError};
 use nt_symbols::{Layout, SymbolFile};
 use serde::Serialize;
 
-use super::{Action, CommandInfo, usage};
+use super::{Action, CommandInfo, stack, usage};
 use crate::answer::{Done, Reply, Text};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate, evaluate_all};
 use crate::kernel::Kernel;
-use crate::registers::AMD64;
+use crate::registers::{self, AMD64, Registers};
 use crate::session::Context;
 use crate::symbols::{NoSymbols, Symbols};
 use crate::text::{Hex, Width, visible_name};
@@ -33,15 +33,15 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     usage: "!process [address | 0 [flags [image]]]",
     help: "show processes",
     details: "!process 0 0 lists all of them, !process 0 0 name.exe those with that image; without an argument the current \
-              one is shown.\nFlag 1 shows more, flags 2 and 4 threads.",
+              one is shown.\nFlag 1 shows times, quotas and sizes, 4 threads, 2 threads with what they wait for.",
     action: Action::Answer(run),
 };
 
 pub(super) const THREAD: CommandInfo = CommandInfo {
     names: &["!thread"],
     usage: "!thread [address]",
-    help: "show a thread; without an address the current one",
-    details: "",
+    help: "show a thread and its stack; without an address the current one",
+    details: "The stack of a thread that does not run is shown on x64 only.",
     action: Action::Answer(thread),
 };
 
@@ -114,6 +114,12 @@ struct Types<'a> {
     memory: &'a dyn Memory,
     symbols: Arc<dyn SymbolFile>,
     width: Width,
+    /// The target's time, 100 ns since 1601.
+    time: Option<u64>,
+    /// The clock's interrupts since the start.
+    ticks: Option<u64>,
+    /// 100 ns between two of them.
+    increment: Option<u64>,
 }
 
 impl Types<'_> {
@@ -172,7 +178,17 @@ fn types<'a>(context: &mut Context<'a>) -> Result<Types<'a>, CommandError> {
 
 fn types_of<'a>(kernel: &'a dyn Kernel, symbols: &mut Symbols) -> Result<Types<'a>, CommandError> {
     let file = symbols.nt(kernel)?;
-    Ok(Types { memory: kernel.memory(), symbols: file, width: kernel.width() })
+    let (memory, width) = (kernel.memory(), kernel.width());
+    let increment = match file.symbol("KeMaximumIncrement") {
+        Some(symbol) => match memory.read_u32(width.address(kernel.base().wrapping_add(symbol.rva.into()))) {
+            Ok(increment) => Some(increment.into()),
+            Err(ReadError::Fault(fault)) => return Err(fault.into()),
+            Err(ReadError::Hole { .. }) => None,
+        },
+        None => None,
+    };
+    let (time, ticks) = super::vertarget::time_and_ticks(kernel)?.unzip();
+    Ok(Types { memory, symbols: file, width, time, ticks, increment })
 }
 
 /// The process of the thread that the stopped processor runs.
@@ -245,6 +261,19 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::with_notes(Processes { processes, all, width }, notes))
 }
 
+const WORKING_SET: &str = "Working Set Sizes (now,min,max)";
+
+/// `00:00:00.052` of a time in units of 100 ns.
+fn clock(time: u64) -> String {
+    let milliseconds = time / 10_000;
+    let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
+    let time = format!("{:02}:{:02}:{:02}.{rest:03}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    match seconds / 86400 {
+        0 => time,
+        days => format!("{days} Days {time}"),
+    }
+}
+
 /// Types of dispatcher objects (`_KOBJECTS`).
 const PROCESS_OBJECT: u64 = 3;
 const THREAD_OBJECT: u64 = 6;
@@ -298,6 +327,8 @@ fn process(
     };
     let mut details = Vec::new();
     if flags & 1 != 0 {
+        let get = |paths: &[&str]| types.first(&record, paths);
+        let number = |paths: &[&str]| get(paths).map_or("?".into(), |value| value.to_string());
         let quota = |index: usize| {
             let pointer = width.bytes();
             let bytes = record.bytes("ProcessQuotaUsage").or_else(|| record.bytes("QuotaUsage"))?;
@@ -305,11 +336,50 @@ fn process(
             Some(bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte)))
         };
         let mut add = |what: &'static str, value: Option<String>| details.extend(value.map(|value| (what, value)));
+        let root = get(&["VadRoot.BalancedRoot.RightChild", "VadRoot.Root", "VadRoot"]);
+        add(
+            "VadRoot",
+            root.map(|root| {
+                format!(
+                    "{} Vads {} Clone {:x} Private {}. Modified {}. Locked {}.",
+                    width.pointer(root),
+                    number(&["VadRoot.NumberGenericTableElements", "VadCount"]),
+                    get(&["CloneRoot"]).unwrap_or(0),
+                    number(&["NumberOfPrivatePages"]),
+                    number(&["ModifiedPageCount"]),
+                    number(&["NumberOfLockedPages"]),
+                )
+            }),
+        );
         // The low bits of a fast reference count.
         let token = types.first(&record, &["Token.Object", "Token.Value"]).map(|token| token & !0xf);
         add("Token", token.map(|token| width.pointer(token)));
+        let since = types.time.zip(get(&["CreateTime.QuadPart", "CreateTime"]).filter(|created| *created != 0));
+        add("ElapsedTime", since.map(|(now, created)| clock(now.saturating_sub(created))));
+        let spent = |path: &str| Some(clock(types.increment?.saturating_mul(get(&[path])?)));
+        add("UserTime", spent("Pcb.UserTime"));
+        add("KernelTime", spent("Pcb.KernelTime"));
         add("QuotaPoolUsage[PagedPool]", quota(1).map(|bytes| bytes.to_string()));
         add("QuotaPoolUsage[NonPagedPool]", quota(0).map(|bytes| bytes.to_string()));
+        let vm = |name: &str| get(&[&format!("Vm.{name}"), &format!("Vm.Instance.{name}")]);
+        let sizes = [vm("WorkingSetSize"), vm("MinimumWorkingSetSize"), vm("MaximumWorkingSetSize")];
+        if let [Some(now), Some(least), Some(most)] = sizes {
+            let kilobytes = |pages: u64| pages.saturating_mul(4);
+            add(
+                WORKING_SET,
+                Some(format!(
+                    "({now}, {least}, {most}) ({}KB, {}KB, {}KB)",
+                    kilobytes(now),
+                    kilobytes(least),
+                    kilobytes(most)
+                )),
+            );
+        }
+        add("PeakWorkingSetSize", vm("PeakWorkingSetSize").map(|pages| pages.to_string()));
+        add("VirtualSize", get(&["VirtualSize"]).map(|bytes| format!("{} Mb", bytes >> 20)));
+        add("PeakVirtualSize", get(&["PeakVirtualSize"]).map(|bytes| format!("{} Mb", bytes >> 20)));
+        add("PageFaultCount", vm("PageFaultCount").map(|count| count.to_string()));
+        add("BasePriority", get(&["Pcb.BasePriority"]).map(|priority| (priority as i8).to_string()));
         add("CommitCharge", types.get(&record, "CommitCharge").map(|pages| pages.to_string()));
     }
     let mut threads = Vec::new();
@@ -339,6 +409,23 @@ fn process(
 const STATES: [&str; 9] =
     ["INITIALIZED", "READY", "RUNNING", "STANDBY", "TERMINATED", "WAIT", "TRANSITION", "DEFERREDREADY", "GATEWAIT"];
 
+const WAITING: u64 = 5;
+
+/// `WAIT: (UserRequest) UserMode Non-Alertable`
+fn waiting(types: &Types<'_>, record: &Record) -> String {
+    let Some(reason) = types.get(record, "Tcb.WaitReason") else { return "WAIT".into() };
+    let names = types.symbols.enumeration("_KWAIT_REASON");
+    let name = names.and_then(|names| {
+        let (name, _) = names.values.iter().find(|(_, value)| *value == reason as i64)?;
+        Some(name.clone())
+    });
+    let reason = name.unwrap_or_else(|| reason.to_string());
+    let mode = if types.get(record, "Tcb.WaitMode") == Some(1) { "UserMode" } else { "KernelMode" };
+    let alertable =
+        if types.get(record, "Tcb.Alertable").unwrap_or(0) & 1 != 0 { "Alertable" } else { "Non-Alertable" };
+    format!("WAIT: ({}) {mode} {alertable}", visible_name(&reason))
+}
+
 fn read_thread(types: &Types<'_>, address: u64, detailed: bool) -> Result<Thread, CommandError> {
     let record = types.record("_ETHREAD", address)?;
     let hex = |paths: &[&str]| types.first(&record, paths).map(Hex);
@@ -347,6 +434,7 @@ fn read_thread(types: &Types<'_>, address: u64, detailed: bool) -> Result<Thread
             Some(processor) => format!("RUNNING on processor {processor:x}"),
             None => "RUNNING".into(),
         },
+        Some(WAITING) => waiting(types, &record),
         Some(state) => STATES.get(state as usize).map_or(format!("state {state}"), |name| name.to_string()),
         None => "???".into(),
     };
@@ -362,11 +450,34 @@ fn read_thread(types: &Types<'_>, address: u64, detailed: bool) -> Result<Thread
     };
     let mut details = Vec::new();
     if detailed {
-        let mut add = |what: &'static str, path: &str| {
-            details.extend(types.get(&record, path).map(|value| (what, value.to_string())));
-        };
-        add("Wait Start TickCount", "Tcb.WaitTime");
-        add("Context Switch Count", "Tcb.ContextSwitches");
+        let get = |path: &str| types.get(&record, path);
+        let mut add = |what: &'static str, value: Option<String>| details.extend(value.map(|value| (what, value)));
+        let impersonates = get("ActiveImpersonationInfo").map(|active| active & 1 != 0);
+        add("Impersonating", impersonates.map(|active| if active { "yes" } else { "no" }.into()));
+        let attached =
+            get("Tcb.ApcStateIndex").filter(|index| index & 1 != 0).and_then(|_| get("Tcb.ApcState.Process"));
+        add("Attached Process", attached.map(|process| types.width.pointer(process)));
+        add("Wait Start TickCount", get("Tcb.WaitTime").map(|tick| tick.to_string()));
+        let since =
+            types.ticks.zip(get("Tcb.WaitTime")).map(|(now, then)| u64::from((now as u32).wrapping_sub(then as u32)));
+        add("Ticks", since.map(|ticks| ticks.to_string()));
+        let time = since.filter(|ticks| *ticks != 0).zip(types.increment);
+        add("Waited", time.map(|(ticks, increment)| clock(ticks.saturating_mul(increment))));
+        add("Context Switch Count", get("Tcb.ContextSwitches").map(|count| count.to_string()));
+        add("IdealProcessor", get("Tcb.IdealProcessor").map(|number| number.to_string()));
+        let spent = |path: &str| Some(clock(types.increment?.saturating_mul(get(path)?)));
+        add("UserTime", spent("Tcb.UserTime"));
+        add("KernelTime", spent("Tcb.KernelTime"));
+        for (what, path) in [
+            ("Stack Init", "Tcb.InitialStack"),
+            ("Current", "Tcb.KernelStack"),
+            ("Base", "Tcb.StackBase"),
+            ("Limit", "Tcb.StackLimit"),
+        ] {
+            add(what, get(path).map(|address| types.width.pointer(address)));
+        }
+        add("Priority", get("Tcb.Priority").map(|priority| (priority as i8).to_string()));
+        add("BasePriority", get("Tcb.BasePriority").map(|priority| (priority as i8).to_string()));
     }
     Ok(Thread {
         address: Hex(address),
@@ -397,14 +508,32 @@ fn thread(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         return Err(CommandError::Failed(format!("TYPE mismatch for thread object at {address}")));
     }
     let thread = read_thread(&types, address, true)?;
-    let notes = if record.is_readable() { Vec::new() } else { vec!["the thread is not readable as a whole".into()] };
-    Ok(Reply::with_notes(OneThread { thread, width }, notes))
+    let mut notes =
+        if record.is_readable() { Vec::new() } else { vec!["the thread is not readable as a whole".into()] };
+    let running = address == width.address(kernel.stop().thread);
+    let state = match running {
+        true => Ok(registers::state(&Registers::read(kernel)?)),
+        false => switched_out(context, address),
+    };
+    let (stack, mut remarks) = match state.and_then(|state| stack::of(context, state)) {
+        Ok((stack, more, remarks)) => {
+            notes.extend(more);
+            (Some(stack), remarks)
+        }
+        Err(CommandError::Fault(fault)) => return Err(fault.into()),
+        Err(error) => (None, vec![format!("no stack: {error}")]),
+    };
+    let mut reply = Reply::with_notes(OneThread { thread, stack, width }, notes);
+    reply.remarks.append(&mut remarks);
+    Ok(reply)
 }
 
 #[derive(Serialize)]
 struct OneThread {
     #[serde(flatten)]
     thread: Thread,
+    #[serde(flatten)]
+    stack: Option<stack::Stack>,
     #[serde(skip)]
     width: Width,
 }
@@ -486,7 +615,7 @@ impl Text for Processes {
                 number(process.process_id, 4),
                 process.peb.map_or(0, |peb| peb.0),
                 number(process.parent_id, 4),
-                digits = 10,
+                digits = 8,
             )?;
             writeln!(
                 out,
@@ -496,14 +625,18 @@ impl Text for Processes {
             )?;
             writeln!(out, "    Image: {}", process.image)?;
             for (what, value) in &process.details {
-                writeln!(out, "    {what:<33} {value}")?;
+                match *what {
+                    "VadRoot" => writeln!(out, "    {what} {value}")?,
+                    WORKING_SET => writeln!(out, "    {what}  {value}")?,
+                    _ => writeln!(out, "    {what:<33} {value}")?,
+                }
             }
             writeln!(out)?;
             for thread in &process.threads {
                 write!(out, "        ")?;
                 thread_line(out, thread, self.width)?;
-                for (what, value) in &thread.details {
-                    writeln!(out, "        {what:<25} {value}")?;
+                if !thread.details.is_empty() {
+                    thread_lines(out, "        ", thread, self.width)?;
                 }
                 if !thread.details.is_empty() {
                     writeln!(out)?;
@@ -528,19 +661,59 @@ fn thread_line(out: &mut dyn fmt::Write, thread: &Thread, width: Width) -> fmt::
     )
 }
 
+/// What is known of a thread besides its first line.
+fn thread_lines(out: &mut dyn fmt::Write, indent: &str, thread: &Thread, width: Width) -> fmt::Result {
+    let get = |wanted: &str| thread.details.iter().find(|(what, _)| *what == wanted).map(|(_, value)| value.as_str());
+    match get("Impersonating") {
+        Some("yes") => writeln!(out, "{indent}Impersonating")?,
+        Some(_) => writeln!(out, "{indent}Not impersonating")?,
+        None => {}
+    }
+    let process = thread.process.map_or("N/A".into(), |process| width.pointer(process.0));
+    let image = thread.image.as_deref().unwrap_or("N/A");
+    writeln!(out, "{indent}{:<26}{process}       Image:         {image}", "Owning Process")?;
+    match get("Attached Process") {
+        Some(process) => writeln!(out, "{indent}{:<26}{process}       Image:         ?", "Attached Process")?,
+        None => writeln!(out, "{indent}{:<26}{:<15}Image:         N/A", "Attached Process", "N/A")?,
+    }
+    if let Some(start) = get("Wait Start TickCount") {
+        let ticks = get("Ticks").map_or(String::new(), |ticks| format!("Ticks: {ticks}"));
+        let time = get("Waited").map_or(String::new(), |time| format!(" ({time})"));
+        writeln!(out, "{indent}{:<26}{start:<15}{ticks}{time}", "Wait Start TickCount")?;
+    }
+    if let Some(count) = get("Context Switch Count") {
+        let ideal = get("IdealProcessor").unwrap_or("?");
+        writeln!(out, "{indent}{:<26}{count:<15}IdealProcessor: {ideal:<14}", "Context Switch Count")?;
+    }
+    for what in ["UserTime", "KernelTime"] {
+        if let Some(time) = get(what) {
+            writeln!(out, "{indent}{what:<26}{time}")?;
+        }
+    }
+    if let Some(Hex(start)) = thread.start {
+        writeln!(out, "{indent}Win32 Start Address 0x{}", width.pointer(start))?;
+    }
+    if let (Some(init), Some(current), Some(base), Some(limit)) =
+        (get("Stack Init"), get("Current"), get("Base"), get("Limit"))
+    {
+        writeln!(out, "{indent}Stack Init {init} Current {current} Base {base} Limit {limit}")?;
+    }
+    if let (Some(priority), Some(base)) = (get("Priority"), get("BasePriority")) {
+        writeln!(out, "{indent}Priority {priority} BasePriority {base}")?;
+    }
+    Ok(())
+}
+
 impl Text for OneThread {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        let (thread, width) = (&self.thread, self.width);
-        thread_line(out, thread, width)?;
-        let process = thread.process.map_or("N/A".into(), |process| width.pointer(process.0));
-        let image = thread.image.as_deref().unwrap_or("N/A");
-        writeln!(out, "{:<25} {process:<22} Image:         {image}", "Owning Process")?;
-        for (what, value) in &thread.details {
-            writeln!(out, "{what:<25} {value}")?;
+        thread_line(out, &self.thread, self.width)?;
+        thread_lines(out, "", &self.thread, self.width)?;
+        match &self.stack {
+            Some(stack) => {
+                writeln!(out)?;
+                stack.text(out)
+            }
+            None => Ok(()),
         }
-        if let Some(Hex(start)) = thread.start {
-            writeln!(out, "Win32 Start Address 0x{}", width.pointer(start))?;
-        }
-        Ok(())
     }
 }

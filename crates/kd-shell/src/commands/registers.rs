@@ -3,7 +3,7 @@
 //! ```text
 //! rax=000000000000c301 rbx=ffffe00173eed880 rcx=0000000000000001
 //! ...
-//! iopl=0         nv up ei pl nz na po nc
+//! iopl=0         nv up ei pl nz na pe nc
 //! cs=0010  ss=0018  ds=002b  es=002b  fs=0053  gs=002b             efl=00000202
 //! nt!DbgBreakPointWithStatus:
 //! fffff803`bb757020 cc              int     3
@@ -176,14 +176,14 @@ fn layout(machine: u16, values: &[Value]) -> String {
                 let row: Vec<String> = row.iter().map(|name| format!("{name:>3}={:016x}", get(name))).collect();
                 let _ = writeln!(text, "{}", row.join(" "));
             }
-            let _ = writeln!(text, "{}", flags(get("efl")));
+            let _ = writeln!(text, "{}", flags(machine, get("efl")));
             segments(&mut text);
         }
         I386 => {
             let row =
                 |names: &[&str]| -> String { names.iter().map(|name| format!("{name}={:08x} ", get(name))).collect() };
             let _ = writeln!(text, "{}", row(&["eax", "ebx", "ecx", "edx", "esi", "edi"]).trim_end());
-            let _ = writeln!(text, "{}{}", row(&["eip", "esp", "ebp"]), flags(get("efl")));
+            let _ = writeln!(text, "{}{}", row(&["eip", "esp", "ebp"]), flags(machine, get("efl")));
             segments(&mut text);
         }
         _ => {
@@ -197,8 +197,10 @@ fn layout(machine: u16, values: &[Value]) -> String {
     text
 }
 
-/// `iopl=0         nv up ei pl nz na pe nc`
-fn flags(efl: u64) -> String {
+/// `iopl=0         nv up ei pl nz na pe nc`. kd's words for parity are the wrong way round on x64: with 202, where the
+/// flag is clear, it says pe there and po on x86.
+fn flags(machine: u16, efl: u64) -> String {
+    let (even, odd) = if machine == AMD64 { ("po", "pe") } else { ("pe", "po") };
     let flag = |bit: u32, set: &'static str, clear: &'static str| if efl >> bit & 1 != 0 { set } else { clear };
     format!(
         "iopl={} {} {} {} {} {} {} {} {} {} {}",
@@ -211,7 +213,7 @@ fn flags(efl: u64) -> String {
         flag(7, "ng", "pl"),
         flag(6, "zr", "nz"),
         flag(4, "ac", "na"),
-        flag(2, "pe", "po"),
+        flag(2, even, odd),
         flag(0, "cy", "nc")
     )
 }
@@ -272,7 +274,7 @@ mod tests {
             ("es", 0x2b),
             ("fs", 0x53),
             ("gs", 0x2b),
-            ("efl", 0x206),
+            ("efl", 0x202),
         ]
         .map(|(name, value)| Value { name: name.into(), value: Hex(value) })
         .into();
@@ -284,14 +286,16 @@ rip=fffff803bb757020 rsp=ffffd001f01f8988 rbp=ffffe00173f0b620
 r11=ffffd001f01f88f8 r12=0000000000000000 r13=ffffd001f01efdc0
 r14=0000000000000001 r15=0000000000000000
 iopl=0         nv up ei pl nz na pe nc
-cs=0010  ss=0018  ds=002b  es=002b  fs=0053  gs=002b             efl=00000206
+cs=0010  ss=0018  ds=002b  es=002b  fs=0053  gs=002b             efl=00000202
 ";
         assert_eq!(layout(AMD64, &values), expected);
     }
 
     #[test]
     fn flags_are_told() {
-        assert_eq!(flags(0x246), "iopl=0         nv up ei pl zr na pe nc");
-        assert_eq!(flags(0x3e97), "iopl=3         ov dn ei ng nz ac pe cy");
+        assert_eq!(flags(I386, 0x246), "iopl=0         nv up ei pl zr na pe nc");
+        assert_eq!(flags(I386, 0x202), "iopl=0         nv up ei pl nz na po nc");
+        assert_eq!(flags(AMD64, 0x246), "iopl=0         nv up ei pl zr na po nc");
+        assert_eq!(flags(I386, 0x3e97), "iopl=3         ov dn ei ng nz ac pe cy");
     }
 }

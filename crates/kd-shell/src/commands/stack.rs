@@ -39,7 +39,7 @@ const DEFAULT_FRAMES: u64 = 0x100;
 const MAX_FRAMES: u64 = 0xffff;
 
 #[derive(Serialize)]
-struct Stack {
+pub(super) struct Stack {
     frames: Vec<Frame>,
     #[serde(skip)]
     numbers: bool,
@@ -94,6 +94,14 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         of_thread,
     };
     Ok(Reply { remarks, ..Reply::with_notes(stack, notes) })
+}
+
+/// The stack that begins with `state` as `kb` shows it, with notes on what is missing and remarks.
+pub(super) fn of(context: &mut Context<'_>, state: State) -> Result<(Stack, Vec<String>, Vec<String>), CommandError> {
+    let Walked { frames, notes, remarks } = walk(context, state, DEFAULT_FRAMES)?;
+    let width = context.width();
+    let stack = Stack { frames, numbers: false, arguments: true, names_only: false, width, of_thread: false };
+    Ok((stack, notes, remarks))
 }
 
 fn walk(context: &mut Context<'_>, state: State, count: u64) -> Result<Walked, CommandError> {

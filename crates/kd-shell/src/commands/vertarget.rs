@@ -94,6 +94,7 @@ struct SharedData {
     interrupt_time: u64,
     /// 100 ns since 1601, UTC.
     system_time: u64,
+    ticks: u64,
     product: Option<String>,
 }
 
@@ -103,7 +104,8 @@ impl SharedData {
     const PRODUCT_TYPE: usize = 0x264;
     const PRODUCT_TYPE_IS_VALID: usize = 0x268;
     const SUITE_MASK: usize = 0x2d0;
-    const READ: usize = 0x2d4;
+    const TICK_COUNT: usize = 0x320;
+    const READ: usize = 0x328;
 
     /// `None` when the page is not readable.
     fn read(memory: &dyn Memory, width: Width) -> Result<Option<Self>, Fault> {
@@ -122,13 +124,25 @@ impl SharedData {
         let product = (page[Self::PRODUCT_TYPE_IS_VALID] != 0)
             .then(|| product(u32_at(Self::PRODUCT_TYPE), u32_at(Self::SUITE_MASK)))
             .flatten();
-        Ok(Some(Self { interrupt_time: u64_at(Self::INTERRUPT_TIME), system_time: u64_at(Self::SYSTEM_TIME), product }))
+        Ok(Some(Self {
+            interrupt_time: u64_at(Self::INTERRUPT_TIME),
+            system_time: u64_at(Self::SYSTEM_TIME),
+            ticks: u64_at(Self::TICK_COUNT),
+            product,
+        }))
     }
 }
 
 /// 100 ns since the start, by the target's own clock, which stands still with it; `None` when it is not readable.
 pub(super) fn interrupt_time(kernel: &dyn Kernel) -> Result<Option<u64>, Fault> {
     Ok(SharedData::read(kernel.memory(), kernel.width())?.map(|shared| shared.interrupt_time))
+}
+
+/// The target's time, 100 ns since 1601, UTC, and the clock's interrupts since the start; `None` when they are not
+/// readable.
+pub(super) fn time_and_ticks(kernel: &dyn Kernel) -> Result<Option<(u64, u64)>, Fault> {
+    let shared = SharedData::read(kernel.memory(), kernel.width())?;
+    Ok(shared.map(|shared| (shared.system_time, shared.ticks)))
 }
 
 /// `NT_PRODUCT_TYPE` and the suite mask's bits, in kd's words.

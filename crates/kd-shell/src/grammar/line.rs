@@ -27,7 +27,7 @@ pub enum Statement<'a> {
     /// Read commands from this file.
     Script {
         file: &'a str,
-        /// `$$>a<`: what `${$arg1}` and so on stand for; the file is one line then.
+        /// The file is one line (`$><`, `$$><`, `$$>a<`), and this is what `${$arg1}` and so on stand for.
         arguments: Option<&'a str>,
     },
     Block(Result<Block<'a>, BlockError>),
@@ -48,11 +48,16 @@ pub struct Command<'a> {
 #[error("the line is longer than {MAX_LINE} characters")]
 pub struct LineTooLong;
 
-/// Splits one line. Empty commands and comments vanish.
+/// Splits one line that was typed. Empty commands and comments vanish.
 pub fn split(line: &str) -> Result<Vec<Statement<'_>>, LineTooLong> {
-    if line.chars().count() > MAX_LINE {
-        return Err(LineTooLong);
+    match line.chars().count() > MAX_LINE {
+        true => Err(LineTooLong),
+        false => Ok(statements(line)),
     }
+}
+
+/// As [`split`], of a line of any length: a whole script, or what a loop made of its body.
+pub fn statements(line: &str) -> Vec<Statement<'_>> {
     let mut statements = Vec::new();
     let mut left = line;
     // Every statement consumes at least one character, so this ends.
@@ -78,7 +83,7 @@ pub fn split(line: &str) -> Result<Vec<Statement<'_>>, LineTooLong> {
             break;
         }
     }
-    Ok(statements)
+    statements
 }
 
 fn statement(input: &str) -> IResult<&str, Option<Statement<'_>>> {
@@ -97,19 +102,28 @@ fn statement(input: &str) -> IResult<&str, Option<Statement<'_>>> {
 
 /// `$<f` and `$><f` take the rest of the line, `$$<f` and `$$><f` end at `;`.
 fn script(input: &str) -> IResult<&str, Option<Statement<'_>>> {
+    #[derive(Clone, Copy)]
+    enum Way {
+        Lines,
+        Condensed,
+        WithArguments,
+    }
     alt((
-        preceded(alt((tag("$><"), tag("$<"))), rest).map(|file: &str| (file, false)),
-        terminated(preceded(alt((tag("$$><"), tag("$$<"))), piece), opt(char(';'))).map(|file| (file, false)),
-        terminated(preceded(tag_no_case("$$>a<"), piece), opt(char(';'))).map(|file| (file, true)),
+        preceded(tag("$><"), rest).map(|file: &str| (file, Way::Condensed)),
+        preceded(tag("$<"), rest).map(|file: &str| (file, Way::Lines)),
+        terminated(preceded(tag("$$><"), piece), opt(char(';'))).map(|file| (file, Way::Condensed)),
+        terminated(preceded(tag("$$<"), piece), opt(char(';'))).map(|file| (file, Way::Lines)),
+        terminated(preceded(tag_no_case("$$>a<"), piece), opt(char(';'))).map(|file| (file, Way::WithArguments)),
     ))
-    .map(|(text, takes_arguments)| {
+    .map(|(text, way)| {
         let text = text.trim();
-        let (file, arguments) = match takes_arguments {
-            true => {
+        let (file, arguments) = match way {
+            Way::WithArguments => {
                 let (file, arguments) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
                 (file, Some(arguments.trim()))
             }
-            false => (text, None),
+            Way::Condensed => (text, Some("")),
+            Way::Lines => (text, None),
         };
         Some(Statement::Script { file, arguments })
     })
@@ -195,7 +209,8 @@ mod tests {
         assert_eq!(words("g; * all; of this"), pairs(&[("g", "")]));
         assert_eq!(words("$$ only this; g"), pairs(&[("g", "")]));
         assert_eq!(words("$<a;b.txt"), pairs(&[("$<", "a;b.txt")]));
-        assert_eq!(words("$$>< a.txt; g"), pairs(&[("$<", "a.txt"), ("g", "")]));
+        assert_eq!(words("$$>< a.txt; g"), pairs(&[("$$>a<", "a.txt|"), ("g", "")]));
+        assert_eq!(words("$$< a.txt; g"), pairs(&[("$<", "a.txt"), ("g", "")]));
         assert_eq!(words("$$>a<a.txt 1 2; g"), pairs(&[("$$>a<", "a.txt|1 2"), ("g", "")]));
     }
 

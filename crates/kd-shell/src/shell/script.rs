@@ -8,6 +8,7 @@ use super::{Next, Outcome, Shell, debuggee};
 use crate::error::CommandError;
 use crate::grammar::block::{Block, BlockError, Tokens, substitute};
 use crate::grammar::expression::evaluate_all;
+use crate::grammar::line::statements;
 use crate::output::{Output, show};
 use crate::session::{Context, Format};
 
@@ -42,7 +43,7 @@ impl Shell {
         }
     }
 
-    /// `$$>a<file arguments`: the whole file as one line, with `${$arg1}` and so on replaced.
+    /// `$$>a<file arguments`, `$><file`: the whole file as one line, with `${$arg1}` and so on replaced.
     pub(super) fn run_script_with(&mut self, file: &str, arguments: &str, out: &mut dyn Output) -> Outcome {
         let command = format!("$$>a<{file}");
         let mut text = match read(file) {
@@ -53,7 +54,7 @@ impl Shell {
         for (i, argument) in arguments.split_whitespace().enumerate() {
             text = text.replace(&format!("${{$arg{}}}", i + 1), argument);
         }
-        self.nested(&command, out, |shell, out| shell.run_line(&text, out))
+        self.nested(&command, out, |shell, out| shell.run_statements(statements(&text), out))
     }
 
     fn refuse(&mut self, command: &str, error: CommandError, out: &mut dyn Output) -> Outcome {
@@ -107,7 +108,9 @@ impl Shell {
                     }
                 }
                 match chosen {
-                    Some(commands) => self.nested(".if", out, |shell, out| shell.run_line(commands, out)),
+                    Some(commands) => {
+                        self.nested(".if", out, |shell, out| shell.run_statements(statements(commands), out))
+                    }
                     None => Outcome { failed: false, next: Next::Continue },
                 }
             }
