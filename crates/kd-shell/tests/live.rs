@@ -393,6 +393,10 @@ fn control_flow_and_scripts_with_arguments() {
     assert!(live.run(&format!("$<{long}")).1, "line by line it is no control flow");
     assert!(live.run("s -?").0.text.starts_with("s [-[[flags]]b|w|d|q|a|u|sa|su|v]"));
     assert_eq!(live.run(".logfile").0.text, "No log file open\n");
+    let many = live.file("many.txt");
+    fs::write(&many, "a ".repeat(70_000)).unwrap();
+    let (screen, failed, _) = live.run(&format!("r $t0=0; .foreach /f (x \"{many}\") {{ r $t0=@$t0+1 }}; ? @$t0"));
+    assert_eq!((screen.text.as_str(), failed), ("Evaluate expression: 70000 = 00000000`00011170\n", false));
     let script = live.file("b.txt");
     fs::write(&script, "* a comment\n.if (${$arg1} == 2)\n{\n  .echo two ${$arg2}\n}\n").unwrap();
     let (screen, failed, _) = live.run(&format!("$$>a<{script} 2 more; .echo after"));

@@ -3,6 +3,7 @@
 use std::fs;
 
 use kd_target::Cost;
+use nt_memory::Fault;
 
 use super::{Next, Outcome, Shell, debuggee};
 use crate::error::CommandError;
@@ -17,9 +18,6 @@ const MAX_NESTED: usize = 16;
 
 /// The largest script.
 const MAX_SCRIPT: u64 = 1 << 20;
-
-/// How often a `.foreach` runs its commands.
-const MAX_TOKENS: usize = 1 << 16;
 
 /// What the commands of a `.foreach` print.
 #[derive(Default)]
@@ -81,6 +79,11 @@ impl Shell {
     fn run_lines(&mut self, lines: impl Iterator<Item = String>, out: &mut dyn Output) -> Outcome {
         let mut outcome = Outcome { failed: false, next: Next::Continue };
         for line in lines {
+            // Commands that are done in no time do not hear of Ctrl+C.
+            if self.interrupt.take() {
+                self.cancelled = true;
+                return self.refuse(&line, Fault::Cancelled.into(), out);
+            }
             let one = self.run_line(&line, out);
             outcome.failed |= one.failed;
             outcome.next = one.next;
@@ -135,7 +138,7 @@ impl Shell {
                     Err(error) => return self.refuse(".foreach", error, out),
                 };
                 let tokens = text.split_whitespace().skip(skip_first).step_by(skip_between.saturating_add(1));
-                let lines = tokens.take(MAX_TOKENS).map(|token| substitute(body, variable, token));
+                let lines = tokens.map(|token| substitute(body, variable, token));
                 self.nested(".foreach", out, |shell, out| shell.run_lines(lines, out))
             }
         }
