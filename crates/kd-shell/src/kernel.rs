@@ -163,12 +163,3 @@ impl Kernel for Halted {
         Halted::clear_breakpoint(self, address)
     }
 }
-
-/// A kernel's physical memory.
-pub(crate) struct Physical<'a>(pub(crate) &'a dyn Kernel);
-
-impl Memory for Physical<'_> {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        self.0.read_physical(address, buffer)
-    }
-}

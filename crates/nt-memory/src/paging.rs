@@ -165,6 +165,15 @@ impl Scheme {
     }
 }
 
+/// A source's physical memory, as a memory of its own.
+pub struct Physical<'a, M: Memory + ?Sized>(pub &'a M);
+
+impl<M: Memory + ?Sized> Memory for Physical<'_, M> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.0.read_physical(address, buffer)
+    }
+}
+
 /// Walks from `root`, the value of CR3 or TTBR, to the page of `address`.
 pub fn walk(
     physical: &dyn Memory,

@@ -72,6 +72,27 @@ pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<BigPage
     Ok(found)
 }
 
+/// Reads a table that lies elsewhere: a session's own.
+pub(crate) fn read_at(
+    kernel: &Kernel<'_>,
+    what: &str,
+    address: u64,
+    entries: u64,
+    wanted: &dyn Fn(Tag) -> bool,
+) -> Result<BigPages, PoolError> {
+    let entry = Entry::new(kernel)?;
+    let plausible = (1..=MAX_ENTRIES).contains(&entries) && kernel.is_kernel_range(address, entries * entry.size);
+    if !plausible {
+        return Err(PoolError::Unlikely(format!(
+            "{what} would lie at {address:016x} with {entries:#x} entries, which is not plausible"
+        )));
+    }
+    let table = Table { entry, address, entries };
+    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Vec::new() };
+    table.bulk(kernel, 0, wanted, &mut found)?;
+    Ok(found)
+}
+
 /// The blocks of one tag. Lets the target search its own memory where it can, which costs two small requests per hit
 /// instead of the whole table, and reads the rest in bulk as soon as that is cheaper.
 pub fn find(kernel: &Kernel<'_>, tag: Tag) -> Result<BigPages, PoolError> {

@@ -88,6 +88,18 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
     Ok(found)
 }
 
+/// The resident pages of one range that no variable tells.
+pub(crate) fn read_range(kernel: &Kernel<'_>, range: Range<u64>, pool: PoolKind) -> Result<Heaps, PoolError> {
+    let resident = PageTables::new(kernel)?.resident(range)?;
+    let areas = resident.runs.into_iter().map(|run| Area {
+        address: run.start,
+        length: run.end - run.start,
+        pool,
+        content: Content::Pages,
+    });
+    Ok(Heaps { areas: areas.collect(), out: resident.out, notes: resident.notes, ..Heaps::default() })
+}
+
 /// The ranges of the wanted pools; a range that is not known is a note.
 pub(crate) fn regions(kernel: &Kernel<'_>, kinds: Kinds, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
     let mut regions = match kernel.pointer_size {

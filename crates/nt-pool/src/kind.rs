@@ -35,6 +35,16 @@ impl PoolKind {
         }
     }
 
+    /// The same of a session's own pool.
+    pub(crate) fn in_session(self) -> Self {
+        match self {
+            PoolKind::NonPaged => PoolKind::NonPagedSession,
+            PoolKind::NonPagedNx => PoolKind::NonPagedSessionNx,
+            PoolKind::Paged => PoolKind::PagedSession,
+            session => session,
+        }
+    }
+
     pub fn is_paged(self) -> bool {
         matches!(self, PoolKind::Paged | PoolKind::PagedSession)
     }

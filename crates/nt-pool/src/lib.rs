@@ -24,6 +24,7 @@ mod record;
 mod ring;
 mod search;
 pub mod segment_heap;
+pub mod sessions;
 pub mod small_blocks;
 pub mod special_page;
 mod table;

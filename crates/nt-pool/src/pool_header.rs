@@ -102,7 +102,31 @@ impl Headers {
 
     /// The headers of a page of the classic pool, with their offsets, up to its end or to where the chain breaks.
     pub(crate) fn chain<'p>(&'p self, page: &'p [u8]) -> Chain<'p> {
-        Chain { headers: self, page, offset: 0, before: 0 }
+        self.chain_from(page, 0, 0)
+    }
+
+    /// The rest of a chain whose block before `offset` has `before` bytes.
+    pub(crate) fn chain_from<'p>(&'p self, page: &'p [u8], offset: u64, before: u64) -> Chain<'p> {
+        Chain { headers: self, page, offset, before }
+    }
+
+    /// Where the chain goes on behind a header that is damaged: the first header that gives the block before it just
+    /// the room from there on, and from which a chain leads to the page's end. Returns how many headers that has, too.
+    pub(crate) fn resume(&self, page: &[u8], damaged: u64, paged: bool) -> Option<(u64, usize)> {
+        let end = page.len() as u64;
+        let starts = (damaged + self.unit..end).step_by(self.unit as usize);
+        let fits = |start: &u64| self.at(page, *start).is_some_and(|header| header.previous_size == start - damaged);
+        starts.filter(fits).find_map(|start| Some((start, self.whole(page, start, start - damaged, paged)?)))
+    }
+
+    /// How many headers a chain has that leads from `offset` to the page's end without a break.
+    pub(crate) fn whole(&self, page: &[u8], offset: u64, before: u64, paged: bool) -> Option<usize> {
+        let mut count = 0;
+        for (_, header) in self.chain_from(page, offset, before) {
+            header.ok().filter(|header| header.is_plausible(paged))?;
+            count += 1;
+        }
+        Some(count)
     }
 }
 

@@ -118,6 +118,18 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
     Ok(found)
 }
 
+/// As [`read`], of one heap that the pool's nodes do not lead to.
+pub(crate) fn read_one(kernel: &Kernel<'_>, address: u64, pool: PoolKind) -> Result<Heaps, PoolError> {
+    let mut found = Heaps { keys: keys(kernel)?, ..Heaps::default() };
+    let reader = Reader::new(kernel, found.keys)?;
+    if kernel.is_kernel_address(address) {
+        reader.heap(Heap { address, pool, special: false }, &mut found)?;
+    }
+    found.areas.sort_by_key(|area| area.address);
+    found.areas.dedup_by_key(|area| area.address);
+    Ok(found)
+}
+
 fn keys(kernel: &Kernel<'_>) -> Result<Keys, PoolError> {
     let globals = Record::new(kernel, "_RTLP_HP_HEAP_GLOBALS")?;
     let (heap, lfh) = (globals.member("HeapKey")?, globals.member("LfhKey")?);

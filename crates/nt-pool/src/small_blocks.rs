@@ -15,7 +15,7 @@ use crate::classic_pool;
 use crate::lfh_subsegment::LfhFormat;
 use crate::lists::note;
 use crate::page_tables;
-use crate::pool_header::{Header, Headers};
+use crate::pool_header::{Break, Header, Headers};
 use crate::segment_heap::{self, Heaps, Keys};
 use crate::vs_subsegment::VsFormat;
 use crate::{Kernel, PoolError, PoolKind, Tag, special_page};
@@ -188,6 +188,20 @@ impl Plan {
         };
         let notes = std::mem::take(&mut heaps.notes);
         Ok(Plan { heaps, segment_heap, notes })
+    }
+
+    /// One heap's places.
+    pub(crate) fn of_heap(kernel: &Kernel<'_>, heap: u64) -> Result<Plan, PoolError> {
+        let mut heaps = segment_heap::read_one(kernel, heap, PoolKind::PagedSession)?;
+        let notes = std::mem::take(&mut heaps.notes);
+        Ok(Plan { heaps, segment_heap: true, notes })
+    }
+
+    /// The resident pages of one range.
+    pub(crate) fn of_pages(kernel: &Kernel<'_>, range: Range<u64>) -> Result<Plan, PoolError> {
+        let mut heaps = classic_pool::read_range(kernel, range, PoolKind::PagedSession)?;
+        let notes = std::mem::take(&mut heaps.notes);
+        Ok(Plan { heaps, segment_heap: false, notes })
     }
 
     /// Bytes that [`Plan::find`] will read from `from` on.
@@ -492,23 +506,79 @@ impl<'w> Walk<'w> {
                 self.damaged.add(|| format!("the pool page at {at:016x} could not be read"));
                 continue;
             };
-            let first = self.blocks.len();
-            let (mut decoded, mut plausible) = (0, true);
-            for (offset, header) in self.formats.headers.chain(page) {
-                let at = at.wrapping_add(offset);
-                match header {
+            self.page(area, at, page);
+        }
+    }
+
+    /// One page of the classic pool. Behind a damaged header the chain is taken up again where it can be.
+    fn page(&mut self, area: &Area, at: u64, page: &[u8]) {
+        let headers = &self.formats.headers;
+        let paged = area.pool.is_paged();
+        let first = self.blocks.len();
+        let (mut decoded, mut plausible) = (0, true);
+        let (mut start, mut before) = (0, 0);
+        let mut broken_at = Vec::new();
+        // A page has no more places to break at than headers.
+        'parts: while broken_at.len() < page.len() / headers.unit as usize {
+            let mut last = None;
+            for (offset, header) in headers.chain_from(page, start, before) {
+                let broken = match header {
                     Ok(header) => {
                         decoded += 1;
-                        plausible &= header.is_plausible(area.pool.is_paged());
-                        self.add(area, at, header, header.pool_type != 0, BlockKind::Page);
+                        plausible &= header.is_plausible(paged);
+                        last = Some((offset, self.blocks.len()));
+                        self.add(area, at.wrapping_add(offset), header, header.pool_type != 0, BlockKind::Page);
+                        continue;
                     }
-                    // Free pages and pages of other use can look like the start of a chain.
-                    Err(_) if decoded < 2 || !plausible => self.blocks.truncate(first),
-                    Err(broken) => {
-                        self.damaged.add(|| format!("{}; the rest of its page is missing", broken.describe(at)));
+                    Err(broken) => broken,
+                };
+                let what = broken.describe(at.wrapping_add(offset));
+                // Only what it says of the block before may be wrong, or that block's size, or all of this header.
+                let alone = match broken {
+                    Break::PreviousSize { given, .. } => {
+                        headers.whole(page, offset, given, paged).map(|count| (offset, given, count))
                     }
-                }
+                    Break::NoRoom | Break::BlockSize(_) => None,
+                };
+                let resume = |damaged: u64| {
+                    let (next, count) = headers.resume(page, damaged, paged)?;
+                    Some((next, next - damaged, count))
+                };
+                let (damaged, resumed) = match (alone, last) {
+                    (Some(alone), _) => (offset, Some(alone)),
+                    (None, Some((before, kept))) if !matches!(broken, Break::BlockSize(0)) => match resume(before) {
+                        Some(resumed) => {
+                            self.blocks.truncate(kept);
+                            decoded -= 1;
+                            (before, Some(resumed))
+                        }
+                        None => (offset, resume(offset)),
+                    },
+                    (None, _) => (offset, resume(offset)),
+                };
+                let resumed = resumed.filter(|(.., count)| plausible && decoded + count >= 3);
+                let missing = match resumed {
+                    Some((next, ..)) if next == damaged => "",
+                    Some(_) => "; that block is missing",
+                    None => "; the rest of its page is missing",
+                };
+                broken_at.push(format!("the header at {:016x} is damaged: {what}{missing}", at.wrapping_add(damaged)));
+                let Some((next, size, _)) = resumed else { break 'parts };
+                (start, before, decoded) = (next, size, decoded.max(2));
+                continue 'parts;
             }
+            break;
+        }
+        if broken_at.is_empty() {
+            return;
+        }
+        // Free pages and pages of other use can look like the start of a chain.
+        if decoded < 2 || !plausible {
+            self.blocks.truncate(first);
+            return;
+        }
+        for broken in broken_at {
+            self.damaged.add(|| broken);
         }
     }
 

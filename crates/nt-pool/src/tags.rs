@@ -66,6 +66,27 @@ pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<TagRepo
     sums.finish(kernel, &places)
 }
 
+/// Sums one table (its address, its rows, and the most bytes that it can have) and an expansion table.
+pub(crate) fn read_plain(
+    kernel: &Kernel<'_>,
+    what: &str,
+    (address, rows, room): (u64, u64, u64),
+    expansion: Option<(u64, u64)>,
+    wanted: &dyn Fn(Tag) -> bool,
+) -> Result<TagReport, PoolError> {
+    let mut sums = Sums::new(Row::new(kernel)?, wanted);
+    let rows = rows.min(room / sums.row.size as u64);
+    if !kernel.is_kernel_address(address) || !(1..=MAX_ROWS).contains(&rows) {
+        return Err(PoolError::Unlikely(format!(
+            "{what} would lie at {address:016x} with {rows:#x} rows, which is not plausible"
+        )));
+    }
+    sums.add_table(kernel, what, address, rows)?;
+    let places = Places { master: address, rows, mask: None, expansion };
+    sums.add_expansion(kernel, &places)?;
+    Ok(sums.report())
+}
+
 /// One tag's sums, from its row alone where the tables' hash leads to it; else as [`read`].
 pub fn read_one(kernel: &Kernel<'_>, tag: Tag) -> Result<TagReport, PoolError> {
     match read_row(kernel, tag)? {

@@ -19,7 +19,7 @@ use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::grammar::{evaluate, range};
-use crate::kernel::Physical;
+use nt_memory::paging::Physical;
 use crate::session::Context;
 use crate::text::{Hex, Width, tick};
 use crate::typed::read_pointer;

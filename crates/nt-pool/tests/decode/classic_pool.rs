@@ -225,13 +225,35 @@ fn a_broken_page_is_named_and_the_others_are_found() {
     let found = find(&pool.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
     assert!(!found.complete);
     assert!(found.notes.iter().any(|note| note.contains("fffffa8001001800")), "{:?}", found.notes);
-    let whole = |block: &&SmallBlock| !(broken..broken + 0x800).contains(&block.header);
-    assert_eq!(found.blocks, pool.blocks.iter().filter(whole).copied().collect::<Vec<_>>());
+    // The block itself is whole: only what its header says of the one before is wrong.
+    let mut expected = pool.blocks.clone();
+    expected.iter_mut().find(|block| block.header == broken).unwrap().previous_size = 0x330;
+    assert_eq!(found.blocks, expected);
     // One bit of it was turned over.
     pool.world.write(broken, &[0x60 ^ 4]);
     let kernel = pool.world.kernel();
     assert!(around::single_bit_errors(&kernel, broken).unwrap().contains(&(broken, 2)));
     assert!(around::read(&kernel, broken).unwrap().problem.is_some());
+}
+
+/// Sizes of zero and sizes that lead past the page's end, in every header of a page: the others are found, and the page
+/// is named.
+#[test]
+fn a_size_that_cannot_be_costs_its_block_alone() {
+    for (index, size) in (0..4).flat_map(|index| [(index, 0), (index, 0xff), (index, 1)]) {
+        let mut pool = ordinary(WIN7_X64);
+        let damaged = pool.blocks.iter().filter(|block| block.header >> 12 == (pool.nonpaged + 0x1000) >> 12);
+        let damaged = damaged.map(|block| block.header).nth(index).unwrap();
+        pool.world.write(damaged + 2, &[size]);
+        let found = find(&pool.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
+        let others = pool.blocks.iter().filter(|block| block.header != damaged).copied();
+        // Of a last block nothing says where it ended.
+        let unnamed = found.blocks.iter().filter(|block| block.header != damaged).copied();
+        assert_eq!(unnamed.collect::<Vec<_>>(), others.collect::<Vec<_>>(), "header {index}, size {size:#x}");
+        assert!(!found.complete);
+        let page = format!("{:013x}", damaged >> 12);
+        assert!(found.notes.iter().any(|note| note.contains(&page)), "header {index}, {size:#x}: {:?}", found.notes);
+    }
 }
 
 #[test]
