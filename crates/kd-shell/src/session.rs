@@ -2,12 +2,13 @@
 
 use kd_target::Cost;
 use nt_memory::Fault;
+use nt_memory::paging::Physical;
 use nt_pool::pooltag::PoolTags;
 
 use crate::commands::{Breakpoint, KeptLog, Leaks, current_process, temporary};
 use crate::error::CommandError;
 use crate::grammar::{Scope, ScopeError};
-use crate::kernel::{Kernel, Physical};
+use crate::kernel::Kernel;
 use crate::log::Log;
 use crate::symbols::{Names, Symbols};
 use crate::text::Width;
@@ -47,6 +48,10 @@ pub struct Session {
     pub(crate) radix: u32,
     /// What `s -[s]` saved for `s -[r]`.
     pub(crate) saved_hits: Vec<u64>,
+    /// `$extret`: what the last `!` command came to; `!poolfind -x` sets it to each block's address.
+    pub(crate) extension_result: u64,
+    /// Where the last `!poolfind` that a limit stopped can go on: its arguments, and the address.
+    pub(crate) stopped_search: Option<(String, u64)>,
     /// Whether commands may change the target.
     pub allow_write: bool,
     /// What `.process` and `.thread` chose, until the target runs.
@@ -74,6 +79,8 @@ impl Session {
             temporaries: [0; TEMPORARIES],
             radix: 16,
             saved_hits: Vec::new(),
+            extension_result: 0,
+            stopped_search: None,
             allow_write: false,
             process: None,
             thread: None,
@@ -166,6 +173,7 @@ impl<'a> Context<'a> {
             debuggee: self.debuggee,
             width: self.width(),
             temporaries: self.session.temporaries,
+            extension_result: self.session.extension_result,
             process: self.session.process,
             thread: self.session.thread,
             radix: self.session.radix,
@@ -189,6 +197,7 @@ struct Lookup<'a> {
     debuggee: Debuggee<'a>,
     width: Width,
     temporaries: [u64; TEMPORARIES],
+    extension_result: u64,
     process: Option<u64>,
     thread: Option<u64>,
     radix: u32,
@@ -229,6 +238,9 @@ impl Scope for Lookup<'_> {
     fn register(&mut self, name: &str) -> Result<Option<u64>, ScopeError> {
         if let Some(number) = temporary(name) {
             return Ok(Some(self.temporaries[number]));
+        }
+        if name.eq_ignore_ascii_case("$extret") {
+            return Ok(Some(self.extension_result));
         }
         let kernel = self.kernel()?;
         let chosen = match name.to_ascii_lowercase().as_str() {

@@ -186,7 +186,11 @@ fn run(session: &mut Session, debuggee: Debuggee<'_>, line: &str, format: Format
     for statement in split(line).unwrap() {
         let Statement::Command(command) = statement else { panic!("{line} has a script") };
         let info = find(&command.word).unwrap_or_else(|| panic!("no command {}", command.word));
-        let Action::Answer(answer) = info.action else { panic!("{} is for a live target", command.word) };
+        let answer = match info.action {
+            Action::Answer(answer) => answer,
+            Action::Drive(_) if command.word == "!poolfind" => crate::commands::find_in_pool,
+            _ => panic!("{} is for a live target", command.word),
+        };
         let reply = answer(&mut Context {
             debuggee,
             session,

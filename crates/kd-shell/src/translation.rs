@@ -6,12 +6,12 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 use kd_target::TargetError;
-use nt_memory::paging::{self, Page, Scheme, SoftwarePte, Walk};
+use nt_memory::paging::{self, Page, Physical, Scheme, SoftwarePte, Walk};
 use nt_memory::{Fault, Memory, PAGE_SIZE, ReadError, Search};
 use nt_symbols::SymbolFile;
 
 use crate::error::CommandError;
-use crate::kernel::{Kernel, Physical};
+use crate::kernel::Kernel;
 use crate::registers::{AMD64, ARM64, I386};
 use crate::symbols::Symbols;
 use crate::typed::{offset_of, read_pointer};
@@ -26,7 +26,7 @@ pub(crate) struct Tables<'a> {
 
 /// Physical memory, a page at a time: a walk over many addresses asks for neighbouring entries.
 struct WholePages<'a> {
-    memory: Physical<'a>,
+    memory: Physical<'a, dyn Kernel + 'a>,
     pages: RefCell<HashMap<u64, Vec<u8>>>,
 }
 

@@ -952,7 +952,7 @@ impl Actor {
 }
 
 /// The largest KD packet less the header of a reply.
-const MOST_READ_DATA: usize = 4000 - 56;
+pub(crate) const MOST_READ_DATA: usize = 4000 - 56;
 /// How often a request is asked anew when stops come instead of its answer.
 const MOST_ATTEMPTS: u32 = 4;
 

@@ -323,6 +323,11 @@ impl Halted {
         &self.halt.version
     }
 
+    /// Bytes of memory that one reply of this target carries, as far as that has shown itself.
+    pub fn reply_data(&self) -> usize {
+        self.session.shared.reply_data.load(Ordering::Relaxed).min(actor::MOST_READ_DATA)
+    }
+
     pub fn stop(&self) -> &Stop {
         &self.halt.stop
     }

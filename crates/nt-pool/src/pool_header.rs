@@ -95,6 +95,10 @@ impl Headers {
         self.pool_index.map_or(0, |member| member.get(bytes) as u8)
     }
 
+    pub(crate) fn has_process(&self) -> bool {
+        self.process_billed.is_some()
+    }
+
     /// What a 64-bit header stores of the process that pays; 32-bit headers have no room for it.
     pub(crate) fn process_billed(&self, bytes: &[u8]) -> Option<u64> {
         self.process_billed.map(|member| member.get(bytes))

@@ -123,11 +123,7 @@ pub fn tags(kernel: &Kernel<'_>, session: &Session, wanted: &dyn Fn(Tag) -> bool
 }
 
 /// A session's large allocations.
-pub fn big_pages(
-    kernel: &Kernel<'_>,
-    session: &Session,
-    wanted: &dyn Fn(Tag) -> bool,
-) -> Result<BigPages, PoolError> {
+pub fn big_pages(kernel: &Kernel<'_>, session: &Session, wanted: &dyn Fn(Tag) -> bool) -> Result<BigPages, PoolError> {
     let memory = InSession::new(kernel.memory, session);
     let kernel = memory.kernel(kernel);
     let space = Space::new(&kernel, session)?;

@@ -18,7 +18,7 @@ use crate::page_tables;
 use crate::pool_header::{Break, Header, Headers};
 use crate::segment_heap::{self, Heaps, Keys};
 use crate::vs_subsegment::VsFormat;
-use crate::{Kernel, PoolError, PoolKind, Tag, special_page};
+use crate::{Kernel, PoolError, PoolKind, Tag, pool_page, special_page};
 
 /// One block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +126,19 @@ pub fn find(
     found.complete &= notes.is_empty();
     found.notes.splice(0..0, notes);
     Ok(found)
+}
+
+/// The process that a block is charged to, as its header says.
+pub fn process(kernel: &Kernel<'_>, block: &SmallBlock) -> Result<Option<u64>, PoolError> {
+    if block.kind == BlockKind::Special {
+        return Ok(None);
+    }
+    let headers = Headers::new(kernel)?;
+    // Where the header has no room for it, the process is the block's last pointer.
+    let length = if headers.has_process() { headers.unit } else { block.block_size.min(PAGE_SIZE) };
+    let bytes = page_tables::read(kernel, block.header, length as usize)?;
+    let Some(header) = headers.at(&bytes.bytes, 0).filter(|_| bytes.is_complete()) else { return Ok(None) };
+    Ok(pool_page::block(kernel, &headers, block.header, header, &bytes.bytes, &mut None)?.process)
 }
 
 /// A run of pages that holds blocks.

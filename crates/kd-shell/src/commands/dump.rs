@@ -19,10 +19,10 @@ use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::grammar::{evaluate, range};
-use nt_memory::paging::Physical;
 use crate::session::Context;
 use crate::text::{Hex, Width, tick};
 use crate::typed::read_pointer;
+use nt_memory::paging::Physical;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["db", "dw", "dW", "dd", "dc", "dD", "df", "dq", "dp", "dps", "dqs", "dds", "da", "du", "ds", "dS", "d"],

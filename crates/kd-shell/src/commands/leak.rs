@@ -15,6 +15,7 @@ use nt_leaks::{Harvest, Mark, Module, Modules, Namer, PdbName, Resolver};
 use nt_memory::Fault;
 use nt_symbols::ImageError;
 
+pub(crate) use self::arguments::duration;
 use super::{Action, CommandInfo, usage};
 use crate::answer::Reply;
 use crate::error::CommandError;

@@ -49,6 +49,8 @@ pub(crate) use breakpoints::{Breakpoint, Hit, hit};
 pub use control::Control;
 pub(crate) use help::explain;
 pub(crate) use leak::Leaks;
+#[cfg(test)]
+pub(crate) use pool_find::answer as find_in_pool;
 pub(crate) use process::current as current_process;
 pub(crate) use registers::temporary;
 pub(crate) use symbol_path::check as check_symbol_path;

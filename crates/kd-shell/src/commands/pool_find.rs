@@ -14,35 +14,48 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
-use nt_pool::big_pages::{self, BigPages};
-use nt_pool::small_blocks::{BlockKind, BlockState, Blocks, Kinds, Limits, Plan, SmallBlock};
+use nt_memory::{Fault, ReadError};
+use nt_pool::big_pages::{self, BigPage, BigPages};
+use nt_pool::sessions::{self, Sessions};
+use nt_pool::small_blocks::{self, BlockKind, BlockState, Kinds, Limits, Plan, SmallBlock};
 use nt_pool::{PoolError, PoolKind, TagPattern, tags};
 use serde::Serialize;
 
+use super::leak::duration;
 use super::pool_used::{NEW_LAYOUT, pattern};
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
 use crate::session::Context;
+use crate::shell::Drive;
 use crate::text::{Hex, Width};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!poolfind"],
-    usage: "!poolfind tag [pooltype] [-small|-large] [-free] [-limit MB] [-from address]",
+    usage: "!poolfind tag [pooltype] [-nonpaged|-paged|-special|-session|-global] [-small|-large] [-free] [-process] \
+            [-x \"command\"] [-limit MB] [-budget time] [-from address] [-resume]",
     help: "the allocations with a tag",
     details: "A tag is four characters, may have wildcards (* ?), and keeps its blanks between quotes (-tag \"AB C\"); \
               0x6b61654c\nis a tag's value. Pool types: 0 nonpaged, 1 paged, 2 special, 4 session, or -nonpaged -paged \
-              -special -session;\nwithout one all pools are searched. Small blocks (less than a page) are searched when \
-              the kernel counts more\nallocations of the tag than there are large ones, or with -small; -large leaves \
-              them out. -free shows freed blocks\nthat still have the tag, too. No more than 256 MB (-limit) of pool are \
-              read; Ctrl+C stops a search with what it has\nfound; -from goes on where an earlier one stopped.",
-    action: Action::Answer(run),
+              -special -session;\nwithout one all pools are searched, with -global all but the sessions' own. Small \
+              blocks (less than a page) are\nsearched when the kernel counts more allocations of the tag than there are \
+              large ones, or with -small; -large leaves\nthem out. -free shows freed blocks that still have the tag, \
+              too; -process only blocks that are charged to a process.\n-x runs a command for each block, with its \
+              address in @$extret.\n\
+              Before much is read, one line says how much, and how long the target will stand still. No more than 256 \
+              MB (-limit)\nof pool are read, and no longer than -budget (30s, 5m) allows; Ctrl+C stops a search with \
+              what it has found. -resume goes\non where the last search was stopped, -from at an address.",
+    action: Action::Drive(run),
 };
 
 /// Megabytes of pool that are read when nobody says otherwise.
 const LIMIT: u64 = 256;
+
+/// Bytes of pool that are read without a word before.
+const QUIET: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -78,6 +91,9 @@ struct Block {
     kind: &'static str,
     pool: Pool,
     state: &'static str,
+    /// The process that it is charged to; only when that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<Hex>,
     #[serde(skip)]
     previous_size: u64,
     #[serde(skip)]
@@ -97,10 +113,35 @@ impl Block {
             pool: block.pool.into(),
             // A block that waits in a lookaside list is free for everyone but the pool.
             state: if block.state == BlockState::Allocated { "allocated" } else { "free" },
+            process: None,
             previous_size: block.previous_size,
             pool_name: if special { "Special pool".into() } else { block.pool.to_string() },
         }
     }
+
+    fn large(block: &BigPage, width: Width) -> Self {
+        Self {
+            address: Hex(width.address(block.address)),
+            header: None,
+            size: block.size,
+            block_size: None,
+            tag: block.tag.to_string(),
+            kind: "large",
+            pool: block.kind.into(),
+            state: if block.free { "free" } else { "allocated" },
+            process: None,
+            previous_size: 0,
+            pool_name: block.kind.to_string(),
+        }
+    }
+}
+
+/// What reading so much costs, from what was measured on this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Estimate {
+    requests: u64,
+    bytes: u64,
+    frozen_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -112,7 +153,13 @@ struct PoolFind {
     /// Where the search of small blocks stopped; it can go on from there.
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped: Option<Hex>,
+    /// What a search of all small blocks was expected to cost before it began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate: Option<Estimate>,
     blocks: Vec<Block>,
+    /// The rows were written already, each with its command's output.
+    #[serde(skip)]
+    written: bool,
     #[serde(skip)]
     ranges: Vec<(PoolKind, Range<u64>)>,
     #[serde(skip)]
@@ -134,11 +181,16 @@ struct Table {
 struct Question {
     tag: TagPattern,
     pool: Option<Pool>,
+    /// Not the sessions' own pools.
+    global: bool,
     small: bool,
     large: bool,
     free: bool,
+    process: bool,
+    command: Option<String>,
     /// Bytes.
     limit: u64,
+    budget: Option<Duration>,
     from: u64,
 }
 
@@ -147,10 +199,14 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
     let mut question = Question {
         tag: nt_pool::Tag(*b"    ").into(),
         pool: None,
+        global: false,
         small: false,
         large: false,
         free: false,
+        process: false,
+        command: None,
         limit: LIMIT << 20,
+        budget: None,
         from: 0,
     };
     let mut left = text.trim();
@@ -167,20 +223,30 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
             value.ok_or_else(|| usage(&INFO, format!("{option} needs {what}")))
         };
         match option {
-            "-tag" | "-global" => {}
+            "-tag" => {}
+            "-global" => question.global = true,
             "-small" => question.small = true,
             "-large" => question.large = true,
             "-free" => question.free = true,
+            "-process" => question.process = true,
             "-limit" => question.limit = number("a number of megabytes")?.saturating_mul(1 << 20),
             "-from" => question.from = number("an address")?,
+            "-budget" => {
+                let time = word().and_then(duration);
+                question.budget = Some(time.ok_or_else(|| usage(&INFO, "-budget needs a time (500ms, 30s, 5m)"))?);
+            }
+            "-x" => {
+                let command = word().map(|word| word.trim_matches(['\'', '"']).trim());
+                let command = command.filter(|command| !command.is_empty());
+                question.command = Some(command.ok_or_else(|| usage(&INFO, "-x needs a command"))?.into());
+            }
             "-nonpaged" => question.pool = Some(Pool::NonPaged),
             "-paged" => question.pool = Some(Pool::Paged),
             "-special" => question.pool = Some(Pool::Special),
             "-session" => question.pool = Some(Pool::Session),
-            "-process" | "-x" => {
-                return Err(CommandError::Failed(format!("!poolfind {option} is not in this version")));
+            word if tag.is_none() && !word.starts_with('-') => {
+                tag = Some(pattern(word).map_err(|error| usage(&INFO, error))?);
             }
-            word if tag.is_none() => tag = Some(pattern(word).map_err(|error| usage(&INFO, error))?),
             word => {
                 question.pool = Some(match plain_number(word) {
                     Some(0) => Pool::NonPaged,
@@ -209,66 +275,142 @@ impl Question {
             Some(Pool::Session) => Kinds::NONE,
         }
     }
+
+    fn sessions(&self) -> bool {
+        match self.pool {
+            None => !self.global,
+            Some(pool) => pool == Pool::Session,
+        }
+    }
+
+    /// Whether a block is of the pool that was asked for.
+    fn shows(&self, block: &Block) -> bool {
+        let of_pool = match self.pool {
+            None => true,
+            Some(Pool::Special) => block.kind == "special",
+            Some(pool) => block.pool == pool && block.kind != "special",
+        };
+        of_pool && (self.free || block.state == "allocated") && (!self.process || block.process.is_some())
+    }
 }
 
-/// What a search came upon.
+/// What a search came upon, piece by piece: what cannot be read is a note, and the rest goes on.
 #[derive(Default)]
 struct Found {
     table: Range<u64>,
-    large: Vec<big_pages::BigPage>,
-    small: Option<(Plan, Blocks)>,
+    large: Vec<BigPage>,
+    /// The whole table, if it was read.
+    whole: Option<Vec<BigPage>>,
+    /// The kernel counts no more of the tag than the large allocations that were found.
+    all: bool,
     notes: Vec<String>,
+    /// Why a piece has no answer at all.
+    failures: Vec<PoolError>,
+    answered: bool,
 }
 
-fn search(kernel: &nt_pool::Kernel<'_>, question: &Question) -> Result<Found, PoolError> {
-    let tag = &question.tag;
-    let kinds = question.kinds();
-    let mut found = Found::default();
-    let mut whole = None;
-    let wants_large = !question.small && question.pool != Some(Pool::Special);
-    let mut wants_small = !question.large && kinds != Kinds::NONE;
-    if wants_large {
-        let BigPages { table, blocks, notes } = match tag.exact() {
-            Some(tag) => big_pages::find(kernel, tag)?,
-            None => big_pages::read(kernel, &|_| true)?,
-        };
-        found.table = table;
-        found.notes = notes;
-        if tag.exact().is_none() {
-            whole = Some(blocks.clone());
-        }
-        found.large = blocks.into_iter().filter(|block| tag.matches(block.tag)).collect();
-        let asked = question.small || question.free || question.pool == Some(Pool::Special);
-        wants_small &= asked || !is_all(kernel, question, &found.large)?;
-    } else {
-        found.table = big_pages::table(kernel)?;
-    }
-    if wants_small {
-        let whole = match whole {
-            Some(whole) => whole,
-            None => {
-                let BigPages { blocks, notes, .. } = big_pages::read(kernel, &|_| true)?;
-                found.notes.extend(notes);
-                blocks
+impl Found {
+    /// Keeps a failed piece from failing the others; a source that is gone stays an error.
+    fn take<T>(&mut self, what: &str, result: Result<T, PoolError>) -> Result<Option<T>, PoolError> {
+        match result {
+            Ok(value) => {
+                self.answered = true;
+                Ok(Some(value))
             }
-        };
-        let plan = Plan::read(kernel, kinds)?;
-        let limits = Limits { bytes: question.limit, from: question.from, ..Limits::default() };
-        let blocks = plan.find(kernel, &|found| tag.matches(found), &whole, limits)?;
-        found.small = Some((plan, blocks));
+            Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => Err(error),
+            Err(error) => {
+                self.notes.push(format!("{what}: {error}"));
+                self.failures.push(error);
+                Ok(None)
+            }
+        }
     }
-    Ok(found)
+
+    /// The large allocations of the machine as a whole.
+    fn large(&mut self, kernel: &nt_pool::Kernel<'_>, question: &Question) -> Result<(), PoolError> {
+        const WHAT: &str = "large allocations are missing";
+        let tag = &question.tag;
+        let wants = !question.small && !matches!(question.pool, Some(Pool::Special | Pool::Session));
+        if !wants {
+            let table = self.take("the table of large allocations is not known", big_pages::table(kernel))?;
+            self.table = table.unwrap_or(0..0);
+            return Ok(());
+        }
+        let read = match tag.exact() {
+            Some(tag) => big_pages::find(kernel, tag),
+            None => big_pages::read(kernel, &|_| true),
+        };
+        let Some(BigPages { table, blocks, notes }) = self.take(WHAT, read)? else { return Ok(()) };
+        self.table = table;
+        self.notes.extend(notes);
+        if tag.exact().is_none() {
+            self.whole = Some(blocks.clone());
+        }
+        self.large = blocks.into_iter().filter(|block| tag.matches(block.tag)).collect();
+        self.all = !question.free && is_all(kernel, question, &self.large)?;
+        Ok(())
+    }
+
+    /// What lies in large allocations has no headers.
+    fn whole(&mut self, kernel: &nt_pool::Kernel<'_>) -> Result<Vec<BigPage>, PoolError> {
+        if let Some(whole) = &self.whole {
+            return Ok(whole.clone());
+        }
+        let read = big_pages::read(kernel, &|_| true);
+        let Some(BigPages { blocks, notes, .. }) = self.take("what belongs to large allocations is not known", read)?
+        else {
+            return Ok(Vec::new());
+        };
+        self.notes.extend(notes);
+        self.whole = Some(blocks.clone());
+        Ok(blocks)
+    }
+
+    /// The sessions' own pools.
+    fn sessions(
+        &mut self,
+        kernel: &nt_pool::Kernel<'_>,
+        question: &Question,
+        limits: Limits,
+    ) -> Result<Vec<SmallBlock>, PoolError> {
+        let mut small = Vec::new();
+        let Some(Sessions { sessions, notes }) = self.take("sessions' pools are missing", sessions::all(kernel))?
+        else {
+            return Ok(small);
+        };
+        self.notes.extend(notes);
+        let wanted = |tag| question.tag.matches(tag);
+        for session in sessions {
+            let what = format!("session {}", session.id);
+            let pages = self.take(&what, sessions::big_pages(kernel, &session, &|_| true))?;
+            let pages = pages.map_or(Vec::new(), |pages| {
+                self.notes.extend(pages.notes);
+                pages.blocks
+            });
+            if !question.small {
+                self.large.extend(pages.iter().filter(|page| wanted(page.tag)).cloned());
+            }
+            if !question.large {
+                let found = sessions::small_blocks(kernel, &session, &wanted, &pages, limits);
+                if let Some(found) = self.take(&format!("small blocks of {what}"), found)? {
+                    self.notes.extend(found.notes);
+                    small.extend(found.blocks);
+                }
+            }
+        }
+        Ok(small)
+    }
 }
 
 /// Whether the kernel counts exactly these allocations of the tag, so that there are no others.
-fn is_all(kernel: &nt_pool::Kernel<'_>, question: &Question, large: &[big_pages::BigPage]) -> Result<bool, PoolError> {
+fn is_all(kernel: &nt_pool::Kernel<'_>, question: &Question, large: &[BigPage]) -> Result<bool, PoolError> {
     let counted = match question.tag.exact() {
         Some(tag) => tags::read_one(kernel, tag),
         None => tags::read(kernel, &|tag| question.tag.matches(tag)),
     };
     let counted = match counted {
         Ok(counted) if counted.notes.is_empty() && !counted.tags.is_empty() => counted,
-        Err(PoolError::Fault(fault)) => return Err(fault.into()),
+        Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
         Ok(_) | Err(_) => return Ok(false),
     };
     let all = |paged: bool| {
@@ -280,66 +422,217 @@ fn is_all(kernel: &nt_pool::Kernel<'_>, question: &Question, large: &[big_pages:
     Ok((!kinds.nonpaged || all(false)) && (!kinds.paged || all(true)))
 }
 
-fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let question = arguments(context.arguments)?;
-    let kernel = context.kernel()?;
-    let width = kernel.width();
-    let new_layout = kernel.version().minor >= NEW_LAYOUT;
-    let Found { table, large, small, mut notes } = context.pool(|kernel| search(kernel, &question))?;
-    let shown = |block: &Block| match question.pool {
-        None => true,
-        Some(Pool::Special) => block.kind == "special",
-        Some(pool) => block.pool == pool && block.kind != "special",
+/// What a search needs of whoever asks for it.
+trait Host {
+    fn arguments(&self) -> &str;
+    fn with<T>(&mut self, f: impl FnOnce(&mut Context<'_>) -> T) -> T;
+    /// Bytes of memory that one reply of the target carries.
+    fn reply_data(&self) -> usize;
+    fn requests(&self) -> u64;
+    fn remark(&mut self, line: &str);
+}
+
+impl Host for Drive<'_> {
+    fn arguments(&self) -> &str {
+        self.arguments
+    }
+
+    fn with<T>(&mut self, f: impl FnOnce(&mut Context<'_>) -> T) -> T {
+        Drive::with(self, f)
+    }
+
+    fn reply_data(&self) -> usize {
+        Drive::reply_data(self)
+    }
+
+    fn requests(&self) -> u64 {
+        self.cost().requests
+    }
+
+    fn remark(&mut self, line: &str) {
+        Drive::remark(self, line);
+    }
+}
+
+/// The answer, and what is to be known about it.
+struct Searched {
+    answer: PoolFind,
+    notes: Vec<String>,
+    complete: bool,
+    question: Question,
+}
+
+fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
+    let text = drive.arguments().trim().to_owned();
+    let (text, from) = match text.strip_prefix("-resume") {
+        Some("") => {
+            let stopped = drive.with(|context| context.session.stopped_search.clone());
+            let stopped = stopped.ok_or_else(|| CommandError::Failed("no search was stopped".into()))?;
+            (stopped.0, Some(stopped.1))
+        }
+        _ => (text, None),
     };
-    let mut blocks: Vec<Block> = large
-        .into_iter()
-        .filter(|block| question.free || !block.free)
-        .map(|block| Block {
-            address: Hex(width.address(block.address)),
-            header: None,
-            size: block.size,
-            block_size: None,
-            tag: block.tag.to_string(),
-            kind: "large",
-            pool: block.kind.into(),
-            state: if block.free { "free" } else { "allocated" },
-            previous_size: 0,
-            pool_name: block.kind.to_string(),
-        })
-        .filter(shown)
-        .collect();
-    let searched = match (&small, question.small || question.pool == Some(Pool::Special)) {
-        (None, _) => "large",
-        (Some(_), true) => "small",
-        (Some(_), false) => "all",
-    };
-    let mut complete = notes.is_empty();
-    let (mut ranges, mut stopped) = (Vec::new(), None);
-    if let Some((plan, found)) = small {
-        complete &= found.complete;
-        notes.extend(found.notes);
-        let live = |block: &&SmallBlock| question.free || block.state == BlockState::Allocated;
-        blocks.extend(found.blocks.iter().filter(live).map(|block| Block::small(block, width)).filter(shown));
-        ranges = plan.ranges();
-        stopped = found.stopped;
-        if let Some(at) = stopped {
-            notes.push(format!(
-                "{} MB of pool were to be searched; -from {} goes on where this search stopped, -limit raises its limit",
-                plan.bytes(question.from) >> 20,
-                width.pointer(at)
-            ));
+    let mut question = arguments(&text)?;
+    question.from = from.unwrap_or(question.from);
+    drive.with(|context| context.kernel().map(drop))?;
+    let (before, start) = (drive.requests(), Instant::now());
+    let mut found = Found::default();
+    drive.with(|context| context.pool(|kernel| found.large(kernel, &question)))?;
+    let kinds = question.kinds();
+    let wants_small = !question.large && kinds != Kinds::NONE;
+    let skipped = wants_small && found.all && !question.small && question.pool != Some(Pool::Special);
+    let (mut small, mut ranges, mut stopped, mut complete, mut estimate) = (Vec::new(), Vec::new(), None, true, None);
+    let mut searched_small = false;
+    let mut limits = Limits { bytes: question.limit, from: question.from, ..Limits::default() };
+    if wants_small && !skipped {
+        let plan = drive
+            .with(|context| context.pool(|kernel| found.take("small blocks are missing", Plan::read(kernel, kinds))))?;
+        let bytes = plan.as_ref().map_or(0, |plan| plan.bytes(question.from));
+        let spent = drive.requests().saturating_sub(before);
+        let expected = Estimate::new(bytes, drive.reply_data(), spent, start.elapsed());
+        estimate = Some(expected);
+        if let Some(budget) = question.budget {
+            limits.bytes = limits.bytes.min(expected.affordable(budget));
+        }
+        if bytes > QUIET {
+            drive.remark(&expected.line(bytes.min(limits.bytes)));
+        }
+        if let Some(plan) = plan {
+            let blocks = drive.with(|context| {
+                context.pool(|kernel| {
+                    let whole = found.whole(kernel)?;
+                    let wanted = |tag| question.tag.matches(tag);
+                    let blocks = plan.find(kernel, &wanted, &whole, limits);
+                    found.take("small blocks are missing", blocks)
+                })
+            })?;
+            ranges = plan.ranges();
+            if let Some(blocks) = blocks {
+                searched_small = true;
+                complete &= blocks.complete;
+                found.notes.extend(blocks.notes);
+                small = blocks.blocks;
+                stopped = blocks.stopped;
+            }
         }
     }
-    if question.pool == Some(Pool::Session) && !question.large {
-        notes.push("small blocks of session pool are not searched in this version".into());
+    if question.sessions() && !skipped && stopped.is_none() {
+        limits.from = 0;
+        let blocks = drive.with(|context| context.pool(|kernel| found.sessions(kernel, &question, limits)))?;
+        searched_small |= !question.large;
+        small.extend(blocks);
+    }
+    if !found.answered
+        && let Some(error) = found.failures.pop()
+    {
+        return Err(error.into());
+    }
+    let width = drive.with(|context| context.width());
+    let mut blocks: Vec<Block> = found.large.iter().map(|block| Block::large(block, width)).collect();
+    for block in &small {
+        let mut shown = Block::small(block, width);
+        if question.process && question.tag.matches(block.tag) {
+            let process = drive.with(|context| context.pool(|kernel| small_blocks::process(kernel, block)))?;
+            shown.process = process.map(|process| Hex(width.address(process)));
+        }
+        blocks.push(shown);
+    }
+    blocks.retain(|block| question.shows(block));
+    let searched = match (searched_small, question.small || question.pool == Some(Pool::Special)) {
+        (false, _) => "large",
+        (true, true) => "small",
+        (true, false) => "all",
+    };
+    let mut notes = std::mem::take(&mut found.notes);
+    complete &= notes.is_empty();
+    if let Some(at) = stopped {
+        let all = estimate.map_or(0, |estimate| estimate.bytes);
+        notes.push(format!(
+            "the search was to read {} of pool; !poolfind -resume goes on where it stopped (-from {}), -limit and \
+             -budget set how far it goes",
+            size(all),
+            width.pointer(at)
+        ));
         complete = false;
     }
+    if skipped {
+        let counted =
+            if found.large.is_empty() { "no allocation of this tag" } else { "no more of this tag than these" };
+        drive.remark(&format!("The kernel counts {counted}: small blocks were not searched (-small does).\n"));
+    }
+    drive.with(|context| context.session.stopped_search = stopped.map(|at| (text.clone(), at)));
     let name = question.tag.to_string();
     let key = name.bytes().take(4).rev().fold(0, |key, byte| key << 8 | u32::from(byte));
-    let table = Table { start: Hex(width.address(table.start)), end: Hex(width.address(table.end)) };
+    let table = Table { start: Hex(width.address(found.table.start)), end: Hex(width.address(found.table.end)) };
     let stopped = stopped.map(|at| Hex(width.address(at)));
-    let answer = PoolFind { tag: name, searched, table, stopped, blocks, ranges, key, width, new_layout };
-    Ok(Reply { complete, ..Reply::with_notes(answer, notes) })
+    let new_layout = drive.with(|context| Ok::<_, CommandError>(context.kernel()?.version().minor >= NEW_LAYOUT))?;
+    let answer = PoolFind {
+        tag: name,
+        searched,
+        table,
+        stopped,
+        estimate,
+        blocks,
+        written: false,
+        ranges,
+        key,
+        width,
+        new_layout,
+    };
+    Ok(Searched { answer, notes, complete, question })
+}
+
+fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
+    let Searched { mut answer, notes, complete, question } = search(drive)?;
+    let mut failed = 0;
+    if let Some(command) = &question.command {
+        for block in &answer.blocks {
+            let mut row = String::new();
+            // Writing to a text does not fail.
+            let _ = answer.row(block, &mut row);
+            drive.say(&row);
+            drive.with(|context| context.session.extension_result = block.address.0);
+            let outcome = drive.run(command);
+            failed += usize::from(outcome.failed);
+            if drive.was_cancelled() {
+                return Err(Fault::Cancelled.into());
+            }
+        }
+        answer.written = true;
+    }
+    let failure = (failed > 0).then(|| CommandError::Failed(format!("the command failed for {failed} blocks")));
+    Ok(Reply { complete, failure, ..Reply::with_notes(answer, notes) })
+}
+
+impl Estimate {
+    /// `spent` requests took `time` just now.
+    fn new(bytes: u64, reply: usize, spent: u64, time: Duration) -> Self {
+        let requests = bytes.div_ceil(reply.max(1) as u64);
+        let each = time.as_micros() / u128::from(spent.max(1));
+        let frozen_ms = u64::try_from(each.saturating_mul(requests.into()) / 1000).unwrap_or(u64::MAX);
+        Estimate { requests, bytes, frozen_ms }
+    }
+
+    /// Bytes that can be read in so much time.
+    fn affordable(&self, budget: Duration) -> u64 {
+        let share = u128::from(self.bytes).saturating_mul(budget.as_millis()) / u128::from(self.frozen_ms.max(1));
+        u64::try_from(share).unwrap_or(u64::MAX).max(0x1000)
+    }
+
+    fn line(&self, part: u64) -> String {
+        let Estimate { requests, bytes, frozen_ms } = self;
+        let seconds = frozen_ms / 1000;
+        let some = if part < *bytes { format!(", of which {} are read now", size(part)) } else { String::new() };
+        format!(
+            "Searching {} of pool: about {requests} requests, the target stands still for about {seconds} s{some}. \
+             Cheaper: -large, a pool type, -limit MB or -budget 10s (then -resume); Ctrl+C stops it.\n",
+            size(*bytes)
+        )
+    }
+}
+
+fn size(bytes: u64) -> String {
+    if bytes < 10 << 20 { format!("{} KB", bytes >> 10) } else { format!("{} MB", bytes >> 20) }
 }
 
 impl PoolFind {
@@ -348,6 +641,7 @@ impl PoolFind {
         let Block { tag, size, state, pool_name, .. } = block;
         let address = pointer(block.address);
         let free = *state == "free";
+        let billed = block.process.map(|process| format!("  Process: {}", pointer(process))).unwrap_or_default();
         match (self.new_layout, block.header) {
             (false, None) => {
                 let freed = if free { " (Free)" } else { "" };
@@ -361,12 +655,16 @@ impl PoolFind {
                 let state = if free { "(Free)     " } else { "(Allocated)" };
                 let block_size = block.block_size.unwrap_or(*size);
                 let previous = block.previous_size;
-                writeln!(out, "{} size: {block_size:4x} previous size: {previous:4x}  {state} {tag}", pointer(header))
+                writeln!(
+                    out,
+                    "{} size: {block_size:4x} previous size: {previous:4x}  {state} {tag}{billed}",
+                    pointer(header)
+                )
             }
             (true, _) => {
                 let freed = if free { " (Free)" } else { "" };
                 let size = if *size == 0 { "0".into() } else { format!("{size:#x}") };
-                writeln!(out, "{address} : tag {tag}, size {size:>9}, {pool_name}{freed}")
+                writeln!(out, "{address} : tag {tag}, size {size:>9}, {pool_name}{freed}{billed}")
             }
         }
     }
@@ -384,7 +682,7 @@ impl Text for PoolFind {
             }
         }
         let (large, small): (Vec<&Block>, Vec<&Block>) = self.blocks.iter().partition(|block| block.header.is_none());
-        for block in large {
+        for block in large.iter().filter(|_| !self.written) {
             self.row(block, out)?;
         }
         let paged = |block: &&&Block| block.pool == Pool::Paged;
@@ -398,9 +696,18 @@ impl Text for PoolFind {
                     writeln!(out, "\nSearching {name} pool ({start} : {end}) for tag 0x{:08x} ({tag})\n", self.key)?;
                 }
             }
-            for block in small.iter().filter(|block| paged(block) == pool.is_paged()) {
+            let of_pool = |block: &&&Block| block.pool != Pool::Session && paged(block) == pool.is_paged();
+            for block in small.iter().filter(of_pool).filter(|_| !self.written) {
                 self.row(block, out)?;
             }
+        }
+        let mut session = small.iter().filter(|block| block.pool == Pool::Session).peekable();
+        if session.peek().is_some() && !self.written {
+            match self.new_layout {
+                false => writeln!(out, "\nSearching Paged session pool for Tag: {tag}\n")?,
+                true => writeln!(out, "\nSearching paged session pool for tag 0x{:08x} ({tag})\n", self.key)?,
+            }
+            session.try_for_each(|block| self.row(block, out))?;
         }
         if let Some(at) = self.stopped {
             writeln!(out, "\n...terminating - searched pool to {}", pointer(at))?;
@@ -411,6 +718,34 @@ impl Text for PoolFind {
             (false, _) => Ok(()),
         }
     }
+}
+
+#[cfg(test)]
+impl Host for Context<'_> {
+    fn arguments(&self) -> &str {
+        self.arguments
+    }
+
+    fn with<T>(&mut self, f: impl FnOnce(&mut Context<'_>) -> T) -> T {
+        f(self)
+    }
+
+    fn reply_data(&self) -> usize {
+        1024
+    }
+
+    fn requests(&self) -> u64 {
+        0
+    }
+
+    fn remark(&mut self, _: &str) {}
+}
+
+/// The command without a shell: all but `-x`.
+#[cfg(test)]
+pub(crate) fn answer(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let Searched { answer, notes, complete, .. } = search(context)?;
+    Ok(Reply { complete, ..Reply::with_notes(answer, notes) })
 }
 
 #[cfg(test)]
@@ -455,6 +790,7 @@ mod tests {
             kind: "large",
             pool: Pool::Paged,
             state: "allocated",
+            process: None,
             pool_name: "Paged pool".into(),
         };
         PoolFind {
@@ -462,6 +798,8 @@ mod tests {
             searched: "large",
             table: Table { start: Hex(0xfffffa8002e00000), end: Hex(0xfffffa8002f80000) },
             stopped: None,
+            estimate: None,
+            written: false,
             ranges: Vec::new(),
             blocks: ARTICLE.iter().map(block).collect(),
             key: 0x6b61654c,
@@ -504,6 +842,7 @@ mod tests {
             kind: "small",
             pool: Pool::NonPaged,
             state,
+            process: None,
             previous_size: 0x40,
             pool_name: "Nonpaged pool".into(),
         };

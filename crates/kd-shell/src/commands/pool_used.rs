@@ -14,10 +14,13 @@
 //! Newer ones get the current table, where a TAB stands before the description.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fmt;
 
-use nt_pool::TagPattern;
+use nt_memory::ReadError;
+use nt_pool::sessions::Sessions;
 use nt_pool::tags::{TagReport, TagUsage, Usage};
+use nt_pool::{PoolError, Tag, TagPattern};
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
@@ -30,8 +33,9 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!poolused"],
     usage: "!poolused [flags [tag]]",
     help: "pool in use, by tag",
-    details: "Flags: 1 allocations and frees too, 2 sort by nonpaged pool, 4 sort by paged pool. Allocs without flag 1 are \
-              the\nallocations that were not freed yet. A tag may have wildcards (* ?). Tags with nothing in use are left \
+    details: "Flags: 1 allocations and frees too, 2 sort by nonpaged pool, 4 sort by paged pool, 8 the pool of \
+              all sessions (win32k's)\nand not the system's. Allocs without flag 1 are the allocations that were not \
+              freed yet. A tag may have wildcards (* ?). Tags with nothing in use are left \
               out of the\ntable unless flag 1 is given; JSON has them all.",
     action: Action::Answer(run),
 };
@@ -99,6 +103,9 @@ struct Total {
 struct PoolUsed {
     tags: Vec<Row>,
     total: Total,
+    /// Whose pool this is, when it is that of sessions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<Vec<u32>>,
     #[serde(skip)]
     order: Order,
     #[serde(skip)]
@@ -119,9 +126,6 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if flags & !(VERBOSE | BY_NONPAGED | BY_PAGED | SESSION) != 0 {
         return Err(usage(&INFO, format!("unknown flags {flags:#x}; there are 1, 2, 4 and 8")));
     }
-    if flags & SESSION != 0 {
-        return Err(CommandError::Failed("session pool (flag 8) is not in this version".into()));
-    }
     let order = match flags & (BY_NONPAGED | BY_PAGED) {
         0 => Order::Tag,
         BY_NONPAGED => Order::NonPaged,
@@ -133,7 +137,12 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         tag => Some(pattern(tag).map_err(|error| usage(&INFO, error))?),
     };
     let build = context.kernel()?.version().minor;
+    let mut sessions = Vec::new();
     let TagReport { tags, notes } = context.pool(|kernel| match &pattern {
+        _ if flags & SESSION != 0 => {
+            let wanted = |tag| pattern.as_ref().is_none_or(|pattern| pattern.matches(tag));
+            in_sessions(kernel, &wanted, &mut sessions)
+        }
         None => nt_pool::tags::read(kernel, &|_| true),
         Some(pattern) => match pattern.exact() {
             Some(tag) => nt_pool::tags::read_one(kernel, tag),
@@ -160,8 +169,47 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         total.nonpaged.add(row.nonpaged);
         total.paged.add(row.paged);
     }
-    let answer = PoolUsed { tags: rows, total, order, verbose: flags & VERBOSE != 0, new_layout: build >= NEW_LAYOUT };
+    let (verbose, new_layout) = (flags & VERBOSE != 0, build >= NEW_LAYOUT);
+    let sessions = (flags & SESSION != 0).then_some(sessions);
+    let answer = PoolUsed { tags: rows, total, sessions, order, verbose, new_layout };
     Ok(Reply::with_notes(answer, notes))
+}
+
+/// The sums of all sessions.
+fn in_sessions(
+    kernel: &nt_pool::Kernel<'_>,
+    wanted: &dyn Fn(Tag) -> bool,
+    numbers: &mut Vec<u32>,
+) -> Result<TagReport, PoolError> {
+    let Sessions { sessions, mut notes } = nt_pool::sessions::all(kernel)?;
+    let mut sums: BTreeMap<Tag, TagUsage> = BTreeMap::new();
+    for session in &sessions {
+        let report = match nt_pool::sessions::tags(kernel, session, wanted) {
+            Ok(report) => report,
+            Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
+            Err(error) => {
+                notes.push(format!("session {}: {error}", session.id));
+                continue;
+            }
+        };
+        numbers.push(session.id);
+        notes.extend(report.notes);
+        for usage in report.tags {
+            let TagUsage { tag, nonpaged, paged } = usage;
+            let none = TagUsage { tag, nonpaged: Usage::default(), paged: Usage::default() };
+            let sum = sums.entry(tag).or_insert(none);
+            for (sum, usage) in [(&mut sum.nonpaged, nonpaged), (&mut sum.paged, paged)] {
+                sum.allocs = sum.allocs.wrapping_add(usage.allocs);
+                sum.frees = sum.frees.wrapping_add(usage.frees);
+                sum.diff = sum.diff.wrapping_add(usage.diff);
+                sum.bytes = sum.bytes.wrapping_add(usage.bytes);
+            }
+        }
+    }
+    if sessions.is_empty() {
+        notes.push("no process belongs to a session".into());
+    }
+    Ok(TagReport { tags: sums.into_values().collect(), notes })
 }
 
 /// A tag as it is typed: quotes keep its blanks.
@@ -177,6 +225,10 @@ impl Text for PoolUsed {
             Order::NonPaged => "NonPaged Pool Consumed",
             Order::Paged => "Paged Pool Consumed",
         };
+        if let Some(sessions) = &self.sessions {
+            let numbers: Vec<String> = sessions.iter().map(u32::to_string).collect();
+            writeln!(out, " Session pool of session {}", numbers.join(", "))?;
+        }
         let rows = self.tags.iter().filter(|row| self.verbose || row.nonpaged.is_used() || row.paged.is_used());
         let Total { nonpaged, paged } = &self.total;
         match (self.new_layout, self.verbose) {
@@ -235,7 +287,6 @@ fn verbose(n: &Pool, p: &Pool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nt_pool::Tag;
 
     fn row(tag: &[u8; 4], nonpaged: (u64, u64, u64), paged: (u64, u64, u64), description: &str) -> Row {
         let usage = |(allocs, frees, bytes)| Usage { allocs, frees, diff: (allocs - frees) as i64, bytes }.into();
@@ -254,7 +305,7 @@ mod tests {
             total.paged.add(row.paged);
         }
         let mut text = String::new();
-        PoolUsed { tags: rows, total, order, verbose, new_layout }.text(&mut text).unwrap();
+        PoolUsed { tags: rows, total, sessions: None, order, verbose, new_layout }.text(&mut text).unwrap();
         text
     }
 

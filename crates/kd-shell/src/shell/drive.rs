@@ -5,7 +5,7 @@ use std::time::Duration;
 use kd_target::{Cost, TargetError};
 use nt_memory::Fault;
 
-use super::{Seen, Shell, Stopped, debuggee};
+use super::{Outcome, Seen, Shell, Stopped, debuggee};
 use crate::banner::Reason;
 use crate::error::CommandError;
 use crate::output::Output;
@@ -105,6 +105,28 @@ impl Drive<'_> {
 
     pub(crate) fn is_interactive(&self) -> bool {
         self.shell.format == Format::Kd && self.out.is_interactive()
+    }
+
+    /// A line about what is going to happen.
+    pub(crate) fn remark(&mut self, line: &str) {
+        if self.shell.format == Format::Kd {
+            self.out.remark(line);
+        }
+    }
+
+    /// Runs a line of commands, as if it had been typed.
+    pub(crate) fn run(&mut self, line: &str) -> Outcome {
+        self.shell.run_line(line, self.out)
+    }
+
+    /// Whether the user stopped what runs.
+    pub(crate) fn was_cancelled(&self) -> bool {
+        self.shell.cancelled
+    }
+
+    /// Bytes of memory that one reply of the target carries.
+    pub(crate) fn reply_data(&self) -> usize {
+        self.shell.halted().map_or(1024, kd_target::Halted::reply_data)
     }
 }
 
