@@ -1,98 +1,24 @@
 //! The pool commands over a live link, on machines that a seed decides, against what the machine says of itself. Every
 //! kernel and every block is compared in nt-pool's tests; here it is what the user sees.
 
+mod target;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use kd_fake::isf::Isf;
-use kd_fake::kernel::{Residence, SeededOptions, SmallState, Truth, seeded, seeded_identity, write_pdb};
-use kd_fake::{FakeHandle, FakeOptions, FakeTransport};
-use kd_link::KdSpec;
-use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
-use kd_target::{Interrupt, Leave, Target};
-use kd_wire::session::{HostSession, SerialConfig};
+use kd_fake::kernel::{
+    Carrier, PoolKind, Residence, SeededOptions, SmallState, Truth, seeded, seeded_identity, write_pdb,
+};
 use serde_json::Value;
-use tokio::runtime::Runtime;
+use target::{Live, tables};
 
-struct Live {
-    shell: Shell,
-    truth: Truth,
-    fake: FakeHandle,
-    runtime: Runtime,
-    _directory: tempfile::TempDir,
-}
-
-#[derive(Default)]
-struct Screen(String);
-
-impl Output for Screen {
-    fn write(&mut self, text: &str) {
-        self.0.push_str(text);
-    }
-
-    fn error(&mut self, line: &str) {
-        self.0.push_str(line);
-    }
-}
-
-impl Live {
-    fn attach(table: &PathBuf, seed: u64) -> Self {
-        let mut isf = Isf::from_xz(&std::fs::read(table).expect("a table")).expect("a table");
-        isf.identity = seeded_identity(&isf, seed);
-        let directory = tempfile::tempdir().expect("directory");
-        write_pdb(directory.path(), &isf).expect("symbols");
-        let (kernel, truth) = seeded(&isf, seed, &SeededOptions::default()).expect("a machine");
-        let runtime = Runtime::new().expect("runtime");
-        let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let fake = runtime.block_on(kd_fake::spawn(FakeOptions::new(transport, kernel))).expect("fake target");
-        let address = fake.address().expect("TCP");
-        let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).expect("-k");
-        let link = runtime.block_on(kd_link::open(&spec)).expect("link");
-        let interrupt = Interrupt::default();
-        let wire = HostSession::serial(SerialConfig::default());
-        let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
-        let source = PathSource::new(&directory.path().display().to_string()).expect("path");
-        let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
-        let mut shell = Shell::new(session, Format::Json, interrupt);
-        shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(30)), &mut Screen::default()).expect("stop"));
-        Live { shell, truth, fake, runtime, _directory: directory }
-    }
-
-    fn run(&mut self, line: &str) -> String {
-        let mut screen = Screen::default();
-        self.shell.execute(line, &mut screen);
-        screen.0
-    }
-
-    fn json(&mut self, line: &str) -> Value {
-        let text = self.run(line);
-        let json: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-        assert_eq!(json["ok"], true, "{text}");
-        json
-    }
-
-    fn leave(mut self) {
-        self.shell.take_target().expect("target").leave(Leave::Running);
-        drop(self.fake);
-        self.runtime.shutdown_timeout(Duration::from_secs(1));
-    }
-}
-
-/// Kernels of three generations, as far as their tables are there.
-fn tables() -> Vec<PathBuf> {
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let shared = std::env::var_os("KDPOOL_SHARED").map_or_else(|| here.join("../../../shared"), PathBuf::from);
-    let name = |name: &str| shared.join("isf").join(format!("{name}-1.json.xz"));
-    let mut tables = vec![here.join("../kd-fake/data/339E74133576439CBCDF7E0229DA3773-1.json.xz")];
-    let others = [name("74A8630BA8B84B1B972E72CF98536F2C"), name("C224C641D4E1FDFA0EEA8DB742B93EF8")];
-    tables.extend(others.into_iter().filter(|path| path.exists()));
-    if tables.len() == 1 {
-        println!("skipped for all but Windows 7: {} is not there", shared.display());
-    }
-    tables
+/// A machine of one kernel, attached to.
+fn attach(mut isf: Isf, seed: u64) -> (Live, Truth) {
+    isf.identity = seeded_identity(&isf, seed);
+    let directory = tempfile::tempdir().expect("directory");
+    write_pdb(directory.path(), &isf).expect("symbols");
+    let (kernel, truth) = seeded(&isf, seed, &SeededOptions::default()).expect("a machine");
+    (Live::attach(kernel, directory, |_| {}), truth)
 }
 
 fn tag(key: u32) -> String {
@@ -107,21 +33,24 @@ fn number(value: &Value) -> u64 {
     }
 }
 
+/// The first table is the oldest; of the others every third will do.
 #[test]
 fn what_the_commands_say_is_what_the_machine_knows() {
-    for table in tables() {
-        let mut live = Live::attach(&table, 5);
-        every_flag_of_poolused(&mut live);
-        every_tag_of_poolfind(&mut live);
+    for isf in tables().into_iter().step_by(3) {
+        let (mut live, truth) = attach(isf, 5);
+        every_flag_of_poolused(&mut live, &truth);
+        every_tag_of_poolfind(&mut live, &truth);
+        a_search_that_is_stopped_goes_on(&mut live);
+        a_command_for_each_block(&mut live, &truth);
         live.leave();
     }
 }
 
-fn every_flag_of_poolused(live: &mut Live) {
-    let wide = live.truth.build >= 16299;
+fn every_flag_of_poolused(live: &mut Live, truth: &Truth) {
+    let wide = truth.build >= 16299;
     // Two tags that print alike are two rows; a tag with and without the protected bit is one.
     let mut sums: BTreeMap<u32, [u64; 6]> = BTreeMap::new();
-    for usage in &live.truth.tags {
+    for usage in &truth.tags {
         let (n, p) = (usage.nonpaged, usage.paged);
         let sum = sums.entry(usage.tag & 0x7fff_ffff).or_default();
         for (index, value) in [n.allocs, n.frees, n.bytes, p.allocs, p.frees, p.bytes].into_iter().enumerate() {
@@ -151,12 +80,10 @@ fn every_flag_of_poolused(live: &mut Live) {
             _ => {}
         }
         found.sort();
-        assert_eq!(found, wanted, "build {}, flags {flags}", live.truth.build);
+        assert_eq!(found, wanted, "build {}, flags {flags}", truth.build);
     }
     // The verbose text has every counter of every row.
-    live.shell.format = Format::Kd;
-    let text = live.run("!poolused 1");
-    live.shell.format = Format::Json;
+    let text = live.text("!poolused 1");
     let mut rows: Vec<(String, [u64; 6])> = Vec::new();
     for line in text.lines().filter(|line| line.len() > 100 && !line.contains("Allocs")) {
         if line.starts_with("TOTAL") {
@@ -173,24 +100,23 @@ fn every_flag_of_poolused(live: &mut Live) {
 /// Address, size, pool and kind of a block.
 type Found = (u64, u64, &'static str, &'static str);
 
-fn every_tag_of_poolfind(live: &mut Live) {
+fn every_tag_of_poolfind(live: &mut Live, truth: &Truth) {
     let mut wanted: BTreeMap<u32, BTreeSet<Found>> = BTreeMap::new();
-    let pool =
-        |kind: kd_fake::kernel::PoolKind| if kind == kd_fake::kernel::PoolKind::Paged { "paged" } else { "nonpaged" };
+    let pool = |kind: PoolKind| if kind == PoolKind::Paged { "paged" } else { "nonpaged" };
     let mut out = BTreeSet::new();
-    for block in live.truth.small.iter().filter(|block| block.state == SmallState::Live) {
+    for block in truth.small.iter().filter(|block| block.state == SmallState::Live) {
         let key = block.tag & 0x7fff_ffff;
         if block.residence == Residence::PagedOut {
             out.insert(key);
             continue;
         }
         let (size, kind) = match block.carrier {
-            kd_fake::kernel::Carrier::Special => (block.size, "special"),
+            Carrier::Special => (block.size, "special"),
             _ => (block.bytes - 16, "small"),
         };
         wanted.entry(key).or_default().insert((block.address, size, pool(block.kind), kind));
     }
-    for life in &live.truth.large {
+    for life in &truth.large {
         let block = (life.address, life.bytes, pool(life.kind), "large");
         wanted.entry(life.tag & 0x7fff_ffff).or_default().insert(block);
     }
@@ -227,4 +153,46 @@ fn every_tag_of_poolfind(live: &mut Live) {
     compare("!poolfind * -paged", of(&|block| block.2 == "paged" && block.3 != "special"));
     compare("!poolfind * 2", of(&|block| block.3 == "special"));
     compare("!poolfind * -large", of(&|block| block.3 == "large"));
+}
+
+/// A search in pieces finds what one that is not stopped does.
+fn a_search_that_is_stopped_goes_on(live: &mut Live) {
+    let blocks = |json: &Value| -> Vec<Value> {
+        let blocks = json["result"]["blocks"].as_array().expect("blocks");
+        blocks.iter().filter(|block| block["kind"] != "large").cloned().collect()
+    };
+    let all = live.json("!poolfind * -small -global");
+    assert!(all["result"]["estimate"]["bytes"].as_u64() > Some(0), "{all}");
+    let mut pieces = Vec::new();
+    // A budget that no time is left of reads the least there is.
+    let mut json = live.json("!poolfind * -small -global -limit 0n1 -budget 1ms");
+    while json["result"]["stopped"].is_string() {
+        assert_eq!(json["complete"], false);
+        pieces.extend(blocks(&json));
+        let stopped = number(&json["result"]["stopped"]);
+        json = live.json("!poolfind -resume");
+        assert!(json["result"]["stopped"].is_null() || number(&json["result"]["stopped"]) > stopped);
+    }
+    pieces.extend(blocks(&json));
+    assert_eq!(pieces.len(), blocks(&all).len());
+    assert!(live.run("!poolfind -resume").0.errors.contains("no search was stopped"));
+}
+
+/// `-x` runs its command with the block's address; `-process` leaves those that somebody pays for.
+fn a_command_for_each_block(live: &mut Live, truth: &Truth) {
+    let text = live.text("!poolfind -x \"? @$extret\" Irp -small -nonpaged");
+    let rows = text.lines().filter(|line| line.contains("Irp ") && !line.contains("for ")).count();
+    let values = text.lines().filter(|line| line.starts_with("Evaluate expression: ")).count();
+    assert!(rows > 0 && rows == values, "{rows} rows, {values} values: {text}");
+
+    let wanted: BTreeSet<(u64, u64)> = truth
+        .small
+        .iter()
+        .filter(|block| block.state == SmallState::Live && block.residence != Residence::PagedOut)
+        .filter_map(|block| Some((block.address, block.process?)))
+        .collect();
+    let json = live.json("!poolfind * -small -process");
+    let blocks = json["result"]["blocks"].as_array().expect("blocks");
+    let found = blocks.iter().map(|block| (number(&block["address"]), number(&block["process"]))).collect();
+    assert_eq!(wanted, found);
 }

@@ -417,8 +417,14 @@ impl<'w> Walk<'w> {
             Content::Vs | Content::Lfh | Content::Range | Content::SpecialRange => area.cost(),
         };
         while at < area.end() {
-            let length = step.min(area.end() - at);
-            if self.read.saturating_add(length) > self.limits.bytes || self.blocks.len() >= self.limits.blocks {
+            let mut length = step.min(area.end() - at);
+            if step == PIECE {
+                let left = self.limits.bytes.saturating_sub(self.read) & !(PAGE_SIZE - 1);
+                length = length.min(left.max(PAGE_SIZE));
+            }
+            // However small the limit is, a walk that is taken up again and again comes to its end.
+            let full = self.read > 0 && self.read.saturating_add(length) > self.limits.bytes;
+            if full || self.blocks.len() >= self.limits.blocks {
                 self.notes
                     .push(format!("a limit stopped the search at {at:016x}; what lies there and above is missing"));
                 return Ok(Some(at));
