@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use kd_fake::kernel::{FREE_STACK, FREEING_THREAD, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind};
+use kd_fake::kernel::{FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind};
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
 use kd_link::KdSpec;
 use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
@@ -67,69 +67,128 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 print_row(name, cost);
             }
         }
+        hunt(&case, folder.path())?;
     }
     Ok(())
+}
+
+/// A session on a fake target of its own.
+struct Lab {
+    fake: FakeTarget,
+    shell: Shell,
+    // The session's task runs here; it ends after the shell has let the target go.
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Lab {
+    fn new(case: &Case, store: &std::path::Path) -> Result<Lab, Box<dyn std::error::Error>> {
+        let runtime = tokio::runtime::Runtime::new()?;
+        let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let transport = if case.serial {
+            FakeTransport::TcpListen(([127, 0, 0, 1], 0).into())
+        } else {
+            FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY)
+        };
+        let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+        options.max_data = Some(case.max_data);
+        options.search_memory = case.search;
+        options.offer_period = Duration::from_millis(100);
+        let fake = FakeTarget::start(options)?;
+        let (spec, wire) = if case.serial {
+            let port = fake.address().ok_or("no address")?.port();
+            (format!("com:ipport={port},port=127.0.0.1"), HostSession::serial(SerialConfig::default()))
+        } else {
+            let config = KdnetConfig { key: KEY.parse()?, targets: Vec::new(), seed: [7; 32] };
+            (format!("net:port={port},key={KEY}"), HostSession::kdnet(config))
+        };
+        let link = runtime.block_on(kd_link::open(&KdSpec::parse(&spec)?))?;
+        let interrupt = Interrupt::default();
+        let (running, _events) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
+        let halted = running.wait(Some(Duration::from_secs(20))).map_err(|(_, error)| error)?;
+        let source = PathSource::new(&store.display().to_string())?;
+        let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
+        let mut shell = Shell::new(session, Format::Json, interrupt);
+        shell.set_target(Target::Halted(halted));
+        // The kernel's symbols and the modules that name the frames are read once per attach.
+        shell.execute("lm", &mut Text::default());
+        Ok(Lab { fake, shell, _runtime: runtime })
+    }
+
+    /// The answer to one command.
+    fn ask(&mut self, question: &str) -> Result<Value, Box<dyn std::error::Error>> {
+        let mut out = Text::default();
+        self.shell.execute(question, &mut out);
+        let answer: Value = serde_json::from_str(out.0.trim())?;
+        match answer["ok"] == true {
+            true => Ok(answer),
+            false => Err(format!("{question}: {}", answer["error"]).into()),
+        }
+    }
 }
 
 /// What a question costs; where it is asked twice, also what it costs after 100 more records were written to the
 /// verifier's log.
 fn ask(case: &Case, store: &std::path::Path, question: &str) -> Result<Vec<Value>, Box<dyn std::error::Error>> {
-    let runtime = tokio::runtime::Runtime::new()?;
-    let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
-    let transport = if case.serial {
-        FakeTransport::TcpListen(([127, 0, 0, 1], 0).into())
-    } else {
-        FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY)
-    };
-    let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
-    options.max_data = Some(case.max_data);
-    options.search_memory = case.search;
-    options.offer_period = Duration::from_millis(100);
-    let fake = FakeTarget::start(options)?;
-    let (spec, wire) = if case.serial {
-        let port = fake.address().ok_or("no address")?.port();
-        (format!("com:ipport={port},port=127.0.0.1"), HostSession::serial(SerialConfig::default()))
-    } else {
-        let config = KdnetConfig { key: KEY.parse()?, targets: Vec::new(), seed: [7; 32] };
-        (format!("net:port={port},key={KEY}"), HostSession::kdnet(config))
-    };
-    let link = runtime.block_on(kd_link::open(&KdSpec::parse(&spec)?))?;
-    let interrupt = Interrupt::default();
-    let (running, _events) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
-    let halted = running.wait(Some(Duration::from_secs(20))).map_err(|(_, error)| error)?;
-    let source = PathSource::new(&store.display().to_string())?;
-    let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
-    let mut shell = Shell::new(session, Format::Json, interrupt);
-    shell.set_target(Target::Halted(halted));
-    let look = |shell: &mut Shell| -> Result<Value, Box<dyn std::error::Error>> {
-        // The kernel's symbols and the modules that name the frames are read once per attach.
-        shell.execute("lm", &mut Text::default());
-        let mut out = Text::default();
-        shell.execute(question, &mut out);
-        let answer: Value = serde_json::from_str(out.0.trim())?;
-        if answer["ok"] != true {
-            return Err(format!("{question}: {}", answer["error"]).into());
-        }
-        Ok(answer["cost"].clone())
-    };
-    let mut costs = vec![look(&mut shell)?];
+    let mut lab = Lab::new(case, store)?;
+    let mut costs = vec![lab.ask(question)?["cost"].clone()];
     if question != LOOK_AGAIN {
         return Ok(costs);
     }
-    shell.execute("g", &mut Text::default());
-    fake.with_kernel(|kernel| {
+    lab.ask("g")?;
+    lab.fake.with_kernel(|kernel| {
         for _ in 0..50 {
             let place = kernel.allocate_large(LEAK_TAG, 0x2000, PoolKind::NonPaged, &LEAK_STACK, LEAK_THREAD);
             kernel.free_large(place.unwrap_or_default(), &FREE_STACK, FREEING_THREAD);
         }
     });
-    shell.execute(".break", &mut Text::default());
-    costs.push(look(&mut shell)?);
+    lab.ask(".break")?;
+    lab.ask("lm")?;
+    costs.push(lab.ask(question)?["cost"].clone());
     Ok(costs)
 }
 
+/// A mark, 100 records in the log of 65,536 later a check, and the stops of a watch, beside all that they do not read.
+fn hunt(case: &Case, store: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    let mut lab = Lab::new(case, store)?;
+    let file = tempfile::NamedTempFile::new()?;
+    let mark = format!("!leak mark m Leak -file {}", file.path().display());
+    print_row("!leak mark m Leak", &lab.ask(&mark)?["cost"]);
+    lab.ask("g")?;
+    lab.fake.with_kernel(|kernel| {
+        // Another driver's, and six blocks more of the leak.
+        let mut other = LEAK_STACK;
+        other[2] = 0xffff_f880_0164_2d31;
+        for _ in 0..47 {
+            kernel.allocate_large_at(SCRATCH, 0x4270_6354, 0x1000, PoolKind::NonPaged, &other, LEAK_THREAD);
+            kernel.free_large(SCRATCH, &FREE_STACK, FREEING_THREAD);
+        }
+        for _ in 0..6 {
+            kernel.allocate_large(LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &LEAK_STACK, LEAK_THREAD);
+        }
+    });
+    lab.ask(".break")?;
+    print_row("!leak check m (after 100 records)", &lab.ask("!leak check m")?["cost"]);
+    let watched = lab.ask("!leak watch Leak -every 100ms -times 3")?;
+    for stop in watched["result"]["checks"].as_array().into_iter().flatten() {
+        print_row("  a stop of !leak watch Leak", stop);
+    }
+    let mut lab = Lab::new(case, store)?;
+    let (mut requests, mut bytes, mut frozen) = (0, 0, 0);
+    for question in ["!poolused 4", "!poolfind * -large", "!verifier 0x80 fffff8a005800000 -full"] {
+        let cost = &lab.ask(question)?["cost"];
+        let number = |name: &str| cost[name].as_u64().unwrap_or_default();
+        (requests, bytes, frozen) =
+            (requests + number("requests"), bytes + number("bytes_read"), frozen + number("frozen_ms"));
+    }
+    let all = serde_json::json!({"requests": requests, "bytes_read": bytes, "frozen_ms": frozen});
+    print_row("  reading everything instead", &all);
+    Ok(())
+}
+
+const SCRATCH: u64 = 0xffff_fa80_0500_0000;
+
 fn print_row(question: &str, cost: &Value) {
-    let number = |name: &str| cost[name].as_u64().unwrap_or_default() as f64;
+    let number = |name: &str| cost[name].as_f64().unwrap_or_default();
     let (requests, bytes) = (number("requests"), number("bytes_read"));
     // Request, acknowledgement, reply header and acknowledgement: 72 + 16 + 72 + 16 bytes beside the data.
     let on_the_line = requests * 176.0 + bytes;

@@ -6,7 +6,9 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kd_fake::kernel::{FREE_STACK, FREEING_THREAD, Kernel, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind};
+use kd_fake::kernel::{
+    Article, FREE_STACK, FREEING_THREAD, Kernel, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind,
+};
 use kd_fake::{FakeHandle, FakeOptions, FakeTransport};
 use kd_link::KdSpec;
 use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
@@ -41,11 +43,15 @@ impl Output for Screen {
 
 impl Live {
     fn attach(change: impl FnOnce(&mut FakeOptions)) -> Self {
+        Self::attach_to(kd_fake::kernel::article(), change)
+    }
+
+    fn attach_to(kernel: Kernel, change: impl FnOnce(&mut FakeOptions)) -> Self {
         let runtime = Runtime::new().unwrap();
         let directory = tempfile::tempdir().unwrap();
         kd_fake::kernel::write_symbol_store(directory.path()).unwrap();
         let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+        let mut options = FakeOptions::new(transport, kernel);
         change(&mut options);
         let fake = runtime.block_on(kd_fake::spawn(options)).unwrap();
         let address = fake.address().unwrap();
@@ -311,5 +317,90 @@ fn a_watch_whose_target_restarts_or_is_stable() {
         assert!(screen.text.contains(" 23 still "), "{}", screen.text);
         assert!(screen.text.ends_with("The target is running.\n"), "{}", screen.text);
     });
+    live.leave();
+}
+
+/// After 100 records in a log of 65,536: at most 40 requests and 64 KB; and a watch's stops are short.
+#[test]
+fn what_a_check_and_a_stop_cost() {
+    // As KDNET carries it.
+    let mut live = Live::attach(|options| options.max_data = Some(1296));
+    let file = live.file("m.json");
+    live.text(&format!("!leak mark m Leak -file {file}"));
+    live.text("g");
+    live.fake.with_kernel(|kernel| {
+        let scratch = 0xffff_fa80_0500_0000;
+        for _ in 0..47 {
+            kernel.allocate_large_at(scratch, 0x4270_6354, 0x1000, PoolKind::NonPaged, &FREE_STACK, 1).unwrap();
+            kernel.free_large(scratch, &FREE_STACK, FREEING_THREAD).unwrap();
+        }
+        for _ in 0..6 {
+            leak(kernel);
+        }
+    });
+    live.text(".break");
+    let checked = live.json("!leak check m");
+    assert_eq!(checked["result"]["summary"]["new"], 6, "{checked}");
+    assert_eq!(checked["result"]["summary"]["unknown"], 0);
+    let number = |cost: &Value, name: &str| cost[name].as_u64().unwrap();
+    let (requests, bytes) = (number(&checked["cost"], "requests"), number(&checked["cost"], "bytes_read"));
+    println!("a check after 100 records: {requests} requests, {bytes} bytes");
+    assert!(requests <= 40 && bytes <= 64 << 10, "{requests} requests, {bytes} bytes");
+    let watched = live.json("!leak watch Leak -every 100ms -times 3");
+    for stop in watched["result"]["checks"].as_array().unwrap() {
+        // 0.25 ms from a request to its reply, and 1 Gbit/s.
+        let modelled = number(stop, "requests") as f64 * 0.25 + number(stop, "bytes_read") as f64 / 100_000.0;
+        assert!(modelled < 50.0, "{stop}");
+    }
+    live.leave();
+}
+
+/// Where the log has no record: the caller from the verifier's list, and why.
+#[test]
+fn a_stack_that_the_log_does_not_hold() {
+    let mut live = Live::attach_to(Article { log_length: 0x40 }.build(), |_| {});
+    let file = live.file("m.json");
+    let text = live.text(&format!("!leak mark m Leak -file {file}"));
+    assert!(text.contains("The verifier's log has the call stacks of 0 of them."), "{text}");
+    let tracked = live.json("!leak mark m Leak")["result"]["with_caller"].as_u64().unwrap();
+    live.text("g; .sleep 0n20; .break");
+    let checked = live.json("!leak check m");
+    let blocks = checked["result"]["blocks"].as_array().unwrap();
+    let from = |word: &str| blocks.iter().filter(|block| block["stack_from"] == word).count() as u64;
+    assert_eq!((from("verifier"), from("log")), (tracked, 0), "{checked}");
+    for block in blocks {
+        let why = if block["stack"].is_null() { "not_verified" } else { "wrapped" };
+        assert_eq!(block["no_stack"], why, "{block}");
+    }
+    let text = live.text("!leak check m");
+    match tracked {
+        0 => assert!(text.contains("not in the log: its driver is not verified"), "{text}"),
+        _ => assert!(text.contains("(the caller only; not in the log: the log has come round since)"), "{text}"),
+    }
+    live.leave();
+}
+
+/// Weak evidence is named where nothing else is there, and decides nothing.
+#[test]
+fn headers_and_contents_are_weak_evidence() {
+    let mut live = Live::attach(|_| {});
+    // What the block begins with is mapped in this machine, so that there is something to compare.
+    let file = live.file("m.json");
+    live.fake.with_kernel(|kernel| kernel.write_virtual(STILL, &[0x5a; 64]));
+    let readable = live.json(&format!("db {STILL:x} L1"))["result"]["values"][0] != Value::Null;
+    live.text(&format!("!leak mark m Leak -file {file}"));
+    live.text("g");
+    live.fake.with_kernel(|kernel| {
+        // Code that nobody watches frees one block and allocates it again.
+        kernel.free_large(FREED, &[], FREEING_THREAD).unwrap();
+        kernel.allocate_large_at(FREED, LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &[], LEAK_THREAD).unwrap();
+    });
+    live.text(".break");
+    let checked = live.json("!leak check m");
+    let block = block(&checked["result"], STILL);
+    assert_eq!(block["verdict"], "unknown", "{block}");
+    if readable {
+        assert_eq!(block["evidence"], serde_json::json!(["content", "address"]), "{block}");
+    }
     live.leave();
 }
