@@ -362,7 +362,7 @@ fn a_stack_that_the_log_does_not_hold() {
     let file = live.file("m.json");
     let text = live.text(&format!("!leak mark m Leak -file {file}"));
     assert!(text.contains("The verifier's log has the call stacks of 0 of them."), "{text}");
-    let tracked = live.json("!leak mark m Leak")["result"]["with_caller"].as_u64().unwrap();
+    let tracked = live.json(&format!("!leak mark m Leak -file {file}"))["result"]["with_caller"].as_u64().unwrap();
     live.text("g; .sleep 0n20; .break");
     let checked = live.json("!leak check m");
     let blocks = checked["result"]["blocks"].as_array().unwrap();

@@ -62,6 +62,11 @@ pub trait Kernel: Memory {
         Err(unchangeable())
     }
 
+    /// Before the target is left these bytes are written here; empty ones take it back.
+    fn restore_on_leave(&self, _address: u64, _data: &[u8]) -> Result<(), TargetError> {
+        Err(unchangeable())
+    }
+
     /// Plants a breakpoint.
     fn set_breakpoint(&self, _address: u64) -> Result<(), TargetError> {
         Err(unchangeable())
@@ -153,6 +158,10 @@ impl Kernel for Halted {
 
     fn write_physical(&self, address: u64, data: &[u8]) -> Result<usize, TargetError> {
         Ok(Halted::write_physical(self, address, data)?)
+    }
+
+    fn restore_on_leave(&self, address: u64, data: &[u8]) -> Result<(), TargetError> {
+        Halted::restore_on_leave(self, address, data)
     }
 
     fn set_breakpoint(&self, address: u64) -> Result<(), TargetError> {

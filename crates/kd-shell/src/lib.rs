@@ -13,6 +13,7 @@ mod disassembly;
 mod error;
 pub mod grammar;
 mod kernel;
+mod leftover;
 mod log;
 mod monitor;
 mod output;

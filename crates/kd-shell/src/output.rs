@@ -116,7 +116,7 @@ pub(crate) fn show(
                 command,
                 ok: failure.is_none(),
                 error: failure.as_ref().map(CommandError::to_string),
-                complete: reply.as_ref().is_some_and(|reply| reply.complete),
+                complete: failure.is_none() && reply.as_ref().is_some_and(|reply| reply.complete),
                 warnings,
                 result: result.unwrap_or_default(),
                 cost: cost.into(),

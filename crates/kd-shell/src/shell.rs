@@ -136,6 +136,12 @@ impl Shell {
         self.halted().map(|halted| banner::prompt(halted))
     }
 
+    /// Undoes what a session that died left changed in this target, and says what.
+    pub fn undo_leftovers(&self) -> Vec<String> {
+        let Some(halted) = self.halted() else { return Vec::new() };
+        crate::leftover::undo(halted).unwrap_or_else(|error| vec![error.to_string()])
+    }
+
     /// The banner of a target that stands still for the first time.
     pub fn banner(&mut self, break_requested: bool) -> Result<String, Fault> {
         let Some(Target::Halted(halted)) = &self.target else { return Err(Fault::Running) };

@@ -97,6 +97,8 @@ struct Actor {
     halts: u64,
     /// Ours.
     breakpoints: Vec<Breakpoint>,
+    /// Memory to be written back before the target is left.
+    restore: Vec<(u64, Bytes)>,
     /// The target runs one instruction for us: off a breakpoint, or because the user wants it.
     stepping: Option<Stepping>,
     heard: bool,
@@ -131,6 +133,7 @@ pub(crate) async fn run(
         resumed: None,
         halts: 0,
         breakpoints: Vec::new(),
+        restore: Vec::new(),
         stepping: None,
         heard: false,
         deaf: false,
@@ -293,6 +296,7 @@ impl Actor {
     fn restarted(&mut self) {
         *self.shared.kept_modules() = None;
         self.breakpoints.clear();
+        self.restore.clear();
         self.stepping = None;
         self.version = None;
         self.at = None;
@@ -468,6 +472,13 @@ impl Actor {
             Ask::SetBreakpoint { address } => {
                 self.release_leftovers().await;
                 self.set_breakpoint(processor, address).await.map(|()| Answer::Done)
+            }
+            Ask::RestoreOnLeave { address, data } => {
+                self.restore.retain(|(known, _)| *known != address);
+                if !data.is_empty() {
+                    self.restore.push((address, data));
+                }
+                Ok(Answer::Done)
             }
             Ask::ClearBreakpoint { address } => self.clear_breakpoint(address).map(|()| Answer::Done),
             Ask::Search { address, length, pattern } => {
@@ -870,10 +881,12 @@ impl Actor {
     async fn leave(&mut self) {
         self.session.stand_by();
         self.break_wanted = false;
-        if self.at.is_none() && self.breakpoints.iter().any(|ours| ours.handle.is_some()) {
+        let planted = self.breakpoints.iter().any(|ours| ours.handle.is_some());
+        if self.at.is_none() && (planted || !self.restore.is_empty()) {
             self.stop_to_leave().await;
         }
         if self.at.is_some() {
+            self.write_back().await;
             self.release_breakpoints().await;
             if let Err(error) = self.go(false).await {
                 tracing::warn!(%error, "could not let the target run");
@@ -898,6 +911,16 @@ impl Actor {
                     Step::Deadline | Step::Lost(_) => return,
                     Step::Order(_) | Step::OrdersClosed => {}
                 },
+            }
+        }
+    }
+
+    /// Undoes what was changed for a while.
+    async fn write_back(&mut self) {
+        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return };
+        for (address, data) in std::mem::take(&mut self.restore) {
+            if let Err(error) = self.write(processor, address, data, false).await {
+                tracing::warn!(%error, "{address:x} could not be restored");
             }
         }
     }

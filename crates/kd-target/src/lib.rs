@@ -142,16 +142,50 @@ pub enum Leave {
 /// What the handles ask of the session's task.
 #[derive(Debug)]
 enum Ask {
-    Read { address: u64, length: usize },
-    ReadPhysical { address: u64, length: usize },
-    Write { address: u64, data: Bytes, physical: bool },
-    Search { address: u64, length: u64, pattern: Vec<u8> },
-    Context { processor: u16 },
-    SetContext { processor: u16, context: Bytes },
-    ReadControl { processor: u16, selector: u64, length: u32 },
-    SetBreakpoint { address: u64 },
-    ClearBreakpoint { address: u64 },
-    Go { single_step: bool },
+    Read {
+        address: u64,
+        length: usize,
+    },
+    ReadPhysical {
+        address: u64,
+        length: usize,
+    },
+    Write {
+        address: u64,
+        data: Bytes,
+        physical: bool,
+    },
+    Search {
+        address: u64,
+        length: u64,
+        pattern: Vec<u8>,
+    },
+    Context {
+        processor: u16,
+    },
+    SetContext {
+        processor: u16,
+        context: Bytes,
+    },
+    ReadControl {
+        processor: u16,
+        selector: u64,
+        length: u32,
+    },
+    SetBreakpoint {
+        address: u64,
+    },
+    ClearBreakpoint {
+        address: u64,
+    },
+    /// What is written back before the target is left; without data nothing any more.
+    RestoreOnLeave {
+        address: u64,
+        data: Bytes,
+    },
+    Go {
+        single_step: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -432,6 +466,12 @@ impl Halted {
             }
         }
         Ok(done)
+    }
+
+    /// Before the target is left, however that comes about, these bytes are written here; empty ones take it back.
+    pub fn restore_on_leave(&self, address: u64, data: &[u8]) -> Result<(), TargetError> {
+        let (address, data) = (self.on_the_wire(address), Bytes::copy_from_slice(data));
+        self.ask(Ask::RestoreOnLeave { address, data }).map(drop)
     }
 
     /// Adds a breakpoint, which is in the target's table while the target runs. Leaving takes all of them out.

@@ -180,6 +180,8 @@ impl Work {
             complain(&fault.to_string());
             return Ok(self.leave(Next::Lost));
         }
+        let undone = self.shell.borrow().undo_leftovers();
+        undone.iter().for_each(|line| complain(line));
         let checked = self.shell.borrow().check_symbol_path();
         match checked {
             Ok(warning) => warning.iter().for_each(|warning| complain(warning)),

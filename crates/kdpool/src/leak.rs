@@ -118,6 +118,12 @@ pub(crate) struct LeakArgs {
     mark: Option<PathBuf>,
     #[command(flatten)]
     files: Files,
+    /// Add the mark and every check to a directory of Parquet files, partitioned by machine and date
+    #[arg(long, value_name = "DIR")]
+    parquet: Option<PathBuf>,
+    /// The machine's name in those files
+    #[arg(long, value_name = "NAME", requires = "parquet")]
+    machine: Option<String>,
     #[command(flatten)]
     debug: DebugArgs,
 }
@@ -205,6 +211,12 @@ fn line(arguments: &LeakArgs) -> Result<String, String> {
     }
     if let Some(file) = &arguments.mark {
         add("-file", text(file)?)?;
+    }
+    if let Some(directory) = &arguments.parquet {
+        add("-parquet", text(directory)?)?;
+    }
+    if let Some(machine) = &arguments.machine {
+        add("-machine", machine)?;
     }
     match arguments.fail_on {
         Some(FailOn::Confirmed) => add("-fail-on", "confirmed")?,

@@ -2,8 +2,12 @@
 
 mod flame;
 mod html;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod umdh;
 
 pub use flame::{Column, flame_graph, folded};
 pub use html::html;
+#[cfg(feature = "parquet")]
+pub use parquet::{ExportError, export_check, export_mark};
 pub use umdh::{umdh, umdh_snapshot};

@@ -56,6 +56,15 @@ pub enum StackFrom {
     Verifier,
 }
 
+impl StackFrom {
+    pub fn word(self) -> &'static str {
+        match self {
+            StackFrom::Log => "log",
+            StackFrom::Verifier => "verifier",
+        }
+    }
+}
+
 /// Why the log has no record of a block's allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -70,6 +79,16 @@ pub enum NoStack {
 }
 
 impl NoStack {
+    /// As in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            NoStack::NoLog => "no_log",
+            NoStack::Wrapped => "wrapped",
+            NoStack::NotVerified => "not_verified",
+            NoStack::Before => "before",
+        }
+    }
+
     pub fn why(self) -> &'static str {
         match self {
             NoStack::NoLog => "the kernel keeps no pool log",
@@ -172,7 +191,7 @@ pub struct Depth {
 const MAX_SEARCHED: usize = 4096;
 
 /// Addresses from the log that are looked up instead of searching for the tag's blocks.
-const MAX_CANDIDATES: usize = 16;
+const MAX_CANDIDATES: usize = 12;
 
 /// `_MM_DRIVER_VERIFIER_DATA.Level`
 const POOL_TRACKING: u32 = 8;
@@ -530,7 +549,7 @@ impl Snapshot {
         true
     }
 
-    /// Takes the blocks of the mark and looks up the addresses that the log names since. That is all of them if every
+    /// Takes the blocks of the mark and looks up addresses that the log names since. That is all of them if every
     /// operation that the tag's counters counted is then accounted for.
     fn take_from_candidates(
         &mut self,
@@ -543,47 +562,74 @@ impl Snapshot {
         let (Some(harvest), Some(tag)) = (harvest.filter(|harvest| harvest.is_complete()), self.scope.tag) else {
             return Ok(false);
         };
-        let Some((allocs, frees)) = self.gained(then, tag) else { return Ok(false) };
+        let Some(gained) = self.gained(then, tag) else { return Ok(false) };
         let all_large = then.blocks.iter().all(|block| block.source == Source::Large);
-        let candidates: Vec<u64> = harvest.addresses().filter(|address| address & 0xfff == 0).collect();
-        if !then.complete || !all_large || candidates.is_empty() || candidates.len() > MAX_CANDIDATES {
+        if !then.complete || !all_large {
             return Ok(false);
         }
+        let sites = sites(then, resolver)?;
         let mut blocks: BTreeMap<u64, Block> = then.blocks.iter().map(|block| (block.address, block.clone())).collect();
+        // Those that were of the tag, or were allocated where the tag is; then others that may be allocated now.
+        let (mut likely, mut others) = (Vec::new(), Vec::new());
+        for address in harvest.addresses().filter(|address| address & 0xfff == 0) {
+            let mut ours = blocks.contains_key(&address);
+            for record in harvest.at(address).iter().filter(|record| record.operation == Operation::Allocate) {
+                ours |= resolver.site(&record.frames)?.is_some_and(|site| sites.contains(&site));
+            }
+            if ours {
+                likely.push(address);
+            } else if harvest.at(address).last().is_some_and(|last| last.operation != Operation::Free) {
+                others.push(address);
+            }
+        }
         let (mut occupied, mut freed) = (BTreeSet::new(), BTreeSet::new());
         // Operations that are the tag's for certain: what made the state of now out of that of then.
         let mut certain = (0, 0);
-        let sites = sites(then, resolver)?;
-        for &address in &candidates {
-            let was = blocks.remove(&address).is_some();
-            let page = big_pages::lookup(kernel, address)?;
-            let of_tag = page.as_ref().is_some_and(|page| page.tag.key() == tag);
-            let records = harvest.at(address);
-            let last = records.iter().rfind(|record| record.operation == Operation::Allocate);
-            certain.1 += u64::from(was);
-            match page {
-                Some(page) if !page.free && self.wants(page.tag, Some(page.kind.is_paged())) => {
-                    certain.0 += u64::from(last.is_some());
-                    blocks.insert(address, large(&page));
+        for round in [likely, others] {
+            if certain == gained {
+                break;
+            }
+            if round.len() > MAX_CANDIDATES {
+                return Ok(false);
+            }
+            for address in round {
+                let was = blocks.remove(&address).is_some();
+                let page = big_pages::lookup(kernel, address)?;
+                let of_tag = page.as_ref().is_some_and(|page| page.tag.key() == tag);
+                let live = page.as_ref().is_some_and(|page| !page.free);
+                let mut is_ours = was;
+                let records = harvest.at(address);
+                let last = records.iter().rposition(|record| record.operation == Operation::Allocate);
+                for (at, record) in records.iter().enumerate() {
+                    let ours = match record.operation {
+                        // The table says what the last one was of, and keeps that after its free.
+                        Operation::Allocate if last == Some(at) => page.is_some() && of_tag,
+                        Operation::Allocate => resolver.site(&record.frames)?.is_some_and(|site| sites.contains(&site)),
+                        Operation::Free => false,
+                        Operation::Unknown => return Ok(false),
+                    };
+                    certain.1 += u64::from(is_ours);
+                    certain.0 += u64::from(ours);
+                    is_ours = ours;
                 }
-                Some(page) if !page.free && was => {
-                    occupied.insert(address);
+                if is_ours != (live && of_tag) {
+                    return Ok(false);
                 }
-                Some(page) if page.free && of_tag => {
-                    freed.insert(address);
-                    // Allocated and freed in between. An old entry alone does not say when.
-                    let site = last.map(|record| resolver.site(&record.frames)).transpose()?.flatten();
-                    if site.is_some_and(|site| sites.contains(&site)) {
-                        let times =
-                            records.iter().filter(|record| record.operation == Operation::Allocate).count() as u64;
-                        certain.0 += times;
-                        certain.1 += times;
+                match page {
+                    Some(page) if live && self.wants(page.tag, Some(page.kind.is_paged())) => {
+                        blocks.insert(address, large(&page));
                     }
+                    Some(_) if live && was => {
+                        occupied.insert(address);
+                    }
+                    Some(_) if !live && of_tag => {
+                        freed.insert(address);
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
         }
-        if certain != (allocs, frees) {
+        if certain != gained {
             return Ok(false);
         }
         self.blocks = blocks.into_values().collect();

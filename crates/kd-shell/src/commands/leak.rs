@@ -7,6 +7,7 @@ mod freed;
 mod mark;
 mod report;
 mod setup;
+mod trace;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ use crate::text::visible_name;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!leak"],
-    usage: "!leak mark | check | watch | freed | setup | report",
+    usage: "!leak mark | check | watch | freed | setup | trace | report",
     help: "mark the pool, let the target run, and say of each block whether it is still the same allocation",
     details: "!leak mark [name] [tag] [pooltype] [-file F] [-small] [-all]\n\
               \x20                                                remember the blocks of a tag (all large ones without a tag)\n\
@@ -36,11 +37,15 @@ pub(super) const INFO: CommandInfo = CommandInfo {
               \x20           [-fail-on confirmed|growing] [options]\n\
               !leak freed address                              who freed a block: its history, newest first\n\
               !leak setup driver.sys                           whether the verifier covers a driver, and what to type if not\n\
+              !leak trace tag [-hits N] [-rate R] [-frozen T] [-for T]\n\
+              \x20                                                who allocates and frees, without the verifier; changes\n\
+              \x20                                                nt!PoolHitTag for a while (needs .allow_write on)\n\
               !leak report F [F2] [options]                    a mark's or report's file, or two marks compared, without a\n\
               \x20                                                target, with the symbols of the present symbol path\n\
               -small lists blocks below a page too, whatever that costs (a mark says what it would); -all does so for all\n\
               tags. Options: -v all blocks, -d decimal, -skip module!pattern, and files: -html F, -json F, -svg F,\n\
-              -svg-count F, -svg-diff F, -folded F, -folded-count F, -folded-diff F.\n\
+              -svg-count F, -svg-diff F, -folded F, -folded-count F, -folded-diff F; -parquet DIR -machine NAME adds every mark\n\
+              and check to a directory of Parquet files.\n\
               Verdicts are still, freed, reused, new and unknown; each names its evidence (docs/leaks.md).",
     action: Action::Drive(run),
 };
@@ -55,6 +60,7 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         "check" => drive.with(|context| check::run(context, rest)),
         "freed" => drive.with(|context| freed::run(context, rest)),
         "setup" => drive.with(|context| setup::run(context, rest)),
+        "trace" => trace::run(drive, rest),
         "report" => drive.with(|context| report::run(context, rest)),
         "watch" => watch::run(drive, rest),
         "" => Err(usage(&INFO, "what is to be done?")),

@@ -115,6 +115,12 @@ fn walk(context: &mut Context<'_>, state: State, count: u64) -> Result<Walked, C
     }
 }
 
+/// Where the processor that stopped is, and its return addresses, innermost first.
+pub(super) fn addresses(context: &mut Context<'_>, count: u64) -> Result<Vec<u64>, CommandError> {
+    let state = registers::state(&Registers::read(context.kernel()?)?);
+    Ok(walk(context, state, count)?.frames.iter().map(|frame| frame.address.0).collect())
+}
+
 /// Where the current function returns to, and the least stack pointer that it leaves there.
 pub(super) fn caller(context: &mut Context<'_>, state: State) -> Result<(u64, u64), CommandError> {
     let walked = walk(context, state, 2)?;

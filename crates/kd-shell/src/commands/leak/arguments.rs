@@ -26,6 +26,11 @@ pub(super) struct Arguments {
     pub until_confirmed: bool,
     /// The outcome that makes the watch fail.
     pub fail_on: Option<FailOn>,
+    pub hits: Option<u32>,
+    /// Hits a second.
+    pub rate: Option<u32>,
+    /// How long the target may stand still.
+    pub frozen: Option<Duration>,
     /// Small blocks too, whatever it costs.
     pub small: bool,
     /// All pool, where no tag is given.
@@ -45,6 +50,10 @@ pub(super) struct Options {
     pub decimal: bool,
     pub skip: Skip,
     pub files: Vec<(FileKind, PathBuf)>,
+    /// Where Parquet files go.
+    pub parquet: Option<PathBuf>,
+    /// Which machine they say it is.
+    pub machine: Option<String>,
 }
 
 /// Words, of which quotes make one.
@@ -100,6 +109,18 @@ impl Arguments {
                     let file = path(value("a file name")?);
                     parsed.report.files.extend(FileKind::of(option).map(|kind| (kind, file)));
                 }
+                "-parquet" if cfg!(not(feature = "parquet")) => {
+                    return Err(CommandError::Failed("this kdpool was built without Parquet".into()));
+                }
+                "-parquet" => parsed.report.parquet = Some(path(value("a directory")?)),
+                "-machine" => {
+                    let name = unquoted(&value("a name")?).to_owned();
+                    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+                    if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+                        return Err(usage(&INFO, "a machine's name has letters, digits, '.', '-' and '_'"));
+                    }
+                    parsed.report.machine = Some(name);
+                }
                 "-small" => parsed.small = true,
                 "-all" => (parsed.small, parsed.all) = (true, true),
                 "-skip" => parsed.report.skip.add(unquoted(&value("module!pattern")?)),
@@ -108,10 +129,16 @@ impl Arguments {
                 "-every" => parsed.every = Some(time(value("a time")?)?),
                 "-for" => parsed.run_for = Some(time(value("a time")?)?),
                 "-min-age" => parsed.min_age = Some(time(value("a time")?)?),
-                "-times" => {
+                "-frozen" => parsed.frozen = Some(time(value("a time")?)?),
+                option @ ("-times" | "-hits" | "-rate") => {
                     let text = value("a number")?;
-                    let times = unquoted(&text).parse().ok().filter(|times| *times > 0);
-                    parsed.times = Some(times.ok_or_else(|| usage(&INFO, "-times needs a number above 0"))?);
+                    let number = unquoted(&text).parse().ok().filter(|number| *number > 0);
+                    let number = number.ok_or_else(|| usage(&INFO, format!("{option} needs a number above 0")))?;
+                    *match option {
+                        "-times" => &mut parsed.times,
+                        "-hits" => &mut parsed.hits,
+                        _ => &mut parsed.rate,
+                    } = Some(number);
                 }
                 "-fail-on" => {
                     parsed.fail_on = match unquoted(&value("confirmed or growing")?) {

@@ -7,7 +7,7 @@ use nt_leaks::{BlockReport, CheckReport, LookError, Mark, StackFrom, umdh};
 use serde::Serialize;
 
 use super::arguments::{Arguments, Options};
-use super::files::write_files;
+use super::files::{export, write_files};
 use super::mark::{name, place};
 use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
@@ -46,8 +46,10 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     };
     let mut held = held;
     let report = look(context, &mut held);
+    let exported = report.as_ref().map_or(Ok(()), |report| export(&held.mark, Some(report), &arguments.report));
     context.session.leaks.insert(name, held);
     let report = report?;
+    exported?;
     write_files(std::slice::from_ref(&report), &report, &arguments.report)?;
     let notes = report.notes.clone();
     Ok(Reply::with_notes(Checked { report, options: arguments.report, width }, notes))

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use nt_leaks::{CheckReport, Column, Skip, flame_graph, folded, html};
+use nt_leaks::{CheckReport, Column, Mark, Skip, flame_graph, folded, html};
 use serde::Serialize;
 
 use super::arguments::Options;
@@ -56,5 +56,22 @@ pub(super) fn write_files(
         fs::write(path, text)
             .map_err(|error| CommandError::Failed(format!("cannot write {}: {error}", path.display())))?;
     }
+    Ok(())
+}
+
+/// Adds a look to the Parquet files that were asked for: the mark itself, or a check of it.
+#[cfg(feature = "parquet")]
+pub(super) fn export(mark: &Mark, check: Option<&CheckReport>, options: &Options) -> Result<(), CommandError> {
+    let Some(directory) = &options.parquet else { return Ok(()) };
+    let machine = options.machine.as_deref().unwrap_or("unnamed");
+    let exported = match check {
+        None => nt_leaks::export_mark(directory, machine, mark),
+        Some(report) => nt_leaks::export_check(directory, machine, mark, report),
+    };
+    exported.map_err(|error| CommandError::Failed(error.to_string()))
+}
+
+#[cfg(not(feature = "parquet"))]
+pub(super) fn export(_: &Mark, _: Option<&CheckReport>, _: &Options) -> Result<(), CommandError> {
     Ok(())
 }

@@ -10,6 +10,7 @@ use nt_pool::Tag;
 use serde::Serialize;
 
 use super::arguments::{Arguments, scope};
+use super::files::export;
 use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::commands::usage;
@@ -73,6 +74,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
                 None
             }
         };
+        export(&held.mark, None, &arguments.report)?;
         let answer = marked(&held.mark, file);
         context.session.leaks.insert(name, held);
         Ok(Reply::with_notes(answer, notes))

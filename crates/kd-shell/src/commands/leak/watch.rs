@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::arguments::{Arguments, FailOn, Options, scope};
 use super::check::{look, write_report};
-use super::files::write_files;
+use super::files::{export, write_files};
 use super::mark::take;
 use super::{Held, INFO};
 use crate::answer::{Reply, Text};
@@ -102,6 +102,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     if let Some(file) = &arguments.file {
         held.mark.save(file).map_err(|error| CommandError::Failed(error.to_string()))?;
     }
+    export(&held.mark, None, &arguments.report)?;
     let limit = drive.with(|context| pool_limit(context, &held.mark))?;
     let counters = held.mark.snapshot.counters.get(&key).copied().unwrap_or_default();
     let at_mark = AtMark {
@@ -234,6 +235,7 @@ impl Watch<'_> {
                 let now = harvest.now();
                 (now.index.wrapping_sub(then.index), now.length)
             });
+            export(&held.mark, Some(&report), &self.arguments.report)?;
             self.add(report, cost, log.map(|log| log.0));
             let next = (self.arguments.times.is_none_or(|times| self.stops.len() < times as usize)).then_some(every);
             drive.say_row(&self.table(next), &(self.line() + "  " + &self.sparkline() + "\n"));
