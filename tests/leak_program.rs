@@ -533,6 +533,9 @@ fn a_trace_that_is_killed_is_undone() {
     assert_eq!(tag.value(), LEAK_TAG);
     let output = tag.trace("vertarget").output().unwrap();
     assert!(errors(&output).contains("An earlier session had set nt!PoolHitTag to 0x6b61654c"), "{}", errors(&output));
-    assert_eq!((tag.value(), tag.notes()), (tag.before, 0));
+    assert_eq!(tag.value(), tag.before);
+    // That of the first one says nothing that is still so, and is kept until it is old: another machine of the same
+    // kernel may have written it.
+    assert_eq!(tag.notes(), 1);
     assert!(lab.is_running());
 }

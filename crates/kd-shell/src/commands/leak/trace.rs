@@ -20,7 +20,6 @@ use crate::commands::{stack, usage};
 use crate::error::CommandError;
 use crate::leftover::{Leftover, Note, timestamp};
 use crate::output::difference;
-use crate::session::no_symbols;
 use crate::shell::{Drive, is_cancelled};
 use crate::text::Hex;
 
@@ -186,7 +185,7 @@ impl Trace {
     fn arm(drive: &mut Drive<'_>, key: u32, skip: Skip) -> Result<Trace, CommandError> {
         let leftover = drive.with(|context| {
             let kernel = context.kernel()?;
-            let nt = context.session.symbols.nt(kernel).map_err(no_symbols)?;
+            let nt = context.session.symbols.nt(kernel)?;
             let symbol = nt.symbol("PoolHitTag").ok_or_else(|| {
                 CommandError::Failed("this kernel has no nt!PoolHitTag (or the symbols do not say where)".into())
             })?;
