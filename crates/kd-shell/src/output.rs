@@ -17,6 +17,8 @@ pub trait Output {
     fn write(&mut self, text: &str);
     /// A line about a command that failed. Only in kd's format; in JSON it is in the object.
     fn error(&mut self, line: &str);
+    /// Clears the screen where there is one.
+    fn clear(&mut self) {}
     /// A line about an answer that is as it should be. Only in kd's format.
     fn remark(&mut self, line: &str) {
         self.error(line);

@@ -464,6 +464,10 @@ impl Output for Tee<'_> {
         self.out.error(line);
     }
 
+    fn clear(&mut self) {
+        self.out.clear();
+    }
+
     fn remark(&mut self, line: &str) {
         self.log.write(line);
         self.out.remark(line);

@@ -55,6 +55,15 @@ impl Output for Console {
         let _ = anstream::stderr().lock().write_all(line.as_bytes());
     }
 
+    fn clear(&mut self) {
+        let terminal = Term::stdout();
+        if terminal.is_term() {
+            // A terminal that went away shows at the next write.
+            let _ = terminal.clear_screen();
+        }
+        self.table = 0;
+    }
+
     fn redraw(&mut self, table: &str, line: &str) {
         let terminal = Term::stdout();
         if !terminal.is_term() {

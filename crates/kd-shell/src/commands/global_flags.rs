@@ -28,7 +28,10 @@ pub(super) const CLEAR_SCREEN: CommandInfo = CommandInfo {
     usage: ".cls",
     help: "clear the screen; does nothing where there is none",
     details: "",
-    action: Action::Answer(|_| Ok(Reply::new(Done {}))),
+    action: Action::Drive(|drive| {
+        drive.clear_screen();
+        Ok(Reply::new(Done {}))
+    }),
 };
 
 /// <https://learn.microsoft.com/windows-hardware/drivers/debugger/gflags-flag-table>

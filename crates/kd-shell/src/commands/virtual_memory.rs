@@ -43,11 +43,12 @@ struct Count {
 }
 
 /// Label, variable, whether it counts bytes.
-const VARIABLES: [(&str, &str, bool); 8] = [
+const VARIABLES: [(&str, &str, bool); 9] = [
     ("Physical Memory", "MmNumberOfPhysicalPages", false),
     ("Available Pages", "MmAvailablePages", false),
     ("NonPagedPool Usage", "MmAllocatedNonPagedPool", false),
     ("NonPagedPool Max", "MmMaximumNonPagedPoolInPages", false),
+    ("NonPagedPool Max", "MmMaximumNonPagedPoolInBytes", true),
     ("PagedPool Usage", "MmPagedPoolInfo", false),
     ("PagedPool Maximum", "MmSizeOfPagedPoolInBytes", true),
     ("PagedPool Commit", "MmPagedPoolCommit", false),
@@ -80,6 +81,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             None => None,
         };
         let is_usage = matches!(name, "NonPagedPool Usage" | "PagedPool Usage");
+        // One limit in two variables, of which a kernel may keep only one.
+        if name == "NonPagedPool Max" && (value == Some(0) || counts.iter().any(|count: &Count| count.name == name)) {
+            continue;
+        }
         let count = match value {
             // A kernel without any pool does not run: the variable is not kept.
             Some(value) if value > 0 || !is_usage => {

@@ -84,6 +84,12 @@ impl Drive<'_> {
         self.shell.stop_lines()
     }
 
+    pub(crate) fn clear_screen(&mut self) {
+        if self.shell.format == Format::Kd {
+            self.out.clear();
+        }
+    }
+
     /// A line while the command runs; programs get their answer when it is done.
     pub(crate) fn say(&mut self, line: &str) {
         if self.shell.format == Format::Kd {
