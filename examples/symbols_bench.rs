@@ -120,7 +120,7 @@ fn hold(path: &Path) -> Result<(), Failure> {
 /// Types again under other names, until the PDB has 12 MB.
 fn padded(table: &Table) -> Table {
     let mut padded = table.clone();
-    for copy in 1..=9 {
+    for copy in 1..=18 {
         let copies = table.user_types.iter().map(|(name, kind)| (format!("{name}_COPY{copy}"), kind.clone()));
         padded.user_types.extend(copies);
     }

@@ -27,6 +27,7 @@ const DIRECTORY_EXCEPTION: usize = 3;
 const DIRECTORY_DEBUG: usize = 6;
 
 const IMAGE_DEBUG_TYPE_CODEVIEW: u32 = 2;
+const IMAGE_DEBUG_TYPE_REPRO: u32 = 16;
 
 /// Why an image's headers, or the record that names its PDB, cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -220,14 +221,24 @@ impl Image {
         Ok(bytes)
     }
 
+    fn debug_directory(&self, memory: &(impl Memory + ?Sized)) -> Result<Vec<u8>, ImageError> {
+        let Some((rva, size)) = self.debug else { return Ok(Vec::new()) };
+        self.read_at(memory, "debug directory", rva, size.min(MAX_DEBUG_ENTRIES * 0x1c) as usize)
+    }
+
+    /// Whether the linker put a hash of the build where the time stamp was (`/Brepro`).
+    pub fn is_reproducible(&self, memory: &(impl Memory + ?Sized)) -> Result<bool, ImageError> {
+        let directory = self.debug_directory(memory)?;
+        Ok(directory.chunks_exact(0x1c).any(|entry| u32_at(entry, 0xc) == Some(IMAGE_DEBUG_TYPE_REPRO)))
+    }
+
     /// Reads the record that names the PDB: two reads.
     pub fn pdb(self, memory: &(impl Memory + ?Sized)) -> Result<ImageIdentity, ImageError> {
         let base = self.base;
-        let Some((rva, size)) = self.debug else {
+        if self.debug.is_none() {
             return Err(ImageError::NoPdb { base, why: "it has no debug directory" });
-        };
-        let size = size.min(MAX_DEBUG_ENTRIES * 0x1c) as usize;
-        let directory = self.read_at(memory, "debug directory", rva, size)?;
+        }
+        let directory = self.debug_directory(memory)?;
         let mut entries = directory.chunks_exact(0x1c);
         let code_view = entries.find(|entry| u32_at(entry, 0xc) == Some(IMAGE_DEBUG_TYPE_CODEVIEW));
         let Some((rva, size)) = code_view.and_then(|entry| Some((u32_at(entry, 0x14)?, u32_at(entry, 0x10)?))) else {
@@ -290,6 +301,16 @@ mod tests {
             sections,
             [Section { name: ".text".into(), rva: 0x1000, size: 0x3000, characteristics: 0x6000_0020 }]
         );
+    }
+
+    #[test]
+    fn a_reproducible_build_is_known() {
+        let mut image = TestImage::new(b"x.pdb");
+        let read = |image: &TestImage| Image::read(image, BASE).unwrap().is_reproducible(image).unwrap();
+        assert!(!read(&image));
+        let (rva, _) = Image::read(&image, BASE).unwrap().debug.unwrap();
+        image.bytes[rva as usize + 0xc] = IMAGE_DEBUG_TYPE_REPRO as u8;
+        assert!(read(&image));
     }
 
     #[test]

@@ -69,6 +69,9 @@ struct Module {
     /// With `v` only: seconds since 1970, or a hash of the build.
     #[serde(skip_serializing_if = "Option::is_none")]
     timestamp: Option<u32>,
+    /// With `v` only: the time stamp is a hash of the build (`/Brepro`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reproducible: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -186,9 +189,9 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             continue;
         }
         let start = width.address(driver.base);
-        let (path, timestamp) = match options.verbose {
+        let (path, (timestamp, reproducible)) = match options.verbose {
             true => (kernel.driver_path(driver.base)?, timestamp(kernel, &driver)?),
-            false => (None, None),
+            false => (None, (None, false)),
         };
         modules.push(Module {
             name,
@@ -201,6 +204,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             checksum: driver.checksum,
             path,
             timestamp,
+            reproducible,
         });
     }
     let only_some = options.loaded_only || options.with_symbols || options.with_errors || address.is_some();
@@ -247,13 +251,19 @@ fn unloaded(
     }
 }
 
-/// From the image's header; when it is paged out, from the module list.
-fn timestamp(kernel: &dyn Kernel, driver: &Driver) -> Result<Option<u32>, Fault> {
-    match Image::read(kernel.memory(), driver.base) {
-        Ok(image) => Ok(Some(image.time_date_stamp)),
-        Err(ImageError::Fault(fault)) => Err(fault),
-        Err(_) => Ok((driver.timestamp != 0).then_some(driver.timestamp)),
-    }
+/// The time stamp and whether it is a hash: from the image's header, or, when it is paged out, from the module list.
+fn timestamp(kernel: &dyn Kernel, driver: &Driver) -> Result<(Option<u32>, bool), Fault> {
+    let memory = kernel.memory();
+    let image = match Image::read(memory, driver.base) {
+        Ok(image) => image,
+        Err(ImageError::Fault(fault)) => return Err(fault),
+        Err(_) => return Ok(((driver.timestamp != 0).then_some(driver.timestamp), false)),
+    };
+    let reproducible = match image.is_reproducible(memory) {
+        Err(ImageError::Fault(fault)) => return Err(fault),
+        reproducible => reproducible.unwrap_or(false),
+    };
+    Ok((Some(image.time_date_stamp), reproducible))
 }
 
 /// `Wed Jul  8 15:43:44 2015 (559DA7A0)`
@@ -285,7 +295,14 @@ impl Text for ModuleList {
                     writeln!(out, "    Image path: {}", visible_name(path))?;
                 }
                 writeln!(out, "    Image name: {image}")?;
-                writeln!(out, "    Timestamp:        {}", when(module.timestamp))?;
+                match module.timestamp.filter(|_| module.reproducible) {
+                    Some(hash) => writeln!(
+                        out,
+                        "    Image was built with /Brepro flag.\n    Timestamp:        {hash:08X} (This is a \
+                         reproducible build file hash, not a timestamp)"
+                    )?,
+                    None => writeln!(out, "    Timestamp:        {}", when(module.timestamp))?,
+                }
                 writeln!(out, "    CheckSum:         {:08X}", module.checksum)?;
                 writeln!(out, "    ImageSize:        {:08X}", module.end.0.wrapping_sub(module.start.0))?;
             }
@@ -317,6 +334,7 @@ mod tests {
             checksum: 0xaa7491,
             path: None,
             timestamp: Some(0x559da7a0),
+            reproducible: name == "odd",
         };
         ModuleList {
             modules: vec![
@@ -351,6 +369,10 @@ mod tests {
         let mut text = String::new();
         list(true).text(&mut text).unwrap();
         assert!(text.contains("    CheckSum:         00AA7491\n    ImageSize:        00783000\n"));
+        assert!(text.contains(
+            "    Image name: odd.sys\n    Image was built with /Brepro flag.\n    Timestamp:        559DA7A0 (This is a \
+             reproducible build file hash, not a timestamp)\n"
+        ));
     }
 
     #[test]
