@@ -306,13 +306,13 @@ impl Table {
         Ok(())
     }
 
-    /// The slot where the kernel's hash of a page number leads, and its neighbours.
+    /// The slot where the kernel's hash of a page number leads, and its neighbours. The product is as wide as a pointer.
     fn probe(&self, kernel: &Kernel<'_>, address: u64) -> Result<Option<BigPage>, Fault> {
         if !self.entries.is_power_of_two() {
             return Ok(None);
         }
         let mask = self.entries - 1;
-        let product = u64::from((address >> 12) as u32) * 0x9E5F;
+        let product = kernel.wrap(u64::from((address >> 12) as u32) * 0x9E5F);
         let mut slot = (product ^ product >> 32) & mask;
         let mut probed = 0;
         while probed < MAX_PROBES.min(self.entries) {

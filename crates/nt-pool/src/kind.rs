@@ -19,8 +19,12 @@ impl PoolKind {
         Self::of(pool_type & 1 != 0, pool_type & 0x20 != 0, pool_type & 0x200 != 0)
     }
 
-    /// `POOL_FLAGS` of `ExAllocatePool2`: 0x4 session, 0x40 nonpaged, 0x80 nonpaged executable, 0x100 paged.
+    /// `POOL_FLAGS` of `ExAllocatePool2`: 0x4 session, 0x40 nonpaged, 0x80 nonpaged executable, 0x100 paged. One of the
+    /// last three is always set; without them the value is a `POOL_TYPE`, which has no such bits.
     pub fn from_pool_flags(flags: u32) -> Self {
+        if flags & 0x1c0 == 0 {
+            return Self::from_pool_type(flags);
+        }
         Self::of(flags & 0x100 != 0, flags & 0x4 != 0, flags & 0x80 == 0)
     }
 
@@ -94,9 +98,15 @@ mod tests {
 
     #[test]
     fn pool_flags_name_the_same_pools() {
-        for (flags, kind) in
-            [(0x40, NonPagedNx), (0x80, NonPaged), (0x100, Paged), (0x102, Paged), (0x104, PagedSession)]
-        {
+        for (flags, kind) in [
+            (0x40, NonPagedNx),
+            (0x80, NonPaged),
+            (0x100, Paged),
+            (0x102, Paged),
+            (0x104, PagedSession),
+            (1, Paged),
+            (0x200, NonPagedNx),
+        ] {
             assert_eq!(PoolKind::from_pool_flags(flags), kind, "{flags:#x}");
         }
     }

@@ -63,12 +63,21 @@ fn files() -> Vec<PathBuf> {
 
 /// Runs `check` on machines of every kernel.
 fn each_machine(tables: Vec<Table>, seeds: &[u64], check: impl Fn(&Kernel<'_>, &Truth) + Sync) {
+    each_machine_with(tables, seeds, &SeededOptions::default(), check);
+}
+
+fn each_machine_with(
+    tables: Vec<Table>,
+    seeds: &[u64],
+    options: &SeededOptions,
+    check: impl Fn(&Kernel<'_>, &Truth) + Sync,
+) {
     let check = &check;
     std::thread::scope(|scope| {
         for (symbols, isf) in tables {
             scope.spawn(move || {
                 for &seed in seeds {
-                    let (machine, truth) = kernel::seeded(&isf, seed, &SeededOptions::default()).expect("a machine");
+                    let (machine, truth) = kernel::seeded(&isf, seed, options).expect("a machine");
                     println!("{:?}, build {}, seed {seed}", isf.machine, truth.build);
                     let memory = Machine(&machine);
                     let facts = machine.facts();
@@ -110,6 +119,23 @@ fn every_tag_and_every_live_block_and_no_other() {
 #[test]
 fn the_same_on_x86_and_arm64() {
     each_machine(others(), &SEEDS, everything);
+}
+
+/// The allocators' lists after so many allocations and frees that every page, chunk and slot was used again and again.
+#[test]
+fn more_than_a_million_allocations_and_frees() {
+    let options = SeededOptions { small_operations: 300_000, small_blocks: 3_000, ..SeededOptions::default() };
+    let mut tables = others();
+    // Of x64 the oldest and the newest: the old pool and the segment heap.
+    let has = |isf: &kd_fake::isf::Isf, name| isf.symbols.contains_key(name);
+    let ends = |isf: &kd_fake::isf::Isf| !has(isf, "ExpPoolQuotaCookie") || has(isf, "VfHandlePoolAlloc");
+    tables.extend(x64().into_iter().filter(|(_, isf)| ends(isf)));
+    each_machine_with(tables, &[3, 11], &options, |kernel, truth| {
+        let states: BTreeSet<SmallState> = truth.small.iter().map(|block| block.state).collect();
+        assert!(states.contains(&SmallState::Live) && states.contains(&SmallState::Lookaside), "{states:?}");
+        every_live_block(kernel, truth);
+        every_large_block(kernel, truth);
+    });
 }
 
 fn everything(kernel: &Kernel<'_>, truth: &Truth) {

@@ -3,6 +3,7 @@
 use crate::isf::IsfError;
 use crate::kernel::books::{EntryLayout, PoolKind, Usage};
 use crate::kernel::builder::Builder;
+use crate::machine::Machine;
 
 /// A row of the tag tables, summed over the processors.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +38,10 @@ pub(crate) const fn tag(text: &[u8; 4]) -> u32 {
     u32::from_le_bytes(*text)
 }
 
-/// Where the search for a tag or a page number starts, in a table of `mask + 1` slots.
-pub(crate) fn hash(value: u32, mask: u64) -> usize {
-    let product = 0x9e5f * u64::from(value);
+/// Where the search for a tag or a page number starts, in a table of `mask + 1` slots. The product is as wide as a
+/// pointer.
+pub(crate) fn hash(machine: Machine, value: u32, mask: u64) -> usize {
+    let product = 0x9e5f * u64::from(value) & if machine.is_x86() { 0xffff_ffff } else { u64::MAX };
     ((product ^ product >> 32) & mask) as usize
 }
 
@@ -57,7 +59,7 @@ impl Builder {
         let mask = place.slots - 1;
         let mut places: Vec<Option<&TagRow>> = vec![None; place.slots as usize];
         for row in rows {
-            let mut slot = hash(row.tag, mask);
+            let mut slot = hash(self.isf.machine, row.tag, mask);
             while places[slot].is_some() {
                 slot = (slot + 1) & mask as usize;
             }
@@ -111,7 +113,7 @@ impl Builder {
         self.memory.map(table, slots * size);
         let mut used = vec![false; slots as usize];
         for page in pages {
-            let mut slot = hash((page.address >> 12) as u32, slots - 1);
+            let mut slot = hash(self.isf.machine, (page.address >> 12) as u32, slots - 1);
             while used[slot] {
                 slot = (slot + 1) & (slots as usize - 1);
             }

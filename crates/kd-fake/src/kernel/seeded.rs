@@ -36,6 +36,8 @@ pub struct SeededOptions {
     pub small_operations: u32,
     /// Small blocks in use in a pool, or a heap, from which on no more are allocated than freed.
     pub small_blocks: usize,
+    /// Least and most bytes of a small block; mixed, mostly small ones without it.
+    pub small_sizes: Option<(u64, u64)>,
 }
 
 impl Default for SeededOptions {
@@ -47,6 +49,7 @@ impl Default for SeededOptions {
             operations: 2_000,
             small_operations: 6_000,
             small_blocks: 20_000,
+            small_sizes: None,
         }
     }
 }
@@ -101,6 +104,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         processors: machine.processors.iter().map(|kpcr| kpcr + prcb).collect(),
         unit: 2 * builder.width(),
         crowd: options.small_blocks,
+        sizes: options.small_sizes,
         operations: options.small_operations,
     };
     let (small, pages) = small::write(&mut builder, &mut map, &mut random, &world)?;

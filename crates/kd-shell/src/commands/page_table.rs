@@ -45,6 +45,8 @@ struct Entries {
     more: Option<String>,
     #[serde(skip)]
     width: Width,
+    #[serde(skip)]
+    value_digits: usize,
 }
 
 #[derive(Serialize)]
@@ -157,7 +159,9 @@ fn bits(scheme: Scheme, value: u64) -> String {
 
 impl Entries {
     fn new(walk: &Walk, scheme: Scheme, base: u64, address: u64, width: Width) -> Self {
-        let entries = walk.entries.iter().map(|entry| Entry {
+        // The four topmost entries of PAE are mapped nowhere, and kd does not show them.
+        let shown = walk.entries.iter().filter(|entry| scheme != Scheme::Pae || entry.shift != 30);
+        let entries = shown.map(|entry| Entry {
             level: entry.level,
             address: Hex(mapped_at(scheme, base, address, entry.shift)),
             physical_address: Hex(entry.at),
@@ -193,28 +197,32 @@ impl Entries {
             page_size,
             more,
             width,
+            value_digits: if scheme == Scheme::X86 { 8 } else { 16 },
         }
     }
 }
 
 impl Text for Entries {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        let digits = 2 * self.width.bytes();
-        let column = digits + 11;
-        let row = |out: &mut dyn fmt::Write, cell: &dyn Fn(&Entry) -> String| {
-            let row: String = self.entries.iter().map(|entry| format!("{:<column$}", cell(entry))).collect();
-            writeln!(out, "{}", row.trim_end())
-        };
+        let (digits, value_digits) = (2 * self.width.bytes(), self.value_digits);
+        let rows: [&dyn Fn(&Entry) -> String; 3] = [
+            &|entry| format!("{} at {:0digits$X}", entry.level, entry.address.0),
+            &|entry| format!("contains {:0value_digits$X}", entry.value.0),
+            &|entry| match entry.valid {
+                true => format!("pfn {:<9x} {}", entry.frame, entry.bits),
+                false => "not valid".into(),
+            },
+        ];
+        let column =
+            2 + rows.iter().flat_map(|row| self.entries.iter().map(|entry| row(entry).len())).max().unwrap_or(0);
         match self.width {
             Width::Eight => writeln!(out, "{:43}VA {}", "", self.width.pointer(self.address.0))?,
             Width::Four => writeln!(out, "{:20}VA {}", "", self.width.pointer(self.address.0))?,
         }
-        row(out, &|entry| format!("{} at {:0digits$X}", entry.level, entry.address.0))?;
-        row(out, &|entry| format!("contains {:0digits$X}", entry.value.0))?;
-        row(out, &|entry| match entry.valid {
-            true => format!("pfn {:<9x} {}", entry.frame, entry.bits),
-            false => "not valid".into(),
-        })?;
+        for row in rows {
+            let row: String = self.entries.iter().map(|entry| format!("{:<column$}", row(entry))).collect();
+            writeln!(out, "{}", row.trim_end())?;
+        }
         match &self.more {
             Some(more) => writeln!(out, " {more}"),
             None => Ok(()),

@@ -272,7 +272,19 @@ fn by_chain(
             walked.notes.push(format!("the stack ends at frame {number:02x}: {frame} cannot be read"));
             break;
         };
-        if caller == 0 || next == 0 {
+        if caller == 0 {
+            break;
+        }
+        if next == 0 {
+            // Where the stack begins: nothing called it.
+            walked.frames.push(Frame {
+                stack: Hex(0),
+                return_address: Hex(0),
+                address: Hex(caller),
+                symbol: names.name_of_code(caller)?,
+                arguments: Vec::new(),
+                trap: false,
+            });
             break;
         }
         if next <= frame {

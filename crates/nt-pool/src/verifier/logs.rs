@@ -63,24 +63,25 @@ const PENDING_VISTA: Names =
 
 /// Reads one log; `Wanted::Address` is a thread's or an IRP's. `Ok(None)`: this version, or these settings, have none.
 pub fn log(kernel: &Kernel<'_>, kind: LogKind, wanted: Wanted) -> Result<Option<EntryLog>, PoolError> {
+    let pointer = u64::from(kernel.pointer_size);
     // The type's name, and what is known of it where the symbols lack it.
     let (names, type_name, known) = match kind {
         LogKind::WatchedIrps => return watched_irps(kernel, wanted),
         LogKind::Faults => (&FAULTS, "_VI_FAULT_TRACE", None),
         LogKind::Irql => (&IRQL, "_VI_TRACK_IRQL", None),
         LogKind::CriticalRegions => (&REGIONS, "_VF_KE_CRITICAL_REGION_TRACE", None),
-        LogKind::Irps => (&IRPS, "_IOV_IRP_TRACE", Some(irp_trace())),
+        LogKind::Irps => (&IRPS, "_IOV_IRP_TRACE", Some(irp_trace(pointer))),
         LogKind::ForcedPending => {
             let vista = kernel.find_symbol(PENDING.table).is_none();
             let names = if vista { &PENDING_VISTA } else { &PENDING };
-            (names, "_IOV_FORCED_PENDING_TRACE", Some(forced_pending_trace()))
+            (names, "_IOV_FORCED_PENDING_TRACE", Some(forced_pending_trace(pointer)))
         }
     };
     if kernel.find_symbol(names.table).is_none() {
         return Ok(None);
     }
     let record = match (kernel.symbols.layout(type_name), known) {
-        (None, Some(layout)) if kernel.pointer_size == 8 => Record::of(kernel, layout.into())?,
+        (None, Some(layout)) => Record::of(kernel, layout.into())?,
         _ => Record::new(kernel, type_name)?,
     };
     let Some(ring) = Ring::read(kernel, names, record.size)? else { return Ok(None) };
@@ -181,31 +182,35 @@ fn field(name: &str, offset: u64, size: u64) -> Field {
     Field { name: name.into(), offset, size, bits: None, array: None, pointers: 0, type_name: "void".into() }
 }
 
-fn stack(offset: u64, frames: u64) -> Field {
-    Field { array: Some((frames, 8)), ..field("StackTrace", offset, frames * 8) }
+fn stack(offset: u64, frames: u64, pointer: u64) -> Field {
+    Field { array: Some((frames, pointer)), ..field("StackTrace", offset, frames * pointer) }
 }
 
-/// The IRP log's type where symbols lack it (Windows 7), on 64-bit Windows:
+/// The IRP log's type where symbols lack it (Windows 7); of 32 bits by the public type of later versions:
 ///
 /// ```text
-/// 00 Irp   08 Thread   10 CombinedApcDisable (4)   14 Irql (1)   18 StackTrace[13]   80
+/// 64 bits  00 Irp   08 Thread   10 CombinedApcDisable (4)   14 Irql (1)   18 StackTrace[13]   80
+/// 32 bits  00 Irp   04 Thread   08 CombinedApcDisable (4)   0c Irql (1)   10 StackTrace[12]   40
 /// ```
-fn irp_trace() -> Layout {
+fn irp_trace(pointer: u64) -> Layout {
+    let (size, frames) = if pointer == 4 { (0x40, 12) } else { (0x80, 13) };
     let fields = vec![
-        field("Irp", 0, 8),
-        field("Thread", 8, 8),
-        field("CombinedApcDisable", 0x10, 4),
-        field("Irql", 0x14, 1),
-        stack(0x18, 13),
+        field("Irp", 0, pointer),
+        field("Thread", pointer, pointer),
+        field("CombinedApcDisable", 2 * pointer, 4),
+        field("Irql", 2 * pointer + 4, 1),
+        stack(2 * pointer + 8, frames, pointer),
     ];
-    Layout { name: "of the IRP log".into(), size: 0x80, fields }
+    Layout { name: "of the IRP log".into(), size, fields }
 }
 
 /// The forced-pending log's:
 ///
 /// ```text
-/// 00 Irp   08 (not known)   10 StackTrace[62]   200
+/// 64 bits  00 Irp   08 (not known)   10 StackTrace[62]   200
+/// 32 bits  00 Irp   04 (not known)   08 StackTrace[62]   100
 /// ```
-fn forced_pending_trace() -> Layout {
-    Layout { name: "of the forced-pending log".into(), size: 0x200, fields: vec![field("Irp", 0, 8), stack(0x10, 62)] }
+fn forced_pending_trace(pointer: u64) -> Layout {
+    let fields = vec![field("Irp", 0, pointer), stack(2 * pointer, 62, pointer)];
+    Layout { name: "of the forced-pending log".into(), size: 64 * pointer, fields }
 }

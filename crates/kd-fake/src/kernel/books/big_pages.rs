@@ -130,7 +130,7 @@ impl BigPages {
     }
 
     fn probe(&self, address: u64, wanted: impl Fn(u64, u64) -> bool, memory: &Memory) -> Option<u64> {
-        let first = hash((address >> 12) as u32, self.slots - 1) as u64;
+        let first = hash(memory.machine(), (address >> 12) as u32, self.slots - 1) as u64;
         (0..self.slots).map(|step| self.table + ((first + step) & (self.slots - 1)) * self.layout.size as u64).find(
             |at| {
                 let mut va = [0; 8];

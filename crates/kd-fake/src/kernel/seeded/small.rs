@@ -28,6 +28,8 @@ pub(crate) struct World {
     /// KPRCBs.
     pub(crate) processors: Vec<u64>,
     pub(crate) operations: u32,
+    /// Least and most bytes of a block.
+    pub(crate) sizes: Option<(u64, u64)>,
 }
 
 /// Runs the version's allocator and writes its pool; returns the blocks by address, and those that are in the
@@ -75,9 +77,10 @@ impl Owner {
             1 | 2 => 0x400,
             _ => 0x120,
         };
+        let (least, most) = world.sizes.unwrap_or((1, sizes));
         Owner {
             tag: u32::from_le_bytes(**random.pick(&texts)),
-            size: 1 + random.below(sizes.min(limit)),
+            size: least + random.below(most.min(limit) - least + 1),
             process: random.once_in(5).then(|| *random.pick(&world.processes)),
         }
     }

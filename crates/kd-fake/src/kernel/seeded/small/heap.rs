@@ -15,6 +15,8 @@ const POPULAR: u32 = 12;
 /// Sizes that a lookaside list takes back, and how many of them.
 const LOOKASIDE: std::ops::RangeInclusive<u64> = 0x200..=0xf80;
 const DEPTH: usize = 64;
+/// Free chunks that are tried before one is taken that fits in any case.
+const NEAR: usize = 32;
 
 /// What a range of a segment's units holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,11 +273,13 @@ impl Heap {
         let Format { unit, first_chunk, .. } = self.format;
         let large = matches!(state, ChunkState::Large(_));
         let at = |vs: &Vs, first: u64| vs.address + first_chunk + first * unit;
-        // The smallest that is large enough with what has to stay free before the block.
-        let found = self.free_chunks.range((units, 0, 0)..).find_map(|&(size, vs, first)| {
+        let fit = |&(size, vs, first): &(u64, usize, u64)| {
             let gap = gap(at(&self.vs[vs], first), units, unit, large);
             (gap + units <= size).then_some((size, vs, first, gap))
-        });
+        };
+        // The smallest that is large enough with what has to stay free before the block; that is never two pages.
+        let near = self.free_chunks.range((units, 0, 0)..).take(NEAR).find_map(fit);
+        let found = near.or_else(|| self.free_chunks.range((units + 2 * PAGE / unit, 0, 0)..).find_map(fit));
         let (size, number, first, gap) = match found {
             Some(found) => found,
             None => {
@@ -330,13 +334,14 @@ impl Heap {
 
     /// Frees a random block.
     pub(crate) fn free(&mut self, random: &mut Random) {
-        match random.below(20) {
-            0 if !self.user.is_empty() => {
-                let (address, _) = self.user.swap_remove(random.below(self.user.len() as u64) as usize);
-                self.release(address);
-            }
-            1..14 => self.free_lfh(random),
-            _ => self.free_vs(random),
+        let number = random.below(self.live().max(1) as u64) as usize;
+        if number < self.user.len() {
+            let (address, _) = self.user.swap_remove(number);
+            self.release(address);
+        } else if number < self.user.len() + self.live_blocks.len() {
+            self.free_lfh(random);
+        } else {
+            self.free_vs(random);
         }
     }
 
