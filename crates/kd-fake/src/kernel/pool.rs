@@ -41,7 +41,10 @@ pub(crate) const fn tag(text: &[u8; 4]) -> u32 {
 /// Where the search for a tag or a page number starts, in a table of `mask + 1` slots. The product is as wide as a
 /// pointer.
 pub(crate) fn hash(machine: Machine, value: u32, mask: u64) -> usize {
-    let product = 0x9e5f * u64::from(value) & if machine.is_x86() { 0xffff_ffff } else { u64::MAX };
+    let product = match machine.is_x86() {
+        true => u64::from(value.wrapping_mul(0x9e5f)),
+        false => 0x9e5f * u64::from(value),
+    };
     ((product ^ product >> 32) & mask) as usize
 }
 
