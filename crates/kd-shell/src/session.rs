@@ -1,5 +1,7 @@
 //! What the shell remembers between commands, and what a command gets to see.
 
+use std::collections::HashMap;
+
 use kd_target::Cost;
 use nt_memory::Fault;
 use nt_memory::paging::Physical;
@@ -50,6 +52,8 @@ pub struct Session {
     pub(crate) saved_hits: Vec<u64>,
     /// `$extret`: what the last `!` command came to; `!poolfind -x` sets it to each block's address.
     pub(crate) extension_result: u64,
+    /// Bytes in use by tag at the last `!pooltop`.
+    pub(crate) pool_counts: Option<HashMap<nt_pool::Tag, u64>>,
     /// Where the last `!poolfind` that a limit stopped can go on: its arguments, and the address.
     pub(crate) stopped_search: Option<(String, u64)>,
     /// Whether commands may change the target.
@@ -80,6 +84,7 @@ impl Session {
             radix: 16,
             saved_hits: Vec::new(),
             extension_result: 0,
+            pool_counts: None,
             stopped_search: None,
             allow_write: false,
             process: None,

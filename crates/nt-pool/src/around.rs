@@ -1,10 +1,11 @@
 //! What lies around one address: its page's blocks, or the one allocation that it belongs to.
 
-use nt_memory::{PAGE_SIZE, read_sparse};
+use nt_memory::PAGE_SIZE;
 
 use crate::big_pages::{self, BigPage};
 use crate::classic_pool;
 use crate::lists::note;
+use crate::page_tables;
 use crate::pool_header::Headers;
 use crate::pool_page::{self, Block};
 use crate::segment_heap;
@@ -39,7 +40,7 @@ pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<Around, PoolError> {
     let page = address & !(PAGE_SIZE - 1);
     let mut around =
         Around { page, pool: None, contents: Contents::Nothing, problem: None, readable: true, notes: Vec::new() };
-    let bytes = read_sparse(kernel.memory, page, PAGE_SIZE as usize)?;
+    let bytes = page_tables::read(kernel, page, PAGE_SIZE as usize)?;
     around.readable = bytes.is_complete();
     match segment_heap::is_segment_heap(kernel)? {
         true => in_heap(kernel, address, &mut around)?,
@@ -102,7 +103,7 @@ fn in_heap(kernel: &Kernel<'_>, address: u64, around: &mut Around) -> Result<(),
         Content::Vs => vs(kernel, &formats, &area, address, around)?,
         Content::Lfh => lfh(kernel, &formats, &area, address, around)?,
         Content::SpecialRange => {
-            let bytes = read_sparse(kernel.memory, area.address, PAGE_SIZE as usize)?;
+            let bytes = page_tables::read(kernel, area.address, PAGE_SIZE as usize)?;
             let block = special_page::decode(kernel, area.address, &bytes.bytes);
             around.contents = block.map_or(Contents::Nothing, Contents::Special);
         }
@@ -113,7 +114,7 @@ fn in_heap(kernel: &Kernel<'_>, address: u64, around: &mut Around) -> Result<(),
 
 fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around: &mut Around) -> Result<(), PoolError> {
     let Some(format) = &formats.vs else { return Ok(()) };
-    let bytes = read_sparse(kernel.memory, area.address, area.length as usize)?;
+    let bytes = page_tables::read(kernel, area.address, area.length as usize)?;
     let mut places = Vec::new();
     let mut headless = false;
     let walked = format.chunks(&bytes, |chunk| {
@@ -179,7 +180,7 @@ fn lfh(
     around: &mut Around,
 ) -> Result<(), PoolError> {
     let Some(format) = &formats.lfh else { return Ok(()) };
-    let bytes = read_sparse(kernel.memory, area.address, area.length as usize)?;
+    let bytes = page_tables::read(kernel, area.address, area.length as usize)?;
     let mut places = Vec::new();
     let walked = format.slots(&bytes, |slot| {
         let at = area.address.wrapping_add(slot.offset);
@@ -208,7 +209,7 @@ fn lfh(
 /// Single bits of a page's headers that would make the chain whole if they were turned over: (address of the byte, bit).
 pub fn single_bit_errors(kernel: &Kernel<'_>, address: u64) -> Result<Vec<(u64, u8)>, PoolError> {
     let page = address & !(PAGE_SIZE - 1);
-    let mut bytes = read_sparse(kernel.memory, page, PAGE_SIZE as usize)?.bytes;
+    let mut bytes = page_tables::read(kernel, page, PAGE_SIZE as usize)?.bytes;
     let headers = Headers::new(kernel)?;
     let chain: Vec<_> = headers.chain(&bytes).map(|(offset, header)| (offset, header.is_ok())).collect();
     if chain.iter().all(|(_, whole)| *whole) {

@@ -49,6 +49,9 @@ pub struct BigPages {
     pub notes: Vec<String>,
 }
 
+/// Of `POOL_FLAGS`: nonpaged, nonpaged executable, paged.
+const POOL_FLAGS: u32 = 0x1c0;
+
 /// Entries of the table: 128 MB of them, enough for terabytes of pool.
 const MAX_ENTRIES: u64 = 1 << 22;
 
@@ -169,7 +172,12 @@ impl Entry {
         let (pool_type, kind) = match (self.pool_type, self.pool_flags) {
             (None, Some(flags)) => {
                 let flags = flags.get(entry) as u32;
-                (flags, PoolKind::from_pool_flags(flags))
+                // Every POOL_FLAGS of an allocation names its pool; without one the value is a POOL_TYPE.
+                let kind = match flags & POOL_FLAGS {
+                    0 => PoolKind::from_pool_type(flags),
+                    _ => PoolKind::from_pool_flags(flags),
+                };
+                (flags, kind)
             }
             (pool_type, _) => {
                 let pool_type = pool_type.map_or(0, |member| member.get(entry) as u32);

@@ -15,7 +15,8 @@ use std::ops::Range;
 use nt_memory::{Fault, ReadError, Sparse, read_sparse};
 
 use crate::kernel::{Variable, little_endian};
-use crate::lists::{follow, note, pointer_at, slist_first};
+use crate::lists::{follow, note, slist_first};
+use crate::page_tables;
 use crate::record::{Member, Record};
 use crate::small_blocks::{Area, Content, Kinds};
 use crate::{Kernel, PoolError, PoolKind};
@@ -477,7 +478,12 @@ pub(crate) fn resting(kernel: &Kernel<'_>, firsts: &[u64], notes: &mut Vec<Strin
     for &first in firsts {
         follow(kernel, "a list of freed blocks", kernel.wrap(first), 0, notes, &mut |at, _| {
             blocks.insert(at);
-            Ok(kernel.wrap(pointer_at(kernel, at)?))
+            // A block may wait in a page that is in transition.
+            let link = page_tables::read(kernel, at, kernel.pointer_size.into())?;
+            match link.is_complete() {
+                true => Ok(kernel.wrap(little_endian(&link.bytes))),
+                false => Err(PoolError::Unlikely(format!("the element at {at:016x} is not in memory"))),
+            }
         })?;
     }
     Ok(blocks)

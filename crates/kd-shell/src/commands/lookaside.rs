@@ -95,6 +95,9 @@ fn hit_rate(total: u64, misses: u64) -> u64 {
 
 impl Text for Lists {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        if self.lookasides.is_empty() {
+            writeln!(out, "No lookaside list is registered.")?;
+        }
         for list in &self.lookasides {
             let List { symbol, tag, key, size, total_allocates, allocate_misses, total_frees, free_misses, .. } = list;
             let address = self.width.pointer(list.address.0);

@@ -119,8 +119,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
                 let contains = block.contains(address);
                 let mut contents = Vec::new();
                 if flags & CONTENTS != 0 {
-                    let mut bytes = vec![0; SHOWN.min(block_size as usize)];
-                    let read = kernel.memory().read(header, &mut bytes)?;
+                    let mut bytes = vec![0; SHOWN.min(size as usize)];
+                    let read = kernel.memory().read(data, &mut bytes)?;
                     contents.extend(bytes[..read].as_chunks().0.iter().map(|dword| u32::from_le_bytes(*dword)));
                 }
                 blocks.push(Block {
@@ -230,9 +230,9 @@ impl Text for Pool {
             if let Some(description) = &block.description {
                 writeln!(out, "\t\t{description}")?;
             }
-            if let (Some(header), false) = (block.header, block.contents.is_empty()) {
+            if !block.contents.is_empty() {
                 for (index, line) in block.contents.chunks(4).enumerate() {
-                    let at = self.width.pointer(header.0.wrapping_add(index as u64 * 16));
+                    let at = self.width.pointer(block.address.0.wrapping_add(index as u64 * 16));
                     let line: Vec<String> = line.iter().map(|dword| format!("{dword:08x}")).collect();
                     writeln!(out, "{}{at}  {}", if index == 0 { " " } else { "    " }, line.join(" "))?;
                 }

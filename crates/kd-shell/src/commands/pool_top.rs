@@ -1,11 +1,12 @@
-//! `!pooltop [n] [-by bytes|count]`: the pool on one screen.
+//! `!pooltop [n] [-by bytes|count|growth]`: the pool on one screen.
 //!
 //! Counts come from the tag tables and the table of large allocations; nothing of the pool itself is read.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt;
 
-use nt_pool::{big_pages, tags};
+use nt_pool::{Tag, big_pages, tags};
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
@@ -16,9 +17,10 @@ use crate::session::Context;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!pooltop"],
-    usage: "!pooltop [n] [-by bytes|count]",
+    usage: "!pooltop [n] [-by bytes|count|growth]",
     help: "the pool on one screen: totals, large allocations, the biggest tags",
-    details: "n tags are shown, 10 (hexadecimal) unless another number is given, by bytes or by allocations in use.",
+    details: "n tags are shown, 10 (hexadecimal) unless another number is given, by bytes or by allocations in use, or \
+              by what their bytes\nhave grown by since the last !pooltop of this session.",
     action: Action::Answer(run),
 };
 
@@ -48,18 +50,21 @@ struct Row {
     description: String,
     /// Of all bytes in use, in percent.
     share: u64,
+    /// Bytes more than at the last `!pooltop`, if there was one.
+    growth: Option<i64>,
 }
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let mut count = 0x10;
-    let mut by_count = false;
+    let mut order = Order::Bytes;
     let mut words = context.arguments.split_whitespace();
     while let Some(word) = words.next() {
         match word {
             "-by" => match words.next() {
-                Some("bytes") => by_count = false,
-                Some("count") => by_count = true,
-                _ => return Err(usage(&INFO, "-by bytes or -by count")),
+                Some("bytes") => order = Order::Bytes,
+                Some("count") => order = Order::Count,
+                Some("growth") => order = Order::Growth,
+                _ => return Err(usage(&INFO, "-by bytes, -by count or -by growth")),
             },
             word => {
                 count = plain_number(word).ok_or_else(|| usage(&INFO, format!("'{word}' is no number of tags")))?;
@@ -71,7 +76,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let mut notes = counted.notes;
     notes.extend(large.notes);
     let (mut nonpaged, mut paged) = (Totals::default(), Totals::default());
-    let mut large_of = std::collections::HashMap::new();
+    let mut large_of = HashMap::new();
     for block in large.blocks.iter().filter(|block| !block.free) {
         let totals = if block.kind.is_paged() { &mut paged } else { &mut nonpaged };
         totals.large_bytes = totals.large_bytes.saturating_add(block.size);
@@ -90,9 +95,25 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         rows.push((usage.tag, bytes, count));
     }
     let all = nonpaged.bytes.saturating_add(paged.bytes);
-    rows.sort_by_key(|(_, bytes, count)| Reverse(if by_count { i128::from(*count) } else { i128::from(*bytes) }));
+    let now: HashMap<Tag, u64> = rows.iter().map(|(tag, bytes, _)| (*tag, *bytes)).collect();
+    let before = context.session.pool_counts.replace(now);
+    let growth = |tag: Tag, bytes: u64| {
+        let before = before.as_ref()?.get(&tag).copied().unwrap_or(0);
+        Some(bytes.wrapping_sub(before) as i64)
+    };
+    let mut remarks = Vec::new();
+    if order == Order::Growth && before.is_none() {
+        remarks.push("there is no earlier !pooltop to compare with; let the target run and ask again".into());
+    }
+    rows.sort_by_key(|(tag, bytes, count)| {
+        Reverse(match order {
+            Order::Count => i128::from(*count),
+            Order::Growth if before.is_some() => i128::from(growth(*tag, *bytes).unwrap_or(0)),
+            Order::Bytes | Order::Growth => i128::from(*bytes),
+        })
+    });
     rows.truncate(usize::try_from(count).unwrap_or(usize::MAX));
-    let row = |(tag, bytes, count): (nt_pool::Tag, u64, i64)| Row {
+    let row = |(tag, bytes, count): (Tag, u64, i64)| Row {
         tag: tag.to_string(),
         bytes,
         count,
@@ -100,9 +121,17 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         large_bytes: large_of.get(&tag).copied().unwrap_or(0),
         description: context.session.pool_tags.poolused(tag),
         share: bytes.saturating_mul(100).checked_div(all).unwrap_or(0),
+        growth: growth(tag, bytes),
     };
     let answer = PoolTop { nonpaged, paged, tags: rows.into_iter().map(row).collect() };
-    Ok(Reply::with_notes(answer, notes))
+    Ok(Reply { remarks, ..Reply::with_notes(answer, notes) })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Bytes,
+    Count,
+    Growth,
 }
 
 /// The width of a bar for all of the pool.
@@ -115,11 +144,14 @@ impl Text for PoolTop {
             let Totals { bytes, count, large_bytes, large_count } = totals;
             writeln!(out, " {name:<10}{bytes:>14} {count:>10} {large_bytes:>14} {large_count:>8}")?;
         }
-        writeln!(out, "\n Tag  {:>14} {:>10} {:>10} {:>14}", "Bytes", "Allocs", "Average", "Large bytes")?;
-        for Row { tag, bytes, count, average, large_bytes, description, share } in &self.tags {
+        let grown = if self.tags.iter().any(|row| row.growth.is_some()) { "       Growth" } else { "" };
+        writeln!(out, "\n Tag  {:>14} {:>10} {:>10} {:>14}{grown}", "Bytes", "Allocs", "Average", "Large bytes")?;
+        for row in &self.tags {
+            let Row { tag, bytes, count, average, large_bytes, description, share, growth } = row;
             let filled = (share * BAR / 100).min(BAR) as usize;
             let bar = format!("{:<20}", "#".repeat(filled));
-            writeln!(out, " {tag} {bytes:>14} {count:>10} {average:>10} {large_bytes:>14} {bar} {description}")?;
+            let grown = growth.map(|growth| format!(" {growth:>+12}")).unwrap_or_default();
+            writeln!(out, " {tag} {bytes:>14} {count:>10} {average:>10} {large_bytes:>14}{grown} {bar} {description}")?;
         }
         Ok(())
     }
