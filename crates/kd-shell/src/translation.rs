@@ -22,6 +22,7 @@ pub(crate) struct Tables<'a> {
     pub(crate) scheme: Scheme,
     pub(crate) software: SoftwarePte,
     root: u64,
+    kernel_base: u64,
 }
 
 /// Physical memory, a page at a time: a walk over many addresses asks for neighbouring entries.
@@ -75,15 +76,19 @@ impl<'a> Tables<'a> {
         };
         let software = software(scheme, symbols.nt(kernel).ok().as_deref());
         let physical = WholePages { memory: Physical(kernel), pages: RefCell::default() };
-        Ok(Self { physical, scheme, software, root })
+        Ok(Self { physical, scheme, software, root, kernel_base: kernel.base() })
     }
 
     pub(crate) fn walk(&self, address: u64) -> Result<Walk, Fault> {
         paging::walk(&self.physical, self.scheme, self.software, self.root, address)
     }
 
-    /// The parts of `start .. start + length` that are not there, ascending.
-    pub(crate) fn holes(&self, start: u64, length: u64) -> Result<Vec<Range<u64>>, Fault> {
+    /// The parts of `start .. start + length` that are not there, ascending. `None`: these are no page tables, since the
+    /// kernel itself is not in them, or they cannot be read.
+    pub(crate) fn holes(&self, start: u64, length: u64) -> Result<Option<Vec<Range<u64>>>, Fault> {
+        if !matches!(self.walk(self.kernel_base)?.page, Page::Present { .. }) {
+            return Ok(None);
+        }
         let mut holes: Vec<Range<u64>> = Vec::new();
         let mut at = 0;
         while at < length {
@@ -91,6 +96,7 @@ impl<'a> Tables<'a> {
             let walk = self.walk(address)?;
             let (present, size) = match walk.page {
                 Page::Present { size, .. } => (true, size),
+                Page::Unreadable { .. } => return Ok(None),
                 _ => (false, walk.entries.last().map_or(PAGE_SIZE, |entry| 1 << entry.shift)),
             };
             let step = (size - address % size).min(length - at);
@@ -103,7 +109,7 @@ impl<'a> Tables<'a> {
             }
             at += step;
         }
-        Ok(holes)
+        Ok(Some(holes))
     }
 
     /// Whether a page of this address can be written.

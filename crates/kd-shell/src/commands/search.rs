@@ -230,7 +230,14 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
                         ));
                         continue;
                     }
-                    found.holes.extend(tables.holes(at, length)?);
+                    match tables.holes(at, length)? {
+                        Some(holes) => found.holes.extend(holes),
+                        None => notes.push(format!(
+                            "what the target could not read of {length:#x} bytes at {} was skipped; where is not known: \
+                             its page tables cannot be read",
+                            width.tick(at)
+                        )),
+                    }
                 }
                 if options.writable_only {
                     let mut pages = HashMap::new();
