@@ -115,7 +115,9 @@ struct ModuleNames<'a> {
 impl Namer for ModuleNames<'_> {
     fn name(&mut self, module: &Module, rva: u32) -> Result<Option<String>, Fault> {
         let Module { base, size, ref name, checksum, timestamp, .. } = *module;
-        let driver = Driver { base, size, file: name.clone(), checksum, timestamp };
+        // A module knows its short name only; an image is looked for by its file's.
+        let listed = self.kernel.drivers()?.drivers.into_iter().find(|driver| driver.base == base);
+        let driver = listed.unwrap_or_else(|| Driver { base, size, file: name.clone(), checksum, timestamp });
         let file = self.symbols.of(self.kernel, &driver)?;
         let symbol = file.and_then(|file| file.around(rva).0);
         Ok(symbol.map(|symbol| {

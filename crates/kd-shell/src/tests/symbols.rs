@@ -89,7 +89,7 @@ fn a_module_whose_header_is_paged_out_is_known_by_its_image() {
 }
 
 #[test]
-fn a_header_of_zeros_and_a_list_in_a_circle_are_said() {
+fn a_header_of_zeros_is_said() {
     let mut machine = Machine::new();
     machine.zeros = machine.base()..machine.base() + 0x1000;
     let shown = run(&mut session(&store()), Debuggee::Halted(&machine), "x nt!Ex*; lm m nt", Format::Kd);
