@@ -27,7 +27,9 @@ pub(crate) struct Member {
     pub(crate) offset: usize,
     /// Of one element when the member is an array; at most eight.
     pub(crate) size: usize,
-    bits: Option<(u8, u8)>,
+    /// Of a bit field; all bits of a plain member. Kept ready: gigabytes of headers are read with them.
+    shift: u32,
+    mask: u64,
     /// Elements of the array; one for a plain member.
     pub(crate) count: usize,
 }
@@ -114,7 +116,14 @@ impl<'k> Record<'k> {
         let (count, size) = field.array.unwrap_or((1, field.size));
         let end = offset.checked_add(count.checked_mul(size)?)?;
         let fits = end <= self.size as u64 && count > 0 && (1..=8).contains(&size);
-        fits.then_some(Member { offset: offset as usize, size: size as usize, bits: field.bits, count: count as usize })
+        let (shift, mask) = match field.bits {
+            None => (0, u64::MAX),
+            // A bit that no number has.
+            Some((first, _)) if first >= 64 => (0, 0),
+            Some((first, bits)) => (first.into(), 1u64.checked_shl(bits.into()).map_or(u64::MAX, |bit| bit - 1)),
+        };
+        let (offset, size, count) = (offset as usize, size as usize, count as usize);
+        fits.then_some(Member { offset, size, shift, mask, count })
     }
 }
 
@@ -126,13 +135,6 @@ impl Member {
 
     pub(crate) fn element(&self, record: &[u8], index: usize) -> u64 {
         let start = self.offset + index * self.size;
-        let value = little_endian(&record[start..start + self.size]);
-        match self.bits {
-            None => value,
-            Some((first, bits)) => {
-                let mask = 1u64.checked_shl(bits.into()).map_or(u64::MAX, |bit| bit - 1);
-                value.checked_shr(first.into()).unwrap_or(0) & mask
-            }
-        }
+        little_endian(&record[start..start + self.size]) >> self.shift & self.mask
     }
 }

@@ -529,17 +529,19 @@ fn the_irql_log_newest_first() {
 }
 
 #[test]
-fn the_logs_without_a_type_are_read_on_64_bits_and_refused_on_32() {
-    for (kind, names, size, stack) in [
-        (LogKind::Irps, ["IovIrpTraces", "IovIrpTracesIndex", "IovIrpTracesLength"], 0x80, 0x18),
+fn the_logs_are_read_without_a_type() {
+    // Bytes of a record and where its stack is, on 64 and on 32 bits.
+    for (kind, names, places) in [
+        (LogKind::Irps, ["IovIrpTraces", "IovIrpTracesIndex", "IovIrpTracesLength"], [(0x80, 0x18), (0x40, 0x10)]),
         (
             LogKind::ForcedPending,
             ["VfForcedPendingLog", "VfForcedPendingIrps", "VfForcedPendingLogLength"],
-            0x200,
-            0x10,
+            [(0x200, 0x10), (0x100, 8)],
         ),
     ] {
-        for version in [WIN7_X64, WIN10_2004_X86] {
+        for (version, (size, stack), address) in
+            [(WIN7_X64, places[0], 0xffff_fa80_0123_4560), (WIN10_2004_X86, places[1], 0x8123_4560)]
+        {
             let mut world = World::new(version);
             assert_eq!(verifier::log(&world.kernel(), kind, Wanted::All).unwrap(), None);
             let table = world.pool(0);
@@ -548,16 +550,11 @@ fn the_logs_without_a_type_are_read_on_64_bits_and_refused_on_32() {
             world.u32_variable(names[2], 4);
             world.write(table, &vec![0; 4 * size]);
             let irp = table + size as u64;
-            world.put(irp, 0xffff_fa80_0123_4560, 8);
-            world.put(irp + stack, world.base() + 0xb2, 8);
-            let log = verifier::log(&world.kernel(), kind, Wanted::All);
-            if version.pointer == 4 {
-                assert!(log.unwrap_err().to_string().contains("for 32-bit Windows"));
-                continue;
-            }
-            let log = log.unwrap().unwrap();
+            world.put(irp, address, version.pointer);
+            world.put(irp + stack, world.base() + 0xb2, version.pointer);
+            let log = verifier::log(&world.kernel(), kind, Wanted::All).unwrap().unwrap();
             assert_eq!(log.entries.len(), 1);
-            assert_eq!(log.entries[0].irp, Some(0xffff_fa80_0123_4560));
+            assert_eq!(log.entries[0].irp, Some(address));
             assert_eq!(log.entries[0].frames, [world.base() + 0xb2]);
         }
     }
