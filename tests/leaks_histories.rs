@@ -98,7 +98,7 @@ impl Lab {
 
     fn check(&self, mark: &nt_leaks::Mark, harvest: &mut Harvest) -> CheckReport {
         self.with(|kernel, resolver| {
-            let now = nt_leaks::look(kernel, mark, Some(harvest), resolver).unwrap();
+            let now = nt_leaks::look(kernel, mark, std::time::Duration::ZERO, Some(harvest), resolver).unwrap();
             nt_leaks::check(mark, &now, Some(harvest), resolver).unwrap()
         })
     }

@@ -327,12 +327,14 @@ impl Books<'_> {
             verdicts.insert(block.address, verdict);
         }
         for block in marked.values() {
-            let now = live.get(&block.address);
+            // Another tag's block has its line here, and none of its own.
+            let now = self.now.blocks.iter().find(|now| now.address == block.address);
             if let Some((verdict, evidence)) = verdicts.remove(&block.address) {
                 report.blocks.push(self.line(now.unwrap_or(block), now.is_some(), verdict, evidence));
             }
         }
-        for block in fresh {
+        let then: BTreeSet<u64> = self.then.blocks.iter().map(|block| block.address).collect();
+        for block in fresh.into_iter().filter(|block| !then.contains(&block.address)) {
             let logged = newest_allocation(self.records(block.address)).is_some();
             let verdict = match self.then.complete && self.was_watched(block) {
                 true => (Verdict::New, evidence(Evidence::Address, logged)),
@@ -389,10 +391,16 @@ impl Books<'_> {
             Source::Tracked(driver) => self.now.tracked.contains(driver) && self.now.gone.contains(&address),
             Source::Small => self.now.gone.contains(&address) && self.then.is_exact(self.tag),
         };
-        match (gone, &block.source) {
-            (true, _) => (Verdict::Freed, evidence(Evidence::Address, logged)),
-            (false, Source::Tracked(driver)) if self.now.tracked.contains(driver) && allocated_last => {
-                (Verdict::Reused, vec![Evidence::Log, Evidence::Address])
+        let tracked = match &block.source {
+            Source::Tracked(driver) => self.now.tracked.contains(driver),
+            Source::Large | Source::Small => false,
+        };
+        match gone {
+            true => (Verdict::Freed, evidence(Evidence::Address, logged)),
+            false if tracked && allocated_last => (Verdict::Reused, vec![Evidence::Log, Evidence::Address]),
+            // Freed last, and no page is there.
+            false if tracked && logged && self.now.unmapped.contains(&address) => {
+                (Verdict::Freed, vec![Evidence::Log, Evidence::Address])
             }
             // A part of the table is missing: the block may be there.
             _ => (Verdict::Unknown, vec![Evidence::Address]),
@@ -513,7 +521,7 @@ fn name_stacks(
 /// What two marks of one life of a kernel differ in: their stacks, not single blocks.
 pub fn compare(old: &Mark, new: &Mark) -> Result<CheckReport, Different> {
     let (then, now) = (&old.snapshot, &new.snapshot);
-    old.identity.same(then.times, &new.identity, now.times)?;
+    old.identity.same(then.times, &new.identity, now.times, std::time::Duration::ZERO)?;
     let mut stacks = then.stacks.clone();
     stacks.merge(&now.stacks);
     let of = |snapshot: &Snapshot| -> Vec<Part> {

@@ -1,5 +1,7 @@
 //! Which kernel, and which of its lives.
 
+use std::time::Duration;
+
 use nt_memory::Fault;
 use nt_pool::{Kernel, PoolError};
 use nt_symbols::Image;
@@ -42,8 +44,9 @@ pub enum Different {
 
 const SECOND: u64 = 10_000_000;
 
-/// What the clocks of one life may be off by.
-const JITTER: u64 = 2 * SECOND;
+/// The kernel sets its clock again after each stop, and the boot time follows: by as much as the target stood still,
+/// and this.
+const CLOCK_SET: u64 = 60 * SECOND;
 
 impl Identity {
     /// Reads what identifies the kernel: its image's header, the shared page and one variable.
@@ -70,8 +73,8 @@ impl Identity {
         Ok((identity, times))
     }
 
-    /// Whether `now` is the same kernel in the same life as `self` was.
-    pub fn same(&self, at: Times, now: &Identity, then: Times) -> Result<(), Different> {
+    /// Whether `now` is the same kernel in the same life as `self` was. `frozen`: for how long we kept it stopped since.
+    pub fn same(&self, at: Times, now: &Identity, then: Times, frozen: Duration) -> Result<(), Different> {
         let kernel = |identity: &Identity| {
             let pdb = identity.pdb.as_deref().map_or("PDB unknown".into(), |pdb| format!("PDB {pdb}"));
             format!("build {}, {pdb}", identity.build)
@@ -89,20 +92,37 @@ impl Identity {
             let seconds = |time: Times| time.interrupt / SECOND;
             return restarted(format!("it ran for {} s then and for {} s now", seconds(at), seconds(then)));
         }
-        // Boots are numbered from Windows 8 on. Before, the time of the start tells, which moves when the wall clock is
-        // set, and the kernel sets it after each stop. A restart moves it at least by the uptime that there was.
-        if self.boot_id.is_none() || now.boot_id.is_none() {
-            let clock = |time: Times| time.system.wrapping_sub(time.interrupt);
-            let (a, b) = self.boot_time.zip(now.boot_time).unwrap_or((clock(at), clock(then)));
-            if a.abs_diff(b) >= at.interrupt.saturating_sub(JITTER).max(JITTER) {
-                return restarted("its boot time is another".into());
-            }
+        let clock = |time: Times| time.system.wrapping_sub(time.interrupt);
+        let (a, b) = self.boot_time.zip(now.boot_time).unwrap_or((clock(at), clock(then)));
+        let frozen = u64::try_from(frozen.as_nanos() / 100).unwrap_or(u64::MAX);
+        if a.abs_diff(b) > CLOCK_SET.saturating_add(frozen) {
+            let (a, b) = (date(a), date(b));
+            return restarted(format!("it had started at {a}, and at {b} now: restarted, or its clock was set"));
         }
         if self.base != now.base {
             return restarted(format!("the kernel lay at {:016x} and lies at {:016x}", self.base, now.base));
         }
         Ok(())
     }
+}
+
+/// 100 ns since 1601 as a date and a time of day, UTC.
+fn date(time: u64) -> String {
+    let seconds = time / SECOND;
+    let (mut days, rest) = (seconds / 86_400, seconds % 86_400);
+    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1601;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    format!("{year}-{:02}-{:02} {:02}:{:02}:{:02}", month + 1, days + 1, rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 fn stamp(image: &Image) -> (u32, u32) {
@@ -168,16 +188,22 @@ mod tests {
     #[test]
     fn the_same_life_is_recognised_whatever_the_wall_clock_does() {
         let then = at(10, 1010);
-        assert_eq!(identity().same(then, &identity(), then), Ok(()));
-        assert_eq!(identity().same(then, &identity(), at(20, 9_000_000)), Ok(()));
+        assert_eq!(identity().same(then, &identity(), then, NEVER), Ok(()));
+        assert_eq!(identity().same(then, &identity(), at(20, 9_000_000), NEVER), Ok(()));
         let unknown = Identity { boot_time: None, ..identity() };
-        assert_eq!(unknown.same(at(100, 1100), &unknown, at(120, 1120 + 30)), Ok(()));
-        // The wall clock was set, and the boot time followed.
-        let moved = Identity { boot_time: Some(1030 * SECOND), ..identity() };
-        assert_eq!(identity().same(at(100, 1100), &moved, at(120, 1150)), Ok(()));
-        let numbered = |boot_time| Identity { boot_id: Some(7), boot_time, ..identity() };
-        assert_eq!(numbered(Some(0)).same(then, &numbered(Some(u64::MAX)), at(20, 1)), Ok(()));
+        assert_eq!(unknown.same(then, &unknown, at(20, 1020 + 30), NEVER), Ok(()));
+        // The clock was set again after a stop, and the boot time followed.
+        let moved =
+            |seconds: u64| Identity { boot_time: Some((1000 + seconds) * SECOND), boot_id: Some(7), ..identity() };
+        assert_eq!(moved(0).same(then, &moved(30), at(20, 1050), NEVER), Ok(()));
+        let stopped = Duration::from_secs(600);
+        assert_eq!(moved(0).same(then, &moved(630), at(20, 1650), stopped), Ok(()));
+        let error = moved(0).same(then, &moved(630), at(20, 1650), NEVER).unwrap_err().to_string();
+        assert!(error.contains("1601-01-01 00:16:40") && error.contains("or its clock was set"), "{error}");
+        assert_eq!(date(132_234_768_000_000_000), "2020-01-14 12:00:00");
     }
+
+    const NEVER: Duration = Duration::ZERO;
 
     #[test]
     fn another_life_is_another_boot() {
@@ -188,19 +214,19 @@ mod tests {
             (Identity { base: 0xfffff80001618000, ..identity() }, at(30, 1130)),
         ];
         for (now, time) in boots {
-            let error = identity().same(then, &now, time).unwrap_err();
+            let error = identity().same(then, &now, time, NEVER).unwrap_err();
             assert!(matches!(error, Different::Restarted { .. }), "{error}");
         }
         let (a, b) = (Identity { boot_id: Some(7), ..identity() }, Identity { boot_id: Some(8), ..identity() });
-        assert!(matches!(a.same(then, &b, at(30, 1030)), Err(Different::Restarted { .. })));
+        assert!(matches!(a.same(then, &b, at(30, 1030), NEVER), Err(Different::Restarted { .. })));
     }
 
     #[test]
     fn another_kernel_is_named() {
         let other = Identity { pdb: Some("DEF1".into()), ..identity() };
-        let error = identity().same(at(1, 1), &other, at(2, 2)).unwrap_err();
+        let error = identity().same(at(1, 1), &other, at(2, 2), NEVER).unwrap_err();
         assert!(error.to_string().contains("PDB ABC1") && error.to_string().contains("PDB DEF1"), "{error}");
         let other = Identity { build: 9600, ..identity() };
-        assert!(matches!(identity().same(at(1, 1), &other, at(2, 2)), Err(Different::Kernel { .. })));
+        assert!(matches!(identity().same(at(1, 1), &other, at(2, 2), NEVER), Err(Different::Kernel { .. })));
     }
 }

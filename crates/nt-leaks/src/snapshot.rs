@@ -1,6 +1,7 @@
 //! A look at the pool: at the mark everything that identifies a block later, at a check only what can have changed.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
 
 use nt_memory::ReadError;
 use nt_pool::around::{self, Contents};
@@ -164,6 +165,9 @@ pub struct Snapshot {
     /// Addresses of the mark's small blocks that nobody has now.
     #[serde(default)]
     pub gone: BTreeSet<u64>,
+    /// Addresses of the mark's small blocks whose pages are not there.
+    #[serde(default)]
+    pub unmapped: BTreeSet<u64>,
     /// Drivers whose tracked allocations could be read.
     pub tracked: Vec<String>,
     /// Bytes of pool that were to be searched for small blocks at most; `None` when they were not looked for.
@@ -249,15 +253,17 @@ pub enum LookError {
     Pool(#[from] PoolError),
 }
 
-/// Looks again. Adds to `harvest` what was logged since it was extended last.
+/// Looks again. Adds to `harvest` what was logged since it was extended last. `frozen`: for how long we kept the target
+/// stopped since the mark, at most.
 pub fn look(
     kernel: &Kernel<'_>,
     mark: &Mark,
+    frozen: Duration,
     harvest: Option<&mut Harvest>,
     resolver: &mut Resolver<'_>,
 ) -> Result<Snapshot, LookError> {
     let (identity, times) = Identity::read(kernel)?;
-    mark.identity.same(mark.snapshot.times, &identity, times)?;
+    mark.identity.same(mark.snapshot.times, &identity, times, frozen)?;
     let mut now = Snapshot::empty(mark.snapshot.scope, times);
     now.read_counters(kernel)?;
     let mut harvest = harvest;
@@ -301,6 +307,7 @@ impl Snapshot {
             occupied: BTreeSet::new(),
             freed: BTreeSet::new(),
             gone: BTreeSet::new(),
+            unmapped: BTreeSet::new(),
             tracked: Vec::new(),
             small: None,
             small_complete: false,
@@ -654,9 +661,10 @@ impl Snapshot {
         }
         for block in small.into_iter().take(MAX_LOOKUPS) {
             match who_has(kernel, block)? {
-                Some(true) => drop(self.occupied.insert(block.address)),
-                Some(false) => drop(self.gone.insert(block.address)),
-                None => {}
+                Owner::Another => drop(self.occupied.insert(block.address)),
+                Owner::Nobody => drop(self.gone.insert(block.address)),
+                Owner::NoPage => drop(self.unmapped.insert(block.address)),
+                Owner::Unknown => {}
             }
         }
         for &address in gone.iter().take(MAX_LOOKUPS) {
@@ -685,30 +693,40 @@ impl Snapshot {
     }
 }
 
-/// Whether somebody else has the address of a small block that is gone; `None` where the pool's pages do not tell.
-fn who_has(kernel: &Kernel<'_>, gone: &Block) -> Result<Option<bool>, PoolError> {
+/// Who has the address of a small block that is gone.
+enum Owner {
+    Another,
+    Nobody,
+    /// The page is not there, and cannot be in a page file.
+    NoPage,
+    Unknown,
+}
+
+fn who_has(kernel: &Kernel<'_>, gone: &Block) -> Result<Owner, PoolError> {
     if let Some(page) = big_pages::lookup(kernel, gone.address)?.filter(|page| !page.free) {
-        return Ok(Some(page.address == gone.address));
+        return Ok(if page.address == gone.address { Owner::Another } else { Owner::Unknown });
     }
     let around = match around::read(kernel, gone.address) {
         Ok(around) => around,
         Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
-        Err(_) => return Ok(None),
+        Err(_) => return Ok(Owner::Unknown),
     };
     Ok(match around.contents {
         Contents::Blocks(blocks) => {
             let holds = |from: u64, size: u64| gone.address.checked_sub(from).is_some_and(|at| at < size);
             match blocks.iter().find(|block| holds(block.header, block.block_size)) {
-                Some(block) if !block.allocated => Some(false),
+                Some(block) if !block.allocated => Owner::Nobody,
                 // The same tag: it may be the block itself, freed, in a list of the pool's that its page does not show.
-                Some(block) if block.address == gone.address && block.tag.key() != gone.tag => Some(true),
-                _ => None,
+                Some(block) if block.address == gone.address && block.tag.key() != gone.tag => Owner::Another,
+                _ => Owner::Unknown,
             }
         }
-        Contents::Special(special) if special.address == gone.address && special.tag.key() != gone.tag => Some(true),
-        Contents::Special(_) | Contents::Large(_) => None,
-        // A page that is not there, and cannot be in a page file.
-        Contents::Nothing => (!around.readable && around.pool.is_none_or(|pool| !pool.is_paged())).then_some(false),
+        Contents::Special(special) if special.address == gone.address && special.tag.key() != gone.tag => {
+            Owner::Another
+        }
+        Contents::Special(_) | Contents::Large(_) => Owner::Unknown,
+        Contents::Nothing if !around.readable && around.pool.is_none_or(|pool| !pool.is_paged()) => Owner::NoPage,
+        Contents::Nothing => Owner::Unknown,
     })
 }
 

@@ -62,8 +62,9 @@ fn load(path: &Path) -> Result<Mark, CommandError> {
 /// Looks again, and compares.
 pub(super) fn look(context: &mut Context<'_>, held: &mut Held) -> Result<CheckReport, CommandError> {
     let Held { mark, harvest } = held;
+    let frozen = context.cost.frozen;
     let now = with_pool(context, &mark.modules, |kernel, resolver| {
-        nt_leaks::look(kernel, mark, harvest.as_mut(), resolver).map_err(|error| match error {
+        nt_leaks::look(kernel, mark, frozen, harvest.as_mut(), resolver).map_err(|error| match error {
             LookError::Different(different) => CommandError::Failed(different.to_string()),
             LookError::Pool(error) => error.into(),
         })
