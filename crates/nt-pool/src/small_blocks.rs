@@ -575,7 +575,7 @@ impl<'w> Walk<'w> {
                     },
                     (None, _) => (offset, resume(offset)),
                 };
-                let resumed = resumed.filter(|(.., count)| plausible && decoded + count >= 3);
+                let resumed = resumed.filter(|(.., count)| plausible && decoded + count >= 2);
                 let missing = match resumed {
                     Some((next, ..)) if next == damaged => "",
                     Some(_) => "; that block is missing",
