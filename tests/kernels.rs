@@ -5,19 +5,15 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kd_fake::isf::Isf;
 use kd_fake::kernel::{self, SeededOptions};
-use kd_fake::{FakeHandle, FakeOptions, FakeTransport};
-use kd_link::KdSpec;
-use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
-use kd_target::{Interrupt, Leave, Target};
-use kd_wire::session::{HostSession, SerialConfig};
 use serde_json::Value;
-use tokio::runtime::Runtime;
+use target::Live;
+
+#[path = "../crates/kd-shell/tests/target/mod.rs"]
+mod target;
 
 /// The table that kd-fake carries, and those of ../shared/isf where they are.
 fn tables() -> Vec<PathBuf> {
@@ -116,65 +112,6 @@ fn tick(address: u64) -> String {
     format!("{:08x}`{:08x}", address >> 32, address as u32)
 }
 
-struct Live {
-    shell: Shell,
-    base: u64,
-    fake: FakeHandle,
-    runtime: Runtime,
-}
-
-#[derive(Default)]
-struct Screen {
-    text: String,
-    errors: String,
-}
-
-impl Output for Screen {
-    fn write(&mut self, text: &str) {
-        self.text.push_str(text);
-    }
-
-    fn error(&mut self, line: &str) {
-        self.errors.push_str(line);
-    }
-}
-
-impl Live {
-    fn attach(isf: &Isf, path: &Path) -> Self {
-        let small = SeededOptions { operations: 100, small_operations: 100, ..SeededOptions::default() };
-        let (kernel, _) = kernel::seeded(isf, 3, &small).unwrap();
-        let base = kernel.facts().kernel_base;
-        let runtime = Runtime::new().unwrap();
-        let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let fake = runtime.block_on(kd_fake::spawn(FakeOptions::new(transport, kernel))).unwrap();
-        let address = fake.address().unwrap();
-        let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).unwrap();
-        let link = runtime.block_on(kd_link::open(&spec)).unwrap();
-        let interrupt = Interrupt::default();
-        let wire = HostSession::serial(SerialConfig::default());
-        let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
-        let source = PathSource::new(path.to_str().unwrap()).unwrap();
-        let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
-        let mut shell = Shell::new(session, Format::Kd, interrupt);
-        shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(60)), &mut Screen::default()).unwrap());
-        Self { shell, base, fake, runtime }
-    }
-
-    fn run(&mut self, line: &str) -> String {
-        let mut screen = Screen::default();
-        self.shell.execute(line, &mut screen);
-        assert_eq!(screen.errors, "", "{line}");
-        screen.text
-    }
-
-    fn leave(mut self) {
-        self.shell.take_target().unwrap().leave(Leave::Running);
-        drop(self.fake);
-        self.runtime.shutdown_timeout(Duration::from_secs(1));
-    }
-}
-
 /// The lines of an answer in any order: a table does not keep the order of declaration.
 fn lines(text: &str) -> BTreeSet<String> {
     text.lines().map(str::to_owned).collect()
@@ -184,12 +121,11 @@ const TYPES: [&str; 6] =
     ["_POOL_TRACKER_BIG_PAGES", "_VF_POOL_TRACE", "_SEGMENT_HEAP", "_POOL_HEADER", "_EPROCESS", "_KTHREAD"];
 
 /// Asks everything of one symbol source and returns all that was printed.
-fn check(live: &mut Live, table: &Table) -> Vec<BTreeSet<String>> {
-    let base = live.base;
+fn check(live: &mut Live, base: u64, table: &Table) -> Vec<BTreeSet<String>> {
     let row = |(address, name): (u64, &str)| format!("{} nt!{name} (<no parameter info>)", tick(base + address));
     let mut answers = Vec::new();
     let mut ask = |line: &str| {
-        let text = live.run(line);
+        let text = live.text(line);
         answers.push(lines(&text));
         text
     };
@@ -234,12 +170,15 @@ fn kernel(path: &Path) {
     let store = tempfile::tempdir().unwrap();
     kernel::write_pdb(store.path(), &isf).unwrap();
 
-    let mut live = Live::attach(&isf, store.path());
-    let from_pdb = check(&mut live, &table);
-    assert!(live.run("lm m nt").contains("(pdb symbols)") && live.run("lm m nt").contains("ntkrnlmp.pdb\n"));
-    live.run(&format!(".sympath {}", path.parent().unwrap().display()));
-    let from_isf = check(&mut live, &table);
-    assert!(live.run("lm m nt").contains(path.file_name().unwrap().to_str().unwrap()));
+    let small = SeededOptions { operations: 100, small_operations: 100, ..SeededOptions::default() };
+    let (machine, _) = kernel::seeded(&isf, 3, &small).unwrap();
+    let base = machine.facts().kernel_base;
+    let mut live = Live::attach(machine, store, |_| {});
+    let from_pdb = check(&mut live, base, &table);
+    assert!(live.text("lm m nt").contains("(pdb symbols)") && live.text("lm m nt").contains("ntkrnlmp.pdb\n"));
+    live.text(&format!(".sympath {}", path.parent().unwrap().display()));
+    let from_isf = check(&mut live, base, &table);
+    assert!(live.text("lm m nt").contains(path.file_name().unwrap().to_str().unwrap()));
     assert!(from_pdb == from_isf, "{}", path.display());
     println!("{}: {} answers", path.display(), from_pdb.len());
     live.leave();

@@ -3,104 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use kd_fake::kernel::{
     Article, FREE_STACK, FREEING_THREAD, Kernel, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind,
 };
-use kd_fake::{FakeHandle, FakeOptions, FakeTransport};
-use kd_link::KdSpec;
-use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
-use kd_target::{Interrupt, Leave, Target};
-use kd_wire::session::{HostSession, SerialConfig};
 use serde_json::Value;
-use tokio::runtime::Runtime;
+use target::{Live, Screen, session};
 
-struct Live {
-    shell: Shell,
-    interrupt: Interrupt,
-    fake: FakeHandle,
-    runtime: Runtime,
-    directory: tempfile::TempDir,
-}
-
-#[derive(Default)]
-struct Screen {
-    text: String,
-    errors: String,
-}
-
-impl Output for Screen {
-    fn write(&mut self, text: &str) {
-        self.text.push_str(text);
-    }
-
-    fn error(&mut self, line: &str) {
-        self.errors.push_str(line);
-    }
-}
-
-impl Live {
-    fn attach(change: impl FnOnce(&mut FakeOptions)) -> Self {
-        Self::attach_to(kd_fake::kernel::article(), change)
-    }
-
-    fn attach_to(kernel: Kernel, change: impl FnOnce(&mut FakeOptions)) -> Self {
-        let runtime = Runtime::new().unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        kd_fake::kernel::write_symbol_store(directory.path()).unwrap();
-        let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let mut options = FakeOptions::new(transport, kernel);
-        change(&mut options);
-        let fake = runtime.block_on(kd_fake::spawn(options)).unwrap();
-        let address = fake.address().unwrap();
-        let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip())).unwrap();
-        let link = runtime.block_on(kd_link::open(&spec)).unwrap();
-        let interrupt = Interrupt::default();
-        let wire = HostSession::serial(SerialConfig::default());
-        let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
-        let mut shell = Shell::new(session(&directory), Format::Kd, interrupt.clone());
-        shell.set_target(Target::Running(running));
-        assert!(shell.wait(Some(Duration::from_secs(30)), &mut Screen::default()).unwrap());
-        Self { shell, interrupt, fake, runtime, directory }
-    }
-
-    fn run(&mut self, line: &str) -> Screen {
-        let mut screen = Screen::default();
-        self.shell.execute(line, &mut screen);
-        screen
-    }
-
-    fn text(&mut self, line: &str) -> String {
-        let screen = self.run(line);
-        assert_eq!(screen.errors, "", "{line}");
-        screen.text
-    }
-
-    /// The last command's object.
-    fn json(&mut self, line: &str) -> Value {
-        self.shell.format = Format::Json;
-        let text = self.run(line).text;
-        self.shell.format = Format::Kd;
-        serde_json::from_str(text.lines().last().unwrap()).unwrap()
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.directory.path().join(name).display().to_string()
-    }
-
-    fn leave(mut self) {
-        self.shell.take_target().unwrap().leave(Leave::Running);
-        drop(self.fake);
-        self.runtime.shutdown_timeout(Duration::from_secs(1));
-    }
-}
-
-fn session(directory: &tempfile::TempDir) -> Session {
-    let source = PathSource::new(&directory.path().display().to_string()).unwrap();
-    Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default())
-}
+#[path = "../crates/kd-shell/tests/target/mod.rs"]
+mod target;
 
 /// The stack of another place in the driver.
 fn other_stack() -> Vec<u64> {
@@ -137,7 +49,7 @@ fn block(result: &Value, address: u64) -> &Value {
 
 #[test]
 fn a_mark_and_a_check() {
-    let mut live = Live::attach(|_| {});
+    let mut live = Live::article();
     let file = live.file("m1.json");
     let text = live.text(&format!("!leak mark m1 Leak -file {file}"));
     assert!(text.starts_with("Mark m1: 23 blocks of Leak, 23552000 bytes\n"), "{text}");
@@ -205,7 +117,7 @@ fn a_mark_and_a_check() {
 /// Who freed it, newest first.
 #[test]
 fn the_history_of_a_freed_block() {
-    let mut live = Live::attach(|_| {});
+    let mut live = Live::article();
     live.fake.with_kernel(|kernel| kernel.free_large(STILL, &FREE_STACK, FREEING_THREAD)).unwrap();
     live.text("g; .sleep 0n20; .break");
     let freed = live.json(&format!("!leak freed {STILL:x}"));
@@ -221,7 +133,7 @@ fn the_history_of_a_freed_block() {
 
 #[test]
 fn setup_says_what_is_covered() {
-    let mut live = Live::attach(|_| {});
+    let mut live = Live::article();
     assert_eq!(live.json("!leak setup myfault.sys")["result"]["covered"], true);
     let other = live.json("!leak setup ntfs");
     assert_eq!(other["result"]["covered"], false);
@@ -232,14 +144,14 @@ fn setup_says_what_is_covered() {
 
 #[test]
 fn a_restart_voids_the_mark_and_bad_files_are_named() {
-    let mut live = Live::attach(|_| {});
+    let mut live = Live::article();
     let file = live.file("m.json");
     live.text(&format!("!leak mark m Leak -file {file}"));
     let good = fs::read_to_string(&file).unwrap();
     let error = |live: &mut Live, text: &str| {
         let path = live.file("bad.json");
         fs::write(&path, text).unwrap();
-        live.run(&format!("!leak check m -file {path}")).errors
+        live.run(&format!("!leak check m -file {path}")).0.errors
     };
     assert!(error(&mut live, &good[..good.len() / 2]).contains("truncated"));
     assert!(error(&mut live, "").contains("truncated"));
@@ -249,20 +161,20 @@ fn a_restart_voids_the_mark_and_bad_files_are_named() {
     assert!(error(&mut live, &good.replacen("\"version\":2", "\"version\":99", 1)).contains("newer kdpool"));
     assert!(error(&mut live, "{\"format\":\"x\",\"version\":1}").contains("no mark of kdpool"));
     assert!(error(&mut live, "[]").contains("no mark of kdpool"));
-    assert!(live.run("!leak check nobody").errors.contains("there is no mark nobody"));
+    assert!(live.run("!leak check nobody").0.errors.contains("there is no mark nobody"));
 
     // Nothing is left of it after a restart, however alike the machine looks.
     live.text("g");
     live.fake.reboot();
     live.text(".sleep 0n2000; .break");
-    let errors = live.run("!leak check m").errors;
+    let errors = live.run("!leak check m").0.errors;
     assert!(errors.contains("restarted since the mark"), "{errors}");
     live.leave();
 }
 
 #[test]
 fn a_watch_confirms_a_leak() {
-    let mut live = Live::attach(|options| {
+    let mut live = Live::article_with(|options| {
         let mut since = Duration::ZERO;
         options.evolve = Some(Box::new(move |kernel, passed| {
             since += passed;
@@ -301,7 +213,7 @@ fn a_watch_confirms_a_leak() {
 
 #[test]
 fn a_watch_whose_target_restarts_or_is_stable() {
-    let mut live = Live::attach(|_| {});
+    let mut live = Live::article();
     let watched = live.json("!leak watch Leak -every 100ms -times 3");
     assert_eq!(watched["result"]["outcome"], "stable");
     live.text(".break");
@@ -324,7 +236,7 @@ fn a_watch_whose_target_restarts_or_is_stable() {
 #[test]
 fn what_a_check_and_a_stop_cost() {
     // As KDNET carries it.
-    let mut live = Live::attach(|options| options.max_data = Some(1296));
+    let mut live = Live::article_with(|options| options.max_data = Some(1296));
     let file = live.file("m.json");
     live.text(&format!("!leak mark m Leak -file {file}"));
     live.text("g");
@@ -358,7 +270,7 @@ fn what_a_check_and_a_stop_cost() {
 /// Where the log has no record: the caller from the verifier's list, and why.
 #[test]
 fn a_stack_that_the_log_does_not_hold() {
-    let mut live = Live::attach_to(Article { log_length: 0x40 }.build(), |_| {});
+    let mut live = Live::with_articles_symbols(Article { log_length: 0x40 }.build(), |_| {});
     let file = live.file("m.json");
     let text = live.text(&format!("!leak mark m Leak -file {file}"));
     assert!(text.contains("The verifier's log has the call stacks of 0 of them."), "{text}");
@@ -383,7 +295,7 @@ fn a_stack_that_the_log_does_not_hold() {
 /// Weak evidence is named where nothing else is there, and decides nothing.
 #[test]
 fn headers_and_contents_are_weak_evidence() {
-    let mut live = Live::attach(|_| {});
+    let mut live = Live::article();
     // What the block begins with is mapped in this machine, so that there is something to compare.
     let file = live.file("m.json");
     live.fake.with_kernel(|kernel| kernel.write_virtual(STILL, &[0x5a; 64]));

@@ -177,9 +177,12 @@ pub(crate) async fn run(
         // Whoever asked may be gone.
         let _ = done.send(());
     }
+    // An order that is sent in this moment would stay in the channel unseen, and its sender would wait for ever.
+    orders.close();
+    until_left(orders).await;
 }
 
-/// After a loss the handles are told so until the last one is gone.
+/// After the end, or a loss, the handles are told so until the last one is gone or no more can be sent.
 async fn until_left(mut orders: UnboundedReceiver<Command>) {
     while let Some(order) = orders.recv().await {
         if let Command::Leave { done, .. } = order {

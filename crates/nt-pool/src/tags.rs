@@ -50,6 +50,12 @@ const MAX_ROWS: u64 = 1 << 20;
 /// Processors' tables: the most that any version has room for (`ExPoolTagTables` of Windows 11).
 const MAX_TABLES: u64 = 2048;
 
+/// Bytes of one row; every version has 0x28 to 0x50.
+const MAX_ROW: usize = 0x100;
+
+/// Bytes of all tables together; 64 processors with 0x8000 rows each have 168 MB.
+const MAX_BYTES: u64 = 1 << 30;
+
 /// Rows read at once when a tag's row is looked for by its hash.
 const PROBE_ROWS: usize = 8;
 
@@ -60,7 +66,16 @@ const MAX_PROBES: usize = 32;
 pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<TagReport, PoolError> {
     let places = Places::read(kernel)?;
     let mut sums = Sums::new(Row::new(kernel)?, wanted);
-    for (what, address) in places.tables(kernel, &mut sums.notes)? {
+    let tables = places.tables(kernel, &mut sums.notes)?;
+    let most = (MAX_BYTES / (places.rows * sums.row.size as u64)).max(1) as usize;
+    if tables.len() > most {
+        sums.notes.push(format!(
+            "{} tag tables of {:#x} rows are more than is plausible; the first {most} were read",
+            tables.len(),
+            places.rows
+        ));
+    }
+    for (what, address) in tables.into_iter().take(most) {
         sums.add_table(kernel, &what, address, places.rows)?;
     }
     sums.finish(kernel, &places)
@@ -261,6 +276,13 @@ struct Counters {
 impl Row {
     fn new(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
         let record = Record::new(kernel, "_POOL_TRACKER_TABLE")?;
+        if record.size > MAX_ROW {
+            return Err(PoolError::Unlikely(format!(
+                "type _POOL_TRACKER_TABLE has {:#x} bytes, at most {MAX_ROW:#x} are plausible; are the symbols this \
+                 kernel's?",
+                record.size
+            )));
+        }
         let mut missing = Vec::new();
         let mut find = |name| {
             let member = record.find(name);

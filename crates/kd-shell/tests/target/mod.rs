@@ -55,9 +55,14 @@ impl Live {
     }
 
     pub(crate) fn article_with(change: impl FnOnce(&mut FakeOptions)) -> Live {
+        Live::with_articles_symbols(kd_fake::kernel::article(), change)
+    }
+
+    /// A machine of the same kernel.
+    pub(crate) fn with_articles_symbols(kernel: Kernel, change: impl FnOnce(&mut FakeOptions)) -> Live {
         let directory = TempDir::new().unwrap();
         kd_fake::kernel::write_symbol_store(directory.path()).unwrap();
-        Live::attach(kd_fake::kernel::article(), directory, change)
+        Live::attach(kernel, directory, change)
     }
 
     /// A machine whose symbols are in `directory`.
