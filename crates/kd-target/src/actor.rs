@@ -173,6 +173,8 @@ pub(crate) async fn run(
         tracing::warn!("the target did not confirm that it runs");
     }
     actor.set_phase(Phase::Over("the session was ended".into()));
+    // Whoever is told may open the same port again at once.
+    drop(actor);
     if let Some(done) = done {
         // Whoever asked may be gone.
         let _ = done.send(());
