@@ -93,7 +93,7 @@ fn table() -> Option<PathBuf> {
 
 fn row(what: &str, ours: impl std::fmt::Debug, theirs: Option<Duration>, llvm: Option<Duration>) {
     let shown = |time: Option<Duration>| time.map_or("-".into(), |time| format!("{time:.1?}"));
-    println!("{what:<44} {:>12} {:>12} {:>13}", format!("{ours:.1?}"), shown(theirs), shown(llvm));
+    println!("{what:<47} {:>12} {:>12} {:>13}", format!("{ours:.1?}"), shown(theirs), shown(llvm));
 }
 
 /// A whole dump: what there is of llvm-pdbutil that answers such a question.
@@ -192,7 +192,7 @@ fn measure(table: &Table, isf: Option<&Path>) -> Result<(), Failure> {
     let publics = plain(&path)?;
     let types = table.user_types.len();
     println!("{} bytes, {} public symbols, {types} structures and unions", path.metadata()?.len(), publics.len());
-    println!("{:<44} {:>12} {:>12} {:>13}", "", "kdpool", "pdb crate", "llvm-pdbutil");
+    println!("{:<47} {:>12} {:>12} {:>13}", "", "kdpool", "pdb crate", "llvm-pdbutil");
 
     let cold = session(table, directory.path(), || forget(&path))?;
     row("session: stop to first symbol, file not cached", cold[1], None, None);
@@ -238,10 +238,10 @@ fn measure(table: &Table, isf: Option<&Path>) -> Result<(), Failure> {
         addresses.iter().filter_map(look).count()
     });
     row("100,000 addresses to names", ours, Some(theirs), None);
-    println!("{:<44} {:>12.1}", "addresses a second, millions", 0.1 / ours.as_secs_f64());
+    println!("{:<47} {:>12.1}", "addresses a second, millions", 0.1 / ours.as_secs_f64());
     // In a process of its own, where nothing that was freed before is used again.
     let held = Command::new(std::env::current_exe()?).arg(HOLD).arg(&path).output()?;
-    println!("{:<44} {:>12}\n", "memory held with names and types read", String::from_utf8_lossy(&held.stdout).trim());
+    println!("{:<47} {:>12}\n", "memory held with names and types read", String::from_utf8_lossy(&held.stdout).trim());
     Ok(())
 }
 
