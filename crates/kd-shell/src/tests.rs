@@ -266,9 +266,8 @@ fn the_articles_second_answer() {
     assert_eq!(blocks("!poolfind Lea?"), 23);
 }
 
-#[test]
-fn the_articles_third_answer() {
-    let expected = "
+/// What the article prints for `!verifier 0x80 fffff8a005800000`.
+pub(crate) const ARTICLES_THIRD_ANSWER: &str = "
 Log of recent kernel pool Allocate and Free operations:
 
 There are up to 0x10000 entries in the log.
@@ -298,8 +297,11 @@ fffff80001487ed3 nt!KiSystemServiceCopyEnd+0x13
 Parsed entry 0000000000010000/0000000000010000...
 Finished parsing all pool tracking information.
 ";
-    assert_eq!(text("!verifier 0x80 fffff8a005800000"), expected);
-    assert_eq!(text("!verifier 80 fffff8a0`05800000"), expected);
+
+#[test]
+fn the_articles_third_answer() {
+    assert_eq!(text("!verifier 0x80 fffff8a005800000"), ARTICLES_THIRD_ANSWER);
+    assert_eq!(text("!verifier 80 fffff8a0`05800000"), ARTICLES_THIRD_ANSWER);
     // The address of any byte of a block finds it.
     let inside = text("!verifier 0x80 fffff8a005880000");
     assert_eq!(inside.lines().filter(|line| line.starts_with("Pool block")).count(), 1, "{inside}");
@@ -307,10 +309,10 @@ Finished parsing all pool tracking information.
     // Everything read, or searched by the target: the same records.
     let screen =
         run(&mut session(&store()), Debuggee::Halted(&machine), "!verifier 80 fffff8a005800000 -full", Format::Kd);
-    assert_eq!(screen.text, expected);
+    assert_eq!(screen.text, ARTICLES_THIRD_ANSWER);
     machine.searches = false;
     let screen = run(&mut session(&store()), Debuggee::Halted(&machine), "!verifier 0x80 fffff8a005800000", Format::Kd);
-    assert_eq!(screen.text, expected);
+    assert_eq!(screen.text, ARTICLES_THIRD_ANSWER);
     let json = json("!verifier 0x80 fffff8a005800000");
     assert_eq!(json["result"]["log_entries"], 0x10000);
     let entries = json["result"]["entries"].as_array().unwrap();

@@ -533,27 +533,62 @@ impl Halted {
         }
     }
 
-    /// Fills a gap of the cache. Returns whether the byte after the last good one is unreadable.
-    fn fill(&self, address: u64, length: usize) -> Result<bool, Fault> {
+    /// Fills a gap of the cache, or marks where memory ends.
+    fn fill(&self, address: u64, length: usize) -> Result<(), Fault> {
         let (bytes, ended) = self.fetch(|length| Ask::Read { address, length }, length)?;
         self.cache.borrow_mut().insert(address, &bytes);
         if !ended && !bytes.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
-        let hole = address.wrapping_add(bytes.len() as u64);
+        let mut hole = address.wrapping_add(bytes.len() as u64);
         if !hole.is_multiple_of(PAGE_SIZE) && !bytes.is_empty() {
             // Memory ends at pages. A reply that ends elsewhere may only have been cut: ask once from there.
             let (rest, ended) = self.fetch(|length| Ask::Read { address: hole, length }, length - bytes.len())?;
             self.cache.borrow_mut().insert(hole, &rest);
             if !rest.is_empty() && !ended {
-                return Ok(false);
+                return Ok(());
             }
-            self.cache.borrow_mut().mark_unreadable(hole.wrapping_add(rest.len() as u64));
-            return Ok(true);
+            hole = hole.wrapping_add(rest.len() as u64);
         }
         self.cache.borrow_mut().mark_unreadable(hole);
-        Ok(true)
+        Ok(())
     }
+
+    fn fill_physical(&self, address: u64, length: usize) -> Result<(), Fault> {
+        // Targets read physical memory page by page.
+        let length = length.min((PAGE_SIZE - address % PAGE_SIZE) as usize);
+        let (bytes, _) = self.fetch(|length| Ask::ReadPhysical { address, length }, length)?;
+        let mut physical = self.physical.borrow_mut();
+        physical.insert(address, &bytes);
+        if bytes.is_empty() {
+            physical.mark_unreadable(address);
+        }
+        Ok(())
+    }
+}
+
+/// What the cache knows is copied from there; `fill` asks for the rest. Returns how far memory is readable.
+fn read_through(
+    cache: &RefCell<Cache>,
+    address: u64,
+    buffer: &mut [u8],
+    fill: impl Fn(u64, usize) -> Result<(), Fault>,
+) -> Result<usize, Fault> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let Some(at) = address.checked_add(done as u64) else { break };
+        let gap = match cache.borrow().at(at, buffer.len() - done) {
+            Known::Bytes(bytes) => {
+                buffer[done..done + bytes.len()].copy_from_slice(bytes);
+                done += bytes.len();
+                continue;
+            }
+            Known::Unreadable => break,
+            Known::Gap(gap) => gap,
+        };
+        fill(at, gap)?;
+    }
+    Ok(done)
 }
 
 fn unexpected(answer: &Answer) -> TargetError {
@@ -569,48 +604,11 @@ impl Halted {
 
 impl Memory for Halted {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        let address = self.on_the_wire(address);
-        let mut done = 0;
-        while done < buffer.len() {
-            let Some(at) = address.checked_add(done as u64) else { break };
-            let left = buffer.len() - done;
-            let gap = match self.cache.borrow().at(at, left) {
-                Known::Bytes(bytes) => {
-                    buffer[done..done + bytes.len()].copy_from_slice(bytes);
-                    done += bytes.len();
-                    continue;
-                }
-                Known::Unreadable => break,
-                Known::Gap(gap) => gap,
-            };
-            self.fill(at, gap)?;
-        }
-        Ok(done)
+        read_through(&self.cache, self.on_the_wire(address), buffer, |at, gap| self.fill(at, gap))
     }
 
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let Some(at) = address.checked_add(done as u64) else { break };
-            let gap = match self.physical.borrow().at(at, buffer.len() - done) {
-                Known::Bytes(bytes) => {
-                    buffer[done..done + bytes.len()].copy_from_slice(bytes);
-                    done += bytes.len();
-                    continue;
-                }
-                Known::Unreadable => break,
-                Known::Gap(gap) => gap,
-            };
-            // Targets read physical memory page by page.
-            let length = gap.min((PAGE_SIZE - at % PAGE_SIZE) as usize);
-            let (bytes, _) = self.fetch(|length| Ask::ReadPhysical { address: at, length }, length)?;
-            let mut physical = self.physical.borrow_mut();
-            physical.insert(at, &bytes);
-            if bytes.is_empty() {
-                physical.mark_unreadable(at);
-            }
-        }
-        Ok(done)
+        read_through(&self.physical, address, buffer, |at, gap| self.fill_physical(at, gap))
     }
 
     fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {

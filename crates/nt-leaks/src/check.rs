@@ -142,7 +142,7 @@ pub struct TagBooks {
     pub bytes_marked: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
     pub mark: String,
     /// While the target ran.
@@ -177,14 +177,9 @@ pub fn check(
     let mut report = CheckReport {
         mark: mark.name.clone(),
         elapsed_ms: now.times.interrupt.saturating_sub(then.times.interrupt) / 10_000,
-        blocks: Vec::new(),
-        stacks: Vec::new(),
-        unattributed: None,
-        summary: Summary::default(),
-        tags: Vec::new(),
         log_wrapped: harvest.is_some_and(Harvest::has_wrapped),
-        modules: Vec::new(),
         notes: now.notes.clone(),
+        ..CheckReport::default()
     };
     for tag in tags {
         Books { tag, then, now, harvest, sites: &sites }.judge(&mut report);
@@ -193,10 +188,9 @@ pub fn check(
     report.blocks.sort_by_key(|block| (order.get(&block.address).copied().unwrap_or(usize::MAX), block.address));
     let mut stacks = then.stacks.clone();
     name_stacks(mark, now, harvest, resolver, &mut stacks, &mut report)?;
-    let then: Vec<Part> = then.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect();
     let listed = report.blocks.iter().filter(|block| block.listed);
     let now: Vec<Part> = listed.map(|block| Part { stack: block.stack, size: block.size }).collect();
-    (report.stacks, report.unattributed) = group(&then, &now, &stacks);
+    (report.stacks, report.unattributed) = group(&parts(then), &now, &stacks);
     report.modules = resolver.identified(report.stacks.iter().flat_map(|group| &group.frames))?;
     for block in &report.blocks {
         let count = match block.verdict {
@@ -524,43 +518,31 @@ pub fn compare(old: &Mark, new: &Mark) -> Result<CheckReport, Different> {
     old.identity.same(then.times, &new.identity, now.times, std::time::Duration::ZERO)?;
     let mut stacks = then.stacks.clone();
     stacks.merge(&now.stacks);
-    let of = |snapshot: &Snapshot| -> Vec<Part> {
-        snapshot.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect()
-    };
-    let (stacks, unattributed) = group(&of(then), &of(now), &stacks);
+    let (stacks, unattributed) = group(&parts(then), &parts(now), &stacks);
     let used = |module: &&Module| module.in_stack;
     let mut modules: Vec<Module> = new.modules.iter().filter(used).cloned().collect();
     modules.extend(old.modules.iter().filter(used).filter(|old| !new.modules.iter().any(|new| new == *old)).cloned());
     Ok(CheckReport {
         mark: format!("{} and {}", old.name, new.name),
         elapsed_ms: now.times.interrupt.saturating_sub(then.times.interrupt) / 10_000,
-        blocks: Vec::new(),
         stacks,
         unattributed,
-        summary: Summary::default(),
-        tags: Vec::new(),
-        log_wrapped: false,
         modules,
-        notes: Vec::new(),
+        ..CheckReport::default()
     })
 }
 
 /// What a mark holds, by stack, as if there had been nothing before.
 pub fn contents(mark: &Mark) -> CheckReport {
     let snapshot = &mark.snapshot;
-    let parts: Vec<Part> = snapshot.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect();
-    let (stacks, unattributed) = group(&[], &parts, &snapshot.stacks);
+    let (stacks, unattributed) = group(&[], &parts(snapshot), &snapshot.stacks);
     CheckReport {
         mark: mark.name.clone(),
-        elapsed_ms: 0,
-        blocks: Vec::new(),
         stacks,
         unattributed,
-        summary: Summary::default(),
-        tags: Vec::new(),
-        log_wrapped: false,
         modules: mark.modules.iter().filter(|module| module.in_stack).cloned().collect(),
         notes: snapshot.notes.clone(),
+        ..CheckReport::default()
     }
 }
 
@@ -568,6 +550,10 @@ pub fn contents(mark: &Mark) -> CheckReport {
 struct Part {
     stack: Option<StackId>,
     size: u64,
+}
+
+fn parts(snapshot: &Snapshot) -> Vec<Part> {
+    snapshot.blocks.iter().map(|block| Part { stack: block.stack, size: block.size }).collect()
 }
 
 /// Puts blocks with the same stack together: most growth first, and those without a stack apart.

@@ -80,7 +80,6 @@ fn write_group(group: &Group, skip: &Skip, decimal: bool, out: &mut dyn fmt::Wri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Summary;
     use crate::report::{Column, flame_graph, folded, html};
     use crate::stack::{Frame, Stacks};
 
@@ -108,14 +107,9 @@ mod tests {
         CheckReport {
             mark: "m<1>".into(),
             elapsed_ms: 5000,
-            blocks: Vec::new(),
             stacks: vec![group(Some(id), frames, 0xf110, 0x3a, 0x5320, 0x14)],
             unattributed: Some(group(None, Vec::new(), 0x10, 1, -0x20, -2)),
-            summary: Summary::default(),
-            tags: Vec::new(),
-            log_wrapped: false,
-            modules: Vec::new(),
-            notes: Vec::new(),
+            ..CheckReport::default()
         }
     }
 

@@ -31,19 +31,7 @@ pub(crate) fn describe(world: &mut World) {
             ],
         );
     } else {
-        // Windows 7 has one ULONG with four bit fields, later versions two USHORTs: the same bytes.
-        world.layout(
-            "_POOL_HEADER",
-            0x10,
-            &[
-                bits("PreviousSize", 0, 0, 8),
-                bits("PoolIndex", 0, 8, 8),
-                bits("BlockSize", 0, 16, 8),
-                bits("PoolType", 0, 24, 8),
-                field("PoolTag", 4, 4),
-                field("ProcessBilled", 8, 8),
-            ],
-        );
+        pool_header(world);
         if version.build >= 9200 {
             world.pointer_variable("ExpPoolQuotaCookie", COOKIE);
         }

@@ -76,18 +76,7 @@ impl Heap {
         let mut world = World::new(version);
         let build = version.build;
         let at = places(build);
-        world.layout(
-            "_POOL_HEADER",
-            0x10,
-            &[
-                bits("PreviousSize", 0, 0, 8),
-                bits("PoolIndex", 0, 8, 8),
-                bits("BlockSize", 0, 16, 8),
-                bits("PoolType", 0, 24, 8),
-                field("PoolTag", 4, 4),
-                field("ProcessBilled", 8, 8),
-            ],
-        );
+        pool_header(&mut world);
         world.layout("_RTLP_HP_HEAP_GLOBALS", 0x38, &[field("HeapKey", 0, 8), field("LfhKey", 8, 8)]);
         let state_size = at.special + 0x40;
         let special = if build < 19041 { 3 } else { 4 };

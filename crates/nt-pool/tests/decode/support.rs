@@ -307,3 +307,19 @@ pub(crate) fn number(name: &str, offset: u64, size: u64) -> Field {
     let type_name = if size == 8 { "unsigned long long" } else { "unsigned long" };
     member(name, offset, size, type_name)
 }
+
+/// `_POOL_HEADER` of x64. Windows 7 has one ULONG with four bit fields, later versions two USHORTs: the same bytes.
+pub(crate) fn pool_header(world: &mut World) {
+    world.layout(
+        "_POOL_HEADER",
+        0x10,
+        &[
+            bits("PreviousSize", 0, 0, 8),
+            bits("PoolIndex", 0, 8, 8),
+            bits("BlockSize", 0, 16, 8),
+            bits("PoolType", 0, 24, 8),
+            field("PoolTag", 4, 4),
+            field("ProcessBilled", 8, 8),
+        ],
+    );
+}

@@ -535,39 +535,7 @@ mod tests {
                 ],
             ),
         ];
-        assert_eq!(
-            text(&log(block, entries)),
-            "
-Log of recent kernel pool Allocate and Free operations:
-
-There are up to 0x10000 entries in the log.
-
-Parsing 0x0000000000010000 log entries, searching for address 0xfffff8a005800000.
-
-
-======================================================================
-Pool block fffff8a005800000, Size 00000000000fa000, Thread fffffa8002be4060
-fffff80001923cc6 nt!VeAllocatePoolWithTagPriority+0x2b6
-fffff80001923d3d nt!VerifierExAllocatePoolEx+0x1d
-fffff880042881f6 myfault+0x11f6
-fffff8800428842f myfault+0x142f
-fffff8000192e750 nt!IovCallDriver+0xa0
-fffff800017a3a97 nt!IopXxxControlFile+0x607
-fffff800017a42f6 nt!NtDeviceIoControlFile+0x56
-fffff80001487ed3 nt!KiSystemServiceCopyEnd+0x13
-======================================================================
-Pool block fffff8a005800000, Size 0000000000001000, Thread fffffa8002187060
-fffff8000192393a nt!VfFreePoolNotification+0x4a
-fffff800015b6a6f nt!ExDeferredFreePool+0x107b
-fffff800017273eb nt!HvFreeDirtyData+0x7f
-fffff800017269bb nt!HvOptimizedSyncHive+0x53
-fffff80001726303 nt!CmFlushKey+0xaf
-fffff80001726b22 nt!NtFlushKey+0x142
-fffff80001487ed3 nt!KiSystemServiceCopyEnd+0x13
-Parsed entry 0000000000010000/0000000000010000...
-Finished parsing all pool tracking information.
-"
-        );
+        assert_eq!(text(&log(block, entries)), crate::tests::ARTICLES_THIRD_ANSWER);
     }
 
     #[test]
