@@ -106,7 +106,7 @@ pub fn find(kernel: &Kernel<'_>, tag: Tag) -> Result<BigPages, PoolError> {
     Ok(found)
 }
 
-/// The entry, in use or freed, whose block starts at `address`.
+/// The entry, in use or else freed, whose block starts at `address`.
 pub fn lookup(kernel: &Kernel<'_>, address: u64) -> Result<Option<BigPage>, PoolError> {
     let table = Table::read(kernel)?;
     if let Some(page) = table.probe(kernel, address)? {
@@ -323,13 +323,18 @@ impl Table {
         let product = kernel.wrap(u64::from((address >> 12) as u32) * 0x9E5F);
         let mut slot = (product ^ product >> 32) & mask;
         let mut probed = 0;
+        let mut freed = None;
         while probed < MAX_PROBES.min(self.entries) {
             let count = WINDOW.min(self.entries - slot);
             let window = self.slots(kernel, slot, count)?;
             for entry in entries(&window, self.entry.size as usize) {
-                let Some(page) = entry.and_then(|entry| self.entry.decode(entry)) else { return Ok(None) };
-                if page.address == address {
+                let Some(page) = entry.and_then(|entry| self.entry.decode(entry)) else { return Ok(freed) };
+                if page.address == address && !page.free {
                     return Ok(Some(page));
+                }
+                if page.address == address {
+                    // The address may have been handed out again since, with another slot.
+                    freed.get_or_insert(page);
                 }
             }
             probed += count;
@@ -345,19 +350,24 @@ impl Table {
         let mut seeker = self.seeker(self.entry.va.offset + 1, bytes);
         let mut requests = 0;
         let mut slot = 0;
+        let mut freed = None;
         while let Seek::Record(hit) = seeker.next(kernel.memory, slot, &mut requests, MAX_PROBES)? {
             let entry = self.slots(kernel, hit, 1)?;
             let page = entries(&entry, self.entry.size as usize).flatten().find_map(|entry| self.entry.decode(entry));
-            if page.as_ref().is_some_and(|page| page.address == address) {
-                return Ok(page);
+            if let Some(page) = page.filter(|page| page.address == address) {
+                if !page.free {
+                    return Ok(Some(page));
+                }
+                freed.get_or_insert(page);
             }
             slot = hit + 1;
         }
         if seeker.last == Some(Seek::None) {
-            return Ok(None);
+            return Ok(freed);
         }
         let mut found = BigPages { table: self.range(), blocks: Vec::new(), notes: Vec::new() };
         self.bulk(kernel, 0, &|_| true, &mut found)?;
-        Ok(found.blocks.into_iter().find(|page| page.address == address))
+        found.blocks.retain(|page| page.address == address);
+        Ok(found.blocks.into_iter().min_by_key(|page| page.free))
     }
 }

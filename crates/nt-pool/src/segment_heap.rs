@@ -44,15 +44,20 @@ const MAX_DESCRIPTORS: u64 = 256;
 /// Segments lie at multiples of their size.
 const SEGMENT_SIZES: [u64; 2] = [1 << 20, 16 << 20];
 
-/// The first build whose pool can be a segment heap, and the first that has no other.
-const FIRST: u16 = 17763;
+/// The first builds whose pool can be a segment heap, and the first that has no other.
+const FIRST: u16 = 17134;
+const SECOND: u16 = 17763;
 const ONLY: u16 = 18362;
 
 /// Whether this kernel's pool is a segment heap.
 pub fn is_segment_heap(kernel: &Kernel<'_>) -> Result<bool, PoolError> {
     match kernel.build {
         ..FIRST => Ok(false),
-        FIRST..ONLY => {
+        FIRST..SECOND => {
+            let Some(address) = kernel.find_symbol("ExpHeapBackedPoolEnabled") else { return Ok(false) };
+            Ok(kernel.gather(&[Variable { address, size: 1 }])?.remove(0)? != 0)
+        }
+        SECOND..ONLY => {
             let Some(address) = kernel.find_symbol("ExpHeapBackedPoolEnabledState") else { return Ok(true) };
             Ok(kernel.gather(&[Variable { address, size: 4 }])?.remove(0)? != 0)
         }
@@ -132,8 +137,14 @@ pub(crate) fn read_one(kernel: &Kernel<'_>, address: u64, pool: PoolKind) -> Res
 }
 
 fn keys(kernel: &Kernel<'_>) -> Result<Keys, PoolError> {
-    let globals = Record::new(kernel, "_RTLP_HP_HEAP_GLOBALS")?;
-    let (heap, lfh) = (globals.member("HeapKey")?, globals.member("LfhKey")?);
+    // Where the symbols have no such type: the keys are its first two members in every build (facts 5.2).
+    let width = usize::from(kernel.pointer_size);
+    let globals = Record::new(kernel, "_RTLP_HP_HEAP_GLOBALS").ok();
+    let place = |name: &str, known: usize| match &globals {
+        Some(globals) => globals.place(name),
+        None => Ok(known),
+    };
+    let (heap, lfh) = (place("HeapKey", 0)?, place("LfhKey", width)?);
     let address = match kernel.find_symbol("RtlpHpHeapGlobals") {
         Some(address) => address,
         // The heap manager's first member leads there.
@@ -142,9 +153,9 @@ fn keys(kernel: &Kernel<'_>) -> Result<Keys, PoolError> {
             _ => return Ok(Keys::default()),
         },
     };
-    let key = |member: Member| Variable {
-        address: kernel.wrap(address.wrapping_add(member.offset as u64)),
-        size: member.size as u8,
+    let key = |offset: usize| Variable {
+        address: kernel.wrap(address.wrapping_add(offset as u64)),
+        size: kernel.pointer_size,
     };
     let mut values = kernel.gather(&[key(heap), key(lfh)])?.into_iter().map(Result::ok);
     let mut next = || values.next().flatten();
@@ -176,7 +187,6 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
     let state = kernel.symbol("ExPoolState")?;
     let at = |offset: u64| kernel.wrap(state.wrapping_add(offset));
     let nodes = array(kernel, STATE, "PoolNode")?;
-    let special = array(kernel, STATE, "SpecialHeaps")?;
     let node = Record::large(kernel, "_EX_HEAP_POOL_NODE")?;
     let heaps = node.member("Heaps")?;
     let layout = kernel.layout(STATE)?;
@@ -214,6 +224,17 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
         }
     };
     if kinds.nonpaged || kinds.paged {
+        let lookasides = match Lookasides::new(kernel) {
+            Ok(lookasides) => Some(lookasides),
+            Err(error) => {
+                note(
+                    &mut found.notes,
+                    "the heaps' lookaside lists are not known; freed blocks may look allocated",
+                    error,
+                )?;
+                None
+            }
+        };
         for index in 0..nodes_used {
             let address = at(nodes.offset + index * nodes.element);
             let bytes = read_sparse(kernel.memory, address, node.size)?;
@@ -224,20 +245,28 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
             for (kind, pointer) in pointers.chunks_exact(heaps.size).enumerate() {
                 add(kernel.wrap(little_endian(pointer)), kind, false, &mut found.notes);
             }
-            if bytes.is_complete() {
-                lookasides(kernel, &bytes.bytes, &mut found.resting)?;
-            } else {
-                found.notes.push(format!(
+            match &lookasides {
+                Some(lookasides) if bytes.is_complete() => {
+                    found.resting.extend(lookasides.firsts(kernel, &bytes.bytes));
+                }
+                Some(_) => found.notes.push(format!(
                     "the lookaside lists of pool node {index} are unreadable; freed blocks may look allocated"
-                ));
+                )),
+                None => {}
             }
         }
     }
     if kinds.special {
         let width = u64::from(kernel.pointer_size);
-        let variables: Vec<Variable> = (0..special.count)
-            .map(|index| Variable { address: at(special.offset + index * width), size: kernel.pointer_size })
-            .collect();
+        let variables: Vec<Variable> = match array(kernel, STATE, "SpecialHeaps") {
+            Ok(special) => (0..special.count)
+                .map(|index| Variable { address: at(special.offset + index * width), size: kernel.pointer_size })
+                .collect(),
+            Err(error) => {
+                note(&mut found.notes, "special heaps are missing", error)?;
+                Vec::new()
+            }
+        };
         for (index, pointer) in kernel.gather(&variables)?.into_iter().enumerate() {
             match pointer {
                 Ok(pointer) => add(kernel.wrap(pointer), index, true, &mut found.notes),
@@ -249,18 +278,32 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
 }
 
 /// `_EX_HEAP_POOL_NODE.Lookasides`: blocks freed to one keep their chunk's allocated mark.
-fn lookasides(kernel: &Kernel<'_>, bytes: &[u8], firsts: &mut Vec<u64>) -> Result<(), PoolError> {
-    let lookasides = array(kernel, "_EX_HEAP_POOL_NODE", "Lookasides")?;
-    let buckets = array(kernel, "_RTL_DYNAMIC_LOOKASIDE", "Buckets")?;
-    for lookaside in 0..lookasides.count {
-        for bucket in 0..buckets.count {
-            let offset = lookasides.offset + lookaside * lookasides.element + buckets.offset + bucket * buckets.element;
-            // The list's head is a bucket's first member.
-            let first = usize::try_from(offset).ok().and_then(|offset| slist_first(kernel, bytes, offset));
-            firsts.extend(first.filter(|first| *first != 0));
-        }
+struct Lookasides {
+    lookasides: Array,
+    buckets: Array,
+    list_head: u64,
+}
+
+impl Lookasides {
+    fn new(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
+        Ok(Lookasides {
+            lookasides: array(kernel, "_EX_HEAP_POOL_NODE", "Lookasides")?,
+            buckets: array(kernel, "_RTL_DYNAMIC_LOOKASIDE", "Buckets")?,
+            list_head: Record::new(kernel, "_RTL_LOOKASIDE").and_then(|list| list.place("ListHead")).unwrap_or(0)
+                as u64,
+        })
     }
-    Ok(())
+
+    /// The lists' first elements.
+    fn firsts(&self, kernel: &Kernel<'_>, node: &[u8]) -> Vec<u64> {
+        let Lookasides { lookasides, buckets, list_head } = self;
+        let lists = (0..lookasides.count).flat_map(|lookaside| {
+            let at = lookasides.offset + lookaside * lookasides.element + buckets.offset + list_head;
+            (0..buckets.count).map(move |bucket| at + bucket * buckets.element)
+        });
+        let first = |at: u64| slist_first(kernel, node, usize::try_from(at).ok()?).filter(|first| *first != 0);
+        lists.filter_map(first).collect()
+    }
 }
 
 /// What is needed of the heaps' types.
@@ -275,6 +318,7 @@ struct Reader<'k> {
     unit_shift: Member,
     first_descriptor: Member,
     list_head: usize,
+    list_entry: usize,
     segment_size: usize,
     segment_signature: Variable,
     descriptors: Array,
@@ -291,18 +335,30 @@ impl<'k> Reader<'k> {
         let descriptor = Record::new(kernel, "_HEAP_PAGE_RANGE_DESCRIPTOR")?;
         let descriptors = array(kernel, "_HEAP_PAGE_SEGMENT", "DescArray")?;
         let signature = segment.member("Signature")?;
-        let delay_free = Record::new(kernel, "_HEAP_VS_CONTEXT")
-            .and_then(|context| Ok(heap.place("VsContext")? + context.place("DelayFreeContext")?));
+        if descriptors.element < descriptor.size as u64 {
+            return Err(PoolError::Unlikely(format!(
+                "the symbols of nt give a descriptor of _HEAP_PAGE_SEGMENT {:#x} bytes, and its type {:#x}; the symbol \
+                 file is damaged",
+                descriptors.element, descriptor.size
+            )));
+        }
+        let delay_free = || -> Result<usize, PoolError> {
+            let context = Record::new(kernel, "_HEAP_VS_CONTEXT")?;
+            let list = Record::new(kernel, "_HEAP_VS_DELAY_FREE_CONTEXT").and_then(|list| list.place("ListHead"));
+            Ok(heap.place("VsContext")? + context.place("DelayFreeContext")? + list.unwrap_or(0))
+        };
         Ok(Reader {
             kernel,
             keys,
             heap_signature: heap.member("Signature")?,
             contexts: array(kernel, "_SEGMENT_HEAP", "SegContexts")?,
-            delay_free: delay_free.ok(),
+            delay_free: delay_free().ok(),
             heap,
             unit_shift: context.member("UnitShift")?,
             first_descriptor: context.member("FirstDescriptorIndex")?,
             list_head: context.place("SegmentListHead")?,
+            // First in every build so far, as the lists' heads are.
+            list_entry: segment.place("ListEntry").unwrap_or(0),
             context,
             segment_size: segment.size,
             segment_signature: Variable { address: signature.offset as u64, size: signature.size as u8 },
@@ -347,18 +403,20 @@ impl<'k> Reader<'k> {
             return Ok(());
         }
         let unit_shift = self.unit_shift.get(context);
-        if !(12..=24).contains(&unit_shift) {
+        if !self.is_size(unit_shift) {
             found.notes.push(format!(
-                "the segments of {address:016x} have pages of 2^{unit_shift} bytes, which cannot be; they are missing"
+                "the segments of {address:016x} have {:#x} parts of 2^{unit_shift} bytes, which cannot be; they are missing",
+                self.descriptors.count
             ));
             return Ok(());
         }
         let first_descriptor = self.first_descriptor.get(context);
         let what = format!("segments of {address:016x}");
         let Heaps { areas, notes, .. } = found;
-        follow(self.kernel, &what, first, head, notes, &mut |segment, notes| {
+        follow(self.kernel, &what, first, head, notes, &mut |link, notes| {
+            let segment = self.kernel.wrap(link.wrapping_sub(self.list_entry as u64));
             let bytes = read_sparse(self.kernel.memory, segment, self.segment_size)?;
-            let Some(next) = bytes.get(0, width).map(little_endian) else {
+            let Some(next) = bytes.get(self.list_entry, width).map(little_endian) else {
                 return Err(PoolError::Unlikely(format!("the segment at {segment:016x} is unreadable")));
             };
             let signature = self.segment_signature;
@@ -451,7 +509,7 @@ impl<'k> Reader<'k> {
             let unit_shift = self.unit_shift.get(&context);
             let owner = owner.get(&context);
             let Some(heap) = heaps.iter().find(|heap| heap.address == owner) else { continue };
-            if unit_shift > 24 || self.descriptors.count << unit_shift != size {
+            if !self.is_size(unit_shift) || self.descriptors.count << unit_shift != size {
                 continue;
             }
             let mut areas = Vec::new();
@@ -459,6 +517,11 @@ impl<'k> Reader<'k> {
             return Ok(areas.into_iter().find(|area| address.wrapping_sub(area.address) < area.length));
         }
         Ok(None)
+    }
+
+    /// Whether segments whose parts have this size are of a size that segments have.
+    fn is_size(&self, unit_shift: u64) -> bool {
+        unit_shift <= 24 && SEGMENT_SIZES.contains(&(self.descriptors.count << unit_shift))
     }
 
     fn flags(&self, descriptor: &[u8]) -> u64 {

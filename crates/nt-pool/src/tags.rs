@@ -115,48 +115,63 @@ fn read_row(kernel: &Kernel<'_>, tag: Tag) -> Result<Option<TagReport>, PoolErro
     let plausible = |mask: &u64| mask.wrapping_add(1).is_power_of_two() && *mask < places.rows;
     let Some(mask) = places.mask.filter(plausible) else { return Ok(None) };
     let row = Row::new(kernel)?;
-    let Some(index) = find_row(kernel, &row, places.master, mask, tag)? else { return Ok(None) };
+    let rows = find_rows(kernel, &row, places.master, mask, tag)?;
+    if rows.is_empty() {
+        return Ok(None);
+    }
     let wanted = |other: Tag| other.key() == tag.key();
     let mut sums = Sums::new(row, &wanted);
     for (what, address) in places.tables(kernel, &mut sums.notes)? {
-        let at = address.wrapping_add(index * sums.row.size as u64);
-        let table = read_table(kernel, at, sums.row.size)?;
-        let key = table.get(0, sums.row.size).map(|bytes| sums.row.key(bytes));
-        if key.is_some_and(|key| key != 0 && !wanted(Tag::from_key(key).0)) {
-            // This table keeps the tag in another row than the master does.
-            return Ok(None);
+        for index in &rows {
+            let at = address.wrapping_add(index * sums.row.size as u64);
+            let table = read_table(kernel, at, sums.row.size)?;
+            let key = table.get(0, sums.row.size).map(|bytes| sums.row.key(bytes));
+            if key.is_some_and(|key| key != 0 && !wanted(Tag::from_key(key).0)) {
+                // This table keeps the tag in another row than the master does.
+                return Ok(None);
+            }
+            sums.add(&what, &table);
         }
-        sums.add(&what, &table);
     }
     sums.finish(kernel, &places).map(Some)
 }
 
-/// The row that the kernel's hash leads to. The product is 64 bits wide on x64; 32 bits are tried too, and the row's
+/// The rows that the kernel's hash leads to: one of the tag, and one of the tag with the protected bit, which is a key
+/// of its own. None if that is not certain. The product is 64 bits wide on x64; 32 bits are tried too, and the row's
 /// key decides.
-fn find_row(kernel: &Kernel<'_>, row: &Row, table: u64, mask: u64, tag: Tag) -> Result<Option<u64>, Fault> {
-    let product = u64::from(tag.key()) * 0x9E5F;
-    let mut slots = vec![(product ^ product >> 32) & mask, product & 0xffff_ffff & mask];
-    slots.dedup();
-    for start in slots {
-        let mut slot = start;
-        let mut probed = 0;
-        'probe: while probed < MAX_PROBES {
-            let count = PROBE_ROWS.min((mask - slot + 1) as usize);
-            let window = read_table(kernel, table.wrapping_add(slot * row.size as u64), count * row.size)?;
-            for (i, bytes) in entries(&window, row.size).enumerate() {
-                match bytes.map(|bytes| row.key(bytes)) {
-                    Some(key) if key != 0 && Tag::from_key(key).0.key() == tag.key() => {
-                        return Ok(Some(slot + i as u64));
+fn find_rows(kernel: &Kernel<'_>, row: &Row, table: u64, mask: u64, tag: Tag) -> Result<Vec<u64>, Fault> {
+    let mut found = Vec::new();
+    let folds: [fn(u64) -> u64; 2] = [|product| product ^ product >> 32, |product| product & 0xffff_ffff];
+    for fold in folds {
+        for key in [tag.key(), u32::from_le_bytes(tag.protected_bytes())] {
+            let mut slot = fold(u64::from(key) * 0x9E5F) & mask;
+            let mut probed = 0;
+            'probe: loop {
+                let count = PROBE_ROWS.min((mask - slot + 1) as usize);
+                let window = read_table(kernel, table.wrapping_add(slot * row.size as u64), count * row.size)?;
+                for (i, bytes) in entries(&window, row.size).enumerate() {
+                    let Some(key) = bytes.map(|bytes| row.key(bytes)) else { return Ok(Vec::new()) };
+                    if key == 0 {
+                        break 'probe;
                     }
-                    Some(key) if key != 0 => {}
-                    _ => break 'probe,
+                    if Tag::from_key(key).0.key() == tag.key() {
+                        found.push(slot + i as u64);
+                    }
                 }
+                probed += count;
+                if probed >= MAX_PROBES {
+                    return Ok(Vec::new());
+                }
+                slot = (slot + count as u64) & mask;
             }
-            probed += count;
-            slot = (slot + count as u64) & mask;
+        }
+        if !found.is_empty() {
+            break;
         }
     }
-    Ok(None)
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
 }
 
 /// Where the tables lie, as the kernel's variables say.

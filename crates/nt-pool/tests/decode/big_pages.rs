@@ -277,6 +277,21 @@ fn a_table_that_hashes_otherwise_still_finds_its_blocks() {
     }
 }
 
+/// A freed slot keeps its address; the block that has the address now may stand behind it.
+#[test]
+fn a_block_in_use_is_found_behind_what_was_freed_there() {
+    for (searches, elsewhere) in [(false, 0), (true, 0), (false, 0x80), (true, 0x80)] {
+        let mut table = Table::new(WIN11_21H2, 256);
+        table.world.searches = searches;
+        let page = table.block(5, b"Leak", 0x3000);
+        let old = BigPage { tag: Tag(*b"Olds"), free: true, ..page.clone() };
+        let slot = table.slot_of(page.address) ^ elsewhere;
+        table.put(slot, old);
+        table.put(slot + 1, page.clone());
+        assert_eq!(big_pages::lookup(&table.world.kernel(), page.address).unwrap(), Some(page));
+    }
+}
+
 #[test]
 fn an_address_costs_one_probe() {
     let table = article();

@@ -517,6 +517,35 @@ fn a_plan_says_the_cost_before_it_is_paid() {
 }
 
 #[test]
+fn a_type_that_is_missing_costs_what_needs_it_and_no_more() {
+    let ask = |heap: &Heap| find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
+    let pieces = [plain(0x20), plain(0x30)];
+    let mut heap = ordinary(WIN10_2004, &pieces);
+    heap.world.forget_layout("_RTLP_HP_HEAP_GLOBALS");
+    let found = ask(&heap);
+    assert_eq!((found.blocks, found.notes), (heap.blocks.clone(), vec![]), "where the keys lie is known");
+    let mut heap = ordinary(WIN10_2004, &pieces);
+    heap.world.forget_layout("_RTL_DYNAMIC_LOOKASIDE");
+    let found = ask(&heap);
+    assert_eq!((found.blocks, found.complete), (heap.blocks.clone(), false));
+    assert!(found.notes[0].contains("lookaside") && found.notes.len() == 1, "{:?}", found.notes);
+}
+
+#[test]
+fn segments_of_no_size_that_segments_have_are_not_believed() {
+    let mut heap = ordinary(WIN10_2004, &[plain(0x20)]);
+    let mut first = [0; 8];
+    nt_memory::Memory::read(&heap.world, heap.node(0), &mut first).unwrap();
+    let context = u64::from_le_bytes(first) + places(WIN10_2004.build).contexts;
+    for shift in [0, 13, 24, 63, 255] {
+        heap.world.put(context + 8, shift, 1);
+        let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
+        assert!(found.notes[0].contains(&format!("parts of 2^{shift} bytes")), "{:?}", found.notes);
+        assert!(!found.complete && !found.blocks.is_empty());
+    }
+}
+
+#[test]
 fn unreadable_and_foreign_parts_are_named() {
     let pieces = [plain(0x20), plain(0x30)];
     // The keys.

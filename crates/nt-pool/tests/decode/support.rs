@@ -194,6 +194,10 @@ impl World {
         self.symbols.names.remove(name);
     }
 
+    pub(crate) fn forget_layout(&mut self, name: &str) {
+        self.symbols.layouts.remove(name);
+    }
+
     pub(crate) fn address_of(&self, name: &str) -> u64 {
         self.base() + u64::from(self.symbols.names[name])
     }
