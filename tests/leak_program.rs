@@ -362,6 +362,125 @@ fn a_watch_that_is_interrupted() {
     assert!(lab.is_running());
 }
 
+/// What Parquet files hold: of a table's files, newest look last, the rows, by column.
+fn tables(directory: &Path, table: &str, machine: &str) -> Vec<(String, Vec<Value>)> {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::Field;
+
+    let value = |field: &Field| match field {
+        Field::Null => Value::Null,
+        Field::Str(text) => text.as_str().into(),
+        Field::ULong(number) => (*number).into(),
+        Field::Long(number) => (*number).into(),
+        Field::TimestampMillis(time) => serde_json::json!({"ms": time}),
+        other => panic!("{other:?} is in no column"),
+    };
+    let mut files = Vec::new();
+    for day in std::fs::read_dir(directory.join(table).join(format!("machine={machine}"))).unwrap() {
+        let day = day.unwrap();
+        assert_eq!(day.file_name(), "date=2020-01-14");
+        files.extend(std::fs::read_dir(day.path()).unwrap().map(|file| file.unwrap().path()));
+    }
+    files.sort();
+    let rows = |file: &Path| {
+        let reader = SerializedFileReader::new(std::fs::File::open(file).unwrap()).unwrap();
+        let rows = reader.get_row_iter(None).unwrap().map(Result::unwrap);
+        rows.map(|row| row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()).collect()
+    };
+    files.iter().map(|file| (file.file_name().unwrap().to_str().unwrap().to_string(), rows(file))).collect()
+}
+
+fn named<'t>(tables: &'t [(String, Vec<Value>)], start: &str) -> Vec<&'t (String, Vec<Value>)> {
+    tables.iter().filter(|(name, _)| name.starts_with(start)).collect()
+}
+
+/// Row by row what the JSON says, in files that only ever come in addition.
+#[test]
+fn every_look_becomes_rows_of_parquet() {
+    let lab = Lab::over_serial(article(), Some(Box::new(article_activity(Some(Duration::from_millis(100)), false))));
+    let looks = lab.directory.path().join("lab/looks");
+    let watch = ["leak", "--tag", "Leak", "--every", "250ms", "--times", "3", "--json", "r.json"];
+    // The name of a machine is no path.
+    let export = ["--parquet", "lab/looks", "--machine", "../../b 1"];
+    let output = lab.run(&[&watch[..], &export].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let machine = "..%2F..%2Fb%201";
+    let watched: Value = serde_json::from_str(&lab.file("r.json")).unwrap();
+    let last = &watched["last"];
+    let by_look = |table: &str| tables(&looks, table, machine);
+    for table in ["blocks", "stacks", "tags"] {
+        let tables = by_look(table);
+        assert_eq!((named(&tables, "mark-").len(), named(&tables, "check-").len()), (1, 3), "{tables:?}");
+        let folders = |at: &Path| std::fs::read_dir(at).unwrap().count();
+        assert_eq!((folders(&looks), folders(&looks.join(table))), (3, 1));
+        for row in tables.iter().flat_map(|(_, rows)| rows) {
+            let time = row["time"]["ms"].as_i64().unwrap();
+            let day = 1_578_960_000_000;
+            assert!((day..day + 86_400_000).contains(&time), "{row}");
+            assert_eq!((&row["mark"], &row["build"]), (&"watch".into(), &7601.into()));
+            assert!(row["kernel_pdb"].as_str().unwrap().len() > 32);
+        }
+    }
+    let same = |row: &Value, of: &Value, columns: &[&str]| {
+        for column in columns {
+            assert_eq!(row[column], of.get(column).cloned().unwrap_or_default(), "{column} of {row} and {of}");
+        }
+    };
+
+    let blocks = by_look("blocks");
+    let (_, rows) = named(&blocks, "check-")[2];
+    let listed = last["blocks"].as_array().unwrap();
+    assert_eq!(rows.len(), listed.len());
+    for (row, block) in rows.iter().zip(listed) {
+        same(row, block, &["tag", "size", "verdict", "stack", "stack_from", "no_stack"]);
+        assert_eq!(format!("{:#x}", row["address"].as_u64().unwrap()), block["address"]);
+        let evidence: Vec<&str> = row["evidence"].as_str().unwrap().split(' ').collect();
+        assert_eq!(serde_json::json!(evidence), block["evidence"]);
+        assert_eq!((&row["look"], &row["elapsed_ms"]), (&"check".into(), &last["elapsed_ms"]));
+    }
+    let (_, marked) = named(&blocks, "mark-")[0];
+    assert_eq!(watched["at_mark"]["blocks"], marked.len());
+    assert!(marked.iter().all(|row| row["verdict"].is_null() && row["look"] == "mark" && row["size"] == LEAK_BYTES));
+
+    let stacks = by_look("stacks");
+    let (_, rows) = named(&stacks, "check-")[2];
+    let (stack, group) = (&rows[0], &last["stacks"][0]);
+    same(stack, group, &["bytes", "count", "delta_bytes", "delta_count"]);
+    assert_eq!(stack["stack"], group["id"]);
+    let frames: Vec<&str> = stack["frames"].as_str().unwrap().split(';').collect();
+    let symbols: Vec<&Value> = group["frames"].as_array().unwrap().iter().map(|frame| &frame["symbol"]).collect();
+    assert_eq!(serde_json::json!(frames), serde_json::json!(symbols));
+    assert!(named(&stacks, "mark-")[0].1[0]["delta_bytes"].is_null());
+
+    let tags = by_look("tags");
+    let (_, rows) = named(&tags, "check-")[2];
+    assert_eq!(rows.len(), 1);
+    same(&rows[0], &last["tags"][0], &["tag", "allocs", "frees", "at_least", "bytes"]);
+    assert_eq!(rows[0]["blocks"], watched["checks"][2]["outstanding"]);
+    assert_eq!(named(&tags, "mark-")[0].1[0]["blocks"], watched["at_mark"]["outstanding"]);
+
+    // A file that is there is never written again, even at the same time of the target's.
+    let (name, _) = named(&tags, "mark-")[0];
+    let commands = "!leak mark m Leak -parquet lab/looks; !leak mark m Leak -parquet lab/looks; \
+                    !leak check m -parquet lab/looks; q";
+    let output = lab.run(&["--bonc", "-c", commands]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(by_look("tags").len(), 4);
+    let unnamed = tables(&looks, "blocks", "unnamed");
+    let names: Vec<&str> = unnamed.iter().map(|(name, _)| name.as_str()).collect();
+    let stem = names.iter().find_map(|name| name.strip_prefix("mark-")?.strip_suffix("-1.parquet")).unwrap();
+    assert!(names.contains(&format!("mark-{stem}.parquet").as_str()), "{names:?}");
+    assert_eq!((names.len(), named(&unnamed, "check-").len()), (3, 1));
+    assert_ne!(name, names[1]);
+
+    // What stands in the way is named, and the target goes on.
+    std::fs::write(lab.directory.path().join("file"), "").unwrap();
+    let output = lab.run(&[&watch[..], &["--parquet", "file"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(errors(&output).contains("cannot write file"), "{}", errors(&output));
+    assert!(lab.is_running());
+}
+
 /// What a page does in a browser: rows, a click on a table's head, a word in its filter.
 const PROBE: &str = "<script>(function(){var e=[];window.onerror=function(m){e.push(m)};\
 function q(s){return document.querySelectorAll(s)}\

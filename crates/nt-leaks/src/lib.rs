@@ -22,7 +22,6 @@ pub use harvest::{Harvest, Operation, Record};
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};
 pub use report::{Column, flame_graph, folded, html, umdh, umdh_snapshot};
-#[cfg(feature = "parquet")]
 pub use report::{ExportError, export_check, export_mark};
 pub use saved::Saved;
 pub use snapshot::{

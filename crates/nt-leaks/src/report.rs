@@ -2,12 +2,10 @@
 
 mod flame;
 mod html;
-#[cfg(feature = "parquet")]
 mod parquet;
 mod umdh;
 
 pub use flame::{Column, flame_graph, folded};
 pub use html::html;
-#[cfg(feature = "parquet")]
 pub use parquet::{ExportError, export_check, export_mark};
 pub use umdh::{umdh, umdh_snapshot};

@@ -60,7 +60,6 @@ pub(super) fn write_files(
 }
 
 /// Adds a look to the Parquet files that were asked for: the mark itself, or a check of it.
-#[cfg(feature = "parquet")]
 pub(super) fn export(mark: &Mark, check: Option<&CheckReport>, options: &Options) -> Result<(), CommandError> {
     let Some(directory) = &options.parquet else { return Ok(()) };
     let machine = options.machine.as_deref().unwrap_or("unnamed");
@@ -69,9 +68,4 @@ pub(super) fn export(mark: &Mark, check: Option<&CheckReport>, options: &Options
         Some(report) => nt_leaks::export_check(directory, machine, mark, report),
     };
     exported.map_err(|error| CommandError::Failed(error.to_string()))
-}
-
-#[cfg(not(feature = "parquet"))]
-pub(super) fn export(_: &Mark, _: Option<&CheckReport>, _: &Options) -> Result<(), CommandError> {
-    Ok(())
 }
