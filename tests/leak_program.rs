@@ -125,6 +125,7 @@ fn the_status_tells_a_leak() {
     assert!(lab.is_running());
     let saved: Value = serde_json::from_str(&lab.file("r.json")).unwrap();
     assert_eq!(saved["outcome"], "confirmed");
+    documented("!leak watch", &saved);
     let grown = saved["last"]["stacks"][0]["delta_bytes"].as_i64().unwrap();
     assert!(grown >= 8 * 0xfa000 && grown % 0xfa000 == 0, "{grown}");
     assert!(lab.file("c.svg").contains("blocks in use") && lab.file("d.svg").contains("growth in bytes"));
@@ -141,6 +142,28 @@ fn the_status_tells_a_leak() {
 
 fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// Every member of a command's result is in docs/json.md.
+fn documented(command: &str, result: &Value) {
+    let row = |command: &str| -> &str {
+        let start = format!("| `{command}` |");
+        include_str!("../docs/json.md").lines().find(|line| line.starts_with(&start)).unwrap()
+    };
+    let members = result.as_object().into_iter().flatten();
+    let (own, check) = (row(command), row("!leak check"));
+    for (name, value) in members {
+        assert!(own.contains(&format!("`{name}`")), "{name} of {command} is not in docs/json.md");
+        let inside = if name == "last" { check } else { own };
+        let mut values = vec![value];
+        while let Some(value) = values.pop() {
+            values.extend(value.as_array().into_iter().flatten());
+            for (name, value) in value.as_object().into_iter().flatten() {
+                assert!(inside.contains(&format!("`{name}`")), "{name} in {command} is not in docs/json.md");
+                values.push(value);
+            }
+        }
+    }
 }
 
 /// The line of the issue, over both carriers: mark, run, break in, check.
@@ -175,6 +198,8 @@ fn mark_and_check(lab: &Lab, sleep: &str) {
     assert_eq!(lines.len(), 6, "{output}");
     assert_eq!(lines[0]["result"]["blocks"], 23);
     let check = &lines[4]["result"];
+    documented("!leak mark", &lines[0]["result"]);
+    documented("!leak check", check);
     let fields = keys(check);
     for field in ["mark", "elapsed_ms", "blocks", "stacks", "summary", "log_wrapped"] {
         assert!(fields.contains(&field), "{field} is missing: {fields:?}");
@@ -249,10 +274,33 @@ fn files_are_read_without_their_target() {
     let with = text(&report(&["n.leak.json", "-y", "symbols"]));
     assert!(with.contains("\n\tnt!IovCallDriver+0xa0\n"), "{with}");
 
-    let bad = report(&["symbols/ntkrnlmp.pdb", "-y", "symbols"]);
-    assert_eq!(bad.status.code(), Some(1));
-    std::fs::write(lab.directory.path().join("x.json"), "{\"blocks\":3}").unwrap();
-    assert!(errors(&report(&["x.json"])).contains("no report of !leak check"), "{}", errors(&report(&["x.json"])));
+    // What cannot be read is named, with what is wrong with it and what helps.
+    let good = lab.file("a.leak.json");
+    let deep = "{\"result\":".repeat(100_000) + &"}".repeat(100_000);
+    for (text, what) in [
+        ("{\"blocks\":3}", "x.json is neither a mark of kdpool nor a report: "),
+        ("{\"result\":{\"last\":null}}", "is neither a mark of kdpool nor a report: missing field `mark`"),
+        ("MZ\0", "is neither a mark of kdpool nor a report: "),
+        (deep.as_str(), "is neither a mark of kdpool nor a report: "),
+        ("", "x.json is truncated"),
+        (&good[..good.len() / 2], "x.json is truncated: it ends in the middle; copy it again"),
+        (&good.replacen("\"name\":\"a\"", "\"name\":\"b\"", 1), "its checksum does not match; copy it again"),
+        (&good.replacen("\"version\":", "\"version\":1", 1), "written by a newer kdpool"),
+    ] {
+        std::fs::write(lab.directory.path().join("x.json"), text).unwrap();
+        let bad = report(&["x.json"]);
+        assert_eq!(bad.status.code(), Some(1));
+        assert!(errors(&bad).contains(what), "{what:?}: {}", errors(&bad));
+    }
+    assert_eq!(report(&["symbols/ntkrnlmp.pdb", "-y", "symbols"]).status.code(), Some(1));
+    // Whatever names it has, they move no cursor.
+    let check = serde_json::json!({"mark": "m\u{1b}[2J", "elapsed_ms": 1, "blocks": [], "log_wrapped": false,
+        "summary": {"still": 0, "freed": 0, "reused": 0, "new": 0, "unknown": 0},
+        "stacks": [{"id": "BackTrace00000001", "bytes": 1, "count": 1, "delta_bytes": 1, "delta_count": 1,
+            "frames": [{"address": "0x1", "symbol": "a\u{202e}!b\n", "module": "a\u{202e}", "offset": 1}]}]});
+    std::fs::write(lab.directory.path().join("x.json"), check.to_string()).unwrap();
+    let shown = text(&report(&["x.json"]));
+    assert!(shown.contains("Mark m\u{fffd}[2J, ") && shown.contains("\n\ta\u{fffd}!b\u{fffd}\n"), "{shown:?}");
 }
 
 fn sha(text: &str) -> String {

@@ -1,6 +1,7 @@
 //! What became of each block of a mark. The reasoning is in docs/leaks.md; the rules here have its numbers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 
 use nt_memory::Fault;
 use nt_pool::{Kernel, Tag};
@@ -142,8 +143,25 @@ pub struct TagBooks {
     pub bytes_marked: u64,
 }
 
+/// `Leak: 23 blocks at the mark; since then 2 allocations and 1 frees; …`
+impl fmt::Display for TagBooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TagBooks { tag, marked, allocs, frees, at_least, bytes, .. } = self;
+        write!(f, "{tag}: {marked} blocks at the mark; ")?;
+        match allocs.zip(*frees) {
+            Some((allocs, frees)) => write!(
+                f,
+                "since then {allocs} allocations and {frees} frees; at least {at_least} of the {marked} are still there; \
+                 {bytes} bytes in use"
+            ),
+            None => write!(f, "its counters cannot be compared"),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
+    #[serde(deserialize_with = "crate::line::deserialize")]
     pub mark: String,
     /// While the target ran.
     pub elapsed_ms: u64,

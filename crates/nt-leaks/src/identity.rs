@@ -13,6 +13,7 @@ pub struct Identity {
     pub build: u16,
     pub pointer_size: u8,
     /// GUID and age of the kernel's PDB as a symbol store writes them; with it two builds cannot be confused.
+    #[serde(default, deserialize_with = "crate::line::deserialize")]
     pub pdb: Option<String>,
     /// Time stamp and checksum from the image's header, where the PDB is not known.
     pub image: Option<(u32, u32)>,

@@ -8,6 +8,7 @@ mod check;
 mod harvest;
 mod hex;
 mod identity;
+mod line;
 mod mark;
 mod print;
 mod report;

@@ -20,6 +20,7 @@ use crate::stack::Modules;
 /// The pool as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
+    #[serde(deserialize_with = "crate::line::deserialize")]
     pub name: String,
     pub identity: Identity,
     /// Where the verifier's log stood; `None` when there was none.
@@ -31,17 +32,28 @@ pub struct Mark {
 
 #[derive(Debug, thiserror::Error)]
 pub enum MarkError {
-    #[error("cannot read the mark {path}: {source}")]
+    #[error("cannot read {path}: {source}")]
     Read { path: String, source: std::io::Error },
     #[error("cannot write the mark {path}: {source}")]
     Write { path: String, source: std::io::Error },
     #[error("{path} is no mark of kdpool: {why}")]
     NotAMark { path: String, why: String },
-    #[error("the mark {path} is truncated: it ends in the middle")]
+    #[error(
+        "{path} is neither a mark of kdpool nor a report: {why}; marks are what !leak mark saves, reports what -json \
+         writes for a check or a watch, or --format json prints"
+    )]
+    Neither { path: String, why: String },
+    #[error("{path} is truncated: it ends in the middle; copy it again")]
     Truncated { path: String },
-    #[error("the mark {path} was written by a newer kdpool (format {version}, this one reads {VERSION})")]
+    #[error(
+        "the mark {path} was written by a newer kdpool (format {version}, this one reads up to {VERSION}): read it with \
+         that one"
+    )]
     Newer { path: String, version: u64 },
-    #[error("the mark {path} was changed or damaged since it was written: its checksum does not match")]
+    #[error(
+        "the mark {path} was changed or damaged since it was written: its checksum does not match; copy it again, or take \
+         a new mark"
+    )]
     Changed { path: String },
 }
 

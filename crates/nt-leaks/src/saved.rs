@@ -28,13 +28,19 @@ impl Saved {
     pub fn load(path: &Path) -> Result<Saved, MarkError> {
         let text = read(path)?;
         let shown = path.display().to_string();
-        let mark = Mark::from_json(&text, &shown);
-        if !matches!(mark, Err(MarkError::NotAMark { .. })) {
-            return Ok(Saved::Mark(Box::new(mark?)));
+        match Mark::from_json(&text, &shown) {
+            Err(MarkError::NotAMark { .. }) => {}
+            mark => return Ok(Saved::Mark(Box::new(mark?))),
         }
-        let report = text.lines().rev().find_map(report).or_else(|| report(&text));
-        let nothing = || MarkError::NotAMark { path: shown, why: "it is no report of !leak check either".into() };
-        Ok(Saved::Report(Box::new(report.ok_or_else(nothing)?)))
+        // One line for each command, or one object on several lines.
+        let whole = match report(&text) {
+            Ok(report) => return Ok(Saved::Report(Box::new(report))),
+            Err(error) => error,
+        };
+        match text.lines().rev().find_map(|line| report(line).ok()) {
+            Some(report) => Ok(Saved::Report(Box::new(report))),
+            None => Err(MarkError::Neither { path: shown, why: whole.to_string() }),
+        }
     }
 
     /// Gives frames the names that `name` finds, where they have none yet, and returns how many were found.
@@ -60,12 +66,13 @@ impl Saved {
     }
 }
 
-fn report(text: &str) -> Option<CheckReport> {
-    if let Ok(report) = serde_json::from_str(text) {
-        return Some(report);
+fn report(mut text: &str) -> serde_json::Result<CheckReport> {
+    // What is printed for a watch has the check in `last` in `result`.
+    for _ in 0..2 {
+        let inner = serde_json::from_str::<Wrapped<'_>>(text).ok().and_then(|wrapped| wrapped.last.or(wrapped.result));
+        text = inner.map_or(text, RawValue::get);
     }
-    let wrapped: Wrapped<'_> = serde_json::from_str(text).ok()?;
-    wrapped.last.or(wrapped.result).and_then(|inner| report(inner.get()))
+    serde_json::from_str(text)
 }
 
 fn rename<'f>(

@@ -179,6 +179,7 @@ pub struct Snapshot {
     /// Who called the allocator, of the blocks that the verifier tracks.
     #[serde(skip)]
     pub callers: BTreeMap<u64, u64>,
+    #[serde(deserialize_with = "crate::line::deserialize")]
     pub notes: Vec<String>,
 }
 

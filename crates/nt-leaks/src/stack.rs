@@ -16,6 +16,7 @@ pub struct Module {
     pub base: u64,
     pub size: u32,
     /// kd's short name: `nt`, `myfault`.
+    #[serde(deserialize_with = "crate::line::deserialize")]
     pub name: String,
     pub checksum: u32,
     #[serde(default)]
@@ -36,6 +37,7 @@ impl Module {
 /// One build of one PDB.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PdbName {
+    #[serde(deserialize_with = "crate::line::deserialize")]
     pub file: String,
     /// 32 hexadecimal digits.
     pub guid: String,
@@ -165,9 +167,11 @@ pub struct Frame {
     #[serde(with = "crate::hex")]
     pub address: u64,
     /// The image and the place in it; `None` outside all images.
+    #[serde(default, deserialize_with = "crate::line::deserialize")]
     pub module: Option<String>,
     pub offset: u64,
     /// `NtFlushKey+0x142`, as far as symbols were there when it was seen.
+    #[serde(default, deserialize_with = "crate::line::deserialize")]
     pub symbol: Option<String>,
 }
 
@@ -182,8 +186,9 @@ pub(crate) mod frames {
         #[serde(with = "crate::hex")]
         address: u64,
         /// `nt!NtFlushKey+0x142`, `myfault+0x11f6`; `None` outside all modules.
+        #[serde(default, deserialize_with = "crate::line::deserialize")]
         symbol: Option<String>,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "crate::line::deserialize")]
         module: Option<String>,
         #[serde(default)]
         offset: u64,

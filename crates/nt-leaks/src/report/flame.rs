@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::check::{CheckReport, Group};
+use crate::line::is_dangerous;
 use crate::stack::Skip;
 
 /// Which number of a group a graph is of.
@@ -97,7 +98,8 @@ pub(super) fn escaped(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            c if c.is_control() => escaped.push('\u{fffd}'),
+            // What would turn the rest of the line around is shown as what it is.
+            c if is_dangerous(c) => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }
     }

@@ -6,11 +6,14 @@ use super::flame::{Column, escaped, flame_graph};
 use crate::check::CheckReport;
 use crate::stack::Skip;
 
-const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:1.5em;max-width:1240px;color:#222}\
-table{border-collapse:collapse;margin:.5em 0}th,td{border:1px solid #ccc;padding:2px 8px;text-align:left;\
-font:12px ui-monospace,monospace;vertical-align:top}th{background:#f0eee8;cursor:pointer}td.n{text-align:right}\
-pre{margin:0}.still{background:#fbe3d6}.new{background:#fff6cf}.freed{background:#e2f0e2}.reused{background:#e2ecf8}\
-input{font:inherit;width:30em;padding:2px 6px}svg{max-width:100%;height:auto;border:1px solid #ddd}";
+/// Light or dark, as the reader's browser is. The graphs are always light.
+const STYLE: &str = ":root{color-scheme:light dark}body{font:14px system-ui,sans-serif;margin:1.5em;max-width:1240px}\
+table{border-collapse:collapse;margin:.5em 0}th,td{border:1px solid #8886;padding:2px 8px;text-align:left;\
+font:12px ui-monospace,monospace;vertical-align:top;overflow-wrap:anywhere}th{background:#8883;cursor:pointer;\
+white-space:nowrap}td.n{text-align:right;white-space:nowrap}pre{margin:0;font:inherit;white-space:pre-wrap}\
+.still{background:#e8743b30}.new{background:#e8c83b40}.freed{background:#4ba04b30}.reused{background:#4b80c030}\
+input{font:inherit;width:30em;max-width:100%;padding:2px 6px}\
+svg{display:block;max-width:100%;height:auto;border:1px solid #8886;margin:.5em 0;background:#fff}";
 
 /// Tables are sorted by a click on their head, and filtered by the box above.
 const SCRIPT: &str = "document.querySelectorAll('th').forEach(function(h){h.onclick=function(){\
@@ -50,6 +53,9 @@ fn write_page(checks: &[CheckReport], last: &CheckReport, skip: &Skip, out: &mut
         last.elapsed_ms as f64 / 1000.0,
         if last.log_wrapped { " The verifier's log went round in between." } else { "" }
     )?;
+    for tag in &last.tags {
+        writeln!(out, "<p>{}</p>", escaped(&tag.to_string()))?;
+    }
     for note in &last.notes {
         writeln!(out, "<p>{}</p>", escaped(note))?;
     }
@@ -89,13 +95,14 @@ fn write_page(checks: &[CheckReport], last: &CheckReport, skip: &Skip, out: &mut
         writeln!(
             out,
             "<tr class=\"{verdict}\"><td>{:016x}</td><td class=\"n\" data-v=\"{}\">{:#x}</td><td>{}</td><td>{verdict}</td>\
-             <td>{}</td><td>{}</td></tr>",
+             <td>{}</td><td>{}{}</td></tr>",
             block.address,
             block.size,
             block.size,
             escaped(&block.tag.to_string()),
             evidence.join(", "),
-            block.stack.map_or(String::new(), |id| id.to_string())
+            block.stack.map_or(String::new(), |id| id.to_string()),
+            block.no_stack.map_or(String::new(), |why| format!(" not in the log: {}", why.why()))
         )?;
     }
     writeln!(out, "</tbody></table>\n<script>{SCRIPT}</script>\n</body></html>")

@@ -33,11 +33,13 @@ pub enum ExportError {
     Parquet { path: String, source: ParquetError },
 }
 
+type Value<'a, R, T> = Box<dyn Fn(&R) -> Option<T> + 'a>;
+
 /// What a column has in a row.
 enum Values<'a, R> {
-    Text(Box<dyn Fn(&R) -> Option<String> + 'a>),
-    Unsigned(Box<dyn Fn(&R) -> Option<u64> + 'a>),
-    Signed(Box<dyn Fn(&R) -> Option<i64> + 'a>),
+    Text(Value<'a, R, String>),
+    Unsigned(Value<'a, R, u64>),
+    Signed(Value<'a, R, i64>),
     /// Milliseconds since 1970. Readers that know of time zones are not told that it is UTC: some want more than this
     /// file to show it then.
     Time(i64),
@@ -200,13 +202,13 @@ impl<'a> Look<'a> {
             rows,
             vec![
                 text("tag", |row: &BlockRow| Some(row.tag.clone())),
-                unsigned("address", |row| Some(row.address)),
-                unsigned("size", |row| Some(row.size)),
-                text("verdict", |row| row.verdict.map(String::from)),
-                text("evidence", |row| row.evidence.clone()),
-                text("stack", |row| row.stack.map(|id| id.to_string())),
-                text("stack_from", |row| row.stack_from.map(|from| from.word().into())),
-                text("no_stack", |row| row.no_stack.map(|why| why.word().into())),
+                unsigned("address", |row: &BlockRow| Some(row.address)),
+                unsigned("size", |row: &BlockRow| Some(row.size)),
+                text("verdict", |row: &BlockRow| row.verdict.map(String::from)),
+                text("evidence", |row: &BlockRow| row.evidence.clone()),
+                text("stack", |row: &BlockRow| row.stack.map(|id| id.to_string())),
+                text("stack_from", |row: &BlockRow| row.stack_from.map(|from| from.word().into())),
+                text("no_stack", |row: &BlockRow| row.no_stack.map(|why| why.word().into())),
             ],
         )
     }
@@ -223,10 +225,10 @@ impl<'a> Look<'a> {
             &rows,
             vec![
                 text("stack", |group: &&Group| group.id.map(|id| id.to_string())),
-                unsigned("bytes", |group| Some(group.bytes)),
-                unsigned("count", |group| Some(group.count)),
-                signed("delta_bytes", move |group| compared.then_some(group.delta_bytes)),
-                signed("delta_count", move |group| compared.then_some(group.delta_count)),
+                unsigned("bytes", |group: &&Group| Some(group.bytes)),
+                unsigned("count", |group: &&Group| Some(group.count)),
+                signed("delta_bytes", move |group: &&Group| compared.then_some(group.delta_bytes)),
+                signed("delta_count", move |group: &&Group| compared.then_some(group.delta_count)),
                 text("frames", frames),
             ],
         )
@@ -238,11 +240,11 @@ impl<'a> Look<'a> {
             rows,
             vec![
                 text("tag", |row: &TagRow| Some(row.tag.clone())),
-                unsigned("blocks", |row| row.blocks),
-                unsigned("bytes", |row| Some(row.bytes)),
-                unsigned("allocs", |row| row.allocs),
-                unsigned("frees", |row| row.frees),
-                unsigned("at_least", |row| row.at_least),
+                unsigned("blocks", |row: &TagRow| row.blocks),
+                unsigned("bytes", |row: &TagRow| Some(row.bytes)),
+                unsigned("allocs", |row: &TagRow| row.allocs),
+                unsigned("frees", |row: &TagRow| row.frees),
+                unsigned("at_least", |row: &TagRow| row.at_least),
             ],
         )
     }
@@ -321,8 +323,9 @@ pub fn export_check(directory: &Path, machine: &str, mark: &Mark, report: &Check
         .collect();
     look.blocks(&blocks)?;
     look.stacks(report, true)?;
-    let outstanding =
-        |tag: &TagBooks| Some(mark.snapshot.outstanding(tag.tag.key())?.wrapping_add(tag.allocs?).wrapping_sub(tag.frees?));
+    let outstanding = |tag: &TagBooks| {
+        Some(mark.snapshot.outstanding(tag.tag.key())?.wrapping_add(tag.allocs?).wrapping_sub(tag.frees?))
+    };
     let tags: Vec<TagRow> = report
         .tags
         .iter()

@@ -112,15 +112,7 @@ pub(super) fn write_report(
 ) -> fmt::Result {
     writeln!(out, "Mark {}, {:.1} s of the target's time later:\n", report.mark, report.elapsed_ms as f64 / 1000.0)?;
     for tag in &report.tags {
-        write!(out, "{}: {} blocks at the mark", tag.tag, tag.marked)?;
-        match (tag.allocs, tag.frees) {
-            (Some(allocs), Some(frees)) => writeln!(
-                out,
-                "; since then {allocs} allocations and {frees} frees; at least {} of the {} are still there; {} bytes in use",
-                tag.at_least, tag.marked, tag.bytes
-            )?,
-            _ => writeln!(out, "; its counters cannot be compared")?,
-        }
+        writeln!(out, "{tag}")?;
     }
     let s = &report.summary;
     let sum = s.still + s.freed + s.reused + s.new + s.unknown;
