@@ -9,7 +9,11 @@
 
 use std::time::Duration;
 
-use kd_fake::kernel::{FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind};
+use kd_fake::isf::Isf;
+use kd_fake::kernel::{
+    FREE_STACK, FREEING_THREAD, Kernel, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD, PoolKind, SeededOptions, seeded,
+    seeded_identity,
+};
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
 use kd_link::KdSpec;
 use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
@@ -69,6 +73,54 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         hunt(&case, folder.path())?;
     }
+    by_kernel(&cases[0])
+}
+
+/// The check after 100 records, and a watch's stop, on every kernel of ../shared/isf.
+fn by_kernel(case: &Case) -> Result<(), Box<dyn std::error::Error>> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let shared = std::env::var_os("KDPOOL_SHARED").map_or_else(|| root.join("../../../shared"), Into::into);
+    let Ok(tables) = std::fs::read_dir(shared.join("isf")) else {
+        println!("\nOther kernels are skipped: {} is not there", shared.display());
+        return Ok(());
+    };
+    println!("\n{}, kernel by kernel: 23 blocks, 65,536 records, 100 new ones, 6 of them new blocks", case.name);
+    let mut tables: Vec<_> = tables.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    tables.retain(|path| path.extension().is_some_and(|xz| xz == "xz"));
+    tables.sort();
+    for table in tables {
+        let mut isf = Isf::from_xz(&std::fs::read(table)?)?;
+        isf.identity = seeded_identity(&isf, 5);
+        let options = SeededOptions { log_length: 0x10000, small_operations: 500, ..SeededOptions::default() };
+        let (mut kernel, truth) = seeded(&isf, 5, &options)?;
+        let log = kernel.pool_log();
+        let mut stacks = log.iter().filter(|record| !record.free).map(|record| record.frames.clone());
+        let leak = stacks.next().ok_or("an empty log")?;
+        let other = stacks.find(|stack| stack.get(2) != leak.get(2)).ok_or("one stack")?;
+        for _ in 0..23 {
+            kernel.allocate_large(LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &leak, LEAK_THREAD);
+        }
+        let folder = tempfile::tempdir()?;
+        kd_fake::kernel::write_pdb(folder.path(), &isf)?;
+        let mut lab = Lab::with(case, kernel, folder.path())?;
+        let file = tempfile::NamedTempFile::new()?;
+        lab.ask(&format!("!leak mark m Leak -file {}", file.path().display()))?;
+        lab.ask("g")?;
+        lab.fake.with_kernel(|kernel| {
+            for _ in 0..47 {
+                let place = kernel.allocate_large(0x4270_6354, 0x3000, PoolKind::NonPaged, &other, LEAK_THREAD);
+                kernel.free_large(place.unwrap_or_default(), &[], FREEING_THREAD);
+            }
+            for _ in 0..6 {
+                kernel.allocate_large(LEAK_TAG, LEAK_BYTES, PoolKind::Paged, &leak, LEAK_THREAD);
+            }
+        });
+        lab.ask(".break")?;
+        let name = format!("{} ({} processors)", truth.build, truth.processors);
+        print_row(&format!("{name}: !leak check"), &lab.ask("!leak check m")?["cost"]);
+        let watched = lab.ask("!leak watch Leak -every 100ms -times 1")?;
+        print_row("  a stop of !leak watch", &watched["result"]["checks"][0]);
+    }
     Ok(())
 }
 
@@ -82,6 +134,10 @@ struct Lab {
 
 impl Lab {
     fn new(case: &Case, store: &std::path::Path) -> Result<Lab, Box<dyn std::error::Error>> {
+        Lab::with(case, kd_fake::kernel::article(), store)
+    }
+
+    fn with(case: &Case, kernel: Kernel, store: &std::path::Path) -> Result<Lab, Box<dyn std::error::Error>> {
         let runtime = tokio::runtime::Runtime::new()?;
         let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         let transport = if case.serial {
@@ -89,7 +145,7 @@ impl Lab {
         } else {
             FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY)
         };
-        let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+        let mut options = FakeOptions::new(transport, kernel);
         options.max_data = Some(case.max_data);
         options.search_memory = case.search;
         options.offer_period = Duration::from_millis(100);

@@ -263,11 +263,7 @@ fn files_are_read_without_their_target() {
     assert!(two.contains("+ 0 (23552000 - 23552000) 23 allocs BackTrace") && two.contains("Total increase == 0"));
 
     // A mark whose names were never known gets them.
-    let nameless = lab.file("a.leak.json").replace("\"symbol\":\"IovCallDriver+0xa0\"", "\"symbol\":null");
-    let body = nameless.find("\"body\":").unwrap() + 7;
-    let digest = sha(&nameless[body..nameless.trim_end().len() - 1]);
-    let at = nameless.find("\"sha256\":\"").unwrap() + 10;
-    let nameless = format!("{}{digest}{}", &nameless[..at], &nameless[at + 64..]);
+    let nameless = signed(&lab.file("a.leak.json").replace("\"symbol\":\"IovCallDriver+0xa0\"", "\"symbol\":null"));
     std::fs::write(lab.directory.path().join("n.leak.json"), nameless).unwrap();
     let without = text(&report(&["n.leak.json", "-y", "nowhere"]));
     assert!(!without.contains("IovCallDriver"), "{without}");
@@ -303,9 +299,39 @@ fn files_are_read_without_their_target() {
     assert!(shown.contains("Mark m\u{fffd}[2J, ") && shown.contains("\n\ta\u{fffd}!b\u{fffd}\n"), "{shown:?}");
 }
 
-fn sha(text: &str) -> String {
+/// A mark with the checksum that what it says has now.
+fn signed(mark: &str) -> String {
     use sha2::Digest;
-    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    let body = mark.find("\"body\":").unwrap() + 7;
+    let digest = sha2::Sha256::digest(&mark.as_bytes()[body..mark.trim_end().len() - 1]);
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let at = mark.find("\"sha256\":\"").unwrap() + 10;
+    format!("{}{digest}{}", &mark[..at], &mark[at + 64..])
+}
+
+/// A mark that is not of this kernel, or not of this life of it.
+#[test]
+fn marks_of_others_are_refused() {
+    let lab = Lab::over_serial(article(), None);
+    let output = lab.run(&["--bonc", "-c", "!leak mark m1 Leak; q"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let mark = lab.file("m1.leak.json");
+    for (from, to, why) in [
+        (
+            "\"pdb\":\"3",
+            "\"pdb\":\"4",
+            "the mark is of another kernel (build 7601, PDB 49E74133576439CBCDF7E0229DA37731",
+        ),
+        ("\"build\":7601", "\"build\":9600", "the mark is of another kernel (build 9600, PDB "),
+        ("\"boot_time\":1", "\"boot_time\":2", "the target was restarted since the mark"),
+    ] {
+        assert!(mark.contains(from), "{mark}");
+        std::fs::write(lab.directory.path().join("x.json"), signed(&mark.replacen(from, to, 1))).unwrap();
+        let output = lab.run(&["--bonc", "-c", "!leak check m1 -file x.json; q"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(errors(&output).contains(why), "{}", errors(&output));
+        assert!(lab.is_running());
+    }
 }
 
 /// A log of 1,024 records that gets some thousand a second: the stops come closer until nothing is lost.
@@ -624,6 +650,15 @@ impl HitTag<'_> {
         }
     }
 
+    /// Waits until a trace has begun.
+    fn armed(&self) {
+        let started = Instant::now();
+        while self.value() != LEAK_TAG || self.lab.fake.stats().halted {
+            assert!(started.elapsed() < Duration::from_secs(60), "the trace does not begin");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn trace(&self, arguments: &str) -> Command {
         let mut command =
             self.lab.command(&["--bonc", "--allow-write", "--format", "json", "-c", arguments, "-c", "q"]);
@@ -669,18 +704,40 @@ fn a_trace_takes_stacks_and_puts_the_variable_back() {
     assert_eq!((tag.value(), tag.notes()), (tag.before, 0));
 }
 
+/// Ctrl+C ends a trace, and a link that is lost: the next session puts the variable back.
+#[cfg(unix)]
+#[test]
+fn a_trace_that_is_interrupted_or_cut_off_is_undone() {
+    let lab = Lab::over_serial(article(), None);
+    let tag = HitTag::of(&lab);
+    let child = tag.trace("!leak trace Leak").spawn().unwrap();
+    tag.armed();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let traced = &results(&output)[0]["result"];
+    assert_eq!((&traced["ended"], &traced["restored"]), (&"cancelled".into(), &true.into()), "{}", text(&output));
+    assert_eq!((tag.value(), tag.notes()), (tag.before, 0));
+    assert!(lab.is_running());
+
+    let child = tag.trace("!leak trace Leak -for 3s").spawn().unwrap();
+    tag.armed();
+    lab.fake.hang(true);
+    let output = child.wait_with_output().unwrap();
+    assert_ne!(output.status.code(), Some(0), "{}", text(&output));
+    lab.fake.hang(false);
+    assert_eq!((tag.value(), tag.notes()), (LEAK_TAG, 1));
+    let output = tag.trace("vertarget").output().unwrap();
+    assert!(errors(&output).contains("An earlier session had set nt!PoolHitTag to 0x6b61654c"), "{}", errors(&output));
+    assert_eq!((tag.value(), tag.notes()), (tag.before, 0));
+    assert!(lab.is_running());
+}
+
 #[cfg(unix)]
 #[test]
 fn a_trace_that_is_killed_is_undone() {
     let lab = Lab::over_serial(article(), None);
     let tag = HitTag::of(&lab);
-    let armed = || {
-        let started = Instant::now();
-        while tag.value() != LEAK_TAG || lab.fake.stats().halted {
-            assert!(started.elapsed() < Duration::from_secs(60), "the trace does not begin");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
+    let armed = || tag.armed();
     let kill = |child: &std::process::Child, signal: &str| {
         assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
     };

@@ -572,6 +572,11 @@ fn describe(near: &Near, rva: u64) -> String {
         Some(symbol) => (qualified(&near.module, symbol), rva.wrapping_sub(symbol.rva.into())),
         None => (near.module.clone(), rva),
     };
+    with_offset(name, offset)
+}
+
+/// `NtFlushKey+0x142`; without an offset the name alone.
+pub(crate) fn with_offset(name: String, offset: u64) -> String {
     match offset {
         0 => name,
         offset => format!("{name}+{offset:#x}"),

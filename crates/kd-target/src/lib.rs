@@ -607,6 +607,10 @@ impl Memory for Halted {
         read_through(&self.cache, self.on_the_wire(address), buffer, |at, gap| self.fill(at, gap))
     }
 
+    fn reply_size(&self) -> usize {
+        self.reply_data()
+    }
+
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         read_through(&self.physical, address, buffer, |at, gap| self.fill_physical(at, gap))
     }

@@ -181,6 +181,21 @@ pub struct CheckReport {
     pub notes: Vec<String>,
 }
 
+/// What a check found in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Since the mark.
+    pub elapsed_ms: u64,
+    pub bytes: u64,
+}
+
+impl CheckReport {
+    pub fn growth(&self) -> Growth {
+        let bytes = self.tags.iter().fold(0u64, |sum, tag| sum.saturating_add(tag.bytes));
+        Growth { elapsed_ms: self.elapsed_ms, bytes }
+    }
+}
+
 /// Compares a look with a mark.
 pub fn check(
     mark: &Mark,
@@ -317,16 +332,18 @@ impl Books<'_> {
         let mut left = 0;
         let exact = self.then.is_exact(self.tag);
         for block in open {
-            if block.source == Source::Small && !exact {
+            let quiet = self.records(block.address).is_empty();
+            // The verifier tracks what it logged the allocation of, and logs its free, whoever frees it.
+            let unfreed = quiet && block.allocation.is_some() && self.harvest.is_some_and(Harvest::is_complete);
+            let certain = block.source != Source::Small || exact;
+            let verdict = if nothing_left && certain {
+                (Verdict::Still, evidence(Evidence::Counters, unfreed))
+            } else if unfreed {
+                (Verdict::Still, vec![Evidence::Log])
+            } else if !certain {
                 // It may have been free already, in a list of the pool's that its page does not show.
                 verdicts.insert(block.address, (Verdict::Unknown, vec![Evidence::Address]));
                 continue;
-            }
-            let quiet = self.records(block.address).is_empty();
-            let verdict = if nothing_left {
-                // What is not verified is not logged: silence means something only of a block whose allocation is there.
-                let log = quiet && block.allocation.is_some() && self.harvest.is_some_and(Harvest::is_complete);
-                (Verdict::Still, evidence(Evidence::Counters, log))
             } else if accounted && quiet {
                 (Verdict::Still, vec![Evidence::Log, Evidence::Counters])
             } else {
@@ -537,6 +554,10 @@ pub fn compare(old: &Mark, new: &Mark) -> Result<CheckReport, Different> {
     let mut stacks = then.stacks.clone();
     stacks.merge(&now.stacks);
     let (stacks, unattributed) = group(&parts(then), &parts(now), &stacks);
+    let named = |mark: &'_ Mark| -> Vec<String> {
+        mark.snapshot.notes.iter().map(|note| format!("{}: {note}", mark.name)).collect()
+    };
+    let notes = named(old).into_iter().chain(named(new));
     let used = |module: &&Module| module.in_stack;
     let mut modules: Vec<Module> = new.modules.iter().filter(used).cloned().collect();
     modules.extend(old.modules.iter().filter(used).filter(|old| !new.modules.iter().any(|new| new == *old)).cloned());
@@ -546,6 +567,7 @@ pub fn compare(old: &Mark, new: &Mark) -> Result<CheckReport, Different> {
         stacks,
         unattributed,
         modules,
+        notes: notes.collect(),
         ..CheckReport::default()
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use nt_memory::Fault;
-use nt_pool::pool_log::{self, Trace, Wanted};
+use nt_pool::pool_log::{self, Heads, LEADING, PoolLog, Trace};
 use nt_pool::{Kernel, PoolError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,6 +22,8 @@ pub struct Record {
     pub operation: Operation,
     /// Return addresses, innermost first.
     pub frames: Vec<u64>,
+    /// All of them were read.
+    pub whole: bool,
 }
 
 /// Where the log stood.
@@ -29,9 +31,13 @@ pub struct Record {
 pub struct Position {
     pub index: u32,
     pub length: u32,
-    /// What the newest record held: if its slot holds something else later, more was written than the index tells.
+    /// What the newest [`WITNESSES`] records held, newest first, with blanks between: if none of their slots holds that
+    /// later, more was written than the index tells. One that differs alone was half written then, by another processor.
     pub anchor: Option<String>,
 }
+
+/// Processors may have been stopped while each wrote a record; more than this are not expected to.
+const WITNESSES: u32 = 4;
 
 /// Everything that was logged since a position, as far as it was seen.
 #[derive(Debug, Clone)]
@@ -50,19 +56,31 @@ pub struct Harvest {
 /// Records kept; some 100 MB.
 const MAX_RECORDS: usize = 1 << 19;
 
+/// Of what a record begins with.
 fn digest(trace: &Trace) -> String {
     let mut hash = Sha256::new();
-    for number in [trace.address, trace.size, trace.thread].iter().chain(&trace.frames) {
+    for number in [trace.address, trace.size, trace.thread].iter().chain(trace.frames.iter().take(LEADING)) {
         hash.update(number.to_le_bytes());
     }
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The digests of the newest records up to `index`; of slots that were never written a dash.
+fn anchor(traces: &[Trace], index: u32) -> Vec<String> {
+    let at = |age: u32| traces.iter().find(|trace| trace.sequence == index.wrapping_sub(age));
+    (0..WITNESSES).map(|age| at(age).map_or("-".into(), digest)).collect()
+}
+
 impl Position {
     /// Where the log stands; `None` when the kernel keeps none.
     pub(crate) fn read(kernel: &Kernel<'_>) -> Result<Option<Self>, PoolError> {
-        let log = pool_log::read(kernel, Wanted::Newest(1))?;
-        Ok(log.map(|log| Position { index: log.index, length: log.length, anchor: log.traces.first().map(digest) }))
+        let heads = pool_log::heads(kernel, WITNESSES)?;
+        Ok(heads.map(|Heads { log, .. }| Position::of(&log)))
+    }
+
+    fn of(log: &PoolLog) -> Self {
+        let anchor = Some(anchor(&log.traces, log.index).join(" "));
+        Position { index: log.index, length: log.length, anchor }
     }
 }
 
@@ -80,38 +98,56 @@ impl Harvest {
         resolver: &mut Resolver<'_>,
         notes: &mut Vec<String>,
     ) -> Result<bool, PoolError> {
-        let Some(now) = Position::read(kernel)? else {
+        let Some(place) = pool_log::position(kernel)? else {
             notes.push("the kernel keeps no pool log any more".into());
             self.complete = false;
             return Ok(false);
         };
-        let written = now.index.wrapping_sub(self.now.index);
-        if written >= now.length || now.length != self.now.length {
+        let written = place.index.wrapping_sub(self.now.index);
+        if written >= place.length || place.length != self.now.length {
             notes.push(format!(
                 "the verifier's log went round: {written} records were written since the last look, and it holds {}",
-                now.length
+                place.length
             ));
-            (self.wrapped, self.complete, self.now) = (true, false, now);
+            (self.wrapped, self.complete) = (true, false);
+            self.now = Position::read(kernel)?.unwrap_or(Position { anchor: None, ..self.now.clone() });
             return Ok(true);
         }
-        // One record more than is new: the newest of then must still be the same.
-        let log = pool_log::read_since(kernel, self.now.index.wrapping_sub(1))?;
-        let (traces, lost) = log.map_or((Vec::new(), Vec::new()), |log| (log.traces, log.notes));
-        let anchor = traces.iter().find(|trace| trace.sequence == self.now.index).map(digest);
-        if anchor != self.now.anchor {
+        // Some records more than are new: they must still be the same.
+        let witnesses = WITNESSES.min(place.length - written);
+        let Some(Heads { log, cut }) = pool_log::heads(kernel, written + witnesses)? else { return Ok(false) };
+        let then = self.now.anchor.clone().unwrap_or_default();
+        let again = anchor(&log.traces, self.now.index);
+        let changed: Vec<bool> = then.split(' ').zip(&again).map(|(then, again)| then != again).collect();
+        let seen = changed.len().min(witnesses as usize);
+        if changed[..seen].iter().all(|changed| *changed) {
             (self.wrapped, self.complete) = (true, false);
             notes.push("the verifier's log went all the way round since the last look, or was replaced".into());
         }
-        let new: Vec<&Trace> = traces.iter().filter(|trace| now.index.wrapping_sub(trace.sequence) < written).collect();
-        if new.len() < written as usize || !lost.is_empty() {
+        let is_new = |trace: &&Trace| {
+            let before = self.now.index.wrapping_sub(trace.sequence) as usize;
+            place.index.wrapping_sub(trace.sequence) < written || before < seen && changed[before]
+        };
+        let new: Vec<&Trace> = log.traces.iter().filter(is_new).collect();
+        let read = new.iter().filter(|trace| place.index.wrapping_sub(trace.sequence) < written).count();
+        if read < written as usize || !log.notes.is_empty() {
             self.complete = false;
-            notes.push(format!("{} new records of the verifier's log could not be read", written as usize - new.len()));
-            notes.extend(lost);
+            notes.push(format!("{} new records of the verifier's log could not be read", written as usize - read));
+            notes.extend(log.notes.iter().cloned());
+        }
+        for age in (0..seen).filter(|age| changed[*age]) {
+            // What its slot seemed to hold was half written, or of the round before.
+            let sequence = self.now.index.wrapping_sub(age as u32);
+            for records in self.records.values_mut() {
+                let before = records.len();
+                records.retain(|record| record.sequence != sequence);
+                self.count -= before - records.len();
+            }
         }
         for trace in new.into_iter().rev() {
-            self.add(trace, resolver)?;
+            self.add(kernel, trace, !cut.contains(&trace.sequence), resolver)?;
         }
-        self.now = now;
+        self.now = Position::of(&log);
         Ok(false)
     }
 
@@ -124,7 +160,23 @@ impl Harvest {
     ) -> Result<(), PoolError> {
         let Some(log) = pool_log::find_starts(kernel, addresses)? else { return Ok(()) };
         for trace in log.traces.iter().rev() {
-            self.add(trace, resolver)?;
+            self.add(kernel, trace, true, resolver)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the rest of the newest allocations of some addresses, where only their beginnings were read.
+    pub(crate) fn complete_records(
+        &mut self,
+        kernel: &Kernel<'_>,
+        addresses: impl Iterator<Item = u64>,
+    ) -> Result<(), PoolError> {
+        for address in addresses {
+            let mut records = self.records.get_mut(&address).into_iter().flatten();
+            let newest = records.rfind(|record| record.operation == Operation::Allocate);
+            if let Some(record) = newest.filter(|record| !record.whole) {
+                record.finish(kernel)?;
+            }
         }
         Ok(())
     }
@@ -134,20 +186,32 @@ impl Harvest {
         self.complete = false;
     }
 
-    fn add(&mut self, trace: &Trace, resolver: &mut Resolver<'_>) -> Result<(), Fault> {
+    fn add(
+        &mut self,
+        kernel: &Kernel<'_>,
+        trace: &Trace,
+        whole: bool,
+        resolver: &mut Resolver<'_>,
+    ) -> Result<(), PoolError> {
         if self.count >= MAX_RECORDS {
             self.complete = false;
             return Ok(());
         }
-        let record = record(trace, resolver)?;
+        let mut record = Record { whole, ..record(trace, resolver)? };
+        // Who called is to be known of all.
+        if !whole && record.operation != Operation::Free && resolver.site(&record.frames)?.is_none() {
+            record.finish(kernel)?;
+        }
         self.push(record);
         Ok(())
     }
 
     pub(crate) fn push(&mut self, record: Record) {
         let records = self.records.entry(record.address).or_default();
-        if records.last().is_none_or(|last| last.sequence != record.sequence) {
-            records.push(record);
+        let is_older = |other: &Record| record.sequence.wrapping_sub(other.sequence) < 1 << 31;
+        let at = records.iter().rposition(is_older).map_or(0, |before| before + 1);
+        if at == 0 || records[at - 1].sequence != record.sequence {
+            records.insert(at, record);
             self.count += 1;
         }
     }
@@ -205,5 +269,17 @@ pub(crate) fn record(trace: &Trace, resolver: &mut Resolver<'_>) -> Result<Recor
         thread: trace.thread,
         operation: resolver.operation(trace)?,
         frames: trace.frames.clone(),
+        whole: true,
     })
+}
+
+impl Record {
+    /// Reads the frames that are missing, in the stop that the record was seen in.
+    fn finish(&mut self, kernel: &Kernel<'_>) -> Result<(), PoolError> {
+        let trace = pool_log::record(kernel, self.sequence)?;
+        if let Some(trace) = trace.filter(|trace| trace.address == self.address) {
+            (self.frames, self.whole) = (trace.frames, true);
+        }
+        Ok(())
+    }
 }

@@ -15,6 +15,9 @@ pub struct Identity {
     /// GUID and age of the kernel's PDB as a symbol store writes them; with it two builds cannot be confused.
     #[serde(default, deserialize_with = "crate::line::deserialize")]
     pub pdb: Option<String>,
+    /// Where the image says so, as an RVA.
+    #[serde(default)]
+    pub pdb_at: Option<u32>,
     /// Time stamp and checksum from the image's header, where the PDB is not known.
     pub image: Option<(u32, u32)>,
     #[serde(with = "crate::hex")]
@@ -50,28 +53,32 @@ const SECOND: u64 = 10_000_000;
 const CLOCK_SET: u64 = 60 * SECOND;
 
 impl Identity {
-    /// Reads what identifies the kernel: its image's header, the shared page and one variable.
-    pub fn read(kernel: &Kernel<'_>) -> Result<(Identity, Times), PoolError> {
-        let (pdb, image) = match nt_symbols::rsds(kernel.memory, kernel.base) {
-            Ok(found) => (Some(found.pdb.store_key()), Some(stamp(&found.image))),
-            Err(nt_symbols::ImageError::Fault(fault)) => return Err(fault.into()),
-            Err(_) => match Image::read(kernel.memory, kernel.base) {
-                Ok(image) => (None, Some(stamp(&image))),
-                Err(nt_symbols::ImageError::Fault(fault)) => return Err(fault.into()),
-                Err(_) => (None, None),
-            },
+    /// Reads what identifies the kernel: its image's header, the shared page and one variable. Where `known` is still
+    /// what the image says, its header is not read.
+    pub fn read(kernel: &Kernel<'_>, known: Option<&Identity>) -> Result<(Identity, Times), PoolError> {
+        let (pdb, pdb_at, image) = match known {
+            Some(known) if known.is_named(kernel)? => (known.pdb.clone(), known.pdb_at, known.image),
+            _ => of_image(kernel)?,
         };
         let (times, boot_id) = shared_data(kernel)?;
         let identity = Identity {
             build: kernel.build,
             pointer_size: kernel.pointer_size,
             pdb,
+            pdb_at,
             image,
             base: kernel.base,
             boot_time: boot_time(kernel)?,
             boot_id,
         };
         Ok((identity, times))
+    }
+
+    /// The kernel's image names the same PDB.
+    fn is_named(&self, kernel: &Kernel<'_>) -> Result<bool, Fault> {
+        let Some((pdb, at)) = self.pdb.as_ref().zip(self.pdb_at) else { return Ok(false) };
+        let named = nt_symbols::rsds_at(kernel.memory, kernel.base, at)?;
+        Ok(named.is_some_and(|named| named.store_key() == *pdb))
     }
 
     /// Whether `now` is the same kernel in the same life as `self` was. `frozen`: for how long we kept it stopped since.
@@ -104,6 +111,22 @@ impl Identity {
             return restarted(format!("the kernel lay at {:016x} and lies at {:016x}", self.base, now.base));
         }
         Ok(())
+    }
+}
+
+/// The PDB, where the image names it, and the image's stamp.
+type OfImage = (Option<String>, Option<u32>, Option<(u32, u32)>);
+
+fn of_image(kernel: &Kernel<'_>) -> Result<OfImage, Fault> {
+    match nt_symbols::rsds(kernel.memory, kernel.base) {
+        Ok(found) => return Ok((Some(found.pdb.store_key()), Some(found.record), Some(stamp(&found.image)))),
+        Err(nt_symbols::ImageError::Fault(fault)) => return Err(fault),
+        Err(_) => {}
+    }
+    match Image::read(kernel.memory, kernel.base) {
+        Ok(image) => Ok((None, None, Some(stamp(&image)))),
+        Err(nt_symbols::ImageError::Fault(fault)) => Err(fault),
+        Err(_) => Ok((None, None, None)),
     }
 }
 
@@ -142,6 +165,9 @@ fn boot_time(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
     Ok(Some(time.wrapping_sub(value("KeBootTimeBias")?.unwrap_or(0))))
 }
 
+/// The structure is no larger, up to what is read here.
+const SHARED_DATA: usize = 0x800;
+
 /// `KUSER_SHARED_DATA` lies at the same place in every Windows.
 ///
 /// ```text
@@ -149,21 +175,16 @@ fn boot_time(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
 /// ```
 fn shared_data(kernel: &Kernel<'_>) -> Result<(Times, Option<u32>), PoolError> {
     let page = if kernel.pointer_size == 4 { 0xffdf_0000 } else { 0xffff_f780_0000_0000 };
-    let mut bytes = [0; 0x1c];
-    kernel.memory.read_exact(page, &mut bytes)?;
-    let number = |at: usize| bytes[at..at + 8].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
-    let times = Times { interrupt: number(8), system: number(0x14) };
     let layout = kernel.symbols.layout("_KUSER_SHARED_DATA");
-    let boot_id = layout.and_then(|layout| layout.field("BootId").map(|field| field.offset));
-    let boot_id = match boot_id {
-        Some(offset) if offset < 0x1000 => match kernel.memory.read_u32(page + offset) {
-            Ok(value) => Some(value),
-            Err(nt_memory::ReadError::Fault(fault)) => return Err(fault.into()),
-            Err(_) => None,
-        },
-        _ => None,
+    let boot_id = layout.and_then(|layout| layout.field("BootId").map(|field| field.offset as usize));
+    let boot_id = boot_id.filter(|offset| (0x1c..SHARED_DATA).contains(offset));
+    let mut bytes = vec![0; boot_id.map_or(0x1c, |offset| offset + 4)];
+    kernel.memory.read_exact(page, &mut bytes)?;
+    let number = |from: usize, size: usize| {
+        bytes[from..from + size].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
     };
-    Ok((times, boot_id))
+    let times = Times { interrupt: number(8, 8), system: number(0x14, 8) };
+    Ok((times, boot_id.map(|offset| number(offset, 4) as u32)))
 }
 
 #[cfg(test)]
@@ -175,6 +196,7 @@ mod tests {
             build: 7601,
             pointer_size: 8,
             pdb: Some("ABC1".into()),
+            pdb_at: None,
             image: Some((1, 2)),
             base: 0xfffff80001418000,
             boot_time: Some(1000 * SECOND),

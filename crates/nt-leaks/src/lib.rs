@@ -17,7 +17,7 @@ mod snapshot;
 mod stack;
 
 pub use check::{
-    BlockReport, CheckReport, Evidence, Group, Summary, TagBooks, Verdict, check, compare, contents, weigh,
+    BlockReport, CheckReport, Evidence, Group, Growth, Summary, TagBooks, Verdict, check, compare, contents, weigh,
 };
 pub use harvest::{Harvest, Operation, Record};
 pub use identity::{Different, Identity, Times};

@@ -170,6 +170,7 @@ mod tests {
                 build: 7601,
                 pointer_size: 8,
                 pdb: Some("39E74133576439CBCDF7E0229DA37731".into()),
+                pdb_at: Some(0x6f00),
                 image: Some((1, 2)),
                 base: 0xfffff80001418000,
                 boot_time: Some(132_234_768_000_000_000),

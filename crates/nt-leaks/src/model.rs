@@ -1,6 +1,7 @@
 //! A small kernel whose truth is known: random histories, and what the check says of them.
 //!
-//! What verified drivers do is logged; what others do is not, and both use the same tags.
+//! What verified drivers do is logged, and the free of a block of theirs by whomever; what others do with their own
+//! blocks is not, and all use the same tags.
 
 use std::collections::BTreeMap;
 
@@ -63,6 +64,8 @@ struct Life {
     id: u64,
     tag: u32,
     size: u64,
+    /// By the verifier, since its allocation: its free is logged, whoever frees it.
+    tracked: bool,
 }
 
 /// The kernel and its books.
@@ -83,7 +86,7 @@ impl World {
     fn record(&mut self, address: u64, size: u64, operation: Operation, site: u64) {
         let sequence = self.log.len() as u32 + 1;
         let frames = vec![NT + 0x10, DRIVER + 0x1000 + site];
-        self.log.push(Record { sequence, address, size, thread: 1, operation, frames });
+        self.log.push(Record { sequence, address, size, thread: 1, operation, frames, whole: true });
     }
 
     fn run(&mut self, step: &Step) {
@@ -100,7 +103,7 @@ impl World {
                 if verified {
                     self.record(address, size, Operation::Allocate, site);
                 }
-                self.live.insert(address, Life { id: self.next, tag, size });
+                self.live.insert(address, Life { id: self.next, tag, size, tracked: verified });
                 let counters = self.counters.entry(tag).or_default();
                 counters.allocs += 1;
                 counters.bytes += size;
@@ -108,7 +111,7 @@ impl World {
             Step::Free(slot, verified) => {
                 let address = Self::address(slot);
                 let Some(life) = self.live.remove(&address) else { return };
-                if verified {
+                if verified || life.tracked {
                     self.record(address, life.size, Operation::Free, 0x500);
                 }
                 let counters = self.counters.entry(life.tag).or_default();
@@ -182,6 +185,7 @@ fn compare(before: &[Step], after: &[Step], log_length: usize) -> (World, World,
             build: 7601,
             pointer_size: 8,
             pdb: None,
+            pdb_at: None,
             image: None,
             base: NT,
             boot_time: None,
@@ -289,11 +293,24 @@ fn each_verdict_by_hand() {
 /// another, and not which.
 #[test]
 fn a_silent_reuse_is_not_called_still() {
-    let before = [allocate(0), allocate(1), allocate(2)];
+    let before = [0, 1, 2].map(|slot| Step::Allocate(slot, false, true, 0));
     let after = [Step::Free(1, false), Step::Allocate(1, false, true, 1)];
     let (.., report) = compare(&before, &after, 1024);
     assert_eq!(verdicts(&report), [Verdict::Unknown; 3]);
     assert_eq!(report.tags[0].at_least, 2);
+}
+
+/// The same beside blocks that the verifier tracks: their frees would be in the log.
+#[test]
+fn silence_proves_a_tracked_block() {
+    let before = [allocate(0), Step::Allocate(1, false, true, 0), allocate(2)];
+    let after = [Step::Free(1, false), Step::Allocate(1, false, true, 1), Step::Free(2, false), allocate(2)];
+    let (.., report) = compare(&before, &after, 1024);
+    assert_eq!(verdicts(&report), [Verdict::Still, Verdict::Unknown, Verdict::Reused]);
+    assert_eq!(report.blocks[0].evidence, [crate::Evidence::Log]);
+    // Where records were lost, silence proves nothing.
+    let (.., report) = compare(&before, &after, 2);
+    assert_eq!(report.blocks[0].verdict, Verdict::Unknown);
 }
 
 /// Only the counters know: a leak without a verifier is proved.

@@ -48,7 +48,7 @@ pub enum Source {
 }
 
 /// Where a block's stack is from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StackFrom {
     /// The record of its allocation.
@@ -67,7 +67,7 @@ impl StackFrom {
 }
 
 /// Why the log has no record of a block's allocation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoStack {
     NoLog,
@@ -150,7 +150,7 @@ impl Block {
 pub struct Snapshot {
     pub times: Times,
     pub scope: Scope,
-    /// By tag; a tag that has no row was never used.
+    /// By tag; a tag that has no row was never used, or the tables were full when it was.
     pub counters: BTreeMap<u32, Counters>,
     /// Width of the counters; `None` when the tables could not be read as a whole.
     pub counter_bits: Option<u8>,
@@ -192,6 +192,22 @@ pub struct Depth {
     pub prints: bool,
 }
 
+/// Variables of the kernel that every look reads.
+const VARIABLES: [&str; 12] = [
+    "KeBootTime",
+    "KeBootTimeBias",
+    "PoolTrackTable",
+    "PoolTrackTableSize",
+    "PoolTrackTableMask",
+    "PoolTrackTableExpansion",
+    "PoolTrackTableExpansionSize",
+    "ExPoolTagTables",
+    "KeNumberProcessors",
+    "VfPoolTraces",
+    "VfPoolTracesIndex",
+    "VfPoolTracesLength",
+];
+
 /// Blocks whose records are looked for; each costs some three requests.
 const MAX_SEARCHED: usize = 4096;
 
@@ -216,7 +232,7 @@ pub fn mark(
     modules: &Modules,
     resolver: &mut Resolver<'_>,
 ) -> Result<Mark, PoolError> {
-    let (identity, times) = Identity::read(kernel)?;
+    let (identity, times) = Identity::read(kernel, None)?;
     let mut now = Snapshot::empty(scope, times);
     now.read_counters(kernel)?;
     let log = match Position::read(kernel) {
@@ -228,6 +244,13 @@ pub fn mark(
     };
     now.list(kernel, depth.small)?;
     now.read_stacks(kernel, log.as_ref(), resolver)?;
+    if let Some(tag) = scope.tag.filter(|tag| now.counter_bits.is_some() && now.unlisted(*tag).is_none()) {
+        let tag = Tag::from_key(tag).0;
+        now.notes.push(format!(
+            "more blocks of {tag} are listed than the kernel has counted (its table of tags was full): its counters \
+             prove nothing"
+        ));
+    }
     if depth.prints {
         now.read_prints(kernel)?;
     }
@@ -263,7 +286,8 @@ pub fn look(
     harvest: Option<&mut Harvest>,
     resolver: &mut Resolver<'_>,
 ) -> Result<Snapshot, LookError> {
-    let (identity, times) = Identity::read(kernel)?;
+    kernel.read_ahead(&VARIABLES, &["PoolBigPageTable", "PoolBigPageTableSize"]).map_err(PoolError::from)?;
+    let (identity, times) = Identity::read(kernel, Some(&mark.identity))?;
     mark.identity.same(mark.snapshot.times, &identity, times, frozen)?;
     let mut now = Snapshot::empty(mark.snapshot.scope, times);
     now.read_counters(kernel)?;
@@ -283,6 +307,12 @@ pub fn look(
     if !listed {
         now.list(kernel, mark.snapshot.small)?;
         now.look_up_absent(kernel, mark)?;
+    }
+    if let Some(harvest) = harvest.as_deref_mut() {
+        let listed = now.blocks.iter().map(|block| block.address);
+        if let Err(error) = harvest.complete_records(kernel, listed) {
+            now.note("the verifier's log could not be read", error)?;
+        }
     }
     if search && let Some(harvest) = harvest {
         let addresses: BTreeSet<u64> =
@@ -339,6 +369,10 @@ impl Snapshot {
     /// What a tag's counters gained since, as (allocations, frees); `None` if they cannot be compared.
     pub(crate) fn gained(&self, then: &Snapshot, tag: u32) -> Option<(u64, u64)> {
         let bits = self.counter_bits.filter(|bits| then.counter_bits == Some(*bits))?;
+        // A tag that found no row in a full table is counted with others.
+        if !self.counters.contains_key(&tag) || then.unlisted(tag).is_none() {
+            return None;
+        }
         let mask = u64::MAX >> (64 - u32::from(bits.clamp(1, 64)));
         let of = |snapshot: &Snapshot| snapshot.counters.get(&tag).copied().unwrap_or_default();
         let (then, now) = (of(then), of(self));

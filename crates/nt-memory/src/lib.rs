@@ -45,6 +45,9 @@ pub enum Search {
     Unsupported,
 }
 
+/// What one reply over KDNET carries at least, as a rule.
+pub const KDNET_REPLY: usize = 1296;
+
 /// Virtual memory of one kernel, as it is now.
 pub trait Memory {
     /// Fills the start of `buffer` from `address` and returns how many bytes are good. Less than `buffer.len()` means
@@ -54,6 +57,11 @@ pub trait Memory {
     /// Lets the source look for `pattern` in `address .. address + length`. A hit must be verified by the caller.
     fn search(&self, _address: u64, _length: u64, _pattern: &[u8]) -> Result<Search, Fault> {
         Ok(Search::Unsupported)
+    }
+
+    /// Bytes that one question to the source brings at most, where that is known: so much costs as much as one byte.
+    fn reply_size(&self) -> usize {
+        KDNET_REPLY
     }
 
     /// Fills the start of `buffer` from physical memory and returns how many bytes are good: none where the source has
@@ -97,6 +105,10 @@ impl<M: Memory + ?Sized> Memory for &M {
 
     fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
         (**self).search(address, length, pattern)
+    }
+
+    fn reply_size(&self) -> usize {
+        (**self).reply_size()
     }
 
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {

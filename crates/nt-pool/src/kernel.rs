@@ -38,6 +38,9 @@ pub enum PoolError {
 /// Variables this close to each other are read together: a request costs far more than the bytes between them.
 const GATHER_SPAN: u64 = 0x400;
 
+/// Of one variable: a pointer for each of some processors.
+const READ_AHEAD: u64 = 0x40;
+
 /// A variable's address and width in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Variable {
@@ -46,6 +49,35 @@ pub(crate) struct Variable {
 }
 
 impl<'a> Kernel<'a> {
+    /// Reads variables that will be asked for one by one, so that those that lie near each other cost one request. For
+    /// sources that remember what they have read. `perhaps`: not worth a request of their own.
+    pub fn read_ahead(&self, names: &[&str], perhaps: &[&str]) -> Result<(), Fault> {
+        let places = |names: &[&str]| -> Vec<(u64, u64)> {
+            let place = |name: &&str| {
+                let bytes = self.room(name).unwrap_or(8).min(READ_AHEAD);
+                Some((self.find_symbol(name)?, bytes))
+            };
+            names.iter().filter_map(place).collect()
+        };
+        let (mut wanted, more) = (places(names), places(perhaps));
+        wanted.sort_unstable();
+        let reply = self.memory.reply_size() as u64;
+        let mut rest = &wanted[..];
+        while let Some(&(start, _)) = rest.first() {
+            let end = |&(address, bytes): &(u64, u64)| (address - start).saturating_add(bytes);
+            let count = 1 + rest[1..].iter().take_while(|place| end(place) <= reply).count();
+            let (group, later) = rest.split_at(count);
+            let near = more.iter().filter(|place| place.0 >= start && end(place) <= reply);
+            let together: Vec<u64> = group.iter().chain(near).map(end).collect();
+            if together.len() > 1 {
+                let mut bytes = vec![0; together.into_iter().max().unwrap_or(0) as usize];
+                self.memory.read(start, &mut bytes)?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
     /// The address of `nt!name`, if the symbols have it.
     pub fn find_symbol(&self, name: &str) -> Option<u64> {
         let symbol = self.symbols.symbol(name)?;

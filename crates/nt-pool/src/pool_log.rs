@@ -3,7 +3,7 @@
 //! `nt!VfPoolTraces` is a ring of `_VF_POOL_TRACE` records (13 return addresses; 50 on Windows 11). Nothing in a record
 //! says whether it is of an allocation or of a free; the functions on its stack do ([`operation`]).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
 use crate::record::{Member, Record};
@@ -144,6 +144,33 @@ pub fn read_since(kernel: &Kernel<'_>, index: u32) -> Result<Option<PoolLog>, Po
     let mut read = log.newest(kernel, count)?;
     read.notes.extend(lost);
     Ok(Some(read))
+}
+
+/// The newest records, of some only what they begin with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heads {
+    pub log: PoolLog,
+    /// Sequence numbers of those that may have more frames; at least [`LEADING`] are there. [`record`] reads the rest.
+    pub cut: BTreeSet<u32>,
+}
+
+/// The newest `count` records in as few requests as that can be done; on Windows 11 they are long, and what tells
+/// allocations from frees is at their beginning.
+pub fn heads(kernel: &Kernel<'_>, count: u32) -> Result<Option<Heads>, PoolError> {
+    let Some(log) = Log::read(kernel)? else { return Ok(None) };
+    let Log { ring, fields } = &log;
+    let Some(stack) = fields.stack else { return Ok(Some(Heads { log: log.newest(kernel, count)?, cut: [].into() })) };
+    let decode = |record: &[u8], sequence, known: usize| {
+        let trace = fields.decode(record, sequence)?;
+        let end = stack.offset + trace.frames.len() * stack.size;
+        Some((end + stack.size > known && known < fields.size, trace))
+    };
+    let mut notes = Vec::new();
+    let head = (stack.offset + LEADING * stack.size).min(fields.size);
+    let read = ring.newest_heads(kernel, &mut notes, &decode, count, head)?;
+    let cut = read.iter().filter(|(cut, _)| *cut).map(|(_, trace)| trace.sequence).collect();
+    let traces = read.into_iter().map(|(_, trace)| trace).collect();
+    Ok(Some(Heads { log: log.finish(kernel, count.min(ring.length), traces, notes)?, cut }))
 }
 
 /// [`find`] among the records written since the log's index was `index`.
@@ -391,6 +418,17 @@ pub enum Operation {
     Allocate,
     Free,
     Unknown,
+}
+
+impl Operation {
+    /// As JSON has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Operation::Allocate => "allocate",
+            Operation::Free => "free",
+            Operation::Unknown => "unknown",
+        }
+    }
 }
 
 /// Frames that can still belong to the allocator.

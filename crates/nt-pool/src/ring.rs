@@ -37,6 +37,9 @@ pub(crate) struct Ring {
 /// A record's bytes and sequence number to what it says; `None` for a slot that was never written.
 pub(crate) type Decode<'d, T> = &'d dyn Fn(&[u8], u32) -> Option<T>;
 
+/// As [`Decode`], of a record of which only so many bytes are known.
+pub(crate) type DecodeHead<'d, T> = &'d dyn Fn(&[u8], u32, usize) -> Option<T>;
+
 impl Ring {
     /// `Ok(None)`: there is no such log now.
     pub(crate) fn read(kernel: &Kernel<'_>, names: &'static Names, size: usize) -> Result<Option<Self>, PoolError> {
@@ -139,6 +142,49 @@ impl Ring {
         let unwritten = self.slots(kernel, newer, notes, decode, &mut |record| records.push(record))?;
         if !(unwritten && self.index < self.length) {
             self.slots(kernel, older, notes, decode, &mut |record| records.push(record))?;
+        }
+        Ok(records)
+    }
+
+    /// As [`Ring::newest`], of as many slots with a request as their first `head` bytes allow. The last record of each
+    /// request may end before its end; `decode` is told how many bytes are known, the rest is zero.
+    pub(crate) fn newest_heads<T>(
+        &self,
+        kernel: &Kernel<'_>,
+        notes: &mut Vec<String>,
+        decode: DecodeHead<'_, T>,
+        count: u32,
+        head: usize,
+    ) -> Result<Vec<T>, Fault> {
+        let reply = kernel.memory.reply_size();
+        let together = reply.saturating_sub(head) / self.size + 1;
+        let count = count.min(self.length);
+        // Where whole records take no more requests they are read.
+        if reply < head || (count as usize * self.size).div_ceil(reply) <= (count as usize).div_ceil(together) {
+            let whole = |record: &[u8], sequence: u32| decode(record, sequence, self.size);
+            return self.newest(kernel, notes, &whole, count);
+        }
+        let mut records = Vec::new();
+        for slots in self.newest_slots(count) {
+            let mut part = Vec::new();
+            for first in slots.clone().step_by(together) {
+                let slots = first..slots.end.min(first.saturating_add(together as u32));
+                let before = (slots.len() - 1) * self.size;
+                // Whole pointers.
+                let last = (reply - before).min(self.size) & !7;
+                let at = self.address.wrapping_add(u64::from(first) * self.size as u64);
+                let mut table = read_table(kernel, at, before + last)?;
+                note_holes(notes, &format!("nt!{}", self.names.table), &table);
+                table.bytes.resize(slots.len() * self.size, 0);
+                for (i, slot) in slots.clone().enumerate() {
+                    let known = if slot + 1 == slots.end { last } else { self.size };
+                    if table.get(i * self.size, known).is_some() {
+                        let record = &table.bytes[i * self.size..(i + 1) * self.size];
+                        part.extend(decode(record, self.sequence(slot), known));
+                    }
+                }
+            }
+            records.extend(part.into_iter().rev());
         }
         Ok(records)
     }

@@ -1,13 +1,10 @@
 //! The target's own search, used on tables of records.
 
-use nt_memory::{Fault, Memory, Search};
+use nt_memory::{Fault, KDNET_REPLY, Memory, Search};
 
-/// What one reply carries at least (KDNET), to weigh many small requests against one bulk read.
-const REPLY: u64 = 1296;
-
-/// How many requests a bulk read of so many bytes takes at most.
+/// How many requests a bulk read of so many bytes takes at most, to weigh many small ones against it.
 pub(crate) fn bulk_requests(bytes: u64) -> u64 {
-    bytes.div_ceil(REPLY)
+    bytes.div_ceil(KDNET_REPLY as u64)
 }
 
 /// Looks for bytes that lie at one place in the records of a table.

@@ -85,6 +85,8 @@ pub struct ImageIdentity {
     pub pdb_name: String,
     /// The name as the linker wrote it, often with the build machine's directories. For display only.
     pub recorded_name: String,
+    /// Where the record that says so lies in the image, as an RVA.
+    pub record: u32,
 }
 
 impl Image {
@@ -272,8 +274,18 @@ impl Image {
         };
         let pdb_name = safe_file_name(name).map_err(|why| ImageError::BadPdbName { base, why })?;
         let recorded_name = String::from_utf8_lossy(name).into_owned();
-        Ok(ImageIdentity { image: self, pdb: PdbId::from_memory(guid, age), pdb_name, recorded_name })
+        Ok(ImageIdentity { image: self, pdb: PdbId::from_memory(guid, age), pdb_name, recorded_name, record: rva })
     }
+}
+
+/// The PDB that is named where the record was found before ([`ImageIdentity::record`]): one read. `None`: no record
+/// lies there.
+pub fn rsds_at(memory: &(impl Memory + ?Sized), base: u64, record: u32) -> Result<Option<PdbId>, Fault> {
+    let mut bytes = [0; 24];
+    let read = memory.read(base.wrapping_add(record.into()), &mut bytes)?;
+    let is_record = read == bytes.len() && bytes.starts_with(b"RSDS");
+    let id = bytes[4..].first_chunk().copied().zip(u32_at(&bytes, 20));
+    Ok(id.filter(|_| is_record).map(|(guid, age)| PdbId::from_memory(guid, age)))
 }
 
 /// Which PDB belongs to the image mapped at `base`. Three reads as a rule: header, debug directory, CodeView record.
@@ -291,6 +303,9 @@ mod tests {
         let image = TestImage::new(b"D:\\obj\\ntkrnlmp.pdb");
         let identity = rsds(&image, BASE).unwrap();
         assert_eq!(image.reads(), 3);
+        assert_eq!(rsds_at(&image, BASE, identity.record), Ok(Some(identity.pdb)));
+        assert_eq!(image.reads(), 4);
+        assert_eq!(rsds_at(&image, BASE, identity.record + 8), Ok(None));
         assert_eq!(identity.pdb_name, "ntkrnlmp.pdb");
         assert_eq!(identity.recorded_name, "D:\\obj\\ntkrnlmp.pdb");
         assert_eq!(identity.pdb.store_key(), "000102030405060708090A0B0C0D0E0F2");

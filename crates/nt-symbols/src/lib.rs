@@ -37,7 +37,7 @@ pub use glob::{Glob, matches_glob};
 #[cfg(feature = "http")]
 pub use http::{Http, Patience};
 pub use id::{BadPdbName, PdbId, safe_file_name};
-pub use image::{Image, ImageError, ImageIdentity, Section, rsds};
+pub use image::{Image, ImageError, ImageIdentity, Section, rsds, rsds_at};
 pub use image_file::ImageFile;
 pub use isf::Isf;
 pub use names::undecorated;

@@ -109,6 +109,8 @@ pub(crate) struct Books {
     tags: Tags,
     log: Option<Log>,
     tracking: Tracking,
+    /// A return address in the function through which the pool tells Verifier of a free.
+    free_notice: Option<u64>,
     regions: [Range<u64>; 2],
     /// In each region, below this no page is free.
     lowest: [u64; 2],
@@ -131,6 +133,9 @@ impl Books {
             tags: Tags::open(builder, processors, places.rows, places.overflow)?,
             log,
             tracking: Tracking::open(builder, places.drivers, places.verified)?,
+            free_notice: ["VfFreePoolNotification", "VfPtFreePoolNotification"]
+                .iter()
+                .find_map(|name| builder.inside(name)),
             lowest: [places.regions[0].start, places.regions[1].start],
             regions: places.regions,
             processors,
@@ -293,8 +298,13 @@ impl Kernel {
 
     /// Frees a large block and returns its life; the record in the log has the block's usable size. None when no large
     /// block starts there.
+    ///
+    /// The pool itself tells Verifier when a block that is tracked is freed, whoever does it: the free of a block whose
+    /// allocation was logged is logged also without a stack. Nobody watches the free of another.
     pub fn free_large(&mut self, address: u64, stack: &[u64], thread: u64) -> Option<Life> {
         let mut life = self.books.live.remove(&address)?;
+        let notice = self.books.free_notice.filter(|_| life.allocated.record.is_some());
+        let stack = if stack.is_empty() { notice.as_slice() } else { stack };
         let record = self.log(true, (address, life.bytes), thread, stack);
         self.books.tracking.freed(&mut self.memory, &life);
         self.books.big.remove(&mut self.memory, address);

@@ -23,7 +23,7 @@ use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
 use crate::session::Context;
 use crate::shell::Drive;
-use crate::symbols::{Symbols, short_name};
+use crate::symbols::{Symbols, short_name, with_offset};
 use crate::text::visible_name;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
@@ -95,16 +95,8 @@ fn with_pool<T>(
     let kernel = context.kernel()?;
     let symbols = &mut context.session.symbols;
     let nt = symbols.nt(kernel)?;
-    let version = kernel.version();
-    let pool = nt_pool::Kernel {
-        memory: kernel.memory(),
-        symbols: nt.as_ref(),
-        base: kernel.base(),
-        pointer_size: version.pointer_size(),
-        build: version.minor,
-    };
     let mut names = ModuleNames { kernel, symbols };
-    f(&pool, &mut Resolver::new(modules, &mut names))
+    f(&kernel.pool(nt.as_ref()), &mut Resolver::new(modules, &mut names))
 }
 
 struct ModuleNames<'a> {
@@ -120,13 +112,7 @@ impl Namer for ModuleNames<'_> {
         let driver = listed.unwrap_or_else(|| Driver { base, size, file: name.clone(), checksum, timestamp });
         let file = self.symbols.of(self.kernel, &driver)?;
         let symbol = file.and_then(|file| file.around(rva).0);
-        Ok(symbol.map(|symbol| {
-            let name = visible_name(&symbol.name);
-            match rva - symbol.rva {
-                0 => name,
-                offset => format!("{name}+{offset:#x}"),
-            }
-        }))
+        Ok(symbol.map(|symbol| with_offset(visible_name(&symbol.name), (rva - symbol.rva).into())))
     }
 
     fn identify(&mut self, module: &mut Module) -> Result<(), Fault> {

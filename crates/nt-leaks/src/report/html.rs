@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::flame::{Column, escaped, flame_graph};
-use crate::check::CheckReport;
+use crate::check::{CheckReport, Growth};
 use crate::stack::Skip;
 
 /// Light or dark, as the reader's browser is. The graphs are always light.
@@ -25,16 +25,15 @@ document.querySelectorAll('input').forEach(function(f){f.oninput=function(){var 
 [].forEach.call(document.getElementById(f.dataset.table).tBodies[0].rows,function(r){\
 r.style.display=r.textContent.toLowerCase().indexOf(w)<0?'none':'';});};});";
 
-/// The page of one or more checks of a mark, oldest first; the last one is shown in full.
-pub fn html(checks: &[CheckReport], skip: &Skip) -> String {
+/// The page of a check, with what it and the checks before it found in use, oldest first.
+pub fn html(last: &CheckReport, growth: &[Growth], skip: &Skip) -> String {
     let mut page = String::new();
-    let Some(last) = checks.last() else { return page };
     // Writing to a string cannot fail.
-    let _ = write_page(checks, last, skip, &mut page);
+    let _ = write_page(last, growth, skip, &mut page);
     page
 }
 
-fn write_page(checks: &[CheckReport], last: &CheckReport, skip: &Skip, out: &mut String) -> std::fmt::Result {
+fn write_page(last: &CheckReport, growth: &[Growth], skip: &Skip, out: &mut String) -> std::fmt::Result {
     let title = format!("Pool since the mark {}", escaped(&last.mark));
     writeln!(
         out,
@@ -59,7 +58,7 @@ fn write_page(checks: &[CheckReport], last: &CheckReport, skip: &Skip, out: &mut
     for note in &last.notes {
         writeln!(out, "<p>{}</p>", escaped(note))?;
     }
-    writeln!(out, "<h2>Growth</h2>\n{}", chart(checks))?;
+    writeln!(out, "<h2>Growth</h2>\n{}", chart(last, growth))?;
     writeln!(out, "<h2>Stacks</h2>\n<p><input data-table=\"stacks\" placeholder=\"filter stacks\"></p>")?;
     writeln!(
         out,
@@ -109,14 +108,12 @@ fn write_page(checks: &[CheckReport], last: &CheckReport, skip: &Skip, out: &mut
 }
 
 /// Bytes in use at each check, over the target's running time.
-fn chart(checks: &[CheckReport]) -> String {
+fn chart(last: &CheckReport, growth: &[Growth]) -> String {
     const WIDTH: f64 = 800.0;
     const HEIGHT: f64 = 160.0;
-    let in_use = |check: &CheckReport| check.tags.iter().map(|tag| tag.bytes).sum::<u64>() as f64;
-    let Some(last) = checks.last() else { return String::new() };
     let start: f64 = last.tags.iter().map(|tag| tag.bytes_marked).sum::<u64>() as f64;
     let mut points = vec![(0.0, start)];
-    points.extend(checks.iter().map(|check| (check.elapsed_ms as f64 / 1000.0, in_use(check))));
+    points.extend(growth.iter().map(|check| (check.elapsed_ms as f64 / 1000.0, check.bytes as f64)));
     let most = |values: &mut dyn Iterator<Item = f64>| values.fold(1e-9, f64::max);
     let (time, bytes) = (most(&mut points.iter().map(|p| p.0)), most(&mut points.iter().map(|p| p.1)));
     let place = |&(x, y): &(f64, f64)| {

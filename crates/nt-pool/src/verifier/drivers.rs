@@ -39,6 +39,18 @@ pub struct Driver {
     pub(super) tracking: Option<(u64, u64)>,
 }
 
+impl State {
+    /// As kd says it.
+    pub fn words(self) -> &'static str {
+        match self {
+            State::Loaded => "Loaded",
+            State::Unloaded => "Unloaded",
+            State::LoadedAndUnloaded => "Loaded and Unloaded",
+            State::NeverLoaded => "Never Loaded",
+        }
+    }
+}
+
 impl Driver {
     pub fn state(&self) -> State {
         match (self.loads, self.unloads) {

@@ -158,6 +158,14 @@ impl Arguments {
     }
 }
 
+/// Every word has been used.
+pub(super) fn no_more<'w>(mut words: impl Iterator<Item = &'w str>) -> Result<(), CommandError> {
+    match words.next() {
+        None => Ok(()),
+        Some(word) => Err(usage(&INFO, format!("'{}' is one word too many", visible_name(word)))),
+    }
+}
+
 /// A tag and a pool type.
 pub(super) fn scope(tag: Option<&str>, pool: Option<&str>) -> Result<Scope, CommandError> {
     let tag = match tag {

@@ -1,20 +1,20 @@
 //! `!leak check [name] [-file F]`
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
 use nt_leaks::{BlockReport, CheckReport, LookError, Mark, StackFrom, umdh};
 use serde::Serialize;
 
-use super::arguments::{Arguments, Options};
+use super::arguments::{Arguments, Options, no_more};
 use super::files::{export, write_files};
 use super::mark::{name, place};
-use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
+use super::{DEFAULT_NAME, Held, modules, with_pool};
 use crate::answer::{Reply, Text};
-use crate::commands::usage;
 use crate::error::CommandError;
 use crate::session::Context;
-use crate::text::{Width, visible_name};
+use crate::text::Width;
 
 #[derive(Serialize)]
 struct Checked {
@@ -28,9 +28,7 @@ struct Checked {
 
 pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
     let arguments = Arguments::parse(text)?;
-    if let Some(word) = arguments.words.get(1) {
-        return Err(usage(&INFO, format!("'{}' is one word too many", visible_name(word))));
-    }
+    no_more(arguments.words.iter().skip(1).map(String::as_str))?;
     let width = context.kernel()?.width();
     let name = name(arguments.words.first().map_or(DEFAULT_NAME, String::as_str))?;
     let held = match &arguments.file {
@@ -50,7 +48,7 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     context.session.leaks.insert(name, held);
     let report = report?;
     exported?;
-    write_files(std::slice::from_ref(&report), &report, &arguments.report)?;
+    write_files(Some(&report), &[report.growth()], &report, &arguments.report)?;
     let notes = report.notes.clone();
     Ok(Reply::with_notes(Checked { report, options: arguments.report, width }, notes))
 }
@@ -129,13 +127,11 @@ pub(super) fn write_report(
 fn write_alike(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> fmt::Result {
     const ADDRESSES: usize = 6;
     let mut kinds: Vec<(&BlockReport, Vec<u64>)> = Vec::new();
+    let mut places = HashMap::new();
     for block in &report.blocks {
-        let alike = |other: &BlockReport| {
-            (other.verdict, &other.evidence, other.stack, other.tag, other.size)
-                == (block.verdict, &block.evidence, block.stack, block.tag, block.size)
-                && other.no_stack == block.no_stack
-        };
-        match kinds.iter_mut().find(|(first, _)| alike(first)) {
+        let BlockReport { size, tag, verdict, ref evidence, stack, stack_from, no_stack, .. } = *block;
+        let place = *places.entry((size, tag, verdict, evidence, stack, stack_from, no_stack)).or_insert(kinds.len());
+        match kinds.get_mut(place) {
             Some((_, addresses)) => addresses.push(block.address),
             None => kinds.push((block, vec![block.address])),
         }

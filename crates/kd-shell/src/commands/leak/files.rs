@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use nt_leaks::{CheckReport, Column, Mark, Skip, flame_graph, folded, html};
+use nt_leaks::{CheckReport, Column, Growth, Mark, Skip, flame_graph, folded, html};
 use serde::Serialize;
 
 use super::arguments::Options;
@@ -35,20 +35,21 @@ impl FileKind {
 }
 
 /// Writes the files that were asked for. `answer` is what the command answers with; without a check there are only its
-/// own words to write.
+/// own words to write. `growth`: what each check found in use.
 pub(super) fn write_files(
-    checks: &[CheckReport],
+    last: Option<&CheckReport>,
+    growth: &[Growth],
     answer: &impl Serialize,
     options: &Options,
 ) -> Result<(), CommandError> {
     for (kind, path) in &options.files {
-        let text = match (kind, checks.last()) {
+        let text = match (kind, last) {
             (FileKind::Json, _) => {
                 let json = serde_json::to_string(answer);
                 json.map_err(|error| CommandError::Failed(error.to_string()))? + "\n"
             }
             (_, None) => continue,
-            (FileKind::Html, _) => html(checks, &options.skip),
+            (FileKind::Html, Some(last)) => html(last, growth, &options.skip),
             (FileKind::Svg(column), Some(last)) => flame_graph(last, *column, &options.skip),
             // Folded stacks keep every frame: their readers fold by themselves.
             (FileKind::Folded(column), Some(last)) => folded(last, *column, &Skip::none()),

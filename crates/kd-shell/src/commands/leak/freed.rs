@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use nt_pool::big_pages;
-use nt_pool::pool_log::{self, Operation, Trace};
+use nt_pool::big_pages::{self, BigPage};
+use nt_pool::pool_log::{self, Trace};
 use serde::Serialize;
 
 use super::{INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::commands::usage;
+use crate::commands::verifier::kept;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::session::Context;
@@ -53,22 +54,30 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
         return Err(usage(&INFO, format!("{address:#x} is no address of the kernel's")));
     }
     let mut notes = Vec::new();
-    let page = context.pool(|kernel| big_pages::lookup(kernel, address & !0xfff))?;
-    let page = page.filter(|page| page.contains(address) || page.address == address);
-    let found = context.pool(|kernel| pool_log::find(kernel, address))?;
-    let log_entries = found.as_ref().map_or(0, |found| found.log.length);
+    let found = match kept::position(context)? {
+        Some(position) => kept::of_address(context, position, address)?,
+        None => None,
+    };
+    let log_entries = found.as_ref().map_or(0, |found| found.length);
     let mut traces: Vec<Trace> = Vec::new();
     match found {
         None => notes.push("the kernel keeps no pool log (see !leak setup)".into()),
-        Some(found) => {
-            notes.extend(found.log.notes);
-            traces.extend(found.log.traces);
+        Some(mut found) => {
+            notes.append(&mut found.notes);
+            traces.extend_from_slice(&found.traces);
         }
     }
     // What earlier stops have seen and the log has lost.
     for harvest in context.session.leaks.values().filter_map(|held| held.harvest.as_ref()) {
         for record in harvest.at(address) {
             if !traces.iter().any(|trace| trace.sequence == record.sequence) {
+                if !record.whole {
+                    notes.push(format!(
+                        "of record {:#x} only the {} innermost frames were read before the log lost it",
+                        record.sequence,
+                        record.frames.len()
+                    ));
+                }
                 traces.push(Trace {
                     sequence: record.sequence,
                     address: record.address,
@@ -83,23 +92,19 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
         traces.iter().map(|trace| trace.sequence).reduce(|a, b| if b.wrapping_sub(a) < 1 << 31 { b } else { a });
     let newest = newest.unwrap_or_default();
     traces.sort_by_key(|trace| newest.wrapping_sub(trace.sequence));
+    let page = page(context, address, traces.first())?;
     let modules = if traces.is_empty() { Default::default() } else { modules(context, &mut notes)? };
     let history = with_pool(context, &modules, |_, resolver| {
         let mut history = Vec::new();
         for trace in &traces {
             let frames = resolver.stack(&trace.frames)?;
             let symbol = |address| frames.iter().find(|frame| frame.address == address).map(ToString::to_string);
-            let operation = match pool_log::operation(trace, &symbol) {
-                Operation::Allocate => "allocate",
-                Operation::Free => "free",
-                Operation::Unknown => "unknown",
-            };
             let frame = |frame: &nt_leaks::Frame| Frame {
                 address: Hex(frame.address),
                 symbol: frame.module.as_ref().map(|_| frame.to_string()),
             };
             history.push(Entry {
-                operation,
+                operation: pool_log::operation(trace, &symbol).word(),
                 sequence: trace.sequence,
                 address: Hex(trace.address),
                 size: trace.size,
@@ -119,6 +124,18 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
         width,
     };
     Ok(Reply::with_notes(answer, notes))
+}
+
+/// The table's entry of the block that the address lies in. The newest record of it says where that starts.
+fn page(context: &mut Context<'_>, address: u64, newest: Option<&Trace>) -> Result<Option<BigPage>, CommandError> {
+    context.pool(|kernel| {
+        let start = newest.map_or(address, |trace| trace.address) & !0xfff;
+        let page = big_pages::lookup(kernel, start)?.filter(|page| page.contains(address) || page.address == address);
+        match page {
+            None if newest.is_none() => big_pages::entry_containing(kernel, address),
+            page => Ok(page),
+        }
+    })
 }
 
 impl Text for Freed {

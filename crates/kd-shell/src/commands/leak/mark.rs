@@ -9,7 +9,7 @@ use nt_leaks::{Depth, Mark, Source, StackFrom};
 use nt_pool::Tag;
 use serde::Serialize;
 
-use super::arguments::{Arguments, scope};
+use super::arguments::{Arguments, no_more, scope};
 use super::files::export;
 use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
@@ -47,9 +47,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     let mut words = arguments.words.iter().map(String::as_str);
     let name = name(words.next().unwrap_or(DEFAULT_NAME))?;
     let scope = scope(words.next(), words.next())?;
-    if let Some(word) = words.next() {
-        return Err(usage(&INFO, format!("'{}' is one word too many", visible_name(word))));
-    }
+    no_more(words)?;
     if arguments.all && scope.tag.is_some() {
         return Err(usage(&INFO, "-all is for marks without a tag; -small adds the small blocks of a tag"));
     }

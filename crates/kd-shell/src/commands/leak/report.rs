@@ -16,7 +16,7 @@ use crate::answer::{Reply, Text};
 use crate::commands::usage;
 use crate::error::CommandError;
 use crate::session::{Context, Session};
-use crate::symbols::Load;
+use crate::symbols::{Load, with_offset};
 use crate::text::{Width, visible_name};
 
 enum Kind {
@@ -56,7 +56,7 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
         _ => return Err(usage(&INFO, "one file, or two marks to compare")),
     };
     notes.extend(report.notes.iter().cloned());
-    write_files(std::slice::from_ref(&report), &report, &arguments.report)?;
+    write_files(Some(&report), &[report.growth()], &report, &arguments.report)?;
     Ok(Reply::with_notes(Reported { report, kind, options: arguments.report }, notes))
 }
 
@@ -84,10 +84,7 @@ fn load(session: &Session, path: &Path, notes: &mut Vec<String>) -> Result<Saved
         });
         let symbol = file.as_ref()?.around(rva).0?;
         let name = visible_name(&symbol.name);
-        Some(match rva - symbol.rva {
-            0 => name,
-            offset => format!("{name}+{offset:#x}"),
-        })
+        Some(with_offset(name, (rva - symbol.rva).into()))
     });
     match fault {
         Some(fault) => Err(fault.into()),

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use nt_pool::pool_log::{self, Wanted};
-use nt_pool::verifier::{self, State};
+use nt_pool::pool_log;
+use nt_pool::verifier;
 use serde::Serialize;
 
 use super::INFO;
@@ -29,7 +29,7 @@ struct Setup {
     special_pool: bool,
     pool_tracking: bool,
     /// `null` when the verifier does not know the driver.
-    state: Option<&'static str>,
+    state: Option<String>,
     log_entries: Option<u32>,
     /// Each `command`, what it does, and whether the target must be restarted then.
     commands: Vec<Way>,
@@ -53,14 +53,9 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     let build = context.kernel()?.version().minor;
     let settings = context.pool(verifier::settings)?;
     let drivers = context.pool(verifier::drivers)?;
-    let log = context.pool(|kernel| pool_log::read(kernel, Wanted::Newest(0)))?;
+    let log = context.pool(pool_log::position)?;
     let known = drivers.drivers.iter().find(|known| known.name.eq_ignore_ascii_case(&driver));
-    let state = known.map(|known| match known.state() {
-        State::Loaded => "loaded",
-        State::Unloaded => "unloaded",
-        State::LoadedAndUnloaded => "loaded and unloaded",
-        State::NeverLoaded => "never loaded",
-    });
+    let state = known.map(|known| known.state().words().to_ascii_lowercase());
     let on = |bit| settings.level & bit != 0;
     let stacks = settings.option_flags.is_none_or(|flags| flags & NO_STACKS == 0);
     let logged = log.is_some() && stacks;
@@ -132,7 +127,7 @@ impl Text for Setup {
         if let Some(entries) = self.log_entries {
             writeln!(out, "Pool log: {entries:#x} entries")?;
         }
-        if let Some(state) = self.state {
+        if let Some(state) = &self.state {
             writeln!(out, "{}: verified, {state}", self.driver)?;
         }
         if self.covered {

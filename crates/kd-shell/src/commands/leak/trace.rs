@@ -13,7 +13,7 @@ use nt_memory::ReadError;
 use nt_pool::Tag;
 use serde::Serialize;
 
-use super::arguments::{Arguments, scope};
+use super::arguments::{Arguments, no_more, scope};
 use super::{INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::commands::{stack, usage};
@@ -90,9 +90,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     let arguments = Arguments::parse(text)?;
     let mut words = arguments.words.iter().map(String::as_str);
     let tag = words.next().ok_or_else(|| usage(&INFO, "which tag?"))?;
-    if let Some(word) = words.next() {
-        return Err(usage(&INFO, format!("'{word}' is one word too many")));
-    }
+    no_more(words)?;
     let key = scope(Some(tag), None)?.tag.unwrap_or_default();
     drive.with(|context| context.session.check_writing())?;
     if !drive.is_halted() {

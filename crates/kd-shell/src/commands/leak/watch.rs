@@ -1,13 +1,14 @@
 //! `!leak watch tag -every 30s [-times N] [-for 10m] [-min-age T] [-until-confirmed]`: short stops, and a verdict.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use nt_leaks::{CheckReport, Counters, Depth, Mark};
+use nt_leaks::{CheckReport, Counters, Depth, Growth, Mark};
 use nt_pool::Tag;
 use serde::Serialize;
 
-use super::arguments::{Arguments, FailOn, Options, scope};
+use super::arguments::{Arguments, FailOn, Options, no_more, scope};
 use super::check::{look, write_report};
 use super::files::{export, write_files};
 use super::mark::take;
@@ -91,6 +92,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     let mut words = arguments.words.iter().map(String::as_str);
     let tag = words.next().ok_or_else(|| usage(&INFO, "which tag?"))?;
     let scope = scope(Some(tag), words.next())?;
+    no_more(words)?;
     let key = scope.tag.unwrap_or_default();
     let mut notes = Vec::new();
     if !drive.is_halted() {
@@ -117,8 +119,16 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         at_mark.outstanding, at_mark.bytes, at_mark.blocks
     ));
 
-    let mut watch =
-        Watch { key, tag: tag.clone(), at_mark, limit, stops: Vec::new(), reports: Vec::new(), arguments: &arguments };
+    let mut watch = Watch {
+        key,
+        tag: tag.clone(),
+        at_mark,
+        limit,
+        stops: Vec::new(),
+        first: HashSet::new(),
+        last: None,
+        arguments: &arguments,
+    };
     let ended = watch.stops(drive, &mut held);
     let mut failure = None;
     let mut own_stop = false;
@@ -146,8 +156,10 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     };
     let (survivors, survivors_age_ms) = watch.survivors();
     let (rate, exhausted_in_minutes) = (watch.rate(), watch.exhausted());
-    let last = watch.reports.last().cloned();
+    let Watch { stops, last, .. } = watch;
     notes.extend(last.iter().flat_map(|report| report.notes.iter().cloned()));
+    let growth: Vec<Growth> =
+        stops.iter().map(|stop| Growth { elapsed_ms: stop.elapsed_ms, bytes: stop.bytes }).collect();
     let answer = Watched {
         tag,
         outcome,
@@ -157,13 +169,13 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         bytes_per_minute: rate,
         exhausted_in_minutes,
         at_mark,
-        checks: watch.stops.clone(),
+        checks: stops,
         last,
         target,
         options: arguments.report.clone(),
         width,
     };
-    if let Err(error) = write_files(&watch.reports, &answer, &arguments.report) {
+    if let Err(error) = write_files(answer.last.as_ref(), &growth, &answer, &arguments.report) {
         failure.get_or_insert(error);
     }
     drive.with(|context| {
@@ -210,7 +222,10 @@ struct Watch<'a> {
     /// The size of the pool.
     limit: Option<u64>,
     stops: Vec<Stop>,
-    reports: Vec<CheckReport>,
+    /// Addresses that were listed at the first check.
+    first: HashSet<u64>,
+    /// The last check; those before it are their lines in `stops`.
+    last: Option<CheckReport>,
     arguments: &'a Arguments,
 }
 
@@ -281,7 +296,10 @@ impl Watch<'_> {
             log_records,
             log_wrapped: report.log_wrapped,
         });
-        self.reports.push(report);
+        if self.stops.len() == 1 {
+            self.first = listed(&report);
+        }
+        self.last = Some(report);
     }
 
     fn line(&self) -> String {
@@ -367,7 +385,7 @@ impl Watch<'_> {
 
     /// How many blocks are known to have been there at all looks, and for how long.
     fn survivors(&self) -> (u64, u64) {
-        let Some(report) = self.reports.last() else { return (0, 0) };
+        let Some(report) = &self.last else { return (0, 0) };
         let books = report.tags.iter().find(|tag| tag.tag.key() == self.key);
         (books.map_or(0, |tag| tag.at_least), report.elapsed_ms)
     }
@@ -375,7 +393,7 @@ impl Watch<'_> {
     /// Growth alone is no leak: the pool must grow again and again, and what was allocated must stay.
     fn verdict(&self) -> (Outcome, Vec<String>) {
         let mut reasons = Vec::new();
-        let (Some(last), Some(report)) = (self.stops.last(), self.reports.last()) else {
+        let (Some(last), Some(report)) = (self.stops.last(), &self.last) else {
             return (Outcome::Stable, vec!["no check was made".into()]);
         };
         let series: Vec<u64> =
@@ -406,9 +424,7 @@ impl Watch<'_> {
             });
         }
         // Blocks that were new at the first check and are listed at the last.
-        let first = self.reports.first().map(listed).unwrap_or_default();
-        let now = listed(report);
-        let kept = first.iter().filter(|address| now.contains(address)).count() as u64;
+        let kept = self.first.intersection(&listed(report)).count();
         let old_enough = self.arguments.min_age.is_none_or(|age| u128::from(last.elapsed_ms) >= age.as_millis());
         if !old_enough {
             reasons.push(format!("no survivor is as old as -min-age yet ({seconds:.1} s)"));
@@ -440,7 +456,7 @@ impl Watch<'_> {
     }
 }
 
-fn listed(report: &CheckReport) -> std::collections::HashSet<u64> {
+fn listed(report: &CheckReport) -> HashSet<u64> {
     report.blocks.iter().filter(|block| block.listed).map(|block| block.address).collect()
 }
 

@@ -46,16 +46,16 @@ struct Part {
 }
 
 /// Records of the log, from this look or earlier ones.
-pub(super) struct Records {
-    pub(super) length: u32,
+pub(in crate::commands) struct Records {
+    pub(in crate::commands) length: u32,
     pub(super) index: u32,
     /// Slots looked at.
     pub(super) parsed: u32,
     /// The lowest start of a block that was looked for; 0 when every record was read.
-    pub(super) lowest: u64,
+    pub(in crate::commands) lowest: u64,
     /// Newest first.
-    pub(super) traces: Arc<Vec<Trace>>,
-    pub(super) notes: Vec<String>,
+    pub(in crate::commands) traces: Arc<Vec<Trace>>,
+    pub(in crate::commands) notes: Vec<String>,
     /// The log is too large to be kept.
     pub(super) too_large: bool,
 }
@@ -109,7 +109,7 @@ pub(super) fn wrapped(context: &mut Context<'_>, position: Position) -> Result<O
 }
 
 /// Where the log stands. Forgets what was kept of another log.
-pub(super) fn position(context: &mut Context<'_>) -> Result<Option<Position>, CommandError> {
+pub(in crate::commands) fn position(context: &mut Context<'_>) -> Result<Option<Position>, CommandError> {
     let position = context.pool(pool_log::position)?;
     let of = (context.kernel()?.base(), position.map_or(0, |position| position.length));
     let known = of == context.session.kept_log.of;
@@ -159,7 +159,7 @@ pub(super) fn whole(context: &mut Context<'_>, position: Position) -> Result<Opt
 ///
 /// Where the target can search and knows a block that begins right there, the answer is a few small requests away. A
 /// log that has nothing of the kind is read whole, as kd does: the address may lie in the middle of a large block.
-pub(super) fn of_address(
+pub(in crate::commands) fn of_address(
     context: &mut Context<'_>,
     position: Position,
     address: u64,

@@ -7,7 +7,7 @@ use crate::grammar::expression::plain_number;
 use crate::session::Context;
 
 mod help;
-mod kept;
+pub(super) mod kept;
 mod logs;
 mod options;
 mod overview;

@@ -33,7 +33,7 @@
 
 use std::fmt;
 
-use nt_pool::verifier::{self, Allocations, Counters, State};
+use nt_pool::verifier::{self, Allocations, Counters};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
@@ -223,7 +223,7 @@ fn drivers(
         let (start, end) = driver.image.clone().map_or((0, 0), |image| (image.start, image.end));
         drivers.push(Driver {
             entry: Hex(width.address(driver.entry)),
-            state: state(driver.state()),
+            state: driver.state().words(),
             loads: driver.loads,
             unloads: driver.unloads,
             image: driver.image.map(|_| Image { start: Hex(width.address(start)), end: Hex(width.address(end)) }),
@@ -236,15 +236,6 @@ fn drivers(
         stacks.finish(known);
     }
     Ok(drivers)
-}
-
-fn state(state: State) -> &'static str {
-    match state {
-        State::Loaded => "Loaded",
-        State::Unloaded => "Unloaded",
-        State::LoadedAndUnloaded => "Loaded and Unloaded",
-        State::NeverLoaded => "Never Loaded",
-    }
 }
 
 impl Text for Overview {

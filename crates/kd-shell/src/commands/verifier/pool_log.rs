@@ -97,14 +97,6 @@ struct Moment {
     gap: bool,
 }
 
-fn word(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Allocate => "allocate",
-        Operation::Free => "free",
-        Operation::Unknown => "unknown",
-    }
-}
-
 pub(super) fn reply(context: &mut Context<'_>, arguments: &str) -> Result<Reply, CommandError> {
     context.kernel()?;
     let options = Options::parse(context, arguments)?;
@@ -167,7 +159,7 @@ pub(super) fn read(
                 address: Hex(width.address(trace.address)),
                 size: trace.size,
                 thread: Hex(width.address(trace.thread)),
-                operation: word(stacks.operation(trace)?),
+                operation: stacks.operation(trace)?.word(),
                 sequence: trace.sequence,
                 frames: stacks.stack(&trace.frames)?,
             });
@@ -303,7 +295,7 @@ fn groups(traces: &[&Trace], stacks: &mut Stacks<'_>) -> Result<Vec<Group>, Comm
         groups.push(Group {
             count,
             bytes,
-            operation: word(stacks.operation(&trace)?),
+            operation: stacks.operation(&trace)?.word(),
             sequence,
             frames: stacks.stack(&trace.frames)?,
         });
