@@ -117,7 +117,7 @@ fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around:
     let bytes = page_tables::read(kernel, area.address, area.length as usize)?;
     let mut places = Vec::new();
     let mut headless = false;
-    let walked = format.chunks(&bytes, |chunk| {
+    let problems = format.chunks(&bytes, area.length, |chunk| {
         let at = area.address.wrapping_add(chunk.offset);
         let inside = address.wrapping_sub(at) < chunk.size;
         match format.pool_header(&formats.headers, &bytes, chunk).filter(|_| chunk.allocated) {
@@ -133,7 +133,7 @@ fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around:
             None => {}
         }
     });
-    around.problem = walked.err();
+    around.problem = problems.into_iter().next();
     if headless {
         return Ok(());
     }

@@ -14,7 +14,7 @@ use nt_memory::{Fault, PAGE_SIZE, read_sparse};
 
 use crate::kernel::{Variable, little_endian};
 use crate::lists::{note, slist_first};
-use crate::page_tables::PageTables;
+use crate::page_tables::{PageTables, Resident};
 use crate::record::Record;
 use crate::segment_heap::Heaps;
 use crate::small_blocks::{Area, Content, Kinds};
@@ -64,6 +64,7 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
         if !region.special {
             found.out.extend(resident.out);
         }
+        found.transition.extend(resident.transition);
         let content = match region {
             Region { mixed: true, .. } => Content::MixedPages,
             Region { special: true, .. } => Content::SpecialPages,
@@ -81,6 +82,7 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
         }));
     }
     found.areas.sort_by_key(|area| area.address);
+    found.transition.sort_by_key(|run| run.start);
     if kinds.nonpaged || kinds.paged {
         lookasides(kernel, &mut found)?;
         pending(kernel, &mut found)?;
@@ -91,13 +93,14 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
 /// The resident pages of one range that no variable tells.
 pub(crate) fn read_range(kernel: &Kernel<'_>, range: Range<u64>, pool: PoolKind) -> Result<Heaps, PoolError> {
     let resident = PageTables::new(kernel)?.resident(range)?;
-    let areas = resident.runs.into_iter().map(|run| Area {
+    let areas = resident.runs.iter().map(|run| Area {
         address: run.start,
         length: run.end - run.start,
         pool,
         content: Content::Pages,
     });
-    Ok(Heaps { areas: areas.collect(), out: resident.out, notes: resident.notes, ..Heaps::default() })
+    let (areas, Resident { out, transition, notes, .. }) = (areas.collect(), resident);
+    Ok(Heaps { areas, out, transition, notes, ..Heaps::default() })
 }
 
 /// The ranges of the wanted pools; a range that is not known is a note.

@@ -52,6 +52,11 @@ impl LfhFormat {
         })
     }
 
+    /// Bytes that the subsegment's own books have at most when it is so large: its header and the bitmap.
+    pub(crate) fn books(&self, length: u64, unit: u64) -> u64 {
+        (self.header as u64 + (length / unit).div_ceil(4)).min(length)
+    }
+
     /// Visits the subsegment's blocks in order.
     pub(crate) fn slots(&self, area: &Sparse, mut each: impl FnMut(Slot)) -> Result<(), String> {
         let at = area.address;

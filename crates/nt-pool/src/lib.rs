@@ -29,6 +29,7 @@ pub mod small_blocks;
 pub mod special_page;
 mod table;
 mod tag;
+mod tag_search;
 pub mod tags;
 pub mod unloaded;
 pub mod verifier;

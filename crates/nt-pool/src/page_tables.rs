@@ -57,6 +57,8 @@ enum Page {
 pub(crate) struct Resident {
     /// Ascending, without overlap.
     pub(crate) runs: Vec<Range<u64>>,
+    /// Of these, what is in transition.
+    pub(crate) transition: Vec<Range<u64>>,
     /// What is in a page file.
     pub(crate) out: Vec<Range<u64>>,
     pub(crate) notes: Vec<String>,
@@ -291,7 +293,10 @@ impl<'k> PageTables<'k> {
             let part = from.max(range.start)..from.saturating_add(reach).min(range.end);
             if !self.is_valid(entry) {
                 match self.page(entry)? {
-                    Page::Transition(_) if level == 0 => add(&mut found.runs, part),
+                    Page::Transition(_) if level == 0 => {
+                        add(&mut found.transition, part.clone());
+                        add(&mut found.runs, part);
+                    }
                     Page::Out if level == 0 => add(&mut found.out, part),
                     Page::Transition(_) | Page::Out => found.tables_out += 1,
                     Page::Present | Page::Nothing => {}
@@ -326,7 +331,8 @@ pub(crate) fn read(kernel: &Kernel<'_>, address: u64, length: usize) -> Result<S
     Ok(sparse)
 }
 
-fn add(runs: &mut Vec<Range<u64>>, pages: Range<u64>) {
+/// Adds what lies behind all that is there already.
+pub(crate) fn add(runs: &mut Vec<Range<u64>>, pages: Range<u64>) {
     match runs.last_mut() {
         Some(last) if last.end == pages.start => last.end = pages.end,
         _ => runs.push(pages),

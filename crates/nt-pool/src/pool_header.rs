@@ -74,6 +74,11 @@ impl Headers {
         })
     }
 
+    /// Where in a header its tag lies.
+    pub(crate) fn tag_place(&self) -> u64 {
+        self.tag.offset as u64
+    }
+
     /// The header in the first bytes; there are at least `unit` of them.
     pub(crate) fn get(&self, bytes: &[u8]) -> Header {
         Header {

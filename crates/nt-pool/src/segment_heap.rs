@@ -89,6 +89,8 @@ pub(crate) struct Heaps {
     pub(crate) resting: Vec<u64>,
     /// Pages of the classic pool that are in a page file.
     pub(crate) out: Vec<Range<u64>>,
+    /// Pages of its areas that are in transition.
+    pub(crate) transition: Vec<Range<u64>>,
     pub(crate) notes: Vec<String>,
 }
 

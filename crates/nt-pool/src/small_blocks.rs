@@ -14,10 +14,12 @@ use crate::big_pages::{self, BigPage};
 use crate::classic_pool;
 use crate::lfh_subsegment::LfhFormat;
 use crate::lists::note;
-use crate::page_tables;
+use crate::kernel::Variable;
+use crate::page_tables::{self, add};
 use crate::pool_header::{Break, Header, Headers};
 use crate::segment_heap::{self, Heaps, Keys};
-use crate::vs_subsegment::VsFormat;
+use crate::tag_search::{Mapping, Scout, stretches};
+use crate::vs_subsegment::{Chunk, VsFormat};
 use crate::{Kernel, PoolError, PoolKind, Tag, pool_page, special_page};
 
 /// One block.
@@ -78,7 +80,7 @@ impl Kinds {
 /// Where a walk ends at the latest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of pool that are read.
+    /// Bytes of pool that are read; a request for the target's own search counts as a reply full of them.
     pub bytes: u64,
     /// Blocks that are kept.
     pub blocks: usize,
@@ -101,6 +103,22 @@ pub struct Blocks {
     pub complete: bool,
     /// Where the walk was stopped by a limit or by the user; a later one can go on from there.
     pub stopped: Option<u64>,
+    /// Bytes of pool that were read, counted as [`Limits::bytes`] are.
+    pub read: u64,
+}
+
+/// What a walk costs on a link: requests, and the bytes of memory that come over it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    pub requests: u64,
+    pub bytes: u64,
+}
+
+impl Cost {
+    fn read(&mut self, bytes: u64, reply: u64) {
+        self.requests += bytes.div_ceil(reply);
+        self.bytes += bytes;
+    }
 }
 
 /// The blocks of the kinds asked for whose tag is `wanted`, free ones included.
@@ -188,6 +206,9 @@ const PIECE: u64 = 1 << 20;
 /// Chunks of this size and more can be large allocations (facts 5.5).
 pub(crate) const LARGE_CHUNK: u64 = 0xff0;
 
+/// Forms of a tag that the target is asked about: with and without the protected bit.
+const KEYS: u64 = 2;
+
 /// Damaged places that are named; more are only counted.
 const NAMED: usize = 16;
 
@@ -222,6 +243,46 @@ impl Plan {
         self.walked().filter(|area| area.end() > from).map(Area::cost).sum()
     }
 
+    /// What [`Plan::find`] costs from `from` on where a reply carries so many bytes.
+    pub fn cost(&self, from: u64, reply: u64) -> Cost {
+        let mut cost = Cost::default();
+        self.walked().filter(|area| area.end() > from).for_each(|area| cost.read(area.cost(), reply.max(1)));
+        cost
+    }
+
+    /// What [`Plan::search`] costs if it comes upon a tag in so many places, and no more than lists of freed blocks and
+    /// the table of large allocations beside.
+    pub fn search_cost(&self, from: u64, reply: u64, hits: u64) -> Cost {
+        let reply = reply.max(1);
+        let (mut cost, mut most) = (Cost::default(), Cost::default());
+        let (mut areas, mut heap) = (0, 0);
+        for area in self.walked().filter(|area| area.end() > from) {
+            most.read(area.cost(), reply);
+            areas += 1;
+            heap += if matches!(area.content, Content::Vs | Content::Lfh) { area.length } else { 0 };
+            let whole = area.address..area.address.saturating_add(area.cost());
+            for (part, mapped) in Mapping::But(&self.heaps.transition).of(&whole) {
+                let length = part.end - part.start;
+                match mapped && length.div_ceil(reply) > KEYS {
+                    true => cost.requests += KEYS * length.div_ceil(PIECE),
+                    false => cost.read(length, reply),
+                }
+            }
+        }
+        if self.segment_heap {
+            // Entries of page tables, and the tables above them.
+            for stretch in stretches(self.walked()) {
+                cost.read((stretch.end - stretch.start) / PAGE_SIZE * 8, reply);
+                cost.requests += 1;
+            }
+        }
+        // Of a heap's area about half is read to decide on a block, of other pool its page.
+        let each = if heap > 0 { (heap / areas.max(1) / 2).max(PAGE_SIZE) } else { PAGE_SIZE };
+        cost.requests = cost.requests.saturating_add(hits.saturating_mul(1 + each.div_ceil(reply)));
+        cost.bytes = cost.bytes.saturating_add(hits.saturating_mul(each)).min(most.bytes.max(cost.bytes));
+        cost
+    }
+
     /// Where the places begin and end, by pool, in ascending order: what a search says that it searches.
     pub fn ranges(&self) -> Vec<(PoolKind, Range<u64>)> {
         let mut ranges: Vec<(PoolKind, Range<u64>)> = Vec::new();
@@ -248,7 +309,34 @@ impl Plan {
         limits: Limits,
     ) -> Result<Blocks, PoolError> {
         let formats = Formats::new(kernel, self.heaps.keys)?;
-        let mut walk = Walk::new(kernel, &formats, wanted, large, limits);
+        let mut walk = Walk::new(kernel, &formats, wanted, limits);
+        walk.large = Some(in_use(large));
+        self.walk(walk)
+    }
+
+    /// As [`Plan::find`], of one tag: lets the target look for its bytes, where it can, and reads only what is needed to
+    /// decide on what it finds. `reply` is what one reply of the link carries. The table of large allocations is read
+    /// when a place may belong to one.
+    pub fn search(&self, kernel: &Kernel<'_>, tag: Tag, reply: u64, limits: Limits) -> Result<Blocks, PoolError> {
+        let formats = Formats::new(kernel, self.heaps.keys)?;
+        let wanted = |other: Tag| other.key() == tag.key();
+        let mut walk = Walk::new(kernel, &formats, &wanted, limits);
+        let mut scout = Scout::new(kernel.memory, &formats.headers, tag, reply);
+        let first = self.walked().find(|area| area.end() > limits.from);
+        if let Some(first) = first
+            && scout.probe(first.address)?
+        {
+            let mapping = match self.segment_heap {
+                true => Mapping::asked(kernel, self.walked())?,
+                false => Some(Mapping::But(&self.heaps.transition)),
+            };
+            walk.hunt = mapping.map(|mapping| Hunt { scout, mapping, reply });
+        }
+        self.walk(walk)
+    }
+
+    fn walk(&self, mut walk: Walk<'_>) -> Result<Blocks, PoolError> {
+        let (kernel, limits) = (walk.kernel, walk.limits);
         let mut stopped = None;
         for area in self.walked().filter(|area| area.end() > limits.from) {
             match walk.area(area) {
@@ -265,9 +353,10 @@ impl Plan {
                 Err(fault) => return Err(fault.into()),
             }
         }
-        walk.out(&self.heaps.out, stopped);
-        let Walk { mut blocks, headless, moved, mut notes, mut damaged, .. } = walk;
-        let resting = match segment_heap::resting(kernel, &self.heaps.resting, &mut notes) {
+        walk.out(&self.heaps.out, stopped)?;
+        let follows = walk.hunt.is_none() || walk.may_rest()?;
+        let Walk { mut blocks, headless, moved, mut notes, mut damaged, read, .. } = walk;
+        let resting = match segment_heap::resting(kernel, if follows { &self.heaps.resting } else { &[] }, &mut notes) {
             Ok(resting) => resting,
             Err(Fault::Cancelled) => {
                 notes.push("lists of freed blocks were not followed; such blocks look allocated".into());
@@ -289,8 +378,16 @@ impl Plan {
         notes.extend(damaged.notes());
         blocks.sort_by_key(|block| block.header);
         notes.splice(0..0, self.notes.iter().cloned());
-        Ok(Blocks { blocks, complete: notes.is_empty() && stopped.is_none(), notes, stopped })
+        Ok(Blocks { blocks, complete: notes.is_empty() && stopped.is_none(), notes, stopped, read })
     }
+}
+
+/// Where large allocations in use lie, by address.
+fn in_use(large: &[BigPage]) -> Vec<Range<u64>> {
+    let large = large.iter().filter(|page| !page.free);
+    let mut large: Vec<_> = large.map(|page| page.address..page.address.saturating_add(page.size)).collect();
+    large.sort_by_key(|range| range.start);
+    large
 }
 
 impl Area {
@@ -358,12 +455,21 @@ impl Formats {
     }
 }
 
+/// How the target's own search is used.
+struct Hunt<'w> {
+    scout: Scout<'w>,
+    mapping: Mapping<'w>,
+    reply: u64,
+}
+
 struct Walk<'w> {
     kernel: &'w Kernel<'w>,
     wanted: &'w dyn Fn(Tag) -> bool,
     formats: &'w Formats,
-    /// Large allocations in use, by address.
-    large: Vec<Range<u64>>,
+    /// `None`: everything is read.
+    hunt: Option<Hunt<'w>>,
+    /// Large allocations in use, by address; `None`: not read yet.
+    large: Option<Vec<Range<u64>>>,
     limits: Limits,
     read: u64,
     reached: u64,
@@ -383,17 +489,14 @@ impl<'w> Walk<'w> {
         kernel: &'w Kernel<'w>,
         formats: &'w Formats,
         wanted: &'w dyn Fn(Tag) -> bool,
-        large: &[BigPage],
         limits: Limits,
     ) -> Self {
-        let large = large.iter().filter(|page| !page.free);
-        let mut large: Vec<_> = large.map(|page| page.address..page.address.saturating_add(page.size)).collect();
-        large.sort_by_key(|range| range.start);
         Walk {
             kernel,
             wanted,
             formats,
-            large,
+            hunt: None,
+            large: None,
             limits,
             read: 0,
             reached: 0,
@@ -422,34 +525,96 @@ impl<'w> Walk<'w> {
                 let left = self.limits.bytes.saturating_sub(self.read) & !(PAGE_SIZE - 1);
                 length = length.min(left.max(PAGE_SIZE));
             }
-            // However small the limit is, a walk that is taken up again and again comes to its end.
-            let full = self.read > 0 && self.read.saturating_add(length) > self.limits.bytes;
+            // However small the limit is, a walk that is taken up again and again comes to its end. How much of it is
+            // read is not known before where the target searches.
+            let least = if self.hunt.is_some() { 1 } else { length };
+            let full = self.read > 0 && self.read.saturating_add(least) > self.limits.bytes;
             if full || self.blocks.len() >= self.limits.blocks {
                 self.notes
                     .push(format!("a limit stopped the search at {at:016x}; what lies there and above is missing"));
                 return Ok(Some(at));
             }
             self.reached = at;
-            let bytes = page_tables::read(self.kernel, at, length as usize)?;
-            self.read += length;
+            let places = self.places(at..at + length)?;
             match area.content {
-                Content::Vs => self.vs(area, &bytes),
-                Content::Lfh => self.lfh(area, &bytes),
-                Content::Pages => self.pages(area, &bytes),
-                Content::SpecialPages | Content::MixedPages | Content::SpecialRange => self.special_pages(area, &bytes),
+                Content::Vs => self.vs(area, &places)?,
+                Content::Lfh => self.lfh(area, &places)?,
                 Content::Range => {}
+                content => {
+                    for place in places {
+                        let bytes = self.bytes(&place)?;
+                        match content {
+                            Content::Pages => self.pages(area, &bytes)?,
+                            _ => self.special_pages(area, &bytes),
+                        }
+                    }
+                }
             }
             at = at.saturating_add(if area.content == Content::SpecialRange { area.length } else { length });
         }
         Ok(None)
     }
 
+    /// Where in a range the wanted blocks can lie, in order.
+    fn places(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>, Fault> {
+        let Some(Hunt { scout, mapping, reply }) = self.hunt.as_mut().filter(|hunt| hunt.scout.is_worth_it()) else {
+            return Ok(vec![range]);
+        };
+        let before = scout.requests;
+        let Some(parts) = mapping.parts(&range)? else { return Ok(vec![range]) };
+        let mut places = Vec::new();
+        for (part, mapped) in parts {
+            let mut at = part.start;
+            while at < part.end {
+                let piece = at..part.end.min(at.saturating_add(PIECE));
+                at = piece.end;
+                match if mapped { scout.pages(piece.clone())? } else { None } {
+                    Some(pages) => pages.into_iter().for_each(|page| add(&mut places, page..page + PAGE_SIZE)),
+                    None => add(&mut places, piece),
+                }
+            }
+        }
+        self.read += (scout.requests - before) * *reply;
+        Ok(places)
+    }
+
+    fn bytes(&mut self, range: &Range<u64>) -> Result<Sparse, Fault> {
+        let length = range.end - range.start;
+        let bytes = page_tables::read(self.kernel, range.start, length as usize)?;
+        self.read += length;
+        Ok(bytes)
+    }
+
+    /// An area of which no more than some ranges, in order, is read; the rest is a hole.
+    fn parts(&mut self, area: &Area, ranges: &[Range<u64>]) -> Result<Sparse, Fault> {
+        if let [whole] = ranges
+            && whole.end - whole.start == area.length
+        {
+            return self.bytes(whole);
+        }
+        let mut sparse = Sparse { address: area.address, bytes: vec![0; area.length as usize], holes: Vec::new() };
+        let mut at = area.address;
+        for range in ranges {
+            sparse.holes.extend((at < range.start).then_some(at..range.start));
+            let part = self.bytes(range)?;
+            let offset = (range.start - area.address) as usize;
+            sparse.bytes[offset..offset + part.bytes.len()].copy_from_slice(&part.bytes);
+            sparse.holes.extend(part.holes);
+            at = range.end;
+        }
+        sparse.holes.extend((at < area.end()).then_some(at..area.end()));
+        Ok(sparse)
+    }
+
     /// Says what is not in memory: `pages` of the classic pool, below where the walk stopped, and blocks of a heap.
-    fn out(&mut self, pages: &[Range<u64>], stopped: Option<u64>) {
+    fn out(&mut self, pages: &[Range<u64>], stopped: Option<u64>) -> Result<(), Fault> {
         let end = stopped.unwrap_or(u64::MAX);
         let pages = pages.iter().flat_map(|run| (run.start..run.end).step_by(PAGE_SIZE as usize));
-        let pages = pages.filter(|page| (self.limits.from..end).contains(page));
-        let count = pages.filter(|page| !self.is_large(*page..page.saturating_add(PAGE_SIZE))).count();
+        let pages: Vec<u64> = pages.filter(|page| (self.limits.from..end).contains(page)).collect();
+        let mut count = 0;
+        for page in pages {
+            count += usize::from(!self.is_large(page..page.saturating_add(PAGE_SIZE))?);
+        }
         if count > 0 {
             self.notes.push(format!("pages of pool that are in a page file, and whose blocks are missing: {count}"));
         }
@@ -459,43 +624,125 @@ impl<'w> Walk<'w> {
                 self.tagless
             ));
         }
+        Ok(())
     }
 
-    fn is_large(&self, range: Range<u64>) -> bool {
-        let before = self.large.partition_point(|large| large.start < range.end);
-        before.checked_sub(1).is_some_and(|last| self.large[last].end > range.start)
-    }
-
-    fn vs(&mut self, area: &Area, bytes: &Sparse) {
-        let Formats { headers, vs: Some(format), .. } = self.formats else { return };
-        let walked = format.chunks(bytes, |chunk| {
-            if !chunk.allocated {
-                return;
-            }
-            let at = area.address.wrapping_add(chunk.offset);
-            if chunk.size >= LARGE_CHUNK && self.is_large(at..at.saturating_add(chunk.size)) {
-                return;
-            }
-            match format.pool_header(headers, bytes, chunk) {
-                Some((place, header)) => {
-                    let index = self.blocks.len();
-                    self.add(area, area.address.wrapping_add(place), header, true, BlockKind::Vs);
-                    if place != chunk.offset + format.unit && self.blocks.len() > index {
-                        self.moved.push((index, at));
+    /// Whether a range belongs to a large allocation in use.
+    fn is_large(&mut self, range: Range<u64>) -> Result<bool, Fault> {
+        let large = match &self.large {
+            Some(large) => large,
+            None => {
+                let pages = match big_pages::read(self.kernel, &|_| true) {
+                    Ok(pages) => {
+                        self.notes.extend(pages.notes);
+                        pages.blocks
                     }
-                }
-                None => self.headless.push(at),
+                    Err(error) => {
+                        note(&mut self.notes, "what belongs to large allocations is not known", error)?;
+                        Vec::new()
+                    }
+                };
+                self.large.insert(in_use(&pages))
             }
-        });
-        if let Err(problem) = walked {
+        };
+        let before = large.partition_point(|large| large.start < range.end);
+        Ok(before.checked_sub(1).is_some_and(|last| large[last].end > range.start))
+    }
+
+    /// Whether one of the blocks can be in a list of freed ones: an element of a list starts with its link.
+    fn may_rest(&self) -> Result<bool, Fault> {
+        let chunk_header = 2 * u64::from(self.kernel.pointer_size);
+        let links = |block: &SmallBlock| {
+            let places = [block.address, block.header, block.header.wrapping_sub(chunk_header)];
+            places.map(|place| Variable { address: self.kernel.wrap(place), size: self.kernel.pointer_size })
+        };
+        let links: Vec<_> = self.blocks.iter().filter(|block| block.state == BlockState::Allocated).flat_map(links).collect();
+        let values = self.kernel.gather(&links)?;
+        let links = |value: &Result<u64, _>| {
+            value.as_ref().map_or(true, |value| *value == 0 || self.kernel.is_kernel_address(*value))
+        };
+        Ok(!self.headless.is_empty() || !self.moved.is_empty() || values.iter().any(links))
+    }
+
+    fn vs(&mut self, area: &Area, places: &[Range<u64>]) -> Result<(), Fault> {
+        let Formats { headers, vs: Some(format), .. } = self.formats else { return Ok(()) };
+        let Some(last) = places.last() else { return Ok(()) };
+        // Chunks follow each other from the start, and the last one's pool header may begin the page behind.
+        let until = last.end - area.address;
+        let read = (until + headers.unit).min(area.length);
+        let mut bytes = self.parts(area, &[area.address..area.address + read])?;
+        let mut chunks = Vec::new();
+        let mut problems = format.chunks(&bytes, until, |chunk| chunks.push(chunk));
+        if !problems.is_empty() && read < area.length {
+            // Where a chain goes on behind what is damaged can only be told from the rest of it.
+            bytes = self.parts(area, &[area.address..area.end()])?;
+            chunks.clear();
+            problems = format.chunks(&bytes, until, |chunk| chunks.push(chunk));
+        }
+        let is_place = |at: u64| {
+            let index = places.partition_point(|place| place.end <= at);
+            places.get(index).is_some_and(|place| place.start <= at)
+        };
+        for chunk in chunks.into_iter().filter(|chunk| chunk.allocated) {
+            self.chunk(area, &bytes, chunk, &is_place)?;
+        }
+        for problem in problems {
             self.damaged.add(|| problem);
         }
+        Ok(())
     }
 
-    fn lfh(&mut self, area: &Area, bytes: &Sparse) {
-        let Formats { headers, lfh: Some(format), .. } = self.formats else { return };
-        let walked = format.slots(bytes, |slot| {
+    /// A VS chunk in use.
+    fn chunk(
+        &mut self,
+        area: &Area,
+        bytes: &Sparse,
+        chunk: Chunk,
+        is_place: &dyn Fn(u64) -> bool,
+    ) -> Result<(), Fault> {
+        let Formats { headers, vs: Some(format), .. } = self.formats else { return Ok(()) };
+        let at = area.address.wrapping_add(chunk.offset);
+        let found = format.pool_header(headers, bytes, chunk);
+        let plain = at.wrapping_add(format.unit);
+        let concerns = match found {
+            Some((_, header)) => (self.wanted)(header.tag().0),
+            None => is_place(plain) || is_place(plain.next_multiple_of(PAGE_SIZE)),
+        };
+        if !concerns || chunk.size >= LARGE_CHUNK && self.is_large(at..at.saturating_add(chunk.size))? {
+            return Ok(());
+        }
+        match found {
+            Some((place, header)) => {
+                if place != chunk.offset + format.unit {
+                    self.moved.push((self.blocks.len(), at));
+                }
+                self.add(area, area.address.wrapping_add(place), header, true, BlockKind::Vs);
+            }
+            None => self.headless.push(at),
+        }
+        Ok(())
+    }
+
+    fn lfh(&mut self, area: &Area, places: &[Range<u64>]) -> Result<(), Fault> {
+        let Formats { headers, lfh: Some(format), .. } = self.formats else { return Ok(()) };
+        let Some(first) = places.first() else { return Ok(()) };
+        // Which blocks are in use is written at the start.
+        let books = area.address + format.books(area.length, headers.unit);
+        let mut ranges = vec![area.address..books];
+        for place in places {
+            match ranges.last_mut() {
+                Some(last) if place.start <= last.end => last.end = last.end.max(place.end),
+                _ => ranges.push(place.clone()),
+            }
+        }
+        let bytes = self.parts(area, &ranges)?;
+        let whole = first.end - first.start == area.length;
+        let walked = format.slots(&bytes, |slot| {
             let at = area.address.wrapping_add(slot.offset);
+            let index = places.partition_point(|place| place.end <= at);
+            if !whole && places.get(index).is_none_or(|place| place.start > at) {
+                return;
+            }
             let header = bytes.get(slot.offset as usize, headers.unit as usize).map(|bytes| headers.get(bytes));
             match header {
                 Some(header) if (headers.unit..=slot.size).contains(&header.block_size) => {
@@ -512,25 +759,41 @@ impl<'w> Walk<'w> {
         if let Err(problem) = walked {
             self.damaged.add(|| problem);
         }
+        Ok(())
     }
 
-    fn pages(&mut self, area: &Area, bytes: &Sparse) {
+    fn pages(&mut self, area: &Area, bytes: &Sparse) -> Result<(), Fault> {
         let size = PAGE_SIZE as usize;
         for offset in (0..bytes.bytes.len()).step_by(size) {
             let at = bytes.address.wrapping_add(offset as u64);
-            if self.is_large(at..at.saturating_add(PAGE_SIZE)) {
+            let range = at..at.saturating_add(PAGE_SIZE);
+            // The table of large allocations is asked first only if it was read already.
+            let asked = self.large.is_some();
+            if asked && self.is_large(range.clone())? {
                 continue;
             }
-            let Some(page) = bytes.get(offset, size) else {
-                self.damaged.add(|| format!("the pool page at {at:016x} could not be read"));
-                continue;
+            let first = self.blocks.len();
+            let problems = match bytes.get(offset, size) {
+                Some(page) => self.page(area, at, page),
+                None => vec![format!("the pool page at {at:016x} could not be read")],
             };
-            self.page(area, at, page);
+            if self.blocks.len() == first && problems.is_empty() {
+                continue;
+            }
+            if !asked && self.is_large(range)? {
+                self.blocks.truncate(first);
+                continue;
+            }
+            for problem in problems {
+                self.damaged.add(|| problem);
+            }
         }
+        Ok(())
     }
 
-    /// One page of the classic pool. Behind a damaged header the chain is taken up again where it can be.
-    fn page(&mut self, area: &Area, at: u64, page: &[u8]) {
+    /// One page of the classic pool; says what is damaged. Behind a damaged header the chain is taken up again where it
+    /// can be.
+    fn page(&mut self, area: &Area, at: u64, page: &[u8]) -> Vec<String> {
         let headers = &self.formats.headers;
         let paged = area.pool.is_paged();
         let first = self.blocks.len();
@@ -588,17 +851,12 @@ impl<'w> Walk<'w> {
             }
             break;
         }
-        if broken_at.is_empty() {
-            return;
-        }
         // Free pages and pages of other use can look like the start of a chain.
-        if decoded < 2 || !plausible {
+        if !broken_at.is_empty() && (decoded < 2 || !plausible) {
             self.blocks.truncate(first);
-            return;
+            return Vec::new();
         }
-        for broken in broken_at {
-            self.damaged.add(|| broken);
-        }
+        broken_at
     }
 
     fn special_pages(&mut self, area: &Area, bytes: &Sparse) {

@@ -20,6 +20,9 @@ use crate::{Kernel, PoolError};
 const SIGNATURE: u64 = 0x2bed;
 const SIGNATURE_BITS: u64 = 0x7fff;
 
+/// Chunks that are looked at to take a broken chain up again; a subsegment has no more.
+const MAX_STEPS: u32 = 1 << 17;
+
 pub(crate) struct VsFormat {
     heap_key: u64,
     header: usize,
@@ -27,6 +30,7 @@ pub(crate) struct VsFormat {
     subsegment_signature: Member,
     sizes: Member,
     unsafe_size: Member,
+    unsafe_previous_size: Option<Member>,
     allocated: Member,
     /// A chunk header's size.
     pub(crate) unit: u64,
@@ -54,6 +58,7 @@ impl VsFormat {
             subsegment_signature: subsegment.member("Signature")?,
             sizes: chunk.member("Sizes")?,
             unsafe_size: sizes.member("UnsafeSize")?,
+            unsafe_previous_size: sizes.find("UnsafePrevSize"),
             allocated: sizes.member("Allocated")?,
             unit: chunk.size as u64,
         })
@@ -79,28 +84,92 @@ impl VsFormat {
         Ok((first, end))
     }
 
-    /// Visits the subsegment's chunks in order; says where and why the walk ended early.
-    pub(crate) fn chunks(&self, area: &Sparse, mut each: impl FnMut(Chunk)) -> Result<(), String> {
-        let (mut offset, end) = self.bounds(area)?;
-        while offset < end {
-            let at = area.address.wrapping_add(offset);
-            let Some(bytes) = area.get(offset as usize, self.unit as usize) else {
-                return Err(format!("the VS chunk at {at:016x} is unreadable; the rest of its subsegment is missing"));
+    /// Visits the subsegment's chunks that begin before `until`, in order. Where a chunk's header is unreadable or
+    /// damaged, what cannot be told from it is said, and the walk goes on behind it if a place to do so is found.
+    pub(crate) fn chunks(&self, area: &Sparse, until: u64, mut each: impl FnMut(Chunk)) -> Vec<String> {
+        let (mut offset, end) = match self.bounds(area) {
+            Ok(bounds) => bounds,
+            Err(problem) => return vec![problem],
+        };
+        let mut problems = Vec::new();
+        while offset < end.min(until) {
+            let broken = match self.chunk(area, offset, end) {
+                Ok((chunk, _)) => {
+                    each(chunk);
+                    offset += chunk.size;
+                    continue;
+                }
+                Err(broken) => broken,
             };
-            let decoded = self.sizes.get(bytes) ^ at ^ self.heap_key;
-            let decoded = &decoded.to_le_bytes()[..self.sizes.size];
-            let size = self.unsafe_size.get(decoded) * self.unit;
-            if size == 0 || size > end - offset {
-                return Err(format!(
-                    "the VS chunk at {at:016x} says it has {size:#x} bytes of the {:#x} left; the rest of its subsegment \
-                     is missing",
+            let next = self.resume(area, offset, end);
+            let missing = match next {
+                Some(next) => format!("what lies up to {:016x} is missing", area.address.wrapping_add(next)),
+                None => "the rest of its subsegment is missing".into(),
+            };
+            let at = area.address.wrapping_add(offset);
+            problems.push(match broken {
+                None => format!("the VS chunk at {at:016x} is unreadable; {missing}"),
+                Some(size) => format!(
+                    "the VS chunk at {at:016x} says it has {size:#x} bytes of the {:#x} left; {missing}",
                     end - offset
-                ));
-            }
-            each(Chunk { offset, size, allocated: self.allocated.get(decoded) != 0 });
-            offset += size;
+                ),
+            });
+            let Some(next) = next else { break };
+            offset = next;
         }
-        Ok(())
+        problems
+    }
+
+    /// The chunk at `offset`, and how many bytes it gives the one before it. A size that cannot be is the error;
+    /// without one the header is unreadable.
+    fn chunk(&self, area: &Sparse, offset: u64, end: u64) -> Result<(Chunk, u64), Option<u64>> {
+        let at = area.address.wrapping_add(offset);
+        let bytes = area.get(offset as usize, self.unit as usize).ok_or(None)?;
+        let decoded = self.sizes.get(bytes) ^ at ^ self.heap_key;
+        let decoded = &decoded.to_le_bytes()[..self.sizes.size];
+        let size = self.unsafe_size.get(decoded) * self.unit;
+        if size == 0 || size > end - offset {
+            return Err(Some(size));
+        }
+        let previous = self.unsafe_previous_size.map_or(0, |member| member.get(decoded) * self.unit);
+        Ok((Chunk { offset, size, allocated: self.allocated.get(decoded) != 0 }, previous))
+    }
+
+    /// The first chunk behind a broken one that can be trusted: the one before it begins at the broken one, or where
+    /// nothing can be read, and from it on every chunk agrees with the one before it.
+    fn resume(&self, area: &Sparse, broken: u64, end: u64) -> Option<u64> {
+        self.unsafe_previous_size?;
+        let mut steps = MAX_STEPS;
+        let starts = (broken + self.unit..end).step_by(self.unit as usize);
+        let mut trusted = starts.filter(|start| {
+            let Ok((chunk, previous)) = self.chunk(area, *start, end) else { return false };
+            let before = start.checked_sub(previous).filter(|before| previous > 0 && *before >= broken);
+            let behind = before.is_some_and(|before| {
+                before == broken || area.get(before as usize, self.unit as usize).is_none()
+            });
+            behind && self.agree(area, chunk, end, &mut steps)
+        });
+        trusted.next()
+    }
+
+    /// Whether all chunks from `chunk` to the end, or at least two to where nothing can be read, give the one before
+    /// them the size that it has.
+    fn agree(&self, area: &Sparse, mut chunk: Chunk, end: u64, steps: &mut u32) -> bool {
+        let mut links = 0;
+        loop {
+            let offset = chunk.offset + chunk.size;
+            if offset >= end {
+                return true;
+            }
+            let Some(left) = steps.checked_sub(1) else { return false };
+            *steps = left;
+            match self.chunk(area, offset, end) {
+                Ok((next, previous)) if previous == chunk.size => chunk = next,
+                Err(None) => return links >= 2,
+                Ok(_) | Err(Some(_)) => return false,
+            }
+            links += 1;
+        }
     }
 
     /// Where the pool header of an allocated chunk lies, with what it holds. Of the two possible places the one whose
