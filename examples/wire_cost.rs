@@ -26,8 +26,15 @@ const KEY: &str = "1.2.3.4";
 /// Asked twice.
 const LOOK_AGAIN: &str = "!verifier 0x80 fffff8a005800000";
 
-const QUESTIONS: [&str; 5] =
-    ["!poolused 4 Leak", "!poolused 4", "!poolfind Leak", LOOK_AGAIN, "!verifier 0x80 fffff8a005800000 -full"];
+const QUESTIONS: [&str; 7] = [
+    "!poolused 4 Leak",
+    "!poolused 4",
+    "!poolfind Leak",
+    "!poolfind Leak -small",
+    "!poolfind Leak -small -bulk",
+    LOOK_AGAIN,
+    "!verifier 0x80 fffff8a005800000 -full",
+];
 
 #[derive(Default)]
 struct Text(String);

@@ -54,8 +54,8 @@ pub struct Session {
     pub(crate) extension_result: u64,
     /// Bytes in use by tag at the last `!pooltop`.
     pub(crate) pool_counts: Option<HashMap<nt_pool::Tag, u64>>,
-    /// Where the last `!poolfind` that a limit stopped can go on: its arguments, and the address.
-    pub(crate) stopped_search: Option<(String, u64)>,
+    /// Where the last `!poolfind` that was stopped can go on: its arguments, and the place.
+    pub(crate) stopped_search: Option<(String, crate::commands::SearchPlace)>,
     /// Whether commands may change the target.
     pub allow_write: bool,
     /// What `.process` and `.thread` chose, until the target runs.

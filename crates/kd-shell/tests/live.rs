@@ -466,3 +466,64 @@ fn words_are_completed_with_a_word_of_help() {
     assert_eq!(found(&live, "nosuch!a"), [""; 0]);
     live.leave();
 }
+
+/// Each table is read once, in requests as large as replies carry; where the target searches itself, next to nothing of
+/// tables and pool is read.
+#[test]
+fn what_questions_of_pool_cost() {
+    for (max_data, search) in [(1352, true), (3944, true), (1352, false)] {
+        let mut live = Live::article_with(|options| {
+            options.max_data = Some(max_data);
+            options.search_memory = search;
+        });
+        let full = max_data as u64 - 56;
+        // The kernel's symbols are read once per attach.
+        live.text("lm");
+        let number = |live: &mut Live, expression: &str| {
+            let text = live.text(&format!("? {expression}"));
+            let value = text.trim().rsplit(' ').next().unwrap().replace('`', "");
+            u64::from_str_radix(&value, 16).unwrap()
+        };
+        let (rows, processors) =
+            (number(&mut live, "poi(nt!PoolTrackTableSize)"), number(&mut live, "by(nt!KeNumberProcessors)"));
+        let ask = |live: &mut Live, line: &str| {
+            // Nothing is known from the question before.
+            live.run("g");
+            live.run(".break");
+            let answer = live.json(line);
+            assert_eq!((&answer["ok"], &answer["complete"]), (&true.into(), &true.into()), "{line}: {answer}");
+            let cost = |name: &str| answer["cost"][name].as_u64().unwrap();
+            let cost = (cost("requests"), cost("bytes_read"));
+            println!("{max_data}, search {search}: {line}: {cost:?}");
+            (answer, cost)
+        };
+        let tables = rows * processors * 0x28;
+        let (_, (requests, bytes)) = ask(&mut live, "!poolused 4");
+        assert!((tables..=tables + 0x400).contains(&bytes), "{bytes} of {tables}");
+        assert!(requests <= tables.div_ceil(full) + 10, "{requests} for {tables} bytes");
+
+        let (answer, (requests, bytes)) = ask(&mut live, "!poolfind Leak");
+        let hex =
+            |name: &str| u64::from_str_radix(&answer["result"]["table"][name].as_str().unwrap()[2..], 16).unwrap();
+        let table = hex("end") - hex("start");
+        assert_eq!(answer["result"]["blocks"].as_array().unwrap().len(), 23);
+        assert_eq!(table, 65_536 * 0x18);
+        match search {
+            true => assert!(requests <= 60 && bytes <= 16 << 10, "{requests} requests, {bytes} bytes"),
+            false => assert!(
+                requests <= table.div_ceil(full) + 20 && bytes <= table + 0x800,
+                "{requests} requests, {bytes} bytes"
+            ),
+        }
+        // Ten megabytes of resident pool, none of it in small blocks.
+        let (answer, (requests, _)) = ask(&mut live, "!poolfind Leak -small");
+        assert_eq!(answer["result"]["bulk"].is_object(), search, "{answer}");
+        let estimate = answer["result"]["estimate"]["requests"].as_u64().unwrap();
+        if search {
+            assert!(requests <= 100 && estimate <= 100, "{requests} requests, {estimate} expected");
+            let (_, (bulk, _)) = ask(&mut live, "!poolfind Leak -small -bulk");
+            assert!(bulk > 20 * requests, "{bulk} requests in bulk, {requests} with a search");
+        }
+        live.leave();
+    }
+}

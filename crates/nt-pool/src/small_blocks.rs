@@ -8,13 +8,13 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use nt_memory::{Fault, PAGE_SIZE, Sparse};
+use nt_memory::{Fault, PAGE_SIZE, Search, Sparse};
 
 use crate::big_pages::{self, BigPage};
 use crate::classic_pool;
+use crate::kernel::Variable;
 use crate::lfh_subsegment::LfhFormat;
 use crate::lists::note;
-use crate::kernel::Variable;
 use crate::page_tables::{self, add};
 use crate::pool_header::{Break, Header, Headers};
 use crate::segment_heap::{self, Heaps, Keys};
@@ -144,6 +144,11 @@ pub fn find(
     found.complete &= notes.is_empty();
     found.notes.splice(0..0, notes);
     Ok(found)
+}
+
+/// Whether the target searches its own memory when it is asked to; one request.
+pub fn is_searchable(kernel: &Kernel<'_>) -> Result<bool, Fault> {
+    Ok(kernel.memory.search(kernel.base, 4, b"PE\0\0")? != Search::Unsupported)
 }
 
 /// The process that a block is charged to, as its header says.
@@ -321,15 +326,12 @@ impl Plan {
         let formats = Formats::new(kernel, self.heaps.keys)?;
         let wanted = |other: Tag| other.key() == tag.key();
         let mut walk = Walk::new(kernel, &formats, &wanted, limits);
-        let mut scout = Scout::new(kernel.memory, &formats.headers, tag, reply);
-        let first = self.walked().find(|area| area.end() > limits.from);
-        if let Some(first) = first
-            && scout.probe(first.address)?
-        {
+        if is_searchable(kernel)? {
             let mapping = match self.segment_heap {
                 true => Mapping::asked(kernel, self.walked())?,
                 false => Some(Mapping::But(&self.heaps.transition)),
             };
+            let scout = Scout::new(kernel.memory, &formats.headers, tag, reply);
             walk.hunt = mapping.map(|mapping| Hunt { scout, mapping, reply });
         }
         self.walk(walk)
@@ -485,12 +487,7 @@ struct Walk<'w> {
 }
 
 impl<'w> Walk<'w> {
-    fn new(
-        kernel: &'w Kernel<'w>,
-        formats: &'w Formats,
-        wanted: &'w dyn Fn(Tag) -> bool,
-        limits: Limits,
-    ) -> Self {
+    fn new(kernel: &'w Kernel<'w>, formats: &'w Formats, wanted: &'w dyn Fn(Tag) -> bool, limits: Limits) -> Self {
         Walk {
             kernel,
             wanted,
@@ -656,7 +653,8 @@ impl<'w> Walk<'w> {
             let places = [block.address, block.header, block.header.wrapping_sub(chunk_header)];
             places.map(|place| Variable { address: self.kernel.wrap(place), size: self.kernel.pointer_size })
         };
-        let links: Vec<_> = self.blocks.iter().filter(|block| block.state == BlockState::Allocated).flat_map(links).collect();
+        let links: Vec<_> =
+            self.blocks.iter().filter(|block| block.state == BlockState::Allocated).flat_map(links).collect();
         let values = self.kernel.gather(&links)?;
         let links = |value: &Result<u64, _>| {
             value.as_ref().map_or(true, |value| *value == 0 || self.kernel.is_kernel_address(*value))

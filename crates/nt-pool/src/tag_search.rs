@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use nt_memory::{Fault, Memory, PAGE_SIZE, ReadError, Search};
+use nt_memory::{Fault, Memory, PAGE_SIZE, ReadError};
 
 use crate::page_tables::{PageTables, Resident};
 use crate::pool_header::Headers;
@@ -54,13 +54,7 @@ impl<'s> Scout<'s> {
         }
     }
 
-    /// Whether the target searches at all; asks it about one header.
-    pub(crate) fn probe(&mut self, address: u64) -> Result<bool, Fault> {
-        self.requests += 1;
-        self.supported = self.memory.search(address, self.unit, &self.keys[0])? != Search::Unsupported;
-        Ok(self.supported)
-    }
-
+    /// Whether searching helps at all on this target, for this tag.
     pub(crate) fn is_worth_it(&self) -> bool {
         self.supported && self.gain > -PATIENCE
     }

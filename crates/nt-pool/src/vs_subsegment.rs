@@ -144,9 +144,8 @@ impl VsFormat {
         let mut trusted = starts.filter(|start| {
             let Ok((chunk, previous)) = self.chunk(area, *start, end) else { return false };
             let before = start.checked_sub(previous).filter(|before| previous > 0 && *before >= broken);
-            let behind = before.is_some_and(|before| {
-                before == broken || area.get(before as usize, self.unit as usize).is_none()
-            });
+            let behind = before
+                .is_some_and(|before| before == broken || area.get(before as usize, self.unit as usize).is_none());
             behind && self.agree(area, chunk, end, &mut steps)
         });
         trusted.next()

@@ -1,29 +1,45 @@
 //! Machines that a seed decides, of every kernel there is a table of: what is decoded is what the machine's own
 //! allocator says. kd-fake shares no code with this crate, and lays its structures out from the same kernels' types.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use kd_fake::kernel::{self, Carrier, Residence, SeededOptions, SmallState, Truth};
 use nt_memory::{Fault, Memory, Search};
-use nt_pool::small_blocks::{self, BlockKind, BlockState, Kinds, Limits};
+use nt_pool::small_blocks::{self, BlockKind, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Kernel, PoolKind, Tag, big_pages, tags};
 use nt_symbols::Isf;
 
-/// Memory of a machine that runs in this process.
-struct Machine<'m>(&'m kernel::Kernel);
+/// Memory of a machine that runs in this process, and what a link would have carried: requests, and bytes of memory.
+struct Machine<'m>(&'m kernel::Kernel, Cell<(u64, u64)>);
+
+/// Bytes of memory that one reply carries.
+const REPLY: u64 = 1296;
+
+impl Machine<'_> {
+    fn charge(&self, bytes: usize) {
+        let (requests, all) = self.1.get();
+        self.1.set((requests + (bytes as u64).div_ceil(REPLY).max(1), all + bytes as u64));
+    }
+}
 
 impl Memory for Machine<'_> {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        Ok(self.0.read_virtual(address, buffer))
+        let read = self.0.read_virtual(address, buffer);
+        self.charge(read);
+        Ok(read)
     }
 
     fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        self.charge(0);
         Ok(self.0.search(address, length, pattern).map_or(Search::NotFound, Search::Found))
     }
 
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        Ok(self.0.read_physical(address, buffer))
+        let read = self.0.read_physical(address, buffer);
+        self.charge(read);
+        Ok(read)
     }
 }
 
@@ -62,7 +78,7 @@ fn files() -> Vec<PathBuf> {
 }
 
 /// Runs `check` on machines of every kernel.
-fn each_machine(tables: Vec<Table>, seeds: &[u64], check: impl Fn(&Kernel<'_>, &Truth) + Sync) {
+fn each_machine(tables: Vec<Table>, seeds: &[u64], check: impl Fn(&Kernel<'_>, &Truth, &Cell<(u64, u64)>) + Sync) {
     each_machine_with(tables, seeds, &SeededOptions::default(), check);
 }
 
@@ -70,7 +86,7 @@ fn each_machine_with(
     tables: Vec<Table>,
     seeds: &[u64],
     options: &SeededOptions,
-    check: impl Fn(&Kernel<'_>, &Truth) + Sync,
+    check: impl Fn(&Kernel<'_>, &Truth, &Cell<(u64, u64)>) + Sync,
 ) {
     let check = &check;
     std::thread::scope(|scope| {
@@ -79,7 +95,7 @@ fn each_machine_with(
                 for &seed in seeds {
                     let (machine, truth) = kernel::seeded(&isf, seed, options).expect("a machine");
                     println!("{:?}, build {}, seed {seed}", isf.machine, truth.build);
-                    let memory = Machine(&machine);
+                    let memory = Machine(&machine, Cell::default());
                     let facts = machine.facts();
                     let kernel = Kernel {
                         memory: &memory,
@@ -88,7 +104,7 @@ fn each_machine_with(
                         pointer_size: isf.machine.pointer() as u8,
                         build: facts.build,
                     };
-                    check(&kernel, &truth);
+                    check(&kernel, &truth, &memory.1);
                 }
             });
         }
@@ -130,18 +146,20 @@ fn more_than_a_million_allocations_and_frees() {
     let has = |isf: &kd_fake::isf::Isf, name| isf.symbols.contains_key(name);
     let ends = |isf: &kd_fake::isf::Isf| !has(isf, "ExpPoolQuotaCookie") || has(isf, "VfHandlePoolAlloc");
     tables.extend(x64().into_iter().filter(|(_, isf)| ends(isf)));
-    each_machine_with(tables, &[3, 11], &options, |kernel, truth| {
+    each_machine_with(tables, &[3, 11], &options, |kernel, truth, cost| {
         let states: BTreeSet<SmallState> = truth.small.iter().map(|block| block.state).collect();
         assert!(states.contains(&SmallState::Live) && states.contains(&SmallState::Lookaside), "{states:?}");
         every_live_block(kernel, truth);
         every_large_block(kernel, truth);
+        a_search_finds_what_reading_all_does(kernel, truth, cost);
     });
 }
 
-fn everything(kernel: &Kernel<'_>, truth: &Truth) {
+fn everything(kernel: &Kernel<'_>, truth: &Truth, cost: &Cell<(u64, u64)>) {
     every_field_of_every_tag(kernel, truth);
     every_live_block(kernel, truth);
     every_large_block(kernel, truth);
+    a_search_finds_what_reading_all_does(kernel, truth, cost);
 }
 
 fn every_field_of_every_tag(kernel: &Kernel<'_>, truth: &Truth) {
@@ -253,6 +271,42 @@ fn every_live_block(kernel: &Kernel<'_>, truth: &Truth) {
     let said = found.notes.iter().any(|note| note.contains("page file") || note.contains("not in memory"));
     assert_eq!((out, found.notes.len()), (said, usize::from(said)), "build {build}: {:?}", found.notes);
     assert_eq!(found.complete, !said);
+}
+
+/// With the target's own search: the same blocks, free and waiting ones too, and the same notes. Of a tag that nobody
+/// has it reads next to nothing.
+fn a_search_finds_what_reading_all_does(kernel: &Kernel<'_>, truth: &Truth, cost: &Cell<(u64, u64)>) {
+    let spent = |f: &mut dyn FnMut()| {
+        let before = cost.get();
+        f();
+        (cost.get().0 - before.0, cost.get().1 - before.1)
+    };
+    let large = big_pages::read(kernel, &|_| true).expect("the table").blocks;
+    let plan = Plan::read(kernel, Kinds::ALL).expect("a plan");
+    let all = plan.find(kernel, &|_| true, &large, Limits::default()).expect("blocks");
+    let mut keys: BTreeSet<u32> = truth.small.iter().map(|block| block.tag & 0x7fff_ffff).collect();
+    // Special pool has tags of its own; a few will do.
+    let common = |key: &u32| truth.small.iter().filter(|block| block.tag & 0x7fff_ffff == *key).count() > 3;
+    let (many, few): (Vec<u32>, Vec<u32>) = std::mem::take(&mut keys).into_iter().partition(common);
+    for key in many.into_iter().chain(few.into_iter().take(4)) {
+        let tag = Tag::from_key(key).0;
+        let found = plan.search(kernel, tag, REPLY, Limits::default()).expect("blocks");
+        let of_tag: Vec<_> = all.blocks.iter().filter(|block| block.tag.key() == key).copied().collect();
+        assert_eq!(found.blocks, of_tag, "build {}, tag {tag}", truth.build);
+        assert_eq!((&found.notes, found.complete), (&all.notes, all.complete), "build {}, tag {tag}", truth.build);
+    }
+    let kinds = Kinds { special: false, ..Kinds::ALL };
+    let plan = Plan::read(kernel, kinds).expect("a plan");
+    let nobody = Tag(*b"zQ7!");
+    let bulk = spent(&mut || drop(plan.find(kernel, &|tag| tag == nobody, &large, Limits::default()).expect("blocks")));
+    let search = spent(&mut || drop(plan.search(kernel, nobody, REPLY, Limits::default()).expect("blocks")));
+    println!(
+        "build {}: {bulk:?} requests and bytes in bulk ({:?}), {search:?} with a search ({:?})",
+        truth.build,
+        plan.cost(0, REPLY),
+        plan.search_cost(0, REPLY, 0)
+    );
+    assert!(2 * search.0 < bulk.0 && 2 * search.1 < bulk.1, "build {}: {search:?}, {bulk:?}", truth.build);
 }
 
 fn every_large_block(kernel: &Kernel<'_>, truth: &Truth) {

@@ -9,18 +9,20 @@
 //! kd's default pool type is nonpaged, but it scans the large table for both, and so the article's paged blocks are
 //! found without a type. A type that is given restricts the answer to it.
 //!
-//! kd then reads through the whole pool. Here the kernel's own count of the tag is asked first: when the large
-//! allocations are all that the tag has, as in the article, there is nothing to read through the pool for.
+//! kd then reads through the whole pool. Here the target looks for the tag's bytes itself, where it can and that is
+//! cheaper. And the kernel's own count of the tag is asked first: when the large allocations are all that the tag has, as
+//! in the article, small blocks are looked for only as far as the answer stays quick.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use nt_memory::{Fault, ReadError};
+use nt_memory::{Fault, Memory, ReadError, Search};
 use nt_pool::big_pages::{self, BigPage, BigPages};
 use nt_pool::sessions::{self, Sessions};
-use nt_pool::small_blocks::{self, BlockKind, BlockState, Kinds, Limits, Plan, SmallBlock};
-use nt_pool::{PoolError, PoolKind, TagPattern, tags};
+use nt_pool::small_blocks::{self, BlockKind, BlockState, Blocks, Cost, Kinds, Limits, Plan, SmallBlock};
+use nt_pool::{PoolError, PoolKind, Tag, TagPattern, tags};
 use serde::Serialize;
 
 use super::leak::duration;
@@ -36,7 +38,7 @@ use crate::text::{Hex, Width};
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!poolfind"],
     usage: "!poolfind tag [pooltype] [-nonpaged|-paged|-special|-session|-global] [-small|-large] [-free] [-process] \
-            [-x \"command\"] [-limit MB] [-budget time] [-from address] [-resume]",
+            [-x \"command\"] [-bulk] [-limit MB] [-budget time] [-from address] [-resume]",
     help: "the allocations with a tag",
     details: "A tag is four characters, may have wildcards (* ?), and keeps its blanks between quotes (-tag \"AB C\"); \
               0x6b61654c\nis a tag's value. Pool types: 0 nonpaged, 1 paged, 2 special, 4 session, or -nonpaged -paged \
@@ -45,9 +47,10 @@ pub(super) const INFO: CommandInfo = CommandInfo {
               large ones, or with -small; -large leaves\nthem out. -free shows freed blocks that still have the tag, \
               too; -process only blocks that are charged to a process.\n-x runs a command for each block, with its \
               address in @$extret.\n\
-              Before much is read, one line says how much, and how long the target will stand still. No more than 256 \
-              MB (-limit)\nof pool are read, and no longer than -budget (30s, 5m) allows; Ctrl+C stops a search with \
-              what it has found. -resume goes\non where the last search was stopped, -from at an address.",
+              Before much is read, one line says how much, and how long the target will stand still. The target \
+              searches its pool\nitself where it can; -bulk reads all of it instead. No more than 256 MB (-limit) of \
+              pool are read, and no longer than\n-budget (30s, 5m) allows; Ctrl+C stops a search with what it has \
+              found. -resume goes on where the last search was\nstopped, -from at an address.",
     action: Action::Drive(run),
 };
 
@@ -56,6 +59,18 @@ const LIMIT: u64 = 256;
 
 /// Bytes of pool that are read without a word before.
 const QUIET: u64 = 1 << 20;
+
+/// What a question costs in all that the kernel's counters have answered already: small blocks are looked for as long as
+/// it stays within.
+const QUICK: Cost = Cost { requests: 60, bytes: 16 << 10 };
+
+/// Where a search of small blocks was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SearchPlace {
+    /// In whose pool, if not in the machine's.
+    session: Option<u32>,
+    address: u64,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -136,7 +151,7 @@ impl Block {
     }
 }
 
-/// What reading so much costs, from what was measured on this connection.
+/// What a walk costs, from what was measured on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Estimate {
     requests: u64,
@@ -153,9 +168,15 @@ struct PoolFind {
     /// Where the search of small blocks stopped; it can go on from there.
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped: Option<Hex>,
+    /// The session in whose pool it stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_session: Option<u32>,
     /// What a search of all small blocks was expected to cost before it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     estimate: Option<Estimate>,
+    /// What reading everything was expected to cost, when the target searched itself instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bulk: Option<Estimate>,
     blocks: Vec<Block>,
     /// The rows were written already, each with its command's output.
     #[serde(skip)]
@@ -187,6 +208,8 @@ struct Question {
     large: bool,
     free: bool,
     process: bool,
+    /// Without the target's own search.
+    bulk: bool,
     command: Option<String>,
     /// Bytes.
     limit: u64,
@@ -204,6 +227,7 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
         large: false,
         free: false,
         process: false,
+        bulk: false,
         command: None,
         limit: LIMIT << 20,
         budget: None,
@@ -229,6 +253,7 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
             "-large" => question.large = true,
             "-free" => question.free = true,
             "-process" => question.process = true,
+            "-bulk" => question.bulk = true,
             "-limit" => question.limit = number("a number of megabytes")?.saturating_mul(1 << 20),
             "-from" => question.from = number("an address")?,
             "-budget" => {
@@ -297,16 +322,21 @@ impl Question {
 /// What a search came upon, piece by piece: what cannot be read is a note, and the rest goes on.
 #[derive(Default)]
 struct Found {
+    /// Where an earlier search was stopped: what it has found is not told again.
+    resumed: Option<SearchPlace>,
     table: Range<u64>,
     large: Vec<BigPage>,
     /// The whole table, if it was read.
     whole: Option<Vec<BigPage>>,
-    /// The kernel counts no more of the tag than the large allocations that were found.
+    /// How many allocations of the tag the kernel counts, nonpaged and paged.
+    counted: Option<[i64; 2]>,
+    /// Of these, the pools asked for have no more than the large allocations that were found.
     all: bool,
     notes: Vec<String>,
     /// Why a piece has no answer at all.
     failures: Vec<PoolError>,
     answered: bool,
+    stopped: Option<SearchPlace>,
 }
 
 impl Found {
@@ -326,11 +356,29 @@ impl Found {
         }
     }
 
+    /// As [`Found::take`]; a piece that the user stops is where the search is stopped.
+    fn piece<T>(
+        &mut self,
+        what: &str,
+        place: SearchPlace,
+        result: Result<T, PoolError>,
+    ) -> Result<Option<T>, PoolError> {
+        match self.take(what, result) {
+            Err(PoolError::Fault(Fault::Cancelled) | PoolError::Read(ReadError::Fault(Fault::Cancelled))) => {
+                self.notes.push("interrupted".into());
+                self.stopped = Some(place);
+                Ok(None)
+            }
+            taken => taken,
+        }
+    }
+
     /// The large allocations of the machine as a whole.
     fn large(&mut self, kernel: &nt_pool::Kernel<'_>, question: &Question) -> Result<(), PoolError> {
         const WHAT: &str = "large allocations are missing";
         let tag = &question.tag;
-        let wants = !question.small && !matches!(question.pool, Some(Pool::Special | Pool::Session));
+        let wants =
+            !question.small && self.resumed.is_none() && !matches!(question.pool, Some(Pool::Special | Pool::Session));
         if !wants {
             let table = self.take("the table of large allocations is not known", big_pages::table(kernel))?;
             self.table = table.unwrap_or(0..0);
@@ -347,26 +395,66 @@ impl Found {
             self.whole = Some(blocks.clone());
         }
         self.large = blocks.into_iter().filter(|block| tag.matches(block.tag)).collect();
-        self.all = !question.free && is_all(kernel, question, &self.large)?;
+        self.counted = if question.free { None } else { counted(kernel, question)? };
+        self.all = self.counted.is_some_and(|counted| {
+            let kinds = question.kinds();
+            let all = |paged: bool| counted[usize::from(paged)] == self.live(paged);
+            (!kinds.nonpaged || all(false)) && (!kinds.paged || all(true))
+        });
         Ok(())
     }
 
+    /// Large allocations in use.
+    fn live(&self, paged: bool) -> i64 {
+        let live = self.large.iter().filter(|block| !block.free && block.kind.is_paged() == paged);
+        i64::try_from(live.count()).unwrap_or(i64::MAX)
+    }
+
+    /// How many small blocks the tag has, as far as the kernel's count is known.
+    fn expected(&self) -> u64 {
+        let small = |counted: [i64; 2]| counted[0] - self.live(false) + counted[1] - self.live(true);
+        self.counted.map_or(0, |counted| u64::try_from(small(counted)).unwrap_or(0))
+    }
+
     /// What lies in large allocations has no headers.
-    fn whole(&mut self, kernel: &nt_pool::Kernel<'_>) -> Result<Vec<BigPage>, PoolError> {
-        if let Some(whole) = &self.whole {
-            return Ok(whole.clone());
+    fn whole(&mut self, kernel: &nt_pool::Kernel<'_>) -> Result<&[BigPage], PoolError> {
+        if self.whole.is_none() {
+            let read = big_pages::read(kernel, &|_| true);
+            let pages = self.take("what belongs to large allocations is not known", read)?;
+            self.whole = Some(pages.map_or(Vec::new(), |pages| {
+                self.notes.extend(pages.notes);
+                pages.blocks
+            }));
         }
-        let read = big_pages::read(kernel, &|_| true);
-        let Some(BigPages { blocks, notes, .. }) = self.take("what belongs to large allocations is not known", read)?
-        else {
-            return Ok(Vec::new());
+        Ok(self.whole.as_deref().unwrap_or_default())
+    }
+
+    /// The small blocks of the machine as a whole, with the target's own search for one tag or by reading everything.
+    fn small(
+        &mut self,
+        kernel: &nt_pool::Kernel<'_>,
+        plan: &Plan,
+        question: &Question,
+        search: Option<(Tag, u64)>,
+        limits: Limits,
+    ) -> Result<Option<Blocks>, PoolError> {
+        let blocks = match search {
+            Some((tag, reply)) => plan.search(kernel, tag, reply, limits),
+            None => match self.whole(kernel) {
+                Ok(whole) => plan.find(kernel, &|tag| question.tag.matches(tag), whole, limits),
+                Err(error) => Err(error),
+            },
         };
-        self.notes.extend(notes);
-        self.whole = Some(blocks.clone());
+        let start = SearchPlace { session: None, address: limits.from };
+        let blocks = self.piece("small blocks are missing", start, blocks)?;
+        if let Some(blocks) = &blocks {
+            self.stopped = blocks.stopped.map(|address| SearchPlace { session: None, address });
+            self.notes.extend(blocks.notes.iter().cloned());
+        }
         Ok(blocks)
     }
 
-    /// The sessions' own pools.
+    /// The sessions' own pools; what was read before counts against the limits.
     fn sessions(
         &mut self,
         kernel: &nt_pool::Kernel<'_>,
@@ -374,36 +462,71 @@ impl Found {
         limits: Limits,
     ) -> Result<Vec<SmallBlock>, PoolError> {
         let mut small = Vec::new();
-        let Some(Sessions { sessions, notes }) = self.take("sessions' pools are missing", sessions::all(kernel))?
-        else {
-            return Ok(small);
-        };
+        let resumed = self.resumed.filter(|place| place.session.is_some());
+        let start = resumed.unwrap_or(SearchPlace { session: Some(0), address: 0 });
+        let sessions = self.piece("sessions' pools are missing", start, sessions::all(kernel))?;
+        let Some(Sessions { sessions, notes }) = sessions else { return Ok(small) };
         self.notes.extend(notes);
         let wanted = |tag| question.tag.matches(tag);
+        let (mut read, mut walked) = (0, false);
         for session in sessions {
+            let resumed = resumed.filter(|place| place.session >= Some(session.id));
+            let from = match resumed {
+                Some(place) if place.session == Some(session.id) => place.address,
+                Some(_) => continue,
+                None => 0,
+            };
+            let place = SearchPlace { session: Some(session.id), address: from };
+            let left = Limits {
+                bytes: limits.bytes.saturating_sub(read),
+                blocks: limits.blocks.saturating_sub(small.len()),
+                from,
+            };
+            // However small the limit is, a walk that is taken up again and again comes to its end.
+            if !question.large && (left.bytes == 0 || left.blocks == 0) && (walked || self.resumed.is_none()) {
+                self.notes.push(format!("a limit stopped the search before session {}", session.id));
+                self.stopped = Some(place);
+                break;
+            }
             let what = format!("session {}", session.id);
-            let pages = self.take(&what, sessions::big_pages(kernel, &session, &|_| true))?;
+            let pages = self.piece(&what, place, sessions::big_pages(kernel, &session, &|_| true))?;
+            if self.stopped.is_some() {
+                break;
+            }
             let pages = pages.map_or(Vec::new(), |pages| {
                 self.notes.extend(pages.notes);
                 pages.blocks
             });
-            if !question.small {
+            let listed = self.large.len();
+            // Those of a session in which an earlier search was stopped were told then.
+            if !question.small && from == 0 {
                 self.large.extend(pages.iter().filter(|page| wanted(page.tag)).cloned());
             }
-            if !question.large {
-                let found = sessions::small_blocks(kernel, &session, &wanted, &pages, limits);
-                if let Some(found) = self.take(&format!("small blocks of {what}"), found)? {
-                    self.notes.extend(found.notes);
-                    small.extend(found.blocks);
+            if question.large {
+                continue;
+            }
+            walked = true;
+            let found = sessions::small_blocks(kernel, &session, &wanted, &pages, left);
+            let found = self.piece(&format!("small blocks of {what}"), place, found)?;
+            if let Some(found) = found {
+                read += found.read;
+                self.notes.extend(found.notes);
+                small.extend(found.blocks);
+                self.stopped = found.stopped.map(|address| SearchPlace { session: Some(session.id), address });
+            }
+            if let Some(stopped) = self.stopped {
+                if stopped.address == 0 {
+                    self.large.truncate(listed);
                 }
+                break;
             }
         }
         Ok(small)
     }
 }
 
-/// Whether the kernel counts exactly these allocations of the tag, so that there are no others.
-fn is_all(kernel: &nt_pool::Kernel<'_>, question: &Question, large: &[BigPage]) -> Result<bool, PoolError> {
+/// How many allocations of the tag the kernel counts, nonpaged and paged, if its counters can be read.
+fn counted(kernel: &nt_pool::Kernel<'_>, question: &Question) -> Result<Option<[i64; 2]>, PoolError> {
     let counted = match question.tag.exact() {
         Some(tag) => tags::read_one(kernel, tag),
         None => tags::read(kernel, &|tag| question.tag.matches(tag)),
@@ -411,15 +534,84 @@ fn is_all(kernel: &nt_pool::Kernel<'_>, question: &Question, large: &[BigPage]) 
     let counted = match counted {
         Ok(counted) if counted.notes.is_empty() && !counted.tags.is_empty() => counted,
         Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
-        Ok(_) | Err(_) => return Ok(false),
+        Ok(_) | Err(_) => return Ok(None),
     };
-    let all = |paged: bool| {
-        let live = large.iter().filter(|block| !block.free && block.kind.is_paged() == paged).count();
+    let sum = |paged: bool| {
         let usage = counted.tags.iter().map(|tag| if paged { tag.paged } else { tag.nonpaged });
-        usage.map(|usage| usage.diff).sum::<i64>() == i64::try_from(live).unwrap_or(-1)
+        usage.map(|usage| usage.diff).fold(0, i64::wrapping_add)
     };
-    let kinds = question.kinds();
-    Ok((!kinds.nonpaged || all(false)) && (!kinds.paged || all(true)))
+    Ok(Some([sum(false), sum(true)]))
+}
+
+/// Memory that is read no further than a cost allows.
+struct Frugal<'m> {
+    memory: &'m dyn Memory,
+    reply: u64,
+    left: Cell<Cost>,
+    exhausted: Cell<bool>,
+}
+
+impl<'m> Frugal<'m> {
+    fn new(memory: &'m dyn Memory, reply: u64, left: Cost) -> Self {
+        Frugal { memory, reply: reply.max(1), left: Cell::new(left), exhausted: Cell::new(false) }
+    }
+
+    fn charge(&self, bytes: u64) -> Result<(), Fault> {
+        let left = self.left.get();
+        let requests = left.requests.checked_sub(bytes.div_ceil(self.reply).max(1));
+        match requests.zip(left.bytes.checked_sub(bytes)) {
+            Some((requests, bytes)) => {
+                self.left.set(Cost { requests, bytes });
+                Ok(())
+            }
+            None => {
+                self.exhausted.set(true);
+                Err(Fault::Cancelled)
+            }
+        }
+    }
+}
+
+impl Memory for Frugal<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.charge(buffer.len() as u64)?;
+        self.memory.read(address, buffer)
+    }
+
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        self.charge(0)?;
+        self.memory.search(address, length, pattern)
+    }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.charge(buffer.len() as u64)?;
+        self.memory.read_physical(address, buffer)
+    }
+}
+
+/// Where small blocks can be, if that and looking there costs no more than `left`.
+fn quick_plan(
+    kernel: &nt_pool::Kernel<'_>,
+    question: &Question,
+    reply: u64,
+    left: Cost,
+) -> Result<Option<Plan>, PoolError> {
+    let frugal = Frugal::new(kernel.memory, reply, left);
+    let plan = Plan::read(&nt_pool::Kernel { memory: &frugal, ..*kernel }, question.kinds());
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(_) if frugal.exhausted.get() => return Ok(None),
+        Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
+        Err(_) => return Ok(None),
+    };
+    let left = frugal.left.get();
+    let fits = |cost: Cost| cost.requests <= left.requests && cost.bytes <= left.bytes;
+    // To read everything the table of large allocations would be read in whole.
+    let bulk = plan.cost(question.from, reply);
+    let searched = question.tag.exact().is_some() && !question.bulk;
+    let quick = bulk == Cost::default()
+        || searched && fits(plan.search_cost(question.from, reply, 0)) && small_blocks::is_searchable(kernel)?;
+    Ok(quick.then_some(plan))
 }
 
 /// What a search needs of whoever asks for it.
@@ -427,8 +619,8 @@ trait Host {
     fn arguments(&self) -> &str;
     fn with<T>(&mut self, f: impl FnOnce(&mut Context<'_>) -> T) -> T;
     /// Bytes of memory that one reply of the target carries.
-    fn reply_data(&self) -> usize;
-    fn requests(&self) -> u64;
+    fn reply_data(&self) -> u64;
+    fn spent(&self) -> Cost;
     fn remark(&mut self, line: &str);
 }
 
@@ -441,12 +633,13 @@ impl Host for Drive<'_> {
         Drive::with(self, f)
     }
 
-    fn reply_data(&self) -> usize {
-        Drive::reply_data(self)
+    fn reply_data(&self) -> u64 {
+        Drive::reply_data(self) as u64
     }
 
-    fn requests(&self) -> u64 {
-        self.cost().requests
+    fn spent(&self) -> Cost {
+        let spent = self.cost();
+        Cost { requests: spent.requests, bytes: spent.bytes_read }
     }
 
     fn remark(&mut self, line: &str) {
@@ -464,7 +657,7 @@ struct Searched {
 
 fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
     let text = drive.arguments().trim().to_owned();
-    let (text, from) = match text.strip_prefix("-resume") {
+    let (text, resumed) = match text.strip_prefix("-resume") {
         Some("") => {
             let stopped = drive.with(|context| context.session.stopped_search.clone());
             let stopped = stopped.ok_or_else(|| CommandError::Failed("no search was stopped".into()))?;
@@ -473,54 +666,103 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         _ => (text, None),
     };
     let mut question = arguments(&text)?;
-    question.from = from.unwrap_or(question.from);
+    let in_session = resumed.is_some_and(|place| place.session.is_some());
+    question.from = resumed.filter(|_| !in_session).map_or(question.from, |place| place.address);
     drive.with(|context| context.kernel().map(drop))?;
-    let (before, start) = (drive.requests(), Instant::now());
-    let mut found = Found::default();
+    let (before, start) = (drive.spent(), Instant::now());
+    let reply = drive.reply_data().max(1);
+    let mut found = Found { resumed, ..Found::default() };
     drive.with(|context| context.pool(|kernel| found.large(kernel, &question)))?;
-    let kinds = question.kinds();
-    let wants_small = !question.large && kinds != Kinds::NONE;
-    let skipped = wants_small && found.all && !question.small && question.pool != Some(Pool::Special);
-    let (mut small, mut ranges, mut stopped, mut complete, mut estimate) = (Vec::new(), Vec::new(), None, true, None);
+    let wants_small = !question.large && question.kinds() != Kinds::NONE && !in_session;
+    let counted = wants_small && found.all && !question.small && question.pool != Some(Pool::Special);
+    let left = |spent: Cost| Cost {
+        requests: QUICK.requests.saturating_sub(spent.requests.saturating_sub(before.requests)),
+        bytes: QUICK.bytes.saturating_sub(spent.bytes.saturating_sub(before.bytes)),
+    };
+    let plan = match (wants_small, counted) {
+        (false, _) => None,
+        (true, true) => {
+            let left = left(drive.spent());
+            drive.with(|context| context.pool(|kernel| quick_plan(kernel, &question, reply, left)))?
+        }
+        (true, false) => {
+            let start = SearchPlace { session: None, address: question.from };
+            drive.with(|context| {
+                let plan = |kernel: &nt_pool::Kernel<'_>| Plan::read(kernel, question.kinds());
+                context.pool(|kernel| found.piece("small blocks are missing", start, plan(kernel)))
+            })?
+        }
+    };
+    let skipped = counted && plan.is_none();
+    let (mut small, mut ranges, mut complete) = (Vec::new(), Vec::new(), true);
+    let (mut estimate, mut in_bulk, mut covers) = (None, None, 0);
     let mut searched_small = false;
     let mut limits = Limits { bytes: question.limit, from: question.from, ..Limits::default() };
-    if wants_small && !skipped {
-        let plan = drive
-            .with(|context| context.pool(|kernel| found.take("small blocks are missing", Plan::read(kernel, kinds))))?;
-        let bytes = plan.as_ref().map_or(0, |plan| plan.bytes(question.from));
-        let spent = drive.requests().saturating_sub(before);
-        let expected = Estimate::new(bytes, drive.reply_data(), spent, start.elapsed());
-        estimate = Some(expected);
-        if let Some(budget) = question.budget {
-            limits.bytes = limits.bytes.min(expected.affordable(budget));
+    let requests = |spent: Cost| spent.requests.saturating_sub(before.requests).max(1);
+    if let Some(budget) = question.budget {
+        let affordable = affordable(budget, requests(drive.spent()), start.elapsed(), reply);
+        limits.bytes = limits.bytes.min(affordable);
+    }
+    if let Some(plan) = plan {
+        let hits = found.expected();
+        let (mut bulk, mut search) = (plan.cost(question.from, reply), None);
+        // What is read in whole needs the table of large allocations in whole.
+        let table = found.table.end.wrapping_sub(found.table.start);
+        if found.whole.is_none() {
+            bulk = Cost { requests: bulk.requests + table.div_ceil(reply), bytes: bulk.bytes + table };
         }
-        if bytes > QUIET {
-            drive.remark(&expected.line(bytes.min(limits.bytes)));
-        }
-        if let Some(plan) = plan {
-            let blocks = drive.with(|context| {
-                context.pool(|kernel| {
-                    let whole = found.whole(kernel)?;
-                    let wanted = |tag| question.tag.matches(tag);
-                    let blocks = plan.find(kernel, &wanted, &whole, limits);
-                    found.take("small blocks are missing", blocks)
-                })
-            })?;
-            ranges = plan.ranges();
-            if let Some(blocks) = blocks {
-                searched_small = true;
-                complete &= blocks.complete;
-                found.notes.extend(blocks.notes);
-                small = blocks.blocks;
-                stopped = blocks.stopped;
+        if let Some(tag) = question.tag.exact().filter(|_| !question.bulk) {
+            let mut cost = plan.search_cost(question.from, reply, hits);
+            if hits > 0 && !plan.segment_heap {
+                cost = Cost { requests: cost.requests + table.div_ceil(reply), bytes: cost.bytes + table };
             }
+            let cheaper = counted || cost.requests < bulk.requests;
+            let searches =
+                cheaper && drive.with(|context| context.pool(|kernel| Ok(small_blocks::is_searchable(kernel)?)))?;
+            search = searches.then_some((tag, cost));
+        }
+        let (spent, time) = (requests(drive.spent()), start.elapsed());
+        let all = Estimate::new(bulk, spent, time);
+        let expected = search.map_or(all, |(_, cost)| Estimate::new(cost, spent, time));
+        (estimate, in_bulk, covers) = (Some(expected), search.map(|_| all), plan.bytes(question.from));
+        if covers > QUIET {
+            drive.remark(&expected.line(in_bulk, covers, limits.bytes));
+        }
+        let search = search.map(|(tag, _)| (tag, reply));
+        let blocks =
+            drive.with(|context| context.pool(|kernel| found.small(kernel, &plan, &question, search, limits)))?;
+        ranges = plan.ranges();
+        if let Some(blocks) = blocks {
+            searched_small = true;
+            complete &= blocks.complete;
+            small = blocks.blocks;
+            limits.bytes = limits.bytes.saturating_sub(blocks.read);
+            limits.blocks = limits.blocks.saturating_sub(small.len());
         }
     }
-    if question.sessions() && !skipped && stopped.is_none() {
+    if question.sessions() && !skipped && found.stopped.is_none() {
         limits.from = 0;
-        let blocks = drive.with(|context| context.pool(|kernel| found.sessions(kernel, &question, limits)))?;
-        searched_small |= !question.large;
-        small.extend(blocks);
+        let (large, notes) = (found.large.len(), found.notes.len());
+        let left = if counted { left(drive.spent()) } else { Cost { requests: u64::MAX, bytes: u64::MAX } };
+        let (blocks, exhausted) = drive.with(|context| {
+            context.pool(|kernel| {
+                let frugal = Frugal::new(kernel.memory, reply, left);
+                let kernel = nt_pool::Kernel { memory: &frugal, ..*kernel };
+                Ok((found.sessions(&kernel, &question, limits)?, frugal.exhausted.get()))
+            })
+        })?;
+        match exhausted {
+            true => {
+                found.large.truncate(large);
+                found.notes.truncate(notes);
+                found.stopped = None;
+                drive.remark("Sessions' own pools were not searched (-session does).\n");
+            }
+            false => {
+                searched_small |= !question.large;
+                small.extend(blocks);
+            }
+        }
     }
     if !found.answered
         && let Some(error) = found.failures.pop()
@@ -538,20 +780,24 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         blocks.push(shown);
     }
     blocks.retain(|block| question.shows(block));
-    let searched = match (searched_small, question.small || question.pool == Some(Pool::Special)) {
+    let only_small = question.small || resumed.is_some() || question.pool == Some(Pool::Special);
+    let searched = match (searched_small, only_small) {
         (false, _) => "large",
         (true, true) => "small",
         (true, false) => "all",
     };
     let mut notes = std::mem::take(&mut found.notes);
     complete &= notes.is_empty();
-    if let Some(at) = stopped {
-        let all = estimate.map_or(0, |estimate| estimate.bytes);
+    let stopped = found.stopped;
+    if let Some(place) = stopped {
+        let at = match place.session {
+            Some(session) => format!("in session {session}"),
+            None => format!("-from {}", width.pointer(place.address)),
+        };
         notes.push(format!(
-            "the search was to read {} of pool; !poolfind -resume goes on where it stopped (-from {}), -limit and \
-             -budget set how far it goes",
-            size(all),
-            width.pointer(at)
+            "the search was to cover {} of pool; !poolfind -resume goes on where it stopped ({at}), -limit and -budget \
+             set how far it goes",
+            size(covers)
         ));
         complete = false;
     }
@@ -560,18 +806,19 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
             if found.large.is_empty() { "no allocation of this tag" } else { "no more of this tag than these" };
         drive.remark(&format!("The kernel counts {counted}: small blocks were not searched (-small does).\n"));
     }
-    drive.with(|context| context.session.stopped_search = stopped.map(|at| (text.clone(), at)));
+    drive.with(|context| context.session.stopped_search = stopped.map(|place| (text.clone(), place)));
     let name = question.tag.to_string();
     let key = name.bytes().take(4).rev().fold(0, |key, byte| key << 8 | u32::from(byte));
     let table = Table { start: Hex(width.address(found.table.start)), end: Hex(width.address(found.table.end)) };
-    let stopped = stopped.map(|at| Hex(width.address(at)));
     let new_layout = drive.with(|context| Ok::<_, CommandError>(context.kernel()?.version().minor >= NEW_LAYOUT))?;
     let answer = PoolFind {
         tag: name,
         searched,
         table,
-        stopped,
+        stopped: stopped.map(|place| Hex(width.address(place.address))),
+        stopped_session: stopped.and_then(|place| place.session),
         estimate,
+        bulk: in_bulk,
         blocks,
         written: false,
         ranges,
@@ -604,29 +851,43 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     Ok(Reply { complete, failure, ..Reply::with_notes(answer, notes) })
 }
 
+/// Bytes that can be read in so much time, or the requests that carry them be spent otherwise; `spent` requests took
+/// `time` just now.
+fn affordable(budget: Duration, spent: u64, time: Duration, reply: u64) -> u64 {
+    let left = budget.saturating_sub(time).as_micros();
+    let requests = left.saturating_mul(u128::from(spent)) / time.as_micros().max(1);
+    u64::try_from(requests.saturating_mul(u128::from(reply))).unwrap_or(u64::MAX).max(0x1000)
+}
+
 impl Estimate {
     /// `spent` requests took `time` just now.
-    fn new(bytes: u64, reply: usize, spent: u64, time: Duration) -> Self {
-        let requests = bytes.div_ceil(reply.max(1) as u64);
+    fn new(cost: Cost, spent: u64, time: Duration) -> Self {
+        let Cost { requests, bytes } = cost;
         let each = time.as_micros() / u128::from(spent.max(1));
         let frozen_ms = u64::try_from(each.saturating_mul(requests.into()) / 1000).unwrap_or(u64::MAX);
         Estimate { requests, bytes, frozen_ms }
     }
 
-    /// Bytes that can be read in so much time.
-    fn affordable(&self, budget: Duration) -> u64 {
-        let share = u128::from(self.bytes).saturating_mul(budget.as_millis()) / u128::from(self.frozen_ms.max(1));
-        u64::try_from(share).unwrap_or(u64::MAX).max(0x1000)
-    }
-
-    fn line(&self, part: u64) -> String {
-        let Estimate { requests, bytes, frozen_ms } = self;
-        let seconds = frozen_ms / 1000;
-        let some = if part < *bytes { format!(", of which {} are read now", size(part)) } else { String::new() };
+    /// `bulk`: what reading all of it would cost, when the target's own search is taken.
+    fn line(&self, bulk: Option<Estimate>, covers: u64, limit: u64) -> String {
+        let Estimate { requests, frozen_ms, .. } = self;
+        let still = |ms: u64| format!("the target stands still for about {} s", ms / 1000);
+        let (how, cheaper) = match bulk {
+            Some(bulk) => (
+                " by the target itself",
+                format!("Reading it all (-bulk): about {} requests, {} s. ", bulk.requests, bulk.frozen_ms / 1000),
+            ),
+            None => ("", String::new()),
+        };
+        let some = match bulk {
+            None if limit < covers => format!(", of which {} are read now", size(limit)),
+            _ => String::new(),
+        };
         format!(
-            "Searching {} of pool: about {requests} requests, the target stands still for about {seconds} s{some}. \
-             Cheaper: -large, a pool type, -limit MB or -budget 10s (then -resume); Ctrl+C stops it.\n",
-            size(*bytes)
+            "Searching {} of pool{how}: about {requests} requests, {}{some}. {cheaper}Cheaper: -large, a pool type, \
+             -limit MB or -budget 10s (then -resume); Ctrl+C stops it.\n",
+            size(covers),
+            still(*frozen_ms)
         )
     }
 }
@@ -730,12 +991,12 @@ impl Host for Context<'_> {
         f(self)
     }
 
-    fn reply_data(&self) -> usize {
+    fn reply_data(&self) -> u64 {
         1024
     }
 
-    fn requests(&self) -> u64 {
-        0
+    fn spent(&self) -> Cost {
+        Cost::default()
     }
 
     fn remark(&mut self, _: &str) {}
@@ -798,7 +1059,9 @@ mod tests {
             searched: "large",
             table: Table { start: Hex(0xfffffa8002e00000), end: Hex(0xfffffa8002f80000) },
             stopped: None,
+            stopped_session: None,
             estimate: None,
+            bulk: None,
             written: false,
             ranges: Vec::new(),
             blocks: ARTICLE.iter().map(block).collect(),

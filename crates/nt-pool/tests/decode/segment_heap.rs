@@ -131,7 +131,12 @@ impl Heap {
         world.layout(
             "_HEAP_VS_CHUNK_HEADER_SIZE",
             8,
-            &[bits("MemoryCost", 0, 0, 16), bits("UnsafeSize", 0, 16, 16), bits("Allocated", 4, 16, 8)],
+            &[
+                bits("MemoryCost", 0, 0, 16),
+                bits("UnsafeSize", 0, 16, 16),
+                bits("UnsafePrevSize", 4, 0, 16),
+                bits("Allocated", 4, 16, 8),
+            ],
         );
         world.layout(
             "_HEAP_LFH_SUBSEGMENT",
@@ -244,8 +249,9 @@ impl Heap {
         self.world.put(head + 8, element | 1, 8);
     }
 
-    fn chunk(&mut self, at: u64, size: u64, allocated: bool) {
-        let sizes = 0x55 | (size / 0x10) << 16 | u64::from(allocated) << 48;
+    /// `previous`: bytes of the chunk before.
+    fn chunk(&mut self, at: u64, size: u64, previous: u64, allocated: bool) {
+        let sizes = 0x55 | (size / 0x10) << 16 | (previous / 0x10) << 32 | u64::from(allocated) << 48;
         self.world.put(at, sizes ^ at ^ HEAP_KEY, 8);
     }
 
@@ -258,6 +264,7 @@ impl Heap {
         let vs = places(self.world.version.build).vs;
         let end = at + length;
         let mut chunk = at + 0x30;
+        let mut previous = 0;
         for piece in pieces {
             let header = chunk + 0x10;
             let (place, bytes) = match piece.fate {
@@ -276,7 +283,8 @@ impl Heap {
                 // What an earlier block left.
                 self.pool_header(header, 2, *b"Olds", pool);
             }
-            self.chunk(chunk, next - chunk, piece.fate != Fate::Free);
+            self.chunk(chunk, next - chunk, previous, piece.fate != Fate::Free);
+            previous = next - chunk;
             let state = match piece.fate {
                 Fate::Large => {
                     self.large.push((place, bytes, if pool.is_paged() { 1 } else { 0x200 }));
@@ -310,7 +318,7 @@ impl Heap {
             self.push(place, bytes, piece.tag, pool, state, BlockKind::Vs);
             chunk = next;
         }
-        self.chunk(chunk, end - chunk, false);
+        self.chunk(chunk, end - chunk, previous, false);
     }
 
     fn lfh(&mut self, pool: PoolKind, at: u64, length: u64, units: u64, pieces: &[Piece]) {
@@ -590,4 +598,25 @@ fn unreadable_and_foreign_parts_are_named() {
     assert!(!found.complete);
     let there = |block: &&SmallBlock| block.header & !0xfff != lost + 0x2000;
     assert_eq!(found.blocks, heap.blocks.iter().filter(there).copied().collect::<Vec<_>>());
+}
+
+/// Behind a page that is not there a chain of chunks is taken up again: each chunk says how large the one before is.
+#[test]
+fn a_chain_of_chunks_goes_on_behind_a_hole() {
+    let pieces: Vec<Piece> = (0..200).map(|n| plain(3 + n * 29 % 60)).collect();
+    for page in 1..12 {
+        let mut heap = ordinary(WIN10_2004, &pieces);
+        let first = heap.blocks.iter().find(|block| block.kind == BlockKind::Vs).unwrap().header & !0xfff;
+        let lost = first + page * 0x1000;
+        heap.world.unmap(lost);
+        let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
+        // A block's chunk header lies before its pool header, some of them in the page before.
+        let there = |block: &&SmallBlock| block.header & !0xfff != lost;
+        let expected: Vec<_> = heap.blocks.iter().filter(there).copied().collect();
+        let missing: Vec<_> = expected.iter().filter(|block| !found.blocks.contains(block)).collect();
+        assert!(missing.iter().all(|block| block.header == lost + 0x1000), "{missing:x?}");
+        assert!(found.blocks.iter().all(|block| expected.contains(block)));
+        let named = found.notes.iter().any(|note| note.contains("what lies up to"));
+        assert!(named && !found.complete, "{:?}", found.notes);
+    }
 }
