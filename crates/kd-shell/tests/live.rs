@@ -527,3 +527,69 @@ fn what_questions_of_pool_cost() {
         live.leave();
     }
 }
+
+/// A search that a limit stops in one session's pool goes on there, and then in the next session's.
+#[test]
+fn a_search_goes_on_in_the_session_where_it_was_stopped() {
+    const SCRATCH: u64 = 0xffff_fa80_0600_0000;
+    const POOLS: [u64; 2] = [0xffff_f900_c000_0000, 0xffff_f900_d000_0000];
+    const PAGES: u64 = 3;
+    // facts 2.4 and the kernel's own types.
+    const LINKS: u64 = 392;
+    const SESSION: u64 = 728;
+    let mut live = Live::article();
+    let head = live.text("? nt!PsActiveProcessHead");
+    let head = u64::from_str_radix(&head.trim().rsplit(' ').next().unwrap().replace('`', ""), 16).unwrap();
+    live.fake.with_kernel(|kernel| {
+        let root = kernel.facts().cr3;
+        let places = [(SCRATCH, 0x8000), (POOLS[0], PAGES * 0x1000), (POOLS[1], PAGES * 0x1000)];
+        for (place, length) in places {
+            kernel.allocate_large_at(place, 0x6b72_6157, length, kd_fake::kernel::PoolKind::Paged, &[], 0);
+            kernel.write_virtual(place, &vec![0; length as usize]);
+        }
+        let mut first = [0; 8];
+        kernel.read_virtual(head, &mut first);
+        let mut next = u64::from_le_bytes(first);
+        for (number, pool) in (1..).zip(POOLS).rev() {
+            let (space, process) = (SCRATCH + number * 0x2000, SCRATCH + number * 0x800);
+            let pointers = [
+                (space + 8, number),
+                (space + 0x40, pool),
+                (space + 0x48, pool + PAGES * 0x1000 - 1),
+                (process + 0x28, root),
+                (process + LINKS, next),
+                (process + SESSION, space),
+            ];
+            for (at, value) in pointers {
+                assert_eq!(kernel.write_virtual(at, &value.to_le_bytes()), 8);
+            }
+            next = process + LINKS;
+            for page in (0..PAGES).map(|page| pool + page * 0x1000) {
+                // Two blocks of paged session pool fill each page.
+                for (at, header) in [(page, [0, 0, 0x80, 0x23]), (page + 0x800, [0x80, 0, 0x80, 0x23])] {
+                    kernel.write_virtual(at, &[&header[..], b"Gh05"].concat());
+                }
+            }
+        }
+        kernel.write_virtual(head, &next.to_le_bytes());
+    });
+    live.run("g");
+    live.run(".break");
+    let blocks = |answer: &serde_json::Value| answer["result"]["blocks"].as_array().unwrap().clone();
+    let all = live.json("!poolfind Gh05 -session");
+    assert_eq!((blocks(&all).len() as u64, &all["complete"]), (4 * PAGES, &true.into()), "{all}");
+    let mut pieces = Vec::new();
+    let mut stopped = Vec::new();
+    let mut answer = live.json("!poolfind Gh05 -session -budget 1ms");
+    while answer["result"]["stopped"].is_string() {
+        assert_eq!(answer["complete"], false);
+        stopped.push(answer["result"]["stopped_session"].as_u64().unwrap());
+        pieces.extend(blocks(&answer));
+        assert!(stopped.len() < 20, "{answer}");
+        answer = live.json("!poolfind -resume");
+    }
+    pieces.extend(blocks(&answer));
+    assert_eq!(pieces, blocks(&all));
+    assert!(stopped.contains(&1) && stopped.contains(&2) && stopped.is_sorted(), "{stopped:?}");
+    live.leave();
+}

@@ -836,7 +836,11 @@ impl<'w> Walk<'w> {
                     },
                     (None, _) => (offset, resume(offset)),
                 };
-                let resumed = resumed.filter(|(.., count)| plausible && decoded + count >= 2);
+                // A damaged header that otherwise looks like one speaks for the page, too.
+                let itself = headers.at(page, damaged).is_some_and(|header| header.is_plausible(paged));
+                let resumed = resumed.filter(|(next, _, count)| {
+                    plausible && decoded + count + usize::from(itself && *next != damaged) >= 2
+                });
                 let missing = match resumed {
                     Some((next, ..)) if next == damaged => "",
                     Some(_) => "; that block is missing",

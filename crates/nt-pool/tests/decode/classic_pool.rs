@@ -256,6 +256,23 @@ fn a_size_that_cannot_be_costs_its_block_alone() {
     }
 }
 
+/// A page of two blocks, the first of which has no size, or one that leads into itself or into the second.
+#[test]
+fn a_damaged_first_block_does_not_take_the_only_other_one_with_it() {
+    for size in [0, 1, 0xff] {
+        let mut pool = ordinary(WIN7_X64);
+        let at = pool.paged + 0x12_4000;
+        pool.page(at, PoolKind::Paged, &[(0xfa, 3, *b"Leak")]);
+        pool.blocks.sort_by_key(|block| block.header);
+        pool.world.write(at + 2, &[size]);
+        let found = find(&pool.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
+        let others: Vec<_> = pool.blocks.iter().filter(|block| block.header != at).copied().collect();
+        assert_eq!(found.blocks, others, "size {size:#x}");
+        let page = format!("{at:016x}");
+        assert!(!found.complete && found.notes.iter().any(|note| note.contains(&page)), "{:?}", found.notes);
+    }
+}
+
 #[test]
 fn one_address_has_its_page_around_it() {
     for version in VERSIONS {
