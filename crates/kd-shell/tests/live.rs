@@ -550,7 +550,7 @@ fn a_search_goes_on_in_the_session_where_it_was_stopped() {
         let mut first = [0; 8];
         kernel.read_virtual(head, &mut first);
         let mut next = u64::from_le_bytes(first);
-        for (number, pool) in (1..).zip(POOLS).rev() {
+        for (number, pool) in [(2, POOLS[1]), (1, POOLS[0])] {
             let (space, process) = (SCRATCH + number * 0x2000, SCRATCH + number * 0x800);
             let pointers = [
                 (space + 8, number),
