@@ -99,6 +99,7 @@ fn the_articles_leak_in_one_command() {
         "23 blocks: 23 still, 0 freed, 0 reused, 0 new, 0 unknown",
         "\n23 Leak of 0xfa000 bytes: still by log counters, BackTrace",
         "\n\tmyfault+0x11f6\n\tmyfault+0x142f\n\tnt!IovCallDriver+0xa0\n",
+        "\n  23552000 bytes at the mark, 23552000 after ",
         "at least 23 of the 23 blocks of the mark survived 3 checks",
         "nothing of this tag was freed since the mark",
         "\nLeak: stable\n",
@@ -131,6 +132,22 @@ fn the_status_tells_a_leak() {
     assert!(lab.file("c.svg").contains("blocks in use") && lab.file("d.svg").contains("growth in bytes"));
     assert!(lab.file("d.folded").trim_end().ends_with(&format!(" {grown}")));
     assert!(lab.file("r.html").contains("growth in bytes since the mark"));
+
+    // What cannot come to anything is refused before anybody waits for it, and the target is left alone.
+    let stops = lab.fake.stats().stops;
+    for (bad, why) in [
+        (&["--every", "soon"][..], "'soon' is no time"),
+        (&["--times", "0"], "-times needs a number above 0"),
+        (&["--html", "none/r.html"], "cannot write none/r.html: there is no folder none"),
+        (&["--mark", "none/m.json"], "cannot write none/m.json: there is no folder none"),
+        (&["--tag", "longer"], "a tag is four characters"),
+    ] {
+        let tag = if bad[0] == "--tag" { &[][..] } else { &["--tag", "Leak"] };
+        let output = lab.run(&[&["leak"], tag, bad].concat());
+        assert_eq!(output.status.code(), Some(2), "{bad:?}");
+        assert!(errors(&output).contains(why), "{}", errors(&output));
+    }
+    assert_eq!(lab.fake.stats().stops, stops);
 
     // The same without a threshold, or with one that is not reached, is no failure.
     assert_eq!(lab.run(&watch).status.code(), Some(0));

@@ -29,7 +29,7 @@ mod translation;
 mod typed;
 mod unwind;
 
-pub use commands::{CommandInfo, commands};
+pub use commands::{CommandInfo, commands, refuse_watch};
 pub use error::CommandError;
 pub use kernel::{Driver, Drivers, Kernel};
 pub use log::Log;

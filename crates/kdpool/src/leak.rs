@@ -116,6 +116,9 @@ pub(crate) struct LeakArgs {
     /// Write the mark, for `kdpool report` or a later check
     #[arg(long, value_name = "FILE")]
     mark: Option<PathBuf>,
+    /// List every block, with its verdict and evidence
+    #[arg(long)]
+    blocks: bool,
     #[command(flatten)]
     files: Files,
     /// Add the mark and every check to a directory of Parquet files, partitioned by machine and date
@@ -135,6 +138,10 @@ pub(crate) fn run(arguments: LeakArgs) -> Result<ExitCode> {
         Ok(line) => line,
         Err(why) => return Ok(debug::usage(&why)),
     };
+    if let Err(why) = kd_shell::refuse_watch(&line) {
+        return Ok(debug::usage(&why.to_string()));
+    }
+    let line = format!("!leak watch {line}");
     let mut debug = arguments.debug;
     debug.bonc = true;
     debug.session.commands.push(line);
@@ -189,9 +196,9 @@ pub(crate) fn report(arguments: ReportArgs) -> Result<ExitCode> {
     }
 }
 
-/// The command that does it.
+/// What the shell's `!leak watch` is told.
 fn line(arguments: &LeakArgs) -> Result<String, String> {
-    let mut line = format!("!leak watch {}", quoted(&arguments.tag)?);
+    let mut line = quoted(&arguments.tag)?;
     let mut add = |option: &str, value: &str| -> Result<(), String> {
         line.push_str(&format!(" {option} {}", quoted(value)?));
         Ok(())
@@ -227,6 +234,9 @@ fn line(arguments: &LeakArgs) -> Result<String, String> {
         Some(Pool::Nonpaged) => line.push_str(" -nonpaged"),
         Some(Pool::Paged) => line.push_str(" -paged"),
         None => {}
+    }
+    if arguments.blocks {
+        line.push_str(" -v");
     }
     if arguments.until_confirmed {
         line.push_str(" -until-confirmed");

@@ -17,6 +17,7 @@ use nt_memory::Fault;
 use nt_symbols::ImageError;
 
 pub(crate) use self::arguments::duration;
+pub use self::watch::refuse_watch;
 use super::{Action, CommandInfo, usage};
 use crate::answer::Reply;
 use crate::error::CommandError;

@@ -49,6 +49,7 @@ pub(crate) use breakpoints::{Breakpoint, Hit, hit};
 pub use control::Control;
 pub(crate) use help::explain;
 pub(crate) use leak::Leaks;
+pub use leak::refuse_watch;
 pub(crate) use pool_find::SearchPlace;
 #[cfg(test)]
 pub(crate) use pool_find::answer as find_in_pool;

@@ -102,8 +102,9 @@ impl Arguments {
         while let Some(word) = words.next() {
             let mut value = |what: &str| words.next().ok_or_else(|| usage(&INFO, format!("{word} needs {what}")));
             let time = |text: String| {
-                duration(unquoted(&text))
-                    .ok_or_else(|| usage(&INFO, format!("'{}' is no time (30s, 10m, 500ms)", visible_name(&text))))
+                duration(unquoted(&text)).ok_or_else(|| {
+                    usage(&INFO, format!("'{}' is no time (30s, 10m, 500ms)", visible_name(unquoted(&text))))
+                })
             };
             let path = |text: String| PathBuf::from(unquoted(&text));
             match word.as_str() {

@@ -123,9 +123,22 @@ pub(super) fn write_report(
     if options.verbose { write_table(report, width, out) } else { write_alike(report, width, out) }
 }
 
-/// Blocks that are alike in one line with their addresses below.
-fn write_alike(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> fmt::Result {
-    const ADDRESSES: usize = 6;
+/// Groups and kinds of blocks, without their addresses.
+pub(super) fn write_brief(report: &CheckReport, options: &Options, out: &mut dyn fmt::Write) -> fmt::Result {
+    umdh(report, &options.skip, options.decimal, out)?;
+    writeln!(out)?;
+    let kinds = kinds(report);
+    for (block, addresses) in kinds.iter().take(SHOWN) {
+        write_kind(block, addresses, out)?;
+    }
+    match kinds.len().saturating_sub(SHOWN) {
+        0 => Ok(()),
+        more => writeln!(out, "... and {more} more kinds of blocks; -v lists all blocks"),
+    }
+}
+
+/// Blocks that are alike, with their addresses.
+fn kinds(report: &CheckReport) -> Vec<(&BlockReport, Vec<u64>)> {
     let mut kinds: Vec<(&BlockReport, Vec<u64>)> = Vec::new();
     let mut places = HashMap::new();
     for block in &report.blocks {
@@ -136,18 +149,31 @@ fn write_alike(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> 
             None => kinds.push((block, vec![block.address])),
         }
     }
+    kinds
+}
+
+fn write_kind(block: &BlockReport, addresses: &[u64], out: &mut dyn fmt::Write) -> fmt::Result {
+    writeln!(
+        out,
+        "{} {} of {:#x} bytes: {} by {}, {}",
+        addresses.len(),
+        block.tag,
+        block.size,
+        block.verdict.word(),
+        evidence_words(block),
+        stack_word(block)
+    )
+}
+
+/// Blocks that are alike in one line with their addresses below.
+fn write_alike(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> fmt::Result {
+    // As many as 80 columns have room for.
+    const ADDRESSES: usize = 4;
+    let kinds = kinds(report);
     let shown = kinds.len().min(SHOWN);
     for (block, addresses) in &kinds[..shown] {
-        writeln!(
-            out,
-            "\n{} {} of {:#x} bytes: {} by {}, {}",
-            addresses.len(),
-            block.tag,
-            block.size,
-            block.verdict.word(),
-            evidence_words(block),
-            stack_word(block)
-        )?;
+        writeln!(out)?;
+        write_kind(block, addresses, out)?;
         let lines = if addresses.len() > ADDRESSES * SHOWN { SHOWN } else { usize::MAX };
         for line in addresses.chunks(ADDRESSES).take(lines) {
             let line: Vec<String> = line.iter().map(|address| width.pointer(*address)).collect();

@@ -1,6 +1,7 @@
 //! What a report is written to beside the screen.
 
 use std::fs;
+use std::path::PathBuf;
 
 use nt_leaks::{CheckReport, Column, Growth, Mark, Skip, flame_graph, folded, html};
 use serde::Serialize;
@@ -34,14 +35,26 @@ impl FileKind {
     }
 }
 
-/// Writes the files that were asked for. `answer` is what the command answers with; without a check there are only its
-/// own words to write. `growth`: what each check found in use.
+/// Whether there are folders for these files.
+pub(super) fn have_places<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Result<(), CommandError> {
+    for file in files {
+        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            let (file, folder) = (file.display(), folder.display());
+            return Err(CommandError::Failed(format!("cannot write {file}: there is no folder {folder}")));
+        }
+    }
+    Ok(())
+}
+
+/// Writes the files that were asked for, those behind one that cannot be written too. `answer` is what the command
+/// answers with; without a check there are only its own words to write. `growth`: what each check found in use.
 pub(super) fn write_files(
     last: Option<&CheckReport>,
     growth: &[Growth],
     answer: &impl Serialize,
     options: &Options,
 ) -> Result<(), CommandError> {
+    let mut written = Ok(());
     for (kind, path) in &options.files {
         let text = match (kind, last) {
             (FileKind::Json, _) => {
@@ -54,10 +67,11 @@ pub(super) fn write_files(
             // Folded stacks keep every frame: their readers fold by themselves.
             (FileKind::Folded(column), Some(last)) => folded(last, *column, &Skip::none()),
         };
-        fs::write(path, text)
-            .map_err(|error| CommandError::Failed(format!("cannot write {}: {error}", path.display())))?;
+        if let Err(error) = fs::write(path, text) {
+            written = written.and(Err(CommandError::Failed(format!("cannot write {}: {error}", path.display()))));
+        }
     }
-    Ok(())
+    written
 }
 
 /// Adds a look to the Parquet files that were asked for: the mark itself, or a check of it.

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use nt_leaks::{CheckReport, Counters, Depth, Growth, Mark};
+use nt_leaks::{CheckReport, Counters, Depth, Growth, Mark, Scope};
 use nt_pool::Tag;
 use serde::Serialize;
 
 use super::arguments::{Arguments, FailOn, Options, no_more, scope};
-use super::check::{look, write_report};
-use super::files::{export, write_files};
+use super::check::{look, write_brief, write_report};
+use super::files::{export, have_places, write_files};
 use super::mark::take;
 use super::{Held, INFO};
 use crate::answer::{Reply, Text};
@@ -78,6 +78,9 @@ struct Watched {
     options: Options,
     #[serde(skip)]
     width: Width,
+    /// For one screen.
+    #[serde(skip)]
+    brief: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -87,12 +90,24 @@ struct AtMark {
     blocks: u64,
 }
 
-pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandError> {
+/// What is asked for, and whether its files have a place: a watch may take hours until it writes them.
+fn asked(text: &str) -> Result<(Arguments, Scope), CommandError> {
     let arguments = Arguments::parse(text)?;
     let mut words = arguments.words.iter().map(String::as_str);
     let tag = words.next().ok_or_else(|| usage(&INFO, "which tag?"))?;
     let scope = scope(Some(tag), words.next())?;
     no_more(words)?;
+    have_places(arguments.file.iter().chain(arguments.report.files.iter().map(|(_, file)| file)))?;
+    Ok((arguments, scope))
+}
+
+/// Why `!leak watch …` would be refused, as far as that can be told without a target.
+pub fn refuse_watch(text: &str) -> Result<(), CommandError> {
+    asked(text).map(drop)
+}
+
+pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandError> {
+    let (arguments, scope) = asked(text)?;
     let key = scope.tag.unwrap_or_default();
     let mut notes = Vec::new();
     if !drive.is_halted() {
@@ -174,6 +189,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         target,
         options: arguments.report.clone(),
         width,
+        brief: drive.is_interactive() && !arguments.report.verbose,
     };
     if let Err(error) = write_files(answer.last.as_ref(), &growth, &answer, &arguments.report) {
         failure.get_or_insert(error);
@@ -404,14 +420,13 @@ impl Watch<'_> {
         let seconds = last.elapsed_ms as f64 / 1000.0;
         let change = last.bytes as i128 - i128::from(self.at_mark.bytes);
         reasons.push(format!(
-            "{} bytes in use at the mark and {} after {seconds:.1} s; grew at {grew} of {checks} checks, fell at {fell}",
+            "{} bytes at the mark, {} after {seconds:.1} s; of {checks} checks {grew} grew, {fell} fell",
             self.at_mark.bytes, last.bytes
         ));
         let (at_least, age) = self.survivors();
         if at_least > 0 {
             reasons.push(format!(
-                "at least {at_least} of the {} blocks of the mark survived {checks} checks: they are the same allocations, \
-                 and {:.1} s old or older",
+                "at least {at_least} of the {} blocks of the mark survived {checks} checks, {:.1} s and more",
                 self.at_mark.blocks,
                 age as f64 / 1000.0
             ));
@@ -464,7 +479,10 @@ impl Text for Watched {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         if let Some(last) = &self.last {
             writeln!(out)?;
-            write_report(last, &self.options, self.width, out)?;
+            match self.brief {
+                true => write_brief(last, &self.options, out)?,
+                false => write_report(last, &self.options, self.width, out)?,
+            }
         }
         let verdict = match self.outcome {
             Outcome::Confirmed => "confirmed leak",
