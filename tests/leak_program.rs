@@ -131,7 +131,8 @@ fn the_status_tells_a_leak() {
     assert!(grown >= 8 * 0xfa000 && grown % 0xfa000 == 0, "{grown}");
     assert!(lab.file("c.svg").contains("blocks in use") && lab.file("d.svg").contains("growth in bytes"));
     assert!(lab.file("d.folded").trim_end().ends_with(&format!(" {grown}")));
-    assert!(lab.file("r.html").contains("growth in bytes since the mark"));
+    let page = lab.file("r.html");
+    assert!(page.contains("growth in bytes since the mark") && page.contains(">Leak: confirmed leak<"), "{page}");
 
     // What cannot come to anything is refused before anybody waits for it, and the target is left alone.
     let stops = lab.fake.stats().stops;

@@ -25,21 +25,34 @@ document.querySelectorAll('input').forEach(function(f){f.oninput=function(){var 
 [].forEach.call(document.getElementById(f.dataset.table).tBodies[0].rows,function(r){\
 r.style.display=r.textContent.toLowerCase().indexOf(w)<0?'none':'';});};});";
 
-/// The page of a check, with what it and the checks before it found in use, oldest first.
-pub fn html(last: &CheckReport, growth: &[Growth], skip: &Skip) -> String {
+/// The page of a check, with what it and the checks before it found in use, oldest first, and what they come to and why.
+pub fn html(last: &CheckReport, growth: &[Growth], outcome: &[String], skip: &Skip) -> String {
     let mut page = String::new();
     // Writing to a string cannot fail.
-    let _ = write_page(last, growth, skip, &mut page);
+    let _ = write_page(last, growth, outcome, skip, &mut page);
     page
 }
 
-fn write_page(last: &CheckReport, growth: &[Growth], skip: &Skip, out: &mut String) -> std::fmt::Result {
+fn write_page(
+    last: &CheckReport,
+    growth: &[Growth],
+    outcome: &[String],
+    skip: &Skip,
+    out: &mut String,
+) -> std::fmt::Result {
     let title = format!("Pool since the mark {}", escaped(&last.mark));
     writeln!(
         out,
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\
          </head><body>\n<h1>{title}</h1>"
     )?;
+    if let Some((outcome, reasons)) = outcome.split_first() {
+        writeln!(out, "<h2 id=\"outcome\">{}</h2>\n<ul>", escaped(outcome))?;
+        for reason in reasons {
+            writeln!(out, "<li>{}</li>", escaped(reason))?;
+        }
+        writeln!(out, "</ul>")?;
+    }
     let s = &last.summary;
     writeln!(
         out,

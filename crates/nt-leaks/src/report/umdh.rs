@@ -142,7 +142,7 @@ mod tests {
         let svg = flame_graph(&report, Column::Difference, &Skip::default());
         assert!(svg.contains("my&lt;fault&gt;+0x11f6: 21280") && !svg.contains("<fault>"), "{svg}");
         assert_eq!(svg.matches("<g>").count(), svg.matches("</g>").count());
-        let page = html(&report, &[report.growth()], &Skip::default());
+        let page = html(&report, &[report.growth()], &["<fault>".into()], &Skip::default());
         assert!(!page.contains("<fault>") && !page.contains("m<1>") && page.ends_with("</html>\n"));
         for tag in ["table", "tbody", "tr", "svg", "script", "p"] {
             let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();

@@ -48,7 +48,7 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     context.session.leaks.insert(name, held);
     let report = report?;
     exported?;
-    write_files(Some(&report), &[report.growth()], &report, &arguments.report)?;
+    write_files(Some(&report), &[report.growth()], &[], &report, &arguments.report)?;
     let notes = report.notes.clone();
     Ok(Reply::with_notes(Checked { report, options: arguments.report, width }, notes))
 }

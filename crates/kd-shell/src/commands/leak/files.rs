@@ -47,10 +47,12 @@ pub(super) fn have_places<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Resul
 }
 
 /// Writes the files that were asked for, those behind one that cannot be written too. `answer` is what the command
-/// answers with; without a check there are only its own words to write. `growth`: what each check found in use.
+/// answers with; without a check there are only its own words to write. `growth`: what each check found in use; `outcome`: what they
+/// come to, and why.
 pub(super) fn write_files(
     last: Option<&CheckReport>,
     growth: &[Growth],
+    outcome: &[String],
     answer: &impl Serialize,
     options: &Options,
 ) -> Result<(), CommandError> {
@@ -62,7 +64,7 @@ pub(super) fn write_files(
                 json.map_err(|error| CommandError::Failed(error.to_string()))? + "\n"
             }
             (_, None) => continue,
-            (FileKind::Html, Some(last)) => html(last, growth, &options.skip),
+            (FileKind::Html, Some(last)) => html(last, growth, outcome, &options.skip),
             (FileKind::Svg(column), Some(last)) => flame_graph(last, *column, &options.skip),
             // Folded stacks keep every frame: their readers fold by themselves.
             (FileKind::Folded(column), Some(last)) => folded(last, *column, &Skip::none()),

@@ -56,7 +56,7 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
         _ => return Err(usage(&INFO, "one file, or two marks to compare")),
     };
     notes.extend(report.notes.iter().cloned());
-    write_files(Some(&report), &[report.growth()], &report, &arguments.report)?;
+    write_files(Some(&report), &[report.growth()], &[], &report, &arguments.report)?;
     Ok(Reply::with_notes(Reported { report, kind, options: arguments.report }, notes))
 }
 

@@ -191,7 +191,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         width,
         brief: drive.is_interactive() && !arguments.report.verbose,
     };
-    if let Err(error) = write_files(answer.last.as_ref(), &growth, &answer, &arguments.report) {
+    if let Err(error) = write_files(answer.last.as_ref(), &growth, &answer.lines(), &answer, &arguments.report) {
         failure.get_or_insert(error);
     }
     drive.with(|context| {
@@ -475,6 +475,19 @@ fn listed(report: &CheckReport) -> HashSet<u64> {
     report.blocks.iter().filter(|block| block.listed).map(|block| block.address).collect()
 }
 
+impl Watched {
+    /// The outcome, and why.
+    fn lines(&self) -> Vec<String> {
+        let outcome = match self.outcome {
+            Outcome::Confirmed => "confirmed leak",
+            Outcome::Growing => "growing, not confirmed",
+            Outcome::Stable => "stable",
+            Outcome::Shrinking => "shrinking",
+        };
+        std::iter::once(format!("{}: {outcome}", self.tag)).chain(self.reasons.iter().cloned()).collect()
+    }
+}
+
 impl Text for Watched {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         if let Some(last) = &self.last {
@@ -484,16 +497,7 @@ impl Text for Watched {
                 false => write_report(last, &self.options, self.width, out)?,
             }
         }
-        let verdict = match self.outcome {
-            Outcome::Confirmed => "confirmed leak",
-            Outcome::Growing => "growing, not confirmed",
-            Outcome::Stable => "stable",
-            Outcome::Shrinking => "shrinking",
-        };
-        writeln!(out, "\n{}: {verdict}", self.tag)?;
-        for reason in &self.reasons {
-            writeln!(out, "  {reason}")?;
-        }
+        writeln!(out, "\n{}", self.lines().join("\n  "))?;
         writeln!(out, "The target is {}.", self.target)
     }
 }
