@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Case { name: "KDNET, no target-side search", serial: false, max_data: 1352, search: false },
         Case { name: "serial, 3944-byte replies", serial: true, max_data: 3944, search: true },
     ];
-    for case in cases {
+    for case in &cases {
         println!("\n{}", case.name);
         println!(
             "{:<40}{:>9}{:>11}{:>11}{:>12}{:>12}{:>13}",
@@ -73,12 +73,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
         for question in QUESTIONS {
             // A session of its own for each, so that nothing is known from the question before.
-            let costs = ask(&case, folder.path(), question)?;
+            let costs = ask(case, folder.path(), question)?;
             for (name, cost) in [question, "  again, after 100 new records"].into_iter().zip(&costs) {
                 print_row(name, cost);
             }
         }
-        hunt(&case, folder.path())?;
+        hunt(case, folder.path())?;
     }
     by_kernel(&cases[0])
 }
