@@ -668,12 +668,12 @@ impl<'w> Walk<'w> {
         // Chunks follow each other from the start, and the last one's pool header may begin the page behind.
         let until = last.end - area.address;
         let read = (until + headers.unit).min(area.length);
-        let mut bytes = self.parts(area, &[area.address..area.address + read])?;
+        let mut bytes = self.parts(area, std::slice::from_ref(&(area.address..area.address + read)))?;
         let mut chunks = Vec::new();
         let mut problems = format.chunks(&bytes, until, |chunk| chunks.push(chunk));
         if !problems.is_empty() && read < area.length {
             // Where a chain goes on behind what is damaged can only be told from the rest of it.
-            bytes = self.parts(area, &[area.address..area.end()])?;
+            bytes = self.parts(area, std::slice::from_ref(&(area.address..area.end())))?;
             chunks.clear();
             problems = format.chunks(&bytes, until, |chunk| chunks.push(chunk));
         }
@@ -726,7 +726,7 @@ impl<'w> Walk<'w> {
         let Some(first) = places.first() else { return Ok(()) };
         // Which blocks are in use is written at the start.
         let books = area.address + format.books(area.length, headers.unit);
-        let mut ranges = vec![area.address..books];
+        let mut ranges: Vec<_> = std::iter::once(area.address..books).collect();
         for place in places {
             match ranges.last_mut() {
                 Some(last) if place.start <= last.end => last.end = last.end.max(place.end),

@@ -116,7 +116,7 @@ pub(crate) enum Mapping<'m> {
     /// All that there is of the places, but for these runs, which are in transition.
     But(&'m [Range<u64>]),
     /// The page tables are asked about one stretch after the other; `None`: they did not tell.
-    Asked { tables: PageTables<'m>, stretches: Vec<Range<u64>>, last: Option<(Range<u64>, Option<Resident>)> },
+    Asked { tables: Box<PageTables<'m>>, stretches: Vec<Range<u64>>, last: Option<(Range<u64>, Option<Resident>)> },
 }
 
 impl<'m> Mapping<'m> {
@@ -126,7 +126,7 @@ impl<'m> Mapping<'m> {
         areas: impl Iterator<Item = &'a Area>,
     ) -> Result<Option<Mapping<'m>>, Fault> {
         let tables = match PageTables::new(kernel) {
-            Ok(tables) => tables,
+            Ok(tables) => Box::new(tables),
             Err(PoolError::Fault(fault) | PoolError::Read(ReadError::Fault(fault))) => return Err(fault),
             Err(_) => return Ok(None),
         };

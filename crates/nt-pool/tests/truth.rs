@@ -284,10 +284,10 @@ fn a_search_finds_what_reading_all_does(kernel: &Kernel<'_>, truth: &Truth, cost
     let large = big_pages::read(kernel, &|_| true).expect("the table").blocks;
     let plan = Plan::read(kernel, Kinds::ALL).expect("a plan");
     let all = plan.find(kernel, &|_| true, &large, Limits::default()).expect("blocks");
-    let mut keys: BTreeSet<u32> = truth.small.iter().map(|block| block.tag & 0x7fff_ffff).collect();
+    let keys: BTreeSet<u32> = truth.small.iter().map(|block| block.tag & 0x7fff_ffff).collect();
     // Special pool has tags of its own; a few will do.
     let common = |key: &u32| truth.small.iter().filter(|block| block.tag & 0x7fff_ffff == *key).count() > 3;
-    let (many, few): (Vec<u32>, Vec<u32>) = std::mem::take(&mut keys).into_iter().partition(common);
+    let (many, few): (Vec<u32>, Vec<u32>) = keys.into_iter().partition(common);
     for key in many.into_iter().chain(few.into_iter().take(4)) {
         let tag = Tag::from_key(key).0;
         let found = plan.search(kernel, tag, REPLY, Limits::default()).expect("blocks");

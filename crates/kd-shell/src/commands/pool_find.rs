@@ -688,8 +688,8 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         (true, false) => {
             let start = SearchPlace { session: None, address: question.from };
             drive.with(|context| {
-                let plan = |kernel: &nt_pool::Kernel<'_>| Plan::read(kernel, question.kinds());
-                context.pool(|kernel| found.piece("small blocks are missing", start, plan(kernel)))
+                context
+                    .pool(|kernel| found.piece("small blocks are missing", start, Plan::read(kernel, question.kinds())))
             })?
         }
     };
