@@ -214,6 +214,7 @@ pub fn check(
         notes: now.notes.clone(),
         ..CheckReport::default()
     };
+    report.notes.extend(uncounted(then, now, &tags));
     for tag in tags {
         Books { tag, then, now, harvest, sites: &sites }.judge(&mut report);
     }
@@ -236,6 +237,27 @@ pub fn check(
         *count += 1;
     }
     Ok(report)
+}
+
+/// Says of which tags the counters are not used.
+fn uncounted(then: &Snapshot, now: &Snapshot, tags: &BTreeSet<u32>) -> Option<String> {
+    const NAMED: usize = 4;
+    then.counter_bits.filter(|bits| now.counter_bits == Some(*bits))?;
+    let tags = tags.iter().filter(|tag| !then.covers(**tag) || !now.covers(**tag));
+    let mut tags: Vec<String> = tags.map(|tag| Tag::from_key(*tag).0.to_string()).collect();
+    if tags.is_empty() {
+        return None;
+    }
+    if tags.len() > NAMED {
+        let more = tags.len() - NAMED;
+        tags.truncate(NAMED);
+        tags.push(format!("{more} more tags"));
+    }
+    Some(format!(
+        "more blocks of {} are listed than the counters have (they may be counted in the row of the tags that found no \
+         place), so nothing is concluded from them",
+        tags.join(", ")
+    ))
 }
 
 /// How often the log shows an allocation from a place that is known to allocate a tag.

@@ -244,7 +244,7 @@ pub fn mark(
     };
     now.list(kernel, depth.small)?;
     now.read_stacks(kernel, log.as_ref(), resolver)?;
-    if let Some(tag) = scope.tag.filter(|tag| now.counter_bits.is_some() && now.unlisted(*tag).is_none()) {
+    if let Some(tag) = scope.tag.filter(|tag| now.counter_bits.is_some() && !now.covers(*tag)) {
         let tag = Tag::from_key(tag).0;
         now.notes.push(format!(
             "more blocks of {tag} are listed than the kernel has counted (its table of tags was full): its counters \
@@ -347,11 +347,11 @@ impl Snapshot {
         }
     }
 
-    /// Blocks in use, as the counters say; `None` where they are not known.
+    /// Blocks in use, as the counters say; `None` where they are not known, or have more frees than allocations.
     pub(crate) fn outstanding(&self, tag: u32) -> Option<u64> {
-        let mask = u64::MAX >> (64 - u32::from(self.counter_bits?.clamp(1, 64)));
+        let unused = 64 - u32::from(self.counter_bits?.clamp(1, 64));
         let counters = self.counters.get(&tag).copied().unwrap_or_default();
-        Some(counters.allocs.wrapping_sub(counters.frees) & mask)
+        u64::try_from((counters.allocs.wrapping_sub(counters.frees) << unused) as i64 >> unused).ok()
     }
 
     /// Blocks of a tag that the counters have and the list has not; `None` where that is not known.
@@ -360,17 +360,24 @@ impl Snapshot {
         self.outstanding(tag)?.checked_sub(listed)
     }
 
+    /// The counters have all blocks of a tag that are in use for certain. If not, some of them are counted elsewhere,
+    /// and so are their frees.
+    pub(crate) fn covers(&self, tag: u32) -> bool {
+        let listed = self.blocks.iter().filter(|block| block.tag == tag && block.source != Source::Small);
+        self.outstanding(tag).is_some_and(|outstanding| outstanding >= listed.count() as u64)
+    }
+
     /// The list has all blocks of a tag, and nothing else: what lies free in one of the pool's own lists can look like
     /// a block in use.
     pub(crate) fn is_exact(&self, tag: u32) -> bool {
         self.complete && self.small_complete && self.scope.paged.is_none() && self.unlisted(tag) == Some(0)
     }
 
-    /// What a tag's counters gained since, as (allocations, frees); `None` if they cannot be compared.
+    /// What a tag's counters gained since, as (allocations, frees); `None` if they cannot be compared, or do not count
+    /// all of its blocks.
     pub(crate) fn gained(&self, then: &Snapshot, tag: u32) -> Option<(u64, u64)> {
         let bits = self.counter_bits.filter(|bits| then.counter_bits == Some(*bits))?;
-        // A tag that found no row in a full table is counted with others.
-        if !self.counters.contains_key(&tag) || then.unlisted(tag).is_none() {
+        if !then.covers(tag) || !self.covers(tag) {
             return None;
         }
         let mask = u64::MAX >> (64 - u32::from(bits.clamp(1, 64)));
