@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nt_memory::ReadError;
 use nt_pool::around::{self, Contents};
-use nt_pool::big_pages::{self, BigPage};
+use nt_pool::big_pages::{self, BigPage, BigPages};
 use nt_pool::small_blocks::{self, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Kernel, PoolError, Tag, pool_log, tags, verifier};
 use serde::{Deserialize, Serialize};
@@ -421,12 +421,11 @@ impl Snapshot {
     /// Lists the blocks from the kernel's own books.
     fn list(&mut self, kernel: &Kernel<'_>, small: Option<u64>) -> Result<(), PoolError> {
         let pages = match self.scope.tag {
-            Some(tag) => big_pages::find(kernel, Tag::from_key(tag).0)?,
-            None => big_pages::read(kernel, &|_| true)?,
+            Some(tag) => big_pages::find(kernel, Tag::from_key(tag).0),
+            None => big_pages::read(kernel, &|_| true),
         };
-        self.complete &= pages.notes.is_empty();
-        self.notes.extend(pages.notes);
-        let (freed, live): (Vec<BigPage>, Vec<BigPage>) = pages.blocks.into_iter().partition(|page| page.free);
+        let (freed, live): (Vec<BigPage>, Vec<BigPage>) =
+            self.all_of("the table of large allocations", pages)?.into_iter().partition(|page| page.free);
         if self.scope.tag.is_some() {
             self.freed.extend(freed.iter().map(|page| page.address));
         }
@@ -443,13 +442,33 @@ impl Snapshot {
         }
     }
 
+    /// What the table of large allocations has; where it could not be read, the look is not complete.
+    fn all_of(&mut self, what: &str, pages: Result<BigPages, PoolError>) -> Result<Vec<BigPage>, PoolError> {
+        match pages {
+            Ok(pages) => {
+                self.complete &= pages.notes.is_empty();
+                self.notes.extend(pages.notes);
+                Ok(pages.blocks)
+            }
+            Err(error) => {
+                self.complete = false;
+                self.note(what, error)?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
     /// The blocks of the pool's own pages.
     fn list_small(&mut self, kernel: &Kernel<'_>, limit: u64) -> Result<(), PoolError> {
         let seen: BTreeSet<u64> = self.blocks.iter().map(|block| block.address).collect();
         let wanted = |tag: Tag| self.scope.tag.is_none_or(|wanted| wanted == tag.key());
         let limits = Limits { bytes: limit, blocks: MAX_SMALL, ..Limits::default() };
-        let found = small_blocks::find(kernel, &wanted, kinds(self.scope.paged), limits)?;
-        (self.small, self.small_complete) = (Some(limit), found.complete);
+        self.small = Some(limit);
+        let found = match small_blocks::find(kernel, &wanted, kinds(self.scope.paged), limits) {
+            Ok(found) => found,
+            Err(error) => return self.note("small blocks", error),
+        };
+        self.small_complete = found.complete;
         self.notes.extend(found.notes);
         if let Some(at) = found.stopped {
             self.notes.push(format!("the search for small blocks ended at {at:016x}: those behind are not listed"));
@@ -643,7 +662,13 @@ impl Snapshot {
             }
             for address in round {
                 let was = blocks.remove(&address).is_some();
-                let page = big_pages::lookup(kernel, address)?;
+                let page = match big_pages::lookup(kernel, address) {
+                    Ok(page) => page,
+                    Err(error) => {
+                        self.note("the table of large allocations", error)?;
+                        return Ok(false);
+                    }
+                };
                 let of_tag = page.as_ref().is_some_and(|page| page.tag.key() == tag);
                 let live = page.as_ref().is_some_and(|page| !page.free);
                 let mut is_ours = was;
@@ -709,15 +734,34 @@ impl Snapshot {
                 Owner::Unknown => {}
             }
         }
-        for &address in gone.iter().take(MAX_LOOKUPS) {
-            match big_pages::lookup(kernel, address)? {
-                Some(page) if !page.free => {
-                    self.occupied.insert(address);
+        self.look_up_large(kernel, &gone)
+    }
+
+    /// Who has the addresses of large blocks that are gone. Where they are many, the whole table costs less.
+    fn look_up_large(&mut self, kernel: &Kernel<'_>, gone: &[u64]) -> Result<(), PoolError> {
+        const WHAT: &str = "who has the addresses of blocks that are gone";
+        let mut found = Vec::new();
+        if gone.len() > MAX_LOOKUPS {
+            let gone: BTreeSet<u64> = gone.iter().copied().collect();
+            found = self.all_of(WHAT, big_pages::read(kernel, &|_| true))?;
+            found.retain(|page| gone.contains(&page.address));
+        } else {
+            for &address in gone {
+                match big_pages::lookup(kernel, address) {
+                    Ok(page) => found.extend(page),
+                    Err(error) => {
+                        self.complete = false;
+                        self.note(WHAT, error)?;
+                        break;
+                    }
                 }
-                Some(page) if Some(page.tag.key()) == self.scope.tag => {
-                    self.freed.insert(address);
-                }
-                _ => {}
+            }
+        }
+        for page in found {
+            if !page.free {
+                self.occupied.insert(page.address);
+            } else if Some(page.tag.key()) == self.scope.tag {
+                self.freed.insert(page.address);
             }
         }
         Ok(())
@@ -745,8 +789,11 @@ enum Owner {
 }
 
 fn who_has(kernel: &Kernel<'_>, gone: &Block) -> Result<Owner, PoolError> {
-    if let Some(page) = big_pages::lookup(kernel, gone.address)?.filter(|page| !page.free) {
-        return Ok(if page.address == gone.address { Owner::Another } else { Owner::Unknown });
+    match big_pages::lookup(kernel, gone.address) {
+        Ok(Some(page)) if !page.free => return Ok(Owner::Another),
+        Ok(_) => {}
+        Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
+        Err(_) => return Ok(Owner::Unknown),
     }
     let around = match around::read(kernel, gone.address) {
         Ok(around) => around,
