@@ -1,6 +1,6 @@
 //! What became of each block of a mark. The reasoning is in docs/leaks.md; the rules here have its numbers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use nt_memory::Fault;
@@ -11,7 +11,7 @@ use crate::harvest::{Harvest, Operation, Record};
 use crate::identity::Different;
 use crate::mark::Mark;
 use crate::print::{Header, MAX_PRINTS, first_bytes};
-use crate::snapshot::{Block, NoStack, Snapshot, Source, StackFrom};
+use crate::snapshot::{Block, NoStack, Snapshot, Source, StackFrom, Tagged, fits};
 use crate::stack::{Frame, Module, Resolver, StackId, Stacks};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -204,8 +204,16 @@ pub fn check(
     resolver: &mut Resolver<'_>,
 ) -> Result<CheckReport, Fault> {
     let then = &mark.snapshot;
-    let mut tags: BTreeSet<u32> = then.blocks.iter().chain(&now.blocks).map(|block| block.tag).collect();
+    let (mut marked, mut live) = (then.by_tag(), now.by_tag());
+    let mut tags: BTreeSet<u32> = marked.keys().chain(live.keys()).copied().collect();
     tags.extend(then.scope.tag);
+    let mut of_tag = |tag| {
+        let marked = marked.remove(&tag).unwrap_or_else(|| then.none_of(tag));
+        (tag, marked, live.remove(&tag).unwrap_or_else(|| now.none_of(tag)))
+    };
+    let tags: Vec<(u32, Tagged<'_>, Tagged<'_>)> = tags.into_iter().map(&mut of_tag).collect();
+    let known: HashSet<u64> = then.blocks.iter().map(|block| block.address).collect();
+    let listed: HashMap<u64, &Block> = now.blocks.iter().map(|block| (block.address, block)).collect();
     let sites = Sites::new(mark, now, harvest, resolver)?;
     let mut report = CheckReport {
         mark: mark.name.clone(),
@@ -214,9 +222,11 @@ pub fn check(
         notes: now.notes.clone(),
         ..CheckReport::default()
     };
-    report.notes.extend(uncounted(then, now, &tags));
-    for tag in tags {
-        Books { tag, then, now, harvest, sites: &sites }.judge(&mut report);
+    report.notes.extend(uncounted(&tags));
+    for (tag, marked, live) in tags {
+        let exact = (marked.is_exact(), live.is_exact());
+        Books { tag, then, now, marked, live, exact, known: &known, listed: &listed, harvest, sites: &sites }
+            .judge(&mut report);
     }
     let order: HashMap<u64, usize> = then.blocks.iter().enumerate().map(|(i, block)| (block.address, i)).collect();
     report.blocks.sort_by_key(|block| (order.get(&block.address).copied().unwrap_or(usize::MAX), block.address));
@@ -240,11 +250,13 @@ pub fn check(
 }
 
 /// Says of which tags the counters are not used.
-fn uncounted(then: &Snapshot, now: &Snapshot, tags: &BTreeSet<u32>) -> Option<String> {
+fn uncounted(tags: &[(u32, Tagged<'_>, Tagged<'_>)]) -> Option<String> {
     const NAMED: usize = 4;
-    then.counter_bits.filter(|bits| now.counter_bits == Some(*bits))?;
-    let tags = tags.iter().filter(|tag| !then.covers(**tag) || !now.covers(**tag));
-    let mut tags: Vec<String> = tags.map(|tag| Tag::from_key(*tag).0.to_string()).collect();
+    let compared = |then: &Tagged<'_>, now: &Tagged<'_>| {
+        then.look.counter_bits.is_some_and(|bits| now.look.counter_bits == Some(bits))
+    };
+    let tags = tags.iter().filter(|(_, then, now)| compared(then, now) && !(then.are_counted() && now.are_counted()));
+    let mut tags: Vec<String> = tags.map(|(tag, ..)| Tag::from_key(*tag).0.to_string()).collect();
     if tags.is_empty() {
         return None;
     }
@@ -277,11 +289,17 @@ impl Sites {
                 owners.entry(site).or_default().insert(block.tag);
             }
         }
-        let listed = now.blocks.iter().map(|block| (block.address, block.tag));
-        let freed = now.freed.iter().filter_map(|address| Some((*address, now.scope.tag?)));
-        for (address, tag) in listed.chain(freed) {
-            let newest = harvest.at(address).iter().rfind(|record| record.operation == Operation::Allocate);
-            if let Some(record) = newest
+        let listed = now.blocks.iter().map(|block| {
+            let own = newest_allocation(harvest.at(block.address)).filter(|record| fits(record.size, block.size));
+            (own, block.tag)
+        });
+        let freed = now.freed.iter().filter_map(|(address, size)| Some((address, size, now.scope.tag?)));
+        let freed = freed.map(|(address, size, tag)| {
+            let own = freed_last(harvest.at(*address)).filter(|record| fits(record.size, *size));
+            (own, tag)
+        });
+        for (own, tag) in listed.chain(freed) {
+            if let Some(record) = own
                 && let Some(site) = resolver.site(&record.frames)?
             {
                 owners.entry(site).or_default().insert(tag);
@@ -289,8 +307,9 @@ impl Sites {
         }
         for record in harvest.all().filter(|record| record.operation == Operation::Allocate) {
             let site = resolver.site(&record.frames)?;
-            for tag in site.and_then(|site| owners.get(&site)).into_iter().flatten() {
-                *by_tag.entry(*tag).or_insert(0) += 1;
+            // A place that allocates with several tags says nothing of one of them.
+            if let Some(tags) = site.and_then(|site| owners.get(&site)).filter(|tags| tags.len() == 1) {
+                tags.iter().for_each(|tag| *by_tag.entry(*tag).or_insert(0) += 1);
             }
         }
         Ok(Sites { by_tag })
@@ -301,26 +320,37 @@ fn newest_allocation(records: &[Record]) -> Option<&Record> {
     records.last().filter(|record| record.operation == Operation::Allocate)
 }
 
+/// The allocation of the block whose free is the newest record.
+fn freed_last(records: &[Record]) -> Option<&Record> {
+    match records {
+        [.., allocation, free] if free.operation == Operation::Free => newest_allocation(std::slice::from_ref(allocation)),
+        _ => None,
+    }
+}
+
 /// One tag's blocks and counters, then and now.
 struct Books<'a> {
     tag: u32,
     then: &'a Snapshot,
     now: &'a Snapshot,
+    marked: Tagged<'a>,
+    live: Tagged<'a>,
+    /// The lists of then and of now have all blocks, and nothing else.
+    exact: (bool, bool),
+    /// All that was listed at the mark.
+    known: &'a HashSet<u64>,
+    /// All that is listed now.
+    listed: &'a HashMap<u64, &'a Block>,
     harvest: Option<&'a Harvest>,
     sites: &'a Sites,
 }
 
 impl Books<'_> {
     fn judge(&self, report: &mut CheckReport) {
-        let of_tag = |snapshot: &'_ Snapshot| -> BTreeMap<u64, Block> {
-            let blocks = snapshot.blocks.iter().filter(|block| block.tag == self.tag);
-            blocks.map(|block| (block.address, block.clone())).collect()
-        };
-        let (marked, live) = (of_tag(self.then), of_tag(self.now));
-        let taken = |address: u64| self.now.blocks.iter().any(|block| block.address == address);
+        let (marked, live) = (&self.marked.blocks, &self.live.blocks);
         let mut verdicts: BTreeMap<u64, (Verdict, Vec<Evidence>)> = BTreeMap::new();
         let mut open = Vec::new();
-        for block in marked.values() {
+        for &block in marked.values() {
             let records = self.records(block.address);
             let verdict = match live.get(&block.address) {
                 Some(now) if now.source == block.source && now.size != block.size => {
@@ -331,11 +361,11 @@ impl Books<'_> {
                     open.push(block);
                     None
                 }
-                None => Some(self.absent(block, taken(block.address))),
+                None => Some(self.absent(block)),
             };
             verdicts.extend(verdict.map(|verdict| (block.address, verdict)));
         }
-        let fresh: Vec<&Block> = live.values().filter(|block| !marked.contains_key(&block.address)).collect();
+        let fresh: Vec<&Block> = live.values().copied().filter(|block| !marked.contains_key(&block.address)).collect();
         let count = |wanted: Verdict| verdicts.values().filter(|(verdict, _)| *verdict == wanted).count() as u64;
         let (gone, reused, fresh_count) = (count(Verdict::Freed), count(Verdict::Reused), fresh.len() as u64);
         // Blocks whose address went to another tag are gone, not allocated again under this one.
@@ -345,19 +375,18 @@ impl Books<'_> {
         let elsewhere = verdicts.iter().filter(went).count() as u64;
         let again = reused - elsewhere;
 
-        let gained = self.now.gained(self.then, self.tag);
-        let possible = self.possible_reuses(gained, (gone + elsewhere, again, fresh_count), (&marked, &live), report);
+        let gained = self.live.gained(&self.marked);
+        let possible = self.possible_reuses(gained, (gone + elsewhere, again, fresh_count), report);
         let nothing_left = possible == Some(0);
         let accounted = self.harvest.is_some_and(Harvest::is_complete)
             && gained.is_some_and(|(allocs, _)| self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) == allocs);
         let mut proved = 0;
         let mut left = 0;
-        let exact = self.then.is_exact(self.tag);
         for block in open {
             let quiet = self.records(block.address).is_empty();
             // The verifier tracks what it logged the allocation of, and logs its free, whoever frees it.
             let unfreed = quiet && block.allocation.is_some() && self.harvest.is_some_and(Harvest::is_complete);
-            let certain = block.source != Source::Small || exact;
+            let certain = block.source != Source::Small || self.exact.0;
             let verdict = if nothing_left && certain {
                 (Verdict::Still, evidence(Evidence::Counters, unfreed))
             } else if unfreed {
@@ -379,13 +408,12 @@ impl Books<'_> {
         }
         for block in marked.values() {
             // Another tag's block has its line here, and none of its own.
-            let now = self.now.blocks.iter().find(|now| now.address == block.address);
+            let now = self.listed.get(&block.address);
             if let Some((verdict, evidence)) = verdicts.remove(&block.address) {
                 report.blocks.push(self.line(now.unwrap_or(block), now.is_some(), verdict, evidence));
             }
         }
-        let then: BTreeSet<u64> = self.then.blocks.iter().map(|block| block.address).collect();
-        for block in fresh.into_iter().filter(|block| !then.contains(&block.address)) {
+        for block in fresh.into_iter().filter(|block| !self.known.contains(&block.address)) {
             let logged = newest_allocation(self.records(block.address)).is_some();
             let verdict = match self.then.complete && self.was_watched(block) {
                 true => (Verdict::New, evidence(Evidence::Address, logged)),
@@ -429,9 +457,9 @@ impl Books<'_> {
     }
 
     /// A block that the kernel's books do not list under this tag any more.
-    fn absent(&self, block: &Block, taken: bool) -> (Verdict, Vec<Evidence>) {
+    fn absent(&self, block: &Block) -> (Verdict, Vec<Evidence>) {
         let logged = self.records(block.address).iter().any(|record| record.operation == Operation::Free);
-        if taken || self.now.occupied.contains(&block.address) {
+        if self.listed.contains_key(&block.address) || self.now.occupied.contains(&block.address) {
             return (Verdict::Reused, evidence(Evidence::Address, logged));
         }
         let allocated_last = newest_allocation(self.records(block.address)).is_some();
@@ -440,7 +468,7 @@ impl Books<'_> {
             Source::Large => self.now.complete,
             // The verifier's list is of one driver's blocks: others may have the address.
             Source::Tracked(driver) => self.now.tracked.contains(driver) && self.now.gone.contains(&address),
-            Source::Small => self.now.gone.contains(&address) && self.then.is_exact(self.tag),
+            Source::Small => self.now.gone.contains(&address) && self.exact.0,
         };
         let tracked = match &block.source {
             Source::Tracked(driver) => self.now.tracked.contains(driver),
@@ -463,7 +491,7 @@ impl Books<'_> {
         match &block.source {
             Source::Large => true,
             Source::Tracked(driver) => self.then.tracked.contains(driver),
-            Source::Small => self.then.is_exact(self.tag) && self.now.is_exact(self.tag),
+            Source::Small => self.exact == (true, true),
         }
     }
 
@@ -476,7 +504,6 @@ impl Books<'_> {
         &self,
         gained: Option<(u64, u64)>,
         (gone, again, fresh): (u64, u64, u64),
-        (marked, live): (&BTreeMap<u64, Block>, &BTreeMap<u64, Block>),
         report: &mut CheckReport,
     ) -> Option<u64> {
         let (allocs, frees) = gained?;
@@ -492,7 +519,7 @@ impl Books<'_> {
             return Some(0);
         }
         let difference = |now: u64, then: u64| i128::from(now) - i128::from(then);
-        let balanced = difference(allocs, frees) == difference(live.len() as u64, marked.len() as u64)
+        let balanced = difference(allocs, frees) == difference(self.live.blocks.len() as u64, self.marked.blocks.len() as u64)
             && self.then.complete
             && self.now.complete;
         if !balanced {

@@ -160,8 +160,9 @@ pub struct Snapshot {
     pub stacks: Stacks,
     /// Blocks of the mark whose address another block has now.
     pub occupied: BTreeSet<u64>,
-    /// Freed since, as their old entries say: addresses where a block of the tag lived last.
-    pub freed: BTreeSet<u64>,
+    /// Addresses where a block of the tag lived last, and its size, as their old entries say.
+    #[serde(skip)]
+    pub freed: BTreeMap<u64, u64>,
     /// Addresses of the mark's small blocks that nobody has now.
     #[serde(default)]
     pub gone: BTreeSet<u64>,
@@ -325,6 +326,47 @@ pub fn look(
     Ok(now)
 }
 
+/// What a look has of one tag.
+pub(crate) struct Tagged<'a> {
+    pub(crate) look: &'a Snapshot,
+    tag: u32,
+    pub(crate) blocks: BTreeMap<u64, &'a Block>,
+}
+
+impl Tagged<'_> {
+    /// Blocks that the counters have and the list has not; `None` where that is not known.
+    fn unlisted(&self) -> Option<u64> {
+        self.look.outstanding(self.tag)?.checked_sub(self.blocks.len() as u64)
+    }
+
+    /// The list has all blocks, and nothing else: what lies free in one of the pool's own lists can look like a block
+    /// in use.
+    pub(crate) fn is_exact(&self) -> bool {
+        let look = self.look;
+        look.complete && look.small_complete && look.scope.paged.is_none() && self.unlisted() == Some(0)
+    }
+
+    /// The counters have all blocks that are in use for certain. If not, some of them are counted elsewhere, and so are
+    /// their frees.
+    pub(crate) fn are_counted(&self) -> bool {
+        let certain = self.blocks.values().filter(|block| block.source != Source::Small).count() as u64;
+        self.look.outstanding(self.tag).is_some_and(|outstanding| outstanding >= certain)
+    }
+
+    /// What the counters gained since, as (allocations, frees); `None` if they cannot be compared, or do not count all
+    /// of the blocks.
+    pub(crate) fn gained(&self, then: &Tagged<'_>) -> Option<(u64, u64)> {
+        let bits = self.look.counter_bits.filter(|bits| then.look.counter_bits == Some(*bits))?;
+        if !then.are_counted() || !self.are_counted() {
+            return None;
+        }
+        let mask = u64::MAX >> (64 - u32::from(bits.clamp(1, 64)));
+        let of = |tagged: &Tagged<'_>| tagged.look.counters.get(&tagged.tag).copied().unwrap_or_default();
+        let (then, now) = (of(then), of(self));
+        Some((now.allocs.wrapping_sub(then.allocs) & mask, now.frees.wrapping_sub(then.frees) & mask))
+    }
+}
+
 impl Snapshot {
     pub(crate) fn empty(scope: Scope, times: Times) -> Self {
         Snapshot {
@@ -336,7 +378,7 @@ impl Snapshot {
             complete: true,
             stacks: Stacks::default(),
             occupied: BTreeSet::new(),
-            freed: BTreeSet::new(),
+            freed: BTreeMap::new(),
             gone: BTreeSet::new(),
             unmapped: BTreeSet::new(),
             tracked: Vec::new(),
@@ -356,34 +398,28 @@ impl Snapshot {
 
     /// Blocks of a tag that the counters have and the list has not; `None` where that is not known.
     pub fn unlisted(&self, tag: u32) -> Option<u64> {
-        let listed = self.blocks.iter().filter(|block| block.tag == tag).count() as u64;
-        self.outstanding(tag)?.checked_sub(listed)
+        self.of(tag).unlisted()
     }
 
-    /// The counters have all blocks of a tag that are in use for certain. If not, some of them are counted elsewhere,
-    /// and so are their frees.
-    pub(crate) fn covers(&self, tag: u32) -> bool {
-        let listed = self.blocks.iter().filter(|block| block.tag == tag && block.source != Source::Small);
-        self.outstanding(tag).is_some_and(|outstanding| outstanding >= listed.count() as u64)
+    /// A tag's blocks.
+    fn of(&self, tag: u32) -> Tagged<'_> {
+        let blocks = self.blocks.iter().filter(|block| block.tag == tag);
+        Tagged { look: self, tag, blocks: blocks.map(|block| (block.address, block)).collect() }
     }
 
-    /// The list has all blocks of a tag, and nothing else: what lies free in one of the pool's own lists can look like
-    /// a block in use.
-    pub(crate) fn is_exact(&self, tag: u32) -> bool {
-        self.complete && self.small_complete && self.scope.paged.is_none() && self.unlisted(tag) == Some(0)
-    }
-
-    /// What a tag's counters gained since, as (allocations, frees); `None` if they cannot be compared, or do not count
-    /// all of its blocks.
-    pub(crate) fn gained(&self, then: &Snapshot, tag: u32) -> Option<(u64, u64)> {
-        let bits = self.counter_bits.filter(|bits| then.counter_bits == Some(*bits))?;
-        if !then.covers(tag) || !self.covers(tag) {
-            return None;
+    /// The blocks of every tag that has some.
+    pub(crate) fn by_tag(&self) -> BTreeMap<u32, Tagged<'_>> {
+        let mut tags = BTreeMap::new();
+        for block in &self.blocks {
+            let tagged = tags.entry(block.tag).or_insert_with(|| self.none_of(block.tag));
+            tagged.blocks.insert(block.address, block);
         }
-        let mask = u64::MAX >> (64 - u32::from(bits.clamp(1, 64)));
-        let of = |snapshot: &Snapshot| snapshot.counters.get(&tag).copied().unwrap_or_default();
-        let (then, now) = (of(then), of(self));
-        Some((now.allocs.wrapping_sub(then.allocs) & mask, now.frees.wrapping_sub(then.frees) & mask))
+        tags
+    }
+
+    /// A tag that has no blocks.
+    pub(crate) fn none_of(&self, tag: u32) -> Tagged<'_> {
+        Tagged { look: self, tag, blocks: BTreeMap::new() }
     }
 
     fn wants(&self, tag: Tag, paged: Option<bool>) -> bool {
@@ -427,7 +463,7 @@ impl Snapshot {
         let (freed, live): (Vec<BigPage>, Vec<BigPage>) =
             self.all_of("the table of large allocations", pages)?.into_iter().partition(|page| page.free);
         if self.scope.tag.is_some() {
-            self.freed.extend(freed.iter().map(|page| page.address));
+            self.freed.extend(freed.iter().map(|page| (page.address, page.size)));
         }
         let mut seen = BTreeSet::new();
         for page in live {
@@ -609,7 +645,7 @@ impl Snapshot {
     fn take_from_counters(&mut self, mark: &Mark) -> bool {
         let then = &mark.snapshot;
         let Some(tag) = self.scope.tag else { return false };
-        if !then.complete || self.gained(then, tag) != Some((0, 0)) {
+        if !then.complete || self.of(tag).gained(&then.of(tag)) != Some((0, 0)) {
             return false;
         }
         self.blocks = then.blocks.clone();
@@ -630,7 +666,7 @@ impl Snapshot {
         let (Some(harvest), Some(tag)) = (harvest.filter(|harvest| harvest.is_complete()), self.scope.tag) else {
             return Ok(false);
         };
-        let Some(gained) = self.gained(then, tag) else { return Ok(false) };
+        let Some(gained) = self.of(tag).gained(&then.of(tag)) else { return Ok(false) };
         let all_large = then.blocks.iter().all(|block| block.source == Source::Large);
         if !then.complete || !all_large {
             return Ok(false);
@@ -650,7 +686,7 @@ impl Snapshot {
                 others.push(address);
             }
         }
-        let (mut occupied, mut freed) = (BTreeSet::new(), BTreeSet::new());
+        let (mut occupied, mut freed) = (BTreeSet::new(), BTreeMap::new());
         // Operations that are the tag's for certain: what made the state of now out of that of then.
         let mut certain = (0, 0);
         for round in [likely, others] {
@@ -696,8 +732,8 @@ impl Snapshot {
                     Some(_) if live && was => {
                         occupied.insert(address);
                     }
-                    Some(_) if !live && of_tag => {
-                        freed.insert(address);
+                    Some(page) if !live && of_tag => {
+                        freed.insert(address, page.size);
                     }
                     _ => {}
                 }
@@ -761,7 +797,7 @@ impl Snapshot {
             if !page.free {
                 self.occupied.insert(page.address);
             } else if Some(page.tag.key()) == self.scope.tag {
-                self.freed.insert(page.address);
+                self.freed.insert(page.address, page.size);
             }
         }
         Ok(())
@@ -831,7 +867,7 @@ fn sites(then: &Snapshot, resolver: &mut Resolver<'_>) -> Result<HashSet<(String
 }
 
 /// A record holds what was asked for, and the books what was given: rounded up, with the verifier's pointer.
-fn fits(asked: u64, given: u64) -> bool {
+pub(crate) fn fits(asked: u64, given: u64) -> bool {
     given.checked_sub(asked).is_some_and(|more| more <= 0x1010)
 }
 
