@@ -253,6 +253,109 @@ fn a_tag_without_a_row_is_not_judged_by_its_counters() {
     assert!(report.notes.iter().any(|note| note.contains("more blocks of Leak are listed")), "{:?}", report.notes);
 }
 
+/// Of a hundred blocks that are gone, who has the address now is known of each.
+#[test]
+fn many_addresses_that_went_to_another_tag() {
+    let lab = Lab::new(0x400, 12);
+    let blocks: Vec<u64> = (0..100).map(|i| 0xffff_f8a0_0b00_0000 + i * 0x10_0000).collect();
+    blocks.iter().for_each(|block| lab.allocate(*block, LEAK_TAG, &[]));
+    let mark = lab.mark();
+    let mut harvest = Harvest::new(mark.log.clone().unwrap());
+    blocks.iter().for_each(|block| lab.free(*block, &[]));
+    blocks[90..].iter().for_each(|block| lab.allocate(*block, OTHER, &[]));
+    let report = lab.check(&mark, &mut harvest);
+    for (i, block) in blocks.iter().enumerate() {
+        assert_eq!(verdict(&report, *block), if i < 90 { Verdict::Freed } else { Verdict::Reused }, "{i}");
+    }
+}
+
+/// A table that cannot be read is said, and the rest says what it can.
+#[test]
+fn damaged_tables_end_no_look() {
+    let mut lab = Lab::new(0x400, 13);
+    let set = |lab: &mut Lab, name: &str, value: u64| {
+        let at = lab.symbol(name);
+        let before = lab.number(at, 8);
+        lab.machine.kernel.borrow_mut().write_virtual(at, &value.to_le_bytes());
+        before
+    };
+    let blocks: Vec<u64> = lab.lives().0.into_keys().collect();
+    let mark = lab.mark();
+    let mut harvest = Harvest::new(mark.log.clone().unwrap());
+    lab.free(blocks[0], &FREE_STACK);
+    let entries = set(&mut lab, "PoolBigPageTableSize", 0);
+    let report = lab.check(&mark, &mut harvest);
+    assert_eq!(report.blocks.len(), blocks.len());
+    assert!(report.blocks.iter().all(|block| matches!(block.verdict, Verdict::Unknown | Verdict::Still)));
+    assert_ne!(verdict(&report, blocks[0]), Verdict::Still);
+    assert!(report.notes.iter().any(|note| note.contains("PoolBigPageTable")), "{:?}", report.notes);
+    // The mark too.
+    let half = lab.mark();
+    assert!(!half.snapshot.complete && half.snapshot.blocks.iter().all(|block| block.address != blocks[0]));
+    set(&mut lab, "PoolBigPageTableSize", entries);
+    let report = lab.check(&mark, &mut harvest);
+    assert_eq!(verdict(&report, blocks[0]), Verdict::Freed);
+    let mut harvest = Harvest::new(half.log.clone().unwrap());
+    let report = lab.check(&half, &mut harvest);
+    assert!(report.blocks.iter().all(|block| block.verdict != Verdict::New));
+}
+
+/// A machine whose log of 64 records has come round, with a block whose allocation is the oldest of them.
+fn oldest_record() -> (Lab, u64) {
+    let lab = Lab::new(0x40, 14);
+    let (block, noise) = (0xffff_f8a0_0b00_0000, 0xffff_f8a0_0c00_0000);
+    (0..0x20).for_each(|_| {
+        lab.allocate(noise, OTHER, &LEAK_STACK);
+        lab.free(noise, &FREE_STACK);
+    });
+    lab.allocate(block, LEAK_TAG, &LEAK_STACK);
+    (0..0x1f).for_each(|_| {
+        lab.allocate(noise, OTHER, &LEAK_STACK);
+        lab.free(noise, &FREE_STACK);
+    });
+    lab.allocate(noise, OTHER, &LEAK_STACK);
+    (lab, block)
+}
+
+fn move_index(lab: &Lab, by: i32) {
+    let at = lab.symbol("VfPoolTracesIndex");
+    let index = (lab.number(at, 4) as u32).wrapping_add_signed(by);
+    lab.machine.kernel.borrow_mut().write_virtual(at, &index.to_le_bytes());
+}
+
+/// A record is counted before it is written: what its slot still holds is no record of now.
+#[test]
+fn a_record_that_is_not_written_yet_is_not_believed() {
+    let (lab, block) = oldest_record();
+    let mark = lab.mark();
+    let own = mark.snapshot.blocks.iter().find(|known| known.address == block).unwrap().allocation;
+    assert_eq!(own, mark.log.as_ref().map(|log| log.index - 0x3f));
+    let mut harvest = Harvest::new(mark.log.clone().unwrap());
+    move_index(&lab, 1);
+    let report = lab.check(&mark, &mut harvest);
+    assert_eq!(verdict(&report, block), Verdict::Still);
+    // The same where the counters do not help.
+    let mut harvest = Harvest::new(mark.log.clone().unwrap());
+    let others: Vec<u64> = lab.lives().0.into_keys().filter(|other| *other != block).collect();
+    lab.free(others[0], &[]);
+    lab.allocate(others[0], LEAK_TAG, &[]);
+    move_index(&lab, 1);
+    let report = lab.check(&mark, &mut harvest);
+    assert_ne!(verdict(&report, block), Verdict::Reused);
+}
+
+/// Windows 11 gives a record back when it cannot take the stack.
+#[test]
+fn a_record_that_was_given_back_makes_no_old_one_new() {
+    let (lab, block) = oldest_record();
+    let mark = lab.mark();
+    let mut harvest = Harvest::new(mark.log.clone().unwrap());
+    move_index(&lab, -1);
+    let report = lab.check(&mark, &mut harvest);
+    assert_eq!((verdict(&report, block), report.log_wrapped), (Verdict::Still, false));
+    assert!(report.notes.iter().any(|note| note.contains("gave records back")), "{:?}", report.notes);
+}
+
 #[test]
 fn a_log_that_holds_all_leaves_nothing_open() {
     let seen = histories(400, 0x400, 0, 1);

@@ -282,7 +282,8 @@ impl Sites {
         let mut by_tag = HashMap::new();
         let Some(harvest) = harvest else { return Ok(Sites { by_tag }) };
         let mut owners: HashMap<(String, u64), BTreeSet<u32>> = HashMap::new();
-        for block in &mark.snapshot.blocks {
+        let certain = |block: &&Block| block.allocation.is_some() || block.stack_from == Some(StackFrom::Verifier);
+        for block in mark.snapshot.blocks.iter().filter(certain) {
             let frames = block.stack.map(|id| mark.snapshot.stacks.get(id)).unwrap_or_default();
             let addresses: Vec<u64> = frames.iter().map(|frame| frame.address).collect();
             if let Some(site) = resolver.site(&addresses)? {
@@ -290,7 +291,8 @@ impl Sites {
             }
         }
         let listed = now.blocks.iter().map(|block| {
-            let own = newest_allocation(harvest.at(block.address)).filter(|record| fits(record.size, block.size));
+            let own = newest_allocation(harvest.at(block.address))
+                .filter(|record| harvest.is_settled(record) && fits(record.size, block.size));
             (own, block.tag)
         });
         let freed = now.freed.iter().filter_map(|(address, size)| Some((address, size, now.scope.tag?)));
@@ -305,11 +307,24 @@ impl Sites {
                 owners.entry(site).or_default().insert(tag);
             }
         }
-        for record in harvest.all().filter(|record| record.operation == Operation::Allocate) {
-            let site = resolver.site(&record.frames)?;
-            // A place that allocates with several tags says nothing of one of them.
-            if let Some(tags) = site.and_then(|site| owners.get(&site)).filter(|tags| tags.len() == 1) {
-                tags.iter().for_each(|tag| *by_tag.entry(*tag).or_insert(0) += 1);
+        let then: HashSet<u64> = mark.snapshot.blocks.iter().map(|block| block.address).collect();
+        let now: HashMap<u64, u32> = now.blocks.iter().map(|block| (block.address, block.tag)).collect();
+        for address in harvest.addresses() {
+            let mut before = if then.contains(&address) { Operation::Allocate } else { Operation::Free };
+            for record in harvest.at(address) {
+                let was = std::mem::replace(&mut before, record.operation);
+                if record.operation != Operation::Allocate {
+                    continue;
+                }
+                // A place that allocates with several tags says nothing of one of them.
+                let site = resolver.site(&record.frames)?;
+                let tags = site.and_then(|site| owners.get(&site)).filter(|tags| tags.len() == 1);
+                let Some(&tag) = tags.and_then(BTreeSet::first) else { continue };
+                // What is not settled is believed if the list agrees: something was allocated there.
+                let listed = was == Operation::Free && now.get(&address) == Some(&tag);
+                if listed || harvest.is_settled(record) {
+                    *by_tag.entry(tag).or_insert(0) += 1;
+                }
             }
         }
         Ok(Sites { by_tag })
@@ -351,12 +366,11 @@ impl Books<'_> {
         let mut verdicts: BTreeMap<u64, (Verdict, Vec<Evidence>)> = BTreeMap::new();
         let mut open = Vec::new();
         for &block in marked.values() {
-            let records = self.records(block.address);
             let verdict = match live.get(&block.address) {
                 Some(now) if now.source == block.source && now.size != block.size => {
-                    Some((Verdict::Reused, evidence(Evidence::Address, logged_reuse(block, records))))
+                    Some((Verdict::Reused, evidence(Evidence::Address, self.logged_reuse(block))))
                 }
-                Some(_) if logged_reuse(block, records) => Some((Verdict::Reused, vec![Evidence::Log])),
+                Some(_) if self.logged_reuse(block) => Some((Verdict::Reused, vec![Evidence::Log])),
                 Some(_) => {
                     open.push(block);
                     None
@@ -417,7 +431,8 @@ impl Books<'_> {
             let logged = newest_allocation(self.records(block.address)).is_some();
             let verdict = match self.then.complete && self.was_watched(block) {
                 true => (Verdict::New, evidence(Evidence::Address, logged)),
-                false if logged_twice(self.records(block.address)) => (Verdict::New, vec![Evidence::Log]),
+                // The newest of two cannot be a late record of before.
+                false if self.records(block.address).len() > 1 && self.settled_allocation(block.address).is_some() => (Verdict::New, vec![Evidence::Log]),
                 false => (Verdict::Unknown, vec![Evidence::Address]),
             };
             report.blocks.push(self.line(block, true, verdict.0, verdict.1));
@@ -441,6 +456,28 @@ impl Books<'_> {
         self.harvest.map_or(&[], |harvest| harvest.at(address))
     }
 
+    /// The log shows that a block which is listed now is not the one of the mark: an allocation that is not the mark's
+    /// own. A free alone does not do: it is logged before it is done, and the target may have been stopped in between.
+    fn logged_reuse(&self, block: &Block) -> bool {
+        let records = self.records(block.address);
+        let Some(last) = records.iter().rposition(|record| record.operation == Operation::Allocate) else {
+            return false;
+        };
+        // The mark's own allocation was logged before the mark, so this is another one. Without that it may be the
+        // mark's own, logged late, unless something came before. So it may if it is not settled.
+        block.allocation.is_some_and(|own| own != records[last].sequence) && self.is_settled(&records[last])
+            || records[..last].iter().any(|record| record.operation != Operation::Unknown)
+    }
+
+    fn is_settled(&self, record: &Record) -> bool {
+        self.harvest.is_some_and(|harvest| harvest.is_settled(record))
+    }
+
+    /// The newest record of an address, if it is of an allocation and settled.
+    fn settled_allocation(&self, address: u64) -> Option<&Record> {
+        newest_allocation(self.records(address)).filter(|record| self.is_settled(record))
+    }
+
     fn line(&self, block: &Block, listed: bool, verdict: Verdict, evidence: Vec<Evidence>) -> BlockReport {
         let Block { address, size, .. } = *block;
         BlockReport {
@@ -462,7 +499,7 @@ impl Books<'_> {
         if self.listed.contains_key(&block.address) || self.now.occupied.contains(&block.address) {
             return (Verdict::Reused, evidence(Evidence::Address, logged));
         }
-        let allocated_last = newest_allocation(self.records(block.address)).is_some();
+        let allocated_last = self.settled_allocation(block.address).is_some();
         let address = block.address;
         let gone = match &block.source {
             Source::Large => self.now.complete,
@@ -538,20 +575,6 @@ fn evidence(first: Evidence, log: bool) -> Vec<Evidence> {
         evidence.insert(0, Evidence::Log);
     }
     evidence
-}
-
-/// The log shows that a block which is listed now is not the one of the mark: an allocation that is not the mark's own.
-/// A free alone does not do: it is logged before it is done, and the target may have been stopped in between.
-fn logged_reuse(block: &Block, records: &[Record]) -> bool {
-    let Some(last) = records.iter().rposition(|record| record.operation == Operation::Allocate) else { return false };
-    // The mark's own allocation was logged before the mark, so this is another one. Without that it may be the mark's
-    // own, logged late, unless something came before.
-    block.allocation.is_some() || records[..last].iter().any(|record| record.operation != Operation::Unknown)
-}
-
-/// Two allocations of an address since: the newest cannot be a late record of before.
-fn logged_twice(records: &[Record]) -> bool {
-    newest_allocation(records).is_some() && records.len() > 1
 }
 
 /// Gives each block its stack, or the reason why there is none.

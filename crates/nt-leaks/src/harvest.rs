@@ -72,6 +72,12 @@ fn anchor(traces: &[Trace], index: u32) -> Vec<String> {
 }
 
 impl Position {
+    /// The record was written in full when the log stood here: the kernel counts a record first and writes it then, field
+    /// by field. In a log that has come round the slot of one that is not may hold that of one round before.
+    pub(crate) fn is_settled(&self, sequence: u32) -> bool {
+        self.index < self.length || self.index.wrapping_sub(sequence) >= WITNESSES
+    }
+
     /// Where the log stands; `None` when the kernel keeps none.
     pub(crate) fn read(kernel: &Kernel<'_>) -> Result<Option<Self>, PoolError> {
         let heads = pool_log::heads(kernel, WITNESSES)?;
@@ -104,7 +110,14 @@ impl Harvest {
             return Ok(false);
         };
         let written = place.index.wrapping_sub(self.now.index);
-        if written >= place.length || place.length != self.now.length {
+        if written > u32::MAX / 2 || place.length != self.now.length {
+            // Windows 11 gives a record back when it can take no stack.
+            notes.push("the verifier's log gave records back since the last look, or was replaced: it is not used".into());
+            self.complete = false;
+            self.now = Position::read(kernel)?.unwrap_or(Position { anchor: None, ..self.now.clone() });
+            return Ok(false);
+        }
+        if written >= place.length {
             notes.push(format!(
                 "the verifier's log went round: {written} records were written since the last look, and it holds {}",
                 place.length
@@ -151,7 +164,7 @@ impl Harvest {
         Ok(false)
     }
 
-    /// Looks for the records of some blocks in a log that has come round: every record in it is new.
+    /// Looks for the records of some blocks in a log that has come round.
     pub(crate) fn search(
         &mut self,
         kernel: &Kernel<'_>,
@@ -159,7 +172,9 @@ impl Harvest {
         resolver: &mut Resolver<'_>,
     ) -> Result<(), PoolError> {
         let Some(log) = pool_log::find_starts(kernel, addresses)? else { return Ok(()) };
-        for trace in log.traces.iter().rev() {
+        let is_new = |trace: &&Trace| trace.sequence.wrapping_sub(self.since.index).wrapping_sub(1) < u32::MAX / 2;
+        let new: Vec<&Trace> = log.traces.iter().filter(is_new).collect();
+        for trace in new.into_iter().rev() {
             self.add(kernel, trace, true, resolver)?;
         }
         Ok(())
@@ -179,6 +194,10 @@ impl Harvest {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn is_settled(&self, record: &Record) -> bool {
+        self.now.is_settled(record.sequence)
     }
 
     /// Records of since are missing.
@@ -223,10 +242,6 @@ impl Harvest {
 
     pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> + '_ {
         self.records.keys().copied()
-    }
-
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Record> {
-        self.records.values().flatten()
     }
 
     pub fn is_complete(&self) -> bool {

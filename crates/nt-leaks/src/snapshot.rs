@@ -607,7 +607,8 @@ impl Snapshot {
             if let Some(trace) = newest.get(&block.address) {
                 let record = record(trace, resolver)?;
                 if record.operation == Operation::Allocate && fits(record.size, block.size) {
-                    block.allocation = Some(record.sequence);
+                    let settled = log.is_some_and(|log| log.is_settled(record.sequence));
+                    block.allocation = settled.then_some(record.sequence);
                     block.stack = Some(self.stacks.add(resolver.stack(&record.frames)?));
                     block.stack_from = Some(StackFrom::Log);
                     continue;
@@ -709,6 +710,11 @@ impl Snapshot {
                 let live = page.as_ref().is_some_and(|page| !page.free);
                 let mut is_ours = was;
                 let records = harvest.at(address);
+                if let ([record], true) = (records, was)
+                    && !harvest.is_settled(record)
+                {
+                    return Ok(false);
+                }
                 let last = records.iter().rposition(|record| record.operation == Operation::Allocate);
                 for (at, record) in records.iter().enumerate() {
                     let ours = match record.operation {

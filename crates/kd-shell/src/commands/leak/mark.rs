@@ -95,7 +95,15 @@ fn wanted_search(
     let scope = mark.snapshot.scope;
     let what = match scope.tag {
         Some(tag) => match mark.snapshot.unlisted(tag) {
-            None | Some(0) => return Ok(None),
+            Some(0) => return Ok(None),
+            None => {
+                let tag = Tag::from_key(tag).0;
+                notes.push(format!(
+                    "how many blocks of {tag} are in use is not known from its counters: small blocks are not listed; \
+                     -small lists them"
+                ));
+                return Ok(None);
+            }
             Some(more) => {
                 format!("the kernel counts {more} more allocations of {} than are listed", Tag::from_key(tag).0)
             }
@@ -104,7 +112,14 @@ fn wanted_search(
         None if !drive.is_interactive() => return Ok(None),
         None => "this is a mark of all large allocations".into(),
     };
-    let bytes = drive.with(|context| context.pool(|kernel| nt_leaks::small_pool(kernel, scope)))?;
+    let bytes = match drive.with(|context| context.pool(|kernel| nt_leaks::small_pool(kernel, scope))) {
+        Ok(bytes) => bytes,
+        Err(error @ (CommandError::Pool(_) | CommandError::Read(_))) => {
+            notes.push(format!("{what}, and small blocks cannot be looked for: {error}"));
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
     if bytes <= CHEAP && scope.tag.is_some() {
         return Ok(Some(bytes));
     }
