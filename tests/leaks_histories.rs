@@ -239,8 +239,9 @@ fn verdict(report: &CheckReport, address: u64) -> Verdict {
 #[test]
 fn a_tag_without_a_row_is_not_judged_by_its_counters() {
     let mut lab = Lab::new(0x400, 11);
-    let blocks: Vec<u64> = lab.lives().0.into_keys().collect();
     lab.fill_tag_tables();
+    let blocks: Vec<u64> = (0..6).map(|i| 0xffff_f8a0_0b00_0000 + i * 0x10_0000).collect();
+    blocks.iter().for_each(|block| lab.allocate(*block, LEAK_TAG, &[]));
     let mark = lab.mark();
     let mut harvest = Harvest::new(mark.log.clone().unwrap());
     lab.free(blocks[3], &[]);

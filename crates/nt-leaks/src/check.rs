@@ -282,7 +282,8 @@ impl Sites {
         let mut by_tag = HashMap::new();
         let Some(harvest) = harvest else { return Ok(Sites { by_tag }) };
         let mut owners: HashMap<(String, u64), BTreeSet<u32>> = HashMap::new();
-        let certain = |block: &&Block| block.allocation.is_some() || block.stack_from == Some(StackFrom::Verifier);
+        let certain =
+            |block: &&Block| own_record(block, harvest).is_some() || block.stack_from == Some(StackFrom::Verifier);
         for block in mark.snapshot.blocks.iter().filter(certain) {
             let frames = block.stack.map(|id| mark.snapshot.stacks.get(id)).unwrap_or_default();
             let addresses: Vec<u64> = frames.iter().map(|frame| frame.address).collect();
@@ -335,10 +336,17 @@ fn newest_allocation(records: &[Record]) -> Option<&Record> {
     records.last().filter(|record| record.operation == Operation::Allocate)
 }
 
+/// The record of a block's own allocation, where it was what the mark took it for.
+fn own_record(block: &Block, harvest: &Harvest) -> Option<u32> {
+    block.allocation.filter(|sequence| harvest.is_true(*sequence))
+}
+
 /// The allocation of the block whose free is the newest record.
 fn freed_last(records: &[Record]) -> Option<&Record> {
     match records {
-        [.., allocation, free] if free.operation == Operation::Free => newest_allocation(std::slice::from_ref(allocation)),
+        [.., allocation, free] if free.operation == Operation::Free => {
+            newest_allocation(std::slice::from_ref(allocation))
+        }
         _ => None,
     }
 }
@@ -399,7 +407,7 @@ impl Books<'_> {
         for block in open {
             let quiet = self.records(block.address).is_empty();
             // The verifier tracks what it logged the allocation of, and logs its free, whoever frees it.
-            let unfreed = quiet && block.allocation.is_some() && self.harvest.is_some_and(Harvest::is_complete);
+            let unfreed = quiet && self.own_record(block).is_some() && self.harvest.is_some_and(Harvest::is_complete);
             let certain = block.source != Source::Small || self.exact.0;
             let verdict = if nothing_left && certain {
                 (Verdict::Still, evidence(Evidence::Counters, unfreed))
@@ -432,7 +440,9 @@ impl Books<'_> {
             let verdict = match self.then.complete && self.was_watched(block) {
                 true => (Verdict::New, evidence(Evidence::Address, logged)),
                 // The newest of two cannot be a late record of before.
-                false if self.records(block.address).len() > 1 && self.settled_allocation(block.address).is_some() => (Verdict::New, vec![Evidence::Log]),
+                false if self.records(block.address).len() > 1 && self.settled_allocation(block.address).is_some() => {
+                    (Verdict::New, vec![Evidence::Log])
+                }
                 false => (Verdict::Unknown, vec![Evidence::Address]),
             };
             report.blocks.push(self.line(block, true, verdict.0, verdict.1));
@@ -465,8 +475,12 @@ impl Books<'_> {
         };
         // The mark's own allocation was logged before the mark, so this is another one. Without that it may be the
         // mark's own, logged late, unless something came before. So it may if it is not settled.
-        block.allocation.is_some_and(|own| own != records[last].sequence) && self.is_settled(&records[last])
+        self.own_record(block).is_some_and(|own| own != records[last].sequence) && self.is_settled(&records[last])
             || records[..last].iter().any(|record| record.operation != Operation::Unknown)
+    }
+
+    fn own_record(&self, block: &Block) -> Option<u32> {
+        self.harvest.and_then(|harvest| own_record(block, harvest))
     }
 
     fn is_settled(&self, record: &Record) -> bool {
@@ -556,7 +570,8 @@ impl Books<'_> {
             return Some(0);
         }
         let difference = |now: u64, then: u64| i128::from(now) - i128::from(then);
-        let balanced = difference(allocs, frees) == difference(self.live.blocks.len() as u64, self.marked.blocks.len() as u64)
+        let balanced = difference(allocs, frees)
+            == difference(self.live.blocks.len() as u64, self.marked.blocks.len() as u64)
             && self.then.complete
             && self.now.complete;
         if !balanced {

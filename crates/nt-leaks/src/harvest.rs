@@ -1,6 +1,6 @@
 //! The verifier's log as it was seen at several stops: together they may hold more than the log does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use nt_memory::Fault;
 use nt_pool::pool_log::{self, Heads, LEADING, PoolLog, Trace};
@@ -47,6 +47,8 @@ pub struct Harvest {
     /// By address, oldest first.
     records: HashMap<u64, Vec<Record>>,
     count: usize,
+    /// Records that were not settled at a look, and were others later, or are not known to be the same.
+    void: BTreeSet<u32>,
     /// No record since the position is missing.
     complete: bool,
     /// More was written between two looks than the log holds.
@@ -74,7 +76,7 @@ fn anchor(traces: &[Trace], index: u32) -> Vec<String> {
 impl Position {
     /// The record was written in full when the log stood here: the kernel counts a record first and writes it then, field
     /// by field. In a log that has come round the slot of one that is not may hold that of one round before.
-    pub(crate) fn is_settled(&self, sequence: u32) -> bool {
+    fn is_settled(&self, sequence: u32) -> bool {
         self.index < self.length || self.index.wrapping_sub(sequence) >= WITNESSES
     }
 
@@ -93,7 +95,8 @@ impl Position {
 impl Harvest {
     /// Nothing was seen yet of what is written after `since`.
     pub fn new(since: Position) -> Self {
-        Harvest { now: since.clone(), since, records: HashMap::new(), count: 0, complete: true, wrapped: false }
+        let (records, void) = (HashMap::new(), BTreeSet::new());
+        Harvest { now: since.clone(), since, records, count: 0, void, complete: true, wrapped: false }
     }
 
     /// Reads what was written since the last look. Where the log has come round since, nothing is read: reading all of
@@ -112,9 +115,11 @@ impl Harvest {
         let written = place.index.wrapping_sub(self.now.index);
         if written > u32::MAX / 2 || place.length != self.now.length {
             // Windows 11 gives a record back when it can take no stack.
-            notes.push("the verifier's log gave records back since the last look, or was replaced: it is not used".into());
+            notes.push(
+                "the verifier's log gave records back since the last look, or was replaced: it is not used".into(),
+            );
             self.complete = false;
-            self.now = Position::read(kernel)?.unwrap_or(Position { anchor: None, ..self.now.clone() });
+            self.take_up(kernel)?;
             return Ok(false);
         }
         if written >= place.length {
@@ -123,7 +128,7 @@ impl Harvest {
                 place.length
             ));
             (self.wrapped, self.complete) = (true, false);
-            self.now = Position::read(kernel)?.unwrap_or(Position { anchor: None, ..self.now.clone() });
+            self.take_up(kernel)?;
             return Ok(true);
         }
         // Some records more than are new: they must still be the same.
@@ -148,13 +153,16 @@ impl Harvest {
             notes.push(format!("{} new records of the verifier's log could not be read", written as usize - read));
             notes.extend(log.notes.iter().cloned());
         }
-        for age in (0..seen).filter(|age| changed[*age]) {
+        for age in (0..WITNESSES as usize).filter(|age| *age >= seen || changed[*age]) {
             // What its slot seemed to hold was half written, or of the round before.
             let sequence = self.now.index.wrapping_sub(age as u32);
+            self.void.insert(sequence);
             for records in self.records.values_mut() {
                 let before = records.len();
                 records.retain(|record| record.sequence != sequence);
                 self.count -= before - records.len();
+                // What it was is not known where its slot was written again since.
+                self.complete &= age < seen || before == records.len();
             }
         }
         for trace in new.into_iter().rev() {
@@ -162,6 +170,18 @@ impl Harvest {
         }
         self.now = Position::of(&log);
         Ok(false)
+    }
+
+    /// Goes on from where the log stands now. What was not settled at the last look stays unknown.
+    fn take_up(&mut self, kernel: &Kernel<'_>) -> Result<(), PoolError> {
+        self.void.extend((0..WITNESSES).map(|age| self.now.index.wrapping_sub(age)));
+        self.now = Position::read(kernel)?.unwrap_or(Position { anchor: None, ..self.now.clone() });
+        Ok(())
+    }
+
+    /// The record was what it seemed to be at the look that saw it.
+    pub(crate) fn is_true(&self, sequence: u32) -> bool {
+        !self.void.contains(&sequence)
     }
 
     /// Looks for the records of some blocks in a log that has come round.

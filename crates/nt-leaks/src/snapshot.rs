@@ -109,7 +109,7 @@ pub struct Block {
     /// Unknown for what only the verifier tracks.
     pub paged: Option<bool>,
     pub source: Source,
-    /// Sequence number of the record of this very allocation.
+    /// Sequence number of the record of this very allocation, if that was written in full.
     pub allocation: Option<u32>,
     pub stack: Option<StackId>,
     #[serde(default)]
@@ -245,7 +245,7 @@ pub fn mark(
     };
     now.list(kernel, depth.small)?;
     now.read_stacks(kernel, log.as_ref(), resolver)?;
-    if let Some(tag) = scope.tag.filter(|tag| now.counter_bits.is_some() && !now.covers(*tag)) {
+    if let Some(tag) = scope.tag.filter(|tag| now.counter_bits.is_some() && !now.of(*tag).are_counted()) {
         let tag = Tag::from_key(tag).0;
         now.notes.push(format!(
             "more blocks of {tag} are listed than the kernel has counted (its table of tags was full): its counters \
@@ -607,8 +607,7 @@ impl Snapshot {
             if let Some(trace) = newest.get(&block.address) {
                 let record = record(trace, resolver)?;
                 if record.operation == Operation::Allocate && fits(record.size, block.size) {
-                    let settled = log.is_some_and(|log| log.is_settled(record.sequence));
-                    block.allocation = settled.then_some(record.sequence);
+                    block.allocation = Some(record.sequence);
                     block.stack = Some(self.stacks.add(resolver.stack(&record.frames)?));
                     block.stack_from = Some(StackFrom::Log);
                     continue;
