@@ -336,9 +336,9 @@ fn marks_of_others_are_refused() {
     let mark = lab.file("m1.leak.json");
     for (from, to, why) in [
         (
-            "\"pdb\":\"3",
-            "\"pdb\":\"4",
-            "the mark is of another kernel (build 7601, PDB 49E74133576439CBCDF7E0229DA37731",
+            "\"pdb\":\"8F1D",
+            "\"pdb\":\"9F1D",
+            "the mark is of another kernel (build 7601, PDB 9F1D2C676B644F6F9C1A6B64706F6F6C",
         ),
         ("\"build\":7601", "\"build\":9600", "the mark is of another kernel (build 9600, PDB "),
         ("\"boot_time\":1", "\"boot_time\":2", "the target was restarted since the mark"),
