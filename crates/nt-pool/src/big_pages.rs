@@ -257,10 +257,26 @@ impl Table {
         found: &mut BigPages,
     ) -> Result<(), Fault> {
         let slots = self.slots(kernel, first, self.entries - first)?;
-        note_holes(&mut found.notes, "nt!PoolBigPageTable", &slots);
-        let pages = entries(&slots, self.entry.size as usize).flatten().filter_map(|entry| self.entry.decode(entry));
-        found.blocks.extend(pages.filter(|page| wanted(page.tag)));
+        self.take(kernel, &slots, wanted, found);
         Ok(())
+    }
+
+    /// The wanted ones of some slots.
+    fn take(&self, kernel: &Kernel<'_>, slots: &Sparse, wanted: &dyn Fn(Tag) -> bool, found: &mut BigPages) {
+        note_holes(&mut found.notes, "nt!PoolBigPageTable", slots);
+        let pages = entries(slots, self.entry.size as usize).flatten().filter_map(|entry| self.entry.decode(entry));
+        let (good, damaged): (Vec<_>, Vec<_>) = pages
+            .filter(|page| wanted(page.tag))
+            .partition(|page| page.free || page.size > 0 && kernel.is_kernel_range(page.address, page.size));
+        if let Some(page) = damaged.first() {
+            found.notes.push(format!(
+                "nt!PoolBigPageTable: {} entries are damaged and left out; the first is of {:#x} bytes at {:016x}",
+                damaged.len(),
+                page.size,
+                page.address
+            ));
+        }
+        found.blocks.extend(good);
     }
 
     fn seeker(&self, place: usize, bytes: &[u8]) -> Seeker {
@@ -306,9 +322,7 @@ impl Table {
             let window = self.slots(kernel, next, count)?;
             requests += 1;
             hits += 1;
-            note_holes(&mut found.notes, "nt!PoolBigPageTable", &window);
-            let pages = entries(&window, self.entry.size as usize).flatten();
-            found.blocks.extend(pages.filter_map(|entry| self.entry.decode(entry)).filter(|page| wanted(page.tag)));
+            self.take(kernel, &window, &wanted, found);
             slot = next + count;
         }
         Ok(())

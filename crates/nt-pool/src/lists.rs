@@ -77,8 +77,11 @@ pub(crate) fn elements<T>(
         end = next;
         Ok(next)
     })?;
-    if end == head || end == 0 && notes.len() == before {
+    if end == head || end == 0 && found.is_empty() && notes.len() == before {
         return Ok(found);
+    }
+    if end == 0 && notes.len() == before {
+        notes.push(format!("{what}: the list ends without coming back to {head:016x}; more may be missing"));
     }
     let last = match pointer_at(kernel, head.wrapping_add(kernel.pointer_size.into())) {
         Ok(last) => last,

@@ -15,7 +15,7 @@ use std::ops::Range;
 use nt_memory::{Fault, ReadError, Sparse, read_sparse};
 
 use crate::kernel::{Variable, little_endian};
-use crate::lists::{follow, note, slist_first};
+use crate::lists::{elements, follow, links_at, note, slist_first};
 use crate::page_tables;
 use crate::record::{Member, Record};
 use crate::small_blocks::{Area, Content, Kinds};
@@ -415,19 +415,20 @@ impl<'k> Reader<'k> {
         let first_descriptor = self.first_descriptor.get(context);
         let what = format!("segments of {address:016x}");
         let Heaps { areas, notes, .. } = found;
-        follow(self.kernel, &what, first, head, notes, &mut |link, notes| {
+        let walked = elements(self.kernel, &what, head, notes, &mut |link, notes| {
             let segment = self.kernel.wrap(link.wrapping_sub(self.list_entry as u64));
             let bytes = read_sparse(self.kernel.memory, segment, self.segment_size)?;
-            let Some(next) = bytes.get(self.list_entry, width).map(little_endian) else {
+            if bytes.get(self.list_entry, 2 * width).is_none() {
                 return Err(PoolError::Unlikely(format!("the segment at {segment:016x} is unreadable")));
-            };
+            }
+            let links = links_at(self.kernel, &bytes.bytes, self.list_entry);
             let signature = self.segment_signature;
             let signature = bytes.get(signature.address as usize, signature.size.into()).map_or(0, little_endian);
             if self.keys.heap.is_some_and(|key| !self.is_of(segment, signature, key, address)) {
                 notes.push(format!(
                     "the segment at {segment:016x} does not have the signature of its heap; its blocks are missing"
                 ));
-                return Ok(next);
+                return Ok(((), links));
             }
             let damaged = self.areas(heap, segment, &bytes, unit_shift, first_descriptor, areas);
             if damaged > 0 {
@@ -436,8 +437,12 @@ impl<'k> Reader<'k> {
                      they describe are missing"
                 ));
             }
-            Ok(next)
-        })
+            Ok(((), links))
+        });
+        match walked {
+            Ok(_) => Ok(()),
+            Err(error) => note(notes, &what, error),
+        }
     }
 
     /// Adds a segment's runs of pages in use; returns how many descriptors make no sense.

@@ -206,7 +206,7 @@ proptest! {
 pub(crate) fn check_ordinary(version: Version) {
     let mut table = Table::new(version, 256);
     for n in 0..50 {
-        let page = table.block(n, b"Leak", 0x1000 * n);
+        let page = table.block(n, b"Leak", 0x1000 * (n + 1));
         let slot = table.slot_of(page.address);
         table.put(slot, page);
     }
@@ -313,6 +313,27 @@ fn a_hole_is_named_and_the_other_blocks_are_shown() {
     let found = big_pages::read(&table.world.kernel(), &|_| true).unwrap();
     assert_eq!(found.blocks.len(), 2);
     assert_eq!(found.notes, [format!("nt!PoolBigPageTable: 0x1000 bytes at {:016x} could not be read", page & !0xfff)]);
+}
+
+#[test]
+fn an_entry_that_cannot_be_is_named() {
+    for searches in [false, true] {
+        for (address, size) in [(0x4141_4141_4141_4000, 0x1000), (0, 0), (0, 1 << 63)] {
+            let mut table = Table::new(WIN7_X64, 0x400);
+            table.world.searches = searches;
+            let good = table.block(7, b"Leak", 0x1000);
+            let mut bad = table.block(9, b"Leak", size);
+            if address != 0 {
+                bad.address = address;
+            }
+            let text = format!("{size:#x} bytes at {:016x}", bad.address);
+            table.put(1, bad);
+            table.put(0x100, good.clone());
+            let found = big_pages::find(&table.world.kernel(), Tag(*b"Leak")).unwrap();
+            assert_eq!(found.blocks, [good]);
+            assert!(found.notes.len() == 1 && found.notes[0].contains(&text), "{:?}", found.notes);
+        }
+    }
 }
 
 #[test]

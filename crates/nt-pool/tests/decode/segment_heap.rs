@@ -199,6 +199,7 @@ impl Heap {
         self.world.write(segment, &[0; 0x2000]);
         self.world.write(segment, &first);
         self.world.put(segment + 8, head, 8);
+        self.world.put(u64::from_le_bytes(first) + 8, segment, 8);
         self.world.put(head, segment, 8);
         self.world.put(segment + 0x10, context ^ segment ^ HEAP_KEY ^ SEGMENT, 8);
         segment
@@ -590,6 +591,21 @@ fn unreadable_and_foreign_parts_are_named() {
         assert!(found.notes[0].contains("signature"), "{:?}", found.notes);
         assert!(found.blocks.iter().all(|block| block.header & !0xfffff != segment));
     }
+    // A list that is cut: its other end leads to what is left.
+    let mut heap = Heap::new(WIN10_2004);
+    let pointer = heap.node(0);
+    let address = heap.heap(pointer);
+    let mut newest = 0;
+    for _ in 0..3 {
+        newest = heap.segment(address, false);
+        let at = heap.range(newest, 2, 16, 0xf, 12);
+        heap.vs(address, 0, PoolKind::NonPaged, at, 0x1_0000, &pieces);
+    }
+    heap.finish();
+    heap.world.put(newest, 0, 8);
+    let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
+    assert_eq!((found.blocks, found.complete), (heap.blocks, false));
+    assert!(found.notes[0].contains("without coming back"), "{:?}", found.notes);
     // A page that is not there.
     let mut heap = ordinary(WIN10_2004, &pieces);
     let lost = heap.blocks.iter().find(|block| block.kind == BlockKind::Lfh).unwrap().header & !0xfff;
