@@ -611,6 +611,21 @@ impl Memory for Halted {
         self.reply_data()
     }
 
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let address = self.on_the_wire(address);
+        let mut done = 0;
+        while done < buffer.len() {
+            let Some(at) = address.checked_add(done as u64) else { break };
+            let (bytes, ended) = self.fetch(|length| Ask::Read { address: at, length }, buffer.len() - done)?;
+            buffer[done..done + bytes.len()].copy_from_slice(&bytes);
+            done += bytes.len();
+            if ended || bytes.is_empty() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         read_through(&self.physical, address, buffer, |at, gap| self.fill_physical(at, gap))
     }

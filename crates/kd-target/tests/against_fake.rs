@@ -148,6 +148,10 @@ fn reads_cost_no_more_requests_than_replies_carry() {
         // Nothing is asked for twice while the target stands still.
         assert_eq!(halted.read(halted.version().kernel_base, &mut image).unwrap(), length);
         assert_eq!(halted.cost().requests, after.requests);
+        // Unless that is wanted.
+        let mut again = vec![0; 64];
+        assert_eq!(halted.reread(halted.version().kernel_base, &mut again).unwrap(), 64);
+        assert_eq!((&again[..], halted.cost().requests), (&image[..64], after.requests + 1));
     }
 }
 

@@ -54,6 +54,11 @@ pub trait Memory {
     /// that the byte at `address + returned` is not readable; it is never a limit of the transport.
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault>;
 
+    /// As [`read`](Memory::read), of what is there at this moment: a source that keeps what it has read asks again.
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.read(address, buffer)
+    }
+
     /// Lets the source look for `pattern` in `address .. address + length`. A hit must be verified by the caller.
     fn search(&self, _address: u64, _length: u64, _pattern: &[u8]) -> Result<Search, Fault> {
         Ok(Search::Unsupported)
@@ -101,6 +106,10 @@ pub trait Memory {
 impl<M: Memory + ?Sized> Memory for &M {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         (**self).read(address, buffer)
+    }
+
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        (**self).reread(address, buffer)
     }
 
     fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use nt_memory::{Fault, Sparse};
 
+use crate::kernel::Gather;
 use crate::record::{Member, Record};
 use crate::search::{Seek, Seeker, bulk_requests};
 use crate::table::{entries, note_holes, read_table};
@@ -208,7 +209,7 @@ struct Table {
 impl Table {
     fn read(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
         let entry = Entry::new(kernel)?;
-        let (address, entries) = Self::variables(kernel)?;
+        let (address, entries) = Self::variables(kernel, Kernel::gather)?;
         let plausible = (1..=MAX_ENTRIES).contains(&entries) && kernel.is_kernel_range(address, entries * entry.size);
         if !plausible {
             return Err(PoolError::Unlikely(format!(
@@ -220,17 +221,17 @@ impl Table {
         Ok(Table { entry, address, entries })
     }
 
-    fn variables(kernel: &Kernel<'_>) -> Result<(u64, u64), PoolError> {
+    fn variables<'k>(kernel: &Kernel<'k>, gather: Gather<'k>) -> Result<(u64, u64), PoolError> {
         let variables =
             [kernel.pointer_variable("PoolBigPageTable")?, kernel.pointer_variable("PoolBigPageTableSize")?];
-        let mut values = kernel.gather(&variables)?.into_iter();
+        let mut values = gather(kernel, &variables)?.into_iter();
         let mut next = || values.next().unwrap_or(Ok(0));
         Ok((next()?, next()?))
     }
 
     /// Says so when the table has been replaced since.
     fn check(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<(), PoolError> {
-        if Self::variables(kernel)? != (self.address, self.entries) {
+        if Self::variables(kernel, Kernel::gather_again)? != (self.address, self.entries) {
             notes.push("the table of large allocations moved or grew while it was read; ask again".into());
         }
         Ok(())

@@ -131,33 +131,48 @@ impl<'a> Kernel<'a> {
 
     /// Reads variables in as few requests as their places allow; the answers are in the order of the question.
     pub(crate) fn gather(&self, variables: &[Variable]) -> Result<Vec<Result<u64, ReadError>>, Fault> {
-        let mut order: Vec<usize> = (0..variables.len()).collect();
-        order.sort_by_key(|&i| variables[i].address);
-        let mut values = vec![Ok(0); variables.len()];
-        let mut rest = &order[..];
-        while let Some(&first) = rest.first() {
-            let start = variables[first].address;
-            let end = |i: usize| (variables[i].address - start).saturating_add(u64::from(variables[i].size));
-            // Within one page, so that a hole cannot hide a neighbour that is readable.
-            let together = |i: usize| end(i) <= GATHER_SPAN && start % PAGE_SIZE + end(i) <= PAGE_SIZE;
-            let count = 1 + rest[1..].iter().take_while(|&&i| together(i)).count();
-            let (group, later) = rest.split_at(count);
-            let span = group.iter().map(|&i| end(i)).max().unwrap_or(0) as usize;
-            let mut bytes = vec![0; span];
-            let read = self.memory.read(start, &mut bytes)?.min(span);
-            for &i in group {
-                let from = (variables[i].address - start) as usize;
-                let wanted = usize::from(variables[i].size);
-                values[i] = if from + wanted <= read {
-                    Ok(little_endian(&bytes[from..from + wanted]))
-                } else {
-                    Err(ReadError::Hole { address: variables[i].address, wanted, read: read.saturating_sub(from) })
-                };
-            }
-            rest = later;
-        }
-        Ok(values)
+        gather(variables, |address, buffer| self.memory.read(address, buffer))
     }
+
+    /// The same, whatever has been read of them before.
+    pub(crate) fn gather_again(&self, variables: &[Variable]) -> Result<Vec<Result<u64, ReadError>>, Fault> {
+        gather(variables, |address, buffer| self.memory.reread(address, buffer))
+    }
+}
+
+/// [`Kernel::gather`] or [`Kernel::gather_again`].
+pub(crate) type Gather<'k> = fn(&Kernel<'k>, &[Variable]) -> Result<Vec<Result<u64, ReadError>>, Fault>;
+
+fn gather(
+    variables: &[Variable],
+    read: impl Fn(u64, &mut [u8]) -> Result<usize, Fault>,
+) -> Result<Vec<Result<u64, ReadError>>, Fault> {
+    let mut order: Vec<usize> = (0..variables.len()).collect();
+    order.sort_by_key(|&i| variables[i].address);
+    let mut values = vec![Ok(0); variables.len()];
+    let mut rest = &order[..];
+    while let Some(&first) = rest.first() {
+        let start = variables[first].address;
+        let end = |i: usize| (variables[i].address - start).saturating_add(u64::from(variables[i].size));
+        // Within one page, so that a hole cannot hide a neighbour that is readable.
+        let together = |i: usize| end(i) <= GATHER_SPAN && start % PAGE_SIZE + end(i) <= PAGE_SIZE;
+        let count = 1 + rest[1..].iter().take_while(|&&i| together(i)).count();
+        let (group, later) = rest.split_at(count);
+        let span = group.iter().map(|&i| end(i)).max().unwrap_or(0) as usize;
+        let mut bytes = vec![0; span];
+        let read = read(start, &mut bytes)?.min(span);
+        for &i in group {
+            let from = (variables[i].address - start) as usize;
+            let wanted = usize::from(variables[i].size);
+            values[i] = if from + wanted <= read {
+                Ok(little_endian(&bytes[from..from + wanted]))
+            } else {
+                Err(ReadError::Hole { address: variables[i].address, wanted, read: read.saturating_sub(from) })
+            };
+        }
+        rest = later;
+    }
+    Ok(values)
 }
 
 /// Up to eight bytes as a number.

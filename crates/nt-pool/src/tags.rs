@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use nt_memory::{Fault, Sparse};
 
-use crate::kernel::{Variable, little_endian};
+use crate::kernel::{Gather, Variable, little_endian};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
 use crate::{Kernel, PoolError, Tag};
@@ -78,7 +78,9 @@ pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<TagRepo
     for (what, address) in tables.into_iter().take(most) {
         sums.add_table(kernel, &what, address, places.rows)?;
     }
-    sums.finish(kernel, &places)
+    sums.add_expansion(kernel, &places)?;
+    places.check(kernel, &mut sums.notes)?;
+    Ok(sums.report())
 }
 
 /// Sums one table (its address, its rows, and the most bytes that it can have) and an expansion table.
@@ -133,7 +135,8 @@ fn read_row(kernel: &Kernel<'_>, tag: Tag) -> Result<Option<TagReport>, PoolErro
             sums.add(&what, &table);
         }
     }
-    sums.finish(kernel, &places).map(Some)
+    sums.add_expansion(kernel, &places)?;
+    Ok(Some(sums.report()))
 }
 
 /// The rows that the kernel's hash leads to: one of the tag, and one of the tag with the protected bit, which is a key
@@ -187,7 +190,7 @@ struct Places {
 
 impl Places {
     fn read(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
-        let places = Self::variables(kernel)?;
+        let places = Self::variables(kernel, Kernel::gather)?;
         if !kernel.is_kernel_address(places.master) {
             return Err(PoolError::Unlikely(format!(
                 "nt!PoolTrackTable holds {:016x}, which is no kernel address; pool tags are not counted, or the symbols \
@@ -205,13 +208,13 @@ impl Places {
         Ok(places)
     }
 
-    fn variables(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
+    fn variables<'k>(kernel: &Kernel<'k>, gather: Gather<'k>) -> Result<Self, PoolError> {
         let mut variables =
             vec![kernel.pointer_variable("PoolTrackTable")?, kernel.pointer_variable("PoolTrackTableSize")?];
         let optional = ["PoolTrackTableExpansion", "PoolTrackTableExpansionSize", "PoolTrackTableMask"];
         let optional = optional.map(|name| kernel.pointer_variable(name).ok());
         variables.extend(optional.iter().flatten());
-        let mut values = kernel.gather(&variables)?.into_iter();
+        let mut values = gather(kernel, &variables)?.into_iter();
         let mut next = || values.next().unwrap_or(Ok(0));
         let (master, rows) = (next()?, next()?);
         let [table, table_rows, mask] = optional.map(|variable| variable.and_then(|_| next().ok()));
@@ -220,7 +223,7 @@ impl Places {
 
     /// Says so when a table has moved or grown since: the rows read may be the old ones.
     fn check(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<(), PoolError> {
-        if Self::variables(kernel)? != *self {
+        if Self::variables(kernel, Kernel::gather_again)? != *self {
             notes.push("the tag tables moved or grew while they were read; ask again".into());
         }
         Ok(())
@@ -396,12 +399,6 @@ impl<'w> Sums<'w> {
             self.row.nonpaged.add(nonpaged, bytes);
             self.row.paged.add(paged, bytes);
         }
-    }
-
-    fn finish(mut self, kernel: &Kernel<'_>, places: &Places) -> Result<TagReport, PoolError> {
-        self.add_expansion(kernel, places)?;
-        places.check(kernel, &mut self.notes)?;
-        Ok(self.report())
     }
 
     fn report(self) -> TagReport {
