@@ -520,7 +520,8 @@ fn what_questions_of_pool_cost() {
         assert_eq!(answer["result"]["bulk"].is_object(), search, "{answer}");
         let estimate = answer["result"]["estimate"]["requests"].as_u64().unwrap();
         if search {
-            assert!(requests <= 100 && estimate <= 100, "{requests} requests, {estimate} expected");
+            // Where the pool's pages are is known before the estimate, and costs more than the search.
+            assert!(requests <= 200 && estimate <= 60, "{requests} requests, {estimate} expected");
             let (_, (bulk, _)) = ask(&mut live, "!poolfind Leak -small -bulk");
             assert!(bulk > 20 * requests, "{bulk} requests in bulk, {requests} with a search");
         }
@@ -544,7 +545,9 @@ fn a_search_goes_on_in_the_session_where_it_was_stopped() {
         let root = kernel.facts().cr3;
         let places = [(SCRATCH, 0x8000), (POOLS[0], PAGES * 0x1000), (POOLS[1], PAGES * 0x1000)];
         for (place, length) in places {
-            kernel.allocate_large_at(place, 0x6b72_6157, length, kd_fake::kernel::PoolKind::Paged, &[], 0);
+            for page in (place..place + length).step_by(0x1000) {
+                kernel.allocate_large_at(page, 0x6b72_6157, 0x1000, kd_fake::kernel::PoolKind::Paged, &[], 0).unwrap();
+            }
             kernel.write_virtual(place, &vec![0; length as usize]);
         }
         let mut first = [0; 8];
@@ -580,7 +583,7 @@ fn a_search_goes_on_in_the_session_where_it_was_stopped() {
     assert_eq!((blocks(&all).len() as u64, &all["complete"]), (4 * PAGES, &true.into()), "{all}");
     let mut pieces = Vec::new();
     let mut stopped = Vec::new();
-    let mut answer = live.json("!poolfind Gh05 -session -budget 1ms");
+    let mut answer = live.json("!poolfind Gh05 -session -limit 0");
     while answer["result"]["stopped"].is_string() {
         assert_eq!(answer["complete"], false);
         stopped.push(answer["result"]["stopped_session"].as_u64().unwrap());

@@ -64,6 +64,9 @@ const QUIET: u64 = 1 << 20;
 /// it stays within.
 const QUICK: Cost = Cost { requests: 60, bytes: 16 << 10 };
 
+/// Requests without which it is not even begun to ask where small blocks can be: no pool is so small.
+const LEAST_PLAN: u64 = 8;
+
 /// Where a search of small blocks was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SearchPlace {
@@ -596,6 +599,9 @@ fn quick_plan(
     reply: u64,
     left: Cost,
 ) -> Result<Option<Plan>, PoolError> {
+    if left.requests < LEAST_PLAN {
+        return Ok(None);
+    }
     let frugal = Frugal::new(kernel.memory, reply, left);
     let plan = Plan::read(&nt_pool::Kernel { memory: &frugal, ..*kernel }, question.kinds());
     let plan = match plan {
