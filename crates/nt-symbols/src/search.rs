@@ -205,6 +205,7 @@ pub(crate) struct Search<'s> {
     wanted: Wanted,
     key: String,
     reach: &'s Reach<'s>,
+    default_store: Option<PathBuf>,
     tried: Vec<Attempt>,
     /// Local files of another build.
     mismatched: Vec<PathBuf>,
@@ -212,7 +213,15 @@ pub(crate) struct Search<'s> {
 
 impl<'s> Search<'s> {
     pub(crate) fn new(name: &'s str, wanted: Wanted, reach: &'s Reach<'s>) -> Self {
-        Self { name, wanted, key: wanted.store_key(), reach, tried: Vec::new(), mismatched: Vec::new() }
+        Self {
+            name,
+            wanted,
+            key: wanted.store_key(),
+            reach,
+            default_store: default_store(),
+            tried: Vec::new(),
+            mismatched: Vec::new(),
+        }
     }
 
     pub(crate) fn into_tried(self) -> Vec<Attempt> {
@@ -255,7 +264,7 @@ impl<'s> Search<'s> {
             let hit = match element {
                 Element::Directory(dir) => self.directory(dir, &caches),
                 Element::Cache(dir) => {
-                    let root = self.root(dir)?;
+                    let Some(root) = self.root(dir) else { continue };
                     let hit = if self.exists(&root) { self.store(&root, &caches) } else { None };
                     caches.push(root);
                     hit
@@ -289,7 +298,7 @@ impl<'s> Search<'s> {
 
     /// The store's directory; the default one for `None`.
     fn root(&mut self, store: &Option<PathBuf>) -> Option<PathBuf> {
-        let root = store.clone().or_else(default_store);
+        let root = store.clone().or_else(|| self.default_store.clone());
         if root.is_none() {
             self.tell("the default store".into(), Outcome::NotTried("there is no home directory".into()));
         }
@@ -503,7 +512,7 @@ impl<'s> Search<'s> {
     }
 
     fn or_default(&self, stores: &[PathBuf]) -> Vec<PathBuf> {
-        if stores.is_empty() { default_store().into_iter().collect() } else { stores.to_vec() }
+        if stores.is_empty() { self.default_store.iter().cloned().collect() } else { stores.to_vec() }
     }
 
     /// A file to write to in the first store that can be written.
@@ -854,6 +863,17 @@ mod tests {
         let text = format!("cache*{near};{}", damaged.path().display());
         let error = path(&text).find("x.pdb", ID, &Reach::default()).unwrap_err().to_string();
         assert!(error.contains("x.pd_ - not a usable cabinet: it ends too early"), "{error}");
+    }
+
+    #[test]
+    fn without_a_default_store_the_rest_of_the_path_is_searched() {
+        let root = tree(&[("x.pdb", &crate::testing::TestPdb::new().bytes())]);
+        let path = SymbolPath::parse(&format!("cache*;srv*;{}", root.path().display())).unwrap();
+        let reach = Reach::default();
+        let mut search = Search { default_store: None, ..Search::new("x.pdb", Wanted::Pdb(ID), &reach) };
+        let found = search.symbols(path.elements()).unwrap();
+        assert_eq!(found.file.path(), root.path().join("x.pdb"));
+        assert_eq!(found.tried[0].to_string(), "the default store - not tried: there is no home directory");
     }
 
     #[test]
