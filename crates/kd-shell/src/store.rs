@@ -71,11 +71,8 @@ impl PathSource {
     ) -> Result<Option<Result<ImageFile, NotFound>>, Fault> {
         let driver = request.driver;
         let Some(key) = image_key(request)? else { return Ok(None) };
-        let found = match self.path.find_image(&driver.file, key, reach) {
-            Ok(found) => found,
-            Err(missing) => return Ok(Some(Err(missing))),
-        };
-        Ok(ImageFile::open(found.file, driver.base).ok().map(Ok))
+        let found = self.path.find_image(&driver.file, key, reach);
+        Ok(Some(found.map(|found| found.file.loaded_at(driver.base))))
     }
 
     /// Runs a search that Ctrl+C ends.
@@ -91,10 +88,8 @@ impl PathSource {
 
     /// The image's file, if this machine has it.
     fn local_file(&self, request: &Request<'_>) -> Result<Option<ImageFile>, Fault> {
-        let Some(key) = image_key(request)? else { return Ok(None) };
         let reach = Reach { observer: &self.monitor, ..Reach::default() };
-        let found = self.path.find_image(&request.driver.file, key, &reach).ok();
-        Ok(found.and_then(|found| ImageFile::open(found.file, request.driver.base).ok()))
+        Ok(self.open_image(request, &reach)?.and_then(Result::ok))
     }
 }
 

@@ -45,8 +45,8 @@ impl Memory for Flat<'_> {
 }
 
 impl ImageFile {
-    /// Opens the file of an image that is loaded at `base`.
-    pub fn open(path: impl AsRef<Path>, base: u64) -> Result<ImageFile, SymbolError> {
+    /// Reads the whole file. It is at base 0 until it is said where it is loaded.
+    pub fn open(path: impl AsRef<Path>) -> Result<ImageFile, SymbolError> {
         let path = path.as_ref();
         let io = |source| SymbolError::Io { path: path.to_owned(), source };
         let mut bytes = Vec::new();
@@ -60,13 +60,25 @@ impl ImageFile {
                 other => other.to_string(),
             },
         };
-        let mut image = Image::read(&Flat(&bytes), 0).map_err(format)?;
+        let image = Image::read(&Flat(&bytes), 0).map_err(format)?;
         let table = image.section_headers(&Flat(&bytes)).map_err(format)?;
         let section =
             |entry: &[u8]| Some([u32_at(entry, 12)?, u32_at(entry, 8)?, u32_at(entry, 20)?, u32_at(entry, 16)?]);
         let sections = table.chunks_exact(40).filter_map(section).collect();
-        image.base = base;
-        Ok(ImageFile { path: path.to_owned(), bytes, base, sections, image })
+        Ok(ImageFile { path: path.to_owned(), bytes, base: 0, sections, image })
+    }
+
+    /// The same file, loaded at `base`.
+    pub fn loaded_at(mut self, base: u64) -> ImageFile {
+        self.base = base;
+        self.image.base = base;
+        self
+    }
+
+    /// The same file under another name.
+    pub(crate) fn moved_to(mut self, path: &Path) -> ImageFile {
+        self.path = path.to_owned();
+        self
     }
 
     pub fn path(&self) -> &Path {
@@ -134,7 +146,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.sys");
         std::fs::write(&path, file()).unwrap();
-        let file = ImageFile::open(&path, BASE).unwrap();
+        let file = ImageFile::open(&path).unwrap().loaded_at(BASE);
         let loaded = TestImage::new(b"x.pdb");
         assert_eq!(crate::rsds(&file, BASE), crate::rsds(&loaded, BASE));
         assert_eq!(file.image(), &Image::read(&loaded, BASE).unwrap());
@@ -144,7 +156,7 @@ mod tests {
         assert_eq!(file.read(BASE + 0x3ff0, &mut bytes).unwrap(), 0x10);
         assert_eq!(file.read(BASE - 1, &mut bytes).unwrap(), 0);
         std::fs::write(&path, b"MZ").unwrap();
-        let error = ImageFile::open(&path, BASE).unwrap_err().to_string();
+        let error = ImageFile::open(&path).unwrap_err().to_string();
         assert!(error.ends_with("is not a usable PE file: it ends in its header"), "{error}");
     }
 
@@ -161,7 +173,8 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("x.sys");
             std::fs::write(&path, bytes).unwrap();
-            if let Ok(file) = ImageFile::open(&path, BASE) {
+            if let Ok(file) = ImageFile::open(&path) {
+                let file = file.loaded_at(BASE);
                 let _ = file.image().clone().pdb(&file);
                 let mut buffer = vec![0; 0x5000];
                 let _ = file.read(BASE, &mut buffer);

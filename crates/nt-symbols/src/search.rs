@@ -135,9 +135,10 @@ impl fmt::Debug for Found {
 }
 
 /// An image's file and how it was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct FoundImage {
-    pub file: PathBuf,
+    /// At base 0; [`ImageFile::loaded_at`] moves it.
+    pub file: ImageFile,
     pub tried: Vec<Attempt>,
 }
 
@@ -195,7 +196,7 @@ impl fmt::Display for NotFound {
 
 enum Opened {
     Symbols(Arc<dyn SymbolFile>),
-    Image(PathBuf),
+    Image(ImageFile),
 }
 
 type Hit = Option<Opened>;
@@ -434,7 +435,10 @@ impl<'s> Search<'s> {
                 self.mismatched.push(path.to_owned());
             }
             let hit = self.note(place, opened)?;
-            return Some(self.keep(path, keep).unwrap_or(hit));
+            return Some(match self.keep(path, keep) {
+                Some(nearest) => self.kept_at(hit, &nearest),
+                None => hit,
+            });
         }
         let keep = self.or_default(keep);
         let expanded = File::open(path)
@@ -454,8 +458,8 @@ impl<'s> Search<'s> {
                 (Wanted::Pdb(file.id()), Opened::Symbols(Arc::new(file)))
             }
             Wanted::Image(_) => {
-                let file = ImageFile::open(path, 0).map_err(unusable)?;
-                (Wanted::Image(file.image().key()), Opened::Image(path.to_owned()))
+                let file = ImageFile::open(path).map_err(unusable)?;
+                (Wanted::Image(file.image().key()), Opened::Image(file))
             }
         };
         if found == self.wanted { Ok(opened) } else { Err(Outcome::Mismatch { wanted: self.wanted, found }) }
@@ -474,8 +478,17 @@ impl<'s> Search<'s> {
         }
     }
 
-    /// Copies a file that was found far away into the nearer stores. The copy in the nearest one.
-    fn keep(&mut self, from: &Path, stores: &[PathBuf]) -> Hit {
+    /// A file that was opened elsewhere, at the place where a copy is kept. An image is not read again: it is whole in
+    /// memory. What was opened stays in use when its copy cannot be.
+    fn kept_at(&self, opened: Opened, path: &Path) -> Opened {
+        match opened {
+            Opened::Image(file) => Opened::Image(file.moved_to(path)),
+            Opened::Symbols(_) => self.inspect(path).unwrap_or(opened),
+        }
+    }
+
+    /// Copies a file that was found far away into the nearer stores. The path of the copy in the nearest one.
+    fn keep(&mut self, from: &Path, stores: &[PathBuf]) -> Option<PathBuf> {
         let mut nearest = None;
         for root in stores.iter().rev() {
             let copied = (|| {
@@ -486,7 +499,7 @@ impl<'s> Search<'s> {
             let (place, outcome) = match copied {
                 Ok(path) => {
                     let place = path.display().to_string();
-                    nearest = self.inspect(&path).ok().or(nearest);
+                    nearest = Some(path);
                     (place, Outcome::Kept)
                 }
                 Err(error) => {
@@ -542,16 +555,17 @@ impl<'s> Search<'s> {
 
     /// Gives a file that came from `place` its name, if it is what was asked for.
     fn settle(&mut self, place: String, (spool, root): (NamedTempFile, PathBuf), stores: &[PathBuf]) -> Hit {
-        let settled = whole(spool.path())
-            .and_then(|()| self.inspect(spool.path()))
-            .and_then(|_| self.persist(spool, &root).map_err(|error| Outcome::Unusable(error.to_string())));
-        let path = match settled {
-            Ok(path) => path,
+        let settled = whole(spool.path()).and_then(|()| self.inspect(spool.path())).and_then(|opened| {
+            let path = self.persist(spool, &root).map_err(|error| Outcome::Unusable(error.to_string()))?;
+            Ok((opened, path))
+        });
+        let (opened, path) = match settled {
+            Ok(settled) => settled,
             Err(outcome) => return self.note(place, Err(outcome)),
         };
         self.tell(place, Outcome::Used);
-        let opened = self.inspect(&path);
-        let hit = self.note(path.display().to_string(), opened)?;
+        let hit = self.kept_at(opened, &path);
+        self.tell(path.display().to_string(), Outcome::Used);
         let others: Vec<PathBuf> = stores.iter().filter(|store| **store != root).cloned().collect();
         self.keep(&path, &others);
         Some(hit)
@@ -919,7 +933,7 @@ mod tests {
         let path = SymbolPath::parse(root.path().to_str().unwrap()).unwrap();
         let key = ImageKey { time_date_stamp: 0x5ce7_7c41, size_of_image: 0x4000 };
         let found = path.find_image("x.sys", key, &Reach::default()).unwrap();
-        assert_eq!(found.file, root.path().join("x.sys/5CE77C414000/x.sys"));
+        assert_eq!(found.file.path(), root.path().join("x.sys/5CE77C414000/x.sys"));
         let other = ImageKey { size_of_image: 0x5000, ..key };
         std::fs::rename(root.path().join("x.sys/5CE77C414000"), root.path().join("x.sys/5CE77C415000")).unwrap();
         let error = path.find_image("x.sys", other, &Reach::default()).unwrap_err().to_string();

@@ -491,7 +491,7 @@ fn images_come_by_time_stamp_and_size() {
     let reach = Reach { servers: Some(&session.servers), ..Reach::default() };
     let path = path.unwrap();
     let found = path.find_image("my driver.sys", key, &reach).unwrap();
-    assert_eq!(found.file, session.store.path().join("my driver.sys/5CE77C414000/my driver.sys"));
+    assert_eq!(found.file.path(), session.store.path().join("my driver.sys/5CE77C414000/my driver.sys"));
     let other = ImageKey { size_of_image: 0x5000, ..key };
     session.site.put("/sym/my%20driver.sys/5CE77C415000/my%20driver.sys", Answer::File(image));
     assert!(path.find_image("my driver.sys", other, &reach).unwrap_err().to_string().contains("mismatched image"));
