@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Zoned;
-use kd_target::Version;
 use nt_memory::Fault;
 
 use crate::commands::Vertarget;
@@ -30,13 +29,6 @@ pub fn connected_net(peer: SocketAddr, port: u16, local: Option<IpAddr>) -> Stri
         Some(local) => format!("Connected to target {address} on port {port} on local IP {}.\n", local.to_canonical()),
         None => format!("Connected to target {address} on port {port}.\n"),
     }
-}
-
-/// The two lines that every connection has, when the kernel's version is known.
-pub fn established(version: &Version, when: &Zoned, break_requested: bool) -> String {
-    let suffix = if break_requested { "  (Initial Breakpoint requested)" } else { "" };
-    let connected = crate::commands::connected(version, when);
-    format!("{connected}\nKernel Debugger connection established.{suffix}\n")
 }
 
 /// kd checks each element before it names the path.

@@ -142,10 +142,17 @@ impl Shell {
         crate::leftover::undo(halted).unwrap_or_else(|error| vec![error.to_string()])
     }
 
+    /// The banner's first line. Nothing is read for it.
+    pub fn connected(&self) -> Result<String, Fault> {
+        let halted = self.halted().ok_or(Fault::Running)?;
+        Ok(crate::commands::connected(Kernel::version(halted), &Zoned::now()) + "\n")
+    }
+
     /// The banner of a target that stands still for the first time.
     pub fn banner(&mut self, break_requested: bool) -> Result<String, Fault> {
         let Some(Target::Halted(halted)) = &self.target else { return Err(Fault::Running) };
-        let mut text = banner::established(Kernel::version(halted), &Zoned::now(), break_requested);
+        let suffix = if break_requested { "  (Initial Breakpoint requested)" } else { "" };
+        let mut text = format!("{}Kernel Debugger connection established.{suffix}\n", self.connected()?);
         text.push_str(&self.session.symbols.offline(|symbols| banner::target(halted, symbols))?);
         Ok(text)
     }

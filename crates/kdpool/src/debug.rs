@@ -213,10 +213,9 @@ impl Work {
 
     fn greet(&mut self, plan: &Plan) -> Result<(), Fault> {
         let mut shell = self.shell.borrow_mut();
-        let banner = shell.banner(plan.break_on_connect)?;
         let text = match plan.brief {
-            true => banner.lines().next().unwrap_or_default().to_owned() + "\n",
-            false => banner + &shell.stop_lines()?,
+            true => shell.connected()?,
+            false => shell.banner(plan.break_on_connect)? + &shell.stop_lines()?,
         };
         shell.session.log.write(&text);
         remark(&text, false);
