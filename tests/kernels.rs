@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kd_fake::isf::Isf;
 use kd_fake::kernel::{self, SeededOptions};
@@ -14,23 +14,6 @@ use target::Live;
 
 #[path = "../crates/kd-shell/tests/target/mod.rs"]
 mod target;
-
-/// The table that kd-fake carries, and those of ../shared/isf where they are.
-fn tables() -> Vec<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let shared = std::env::var_os("KDPOOL_SHARED").map_or_else(|| manifest.join("../../../shared"), PathBuf::from);
-    let mut tables: BTreeMap<_, PathBuf> = BTreeMap::new();
-    for folder in [manifest.join("../kd-fake/data"), shared.join("isf")] {
-        let Ok(entries) = std::fs::read_dir(&folder) else {
-            println!("skipped: {} is missing", folder.display());
-            continue;
-        };
-        let paths =
-            entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "xz"));
-        tables.extend(paths.map(|path| (path.file_name().unwrap().to_owned(), path)));
-    }
-    tables.into_values().collect()
-}
 
 /// A table's JSON, read as nothing but JSON.
 struct Table {
@@ -186,7 +169,7 @@ fn kernel(path: &Path) {
 
 #[test]
 fn every_kernel_attaches_and_answers_as_its_table_says() {
-    let tables = tables();
+    let tables = target::table_files();
     assert!(!tables.is_empty());
     std::thread::scope(|scope| tables.iter().for_each(|table| drop(scope.spawn(|| kernel(table)))));
 }

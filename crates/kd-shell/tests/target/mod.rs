@@ -67,6 +67,16 @@ impl Live {
 
     /// A machine whose symbols are in `directory`.
     pub(crate) fn attach(kernel: Kernel, directory: TempDir, change: impl FnOnce(&mut FakeOptions)) -> Live {
+        let session = session(&directory);
+        Live::with_session(kernel, directory, session, change)
+    }
+
+    pub(crate) fn with_session(
+        kernel: Kernel,
+        directory: TempDir,
+        session: Session,
+        change: impl FnOnce(&mut FakeOptions),
+    ) -> Live {
         let runtime = Runtime::new().unwrap();
         let transport = FakeTransport::TcpListen(SocketAddr::from(([127, 0, 0, 1], 0)));
         let mut options = FakeOptions::new(transport, kernel);
@@ -78,7 +88,7 @@ impl Live {
         let interrupt = Interrupt::default();
         let wire = HostSession::serial(SerialConfig::default());
         let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
-        let mut shell = Shell::new(session(&directory), Format::Kd, interrupt.clone());
+        let mut shell = Shell::new(session, Format::Kd, interrupt.clone());
         shell.set_target(Target::Running(running));
         assert!(shell.wait(Some(Duration::from_secs(30)), &mut Screen::default()).unwrap());
         Live { shell, interrupt, fake, runtime, directory }
@@ -130,7 +140,7 @@ pub(crate) fn session(directory: &TempDir) -> Session {
 }
 
 /// The table that kd-fake carries, and those of the shared folder where it is.
-pub(crate) fn tables() -> Vec<Isf> {
+pub(crate) fn table_files() -> Vec<PathBuf> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let shared = std::env::var_os("KDPOOL_SHARED").map_or_else(|| root.join("../../../shared"), PathBuf::from);
     let mut files = vec![root.join("../kd-fake/data/339E74133576439CBCDF7E0229DA3773-1.json.xz")];
@@ -142,5 +152,9 @@ pub(crate) fn tables() -> Vec<Isf> {
         Err(_) => println!("skipped for all but Windows 7: {} is not there", shared.display()),
     }
     files.sort();
-    files.iter().map(|file| Isf::from_xz(&std::fs::read(file).unwrap()).unwrap()).collect()
+    files
+}
+
+pub(crate) fn tables() -> Vec<Isf> {
+    table_files().iter().map(|file| Isf::from_xz(&std::fs::read(file).unwrap()).unwrap()).collect()
 }
