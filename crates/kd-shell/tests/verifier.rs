@@ -915,6 +915,7 @@ fn what_is_not_being_watched_is_said_first() {
     assert!(number.abs_diff(ago) <= 2, "{said} {ago}");
     // Also by the command that shows the log.
     assert!(bench.remarks("!verifier 0x80 3").contains("The pool log wrapped about "));
+    assert_eq!(bench.remarks("!verifier 0x81").matches("The pool log wrapped about ").count(), 1);
 
     bench.set("VfPoolTracesIndex", &[0; 4]);
     assert!(bench.remarks("!verifier").starts_with("The pool log is empty: "));

@@ -123,7 +123,9 @@ pub(super) fn read(
         ));
         return Ok(answer);
     };
-    known.remarks.extend(kept::wrapped(context, position)?);
+    // An overview with this log has said it already.
+    let wrapped = kept::wrapped(context, position)?.filter(|wrapped| !known.remarks.contains(wrapped));
+    known.remarks.extend(wrapped);
     known.notes.append(&mut records.notes);
     answer.log_entries = records.length;
     answer.index = Some(records.index);
