@@ -121,6 +121,23 @@ pub fn time(when: &Zoned) -> String {
     )
 }
 
+/// Words between blanks. Blanks between quotes are kept, and so are the quotes.
+pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut left = text.trim_start();
+    std::iter::from_fn(move || {
+        let quote = left.starts_with(['\'', '"']).then(|| left[1..].find(&left[..1])).flatten();
+        let length = quote.map_or_else(|| left.find(char::is_whitespace).unwrap_or(left.len()), |end| end + 2);
+        let (word, after) = left.split_at(length);
+        left = after.trim_start();
+        (!word.is_empty()).then_some(word)
+    })
+}
+
+/// A name that can be a file's anywhere: letters, digits, `_`, `-` and `.`.
+pub(crate) fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,10 @@ pub use settings::{Settings, settings};
 
 use crate::record::Record;
 
+/// Bits of the level: either makes the kernel track pool.
+pub const SPECIAL_POOL: u32 = 0x1;
+pub const POOL_TRACKING: u32 = 0x8;
+
 /// The numbers of a structure by the names that the target's own symbols give them, in the structure's order. A
 /// version that lacks one does not have it here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

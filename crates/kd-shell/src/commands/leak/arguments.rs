@@ -11,7 +11,7 @@ use crate::commands::pool_used::pattern;
 use crate::commands::usage;
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
-use crate::text::visible_name;
+use crate::text::{visible_name, words};
 
 /// What all subcommands understand.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,20 +59,6 @@ pub(super) struct Options {
 /// A file system takes a folder of this name, even if each byte of it becomes three.
 const LONGEST_MACHINE: usize = 64;
 
-/// Words, of which quotes make one.
-fn words(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut left = text.trim();
-    while !left.is_empty() {
-        let quote = left.starts_with(['\'', '"']).then(|| left[1..].find(&left[..1])).flatten();
-        let length = quote.map_or_else(|| left.find(char::is_whitespace).unwrap_or(left.len()), |end| end + 2);
-        let (word, after) = left.split_at(length);
-        words.push(word.to_string());
-        left = after.trim_start();
-    }
-    words
-}
-
 fn unquoted(word: &str) -> &str {
     let inner = |mark| word.strip_prefix(mark).and_then(|word| word.strip_suffix(mark));
     inner('"').or_else(|| inner('\'')).unwrap_or(word)
@@ -98,7 +84,7 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
 impl Arguments {
     pub(super) fn parse(text: &str) -> Result<Self, CommandError> {
         let mut parsed = Arguments::default();
-        let mut words = words(text).into_iter();
+        let mut words = words(text).map(str::to_owned);
         while let Some(word) = words.next() {
             let mut value = |what: &str| words.next().ok_or_else(|| usage(&INFO, format!("{word} needs {what}")));
             let time = |text: String| {

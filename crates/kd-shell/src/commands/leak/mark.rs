@@ -18,7 +18,7 @@ use crate::error::CommandError;
 use crate::output::difference;
 use crate::session::Context;
 use crate::shell::Drive;
-use crate::text::{Hex, visible_name};
+use crate::text::{Hex, is_plain, visible_name};
 
 #[derive(Serialize)]
 struct Marked {
@@ -165,8 +165,7 @@ pub(super) fn take(
 
 /// A mark's name is a file's name too.
 pub(super) fn name(text: &str) -> Result<String, CommandError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    match !text.is_empty() && text.len() <= 64 && text.chars().all(plain) && !text.starts_with('.') {
+    match text.len() <= 64 && is_plain(text) && !text.starts_with('.') {
         true => Ok(text.into()),
         false => Err(usage(
             &INFO,

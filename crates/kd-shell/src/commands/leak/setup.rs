@@ -3,7 +3,7 @@
 use std::fmt;
 
 use nt_pool::pool_log;
-use nt_pool::verifier;
+use nt_pool::verifier::{self, POOL_TRACKING, SPECIAL_POOL};
 use serde::Serialize;
 
 use super::INFO;
@@ -11,10 +11,8 @@ use crate::answer::{Reply, Text};
 use crate::commands::usage;
 use crate::error::CommandError;
 use crate::session::Context;
-use crate::text::{Hex, visible_name};
+use crate::text::{Hex, is_plain, visible_name};
 
-const SPECIAL_POOL: u32 = 1;
-const POOL_TRACKING: u32 = 8;
 /// `nt!VfOptionFlags`: the pool log keeps no stacks.
 const NO_STACKS: u32 = 2;
 const WINDOWS_11: u16 = 22000;
@@ -45,8 +43,7 @@ struct Way {
 }
 
 pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    if text.is_empty() || !text.chars().all(plain) {
+    if !is_plain(text) {
         return Err(usage(&INFO, format!("'{}' is no driver's file name (myfault.sys)", visible_name(text))));
     }
     let driver = if text.contains('.') { text.to_string() } else { format!("{text}.sys") };

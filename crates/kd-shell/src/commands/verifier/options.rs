@@ -8,6 +8,7 @@ use crate::commands::{pool_used, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::session::Context;
+use crate::text::words;
 
 /// What is asked of the pool log.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ impl Options {
     pub(super) fn parse(context: &mut Context<'_>, text: &str) -> Result<Self, CommandError> {
         let mut options = Self::default();
         let mut expression = Vec::new();
-        let mut words = words(text).into_iter();
+        let mut words = words(text);
         while let Some(word) = words.next() {
             let mut value = |what: &str| words.next().ok_or_else(|| usage(&INFO, format!("{word} without {what}")));
             match word {
@@ -85,20 +86,6 @@ impl Options {
         }
         Ok(())
     }
-}
-
-/// Words between blanks; blanks between quotes are kept.
-fn words(text: &str) -> Vec<&str> {
-    let mut words = Vec::new();
-    let mut left = text.trim_start();
-    while !left.is_empty() {
-        let quote = left.starts_with(['\'', '"']).then(|| left[1..].find(&left[..1])).flatten();
-        let length = quote.map_or_else(|| left.find(char::is_whitespace).unwrap_or(left.len()), |end| end + 2);
-        let (word, after) = left.split_at(length);
-        words.push(word);
-        left = after.trim_start();
-    }
-    words
 }
 
 pub(super) enum Place {

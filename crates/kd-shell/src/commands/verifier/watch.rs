@@ -1,14 +1,10 @@
 //! What is not being watched: said before everything else.
 
-use nt_pool::verifier;
+use nt_pool::verifier::{self, POOL_TRACKING, SPECIAL_POOL};
 
 use super::kept;
 use crate::error::CommandError;
 use crate::session::Context;
-
-/// The bits of the level that make the kernel track pool.
-const SPECIAL_POOL: u32 = 0x1;
-const POOL_TRACKING: u32 = 0x8;
 
 /// How to turn it on.
 pub(super) const TURN_ON: &str = "on the target: verifier /flags 8 /driver NAME.sys, then restart it";
