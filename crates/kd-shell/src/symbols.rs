@@ -556,10 +556,7 @@ impl<'a> Names<'a> {
 
 /// What to say of an error that leaves the rest of an answer as it is.
 fn no_fault(error: PoolError) -> Result<String, Fault> {
-    match error {
-        PoolError::Fault(fault) | PoolError::Read(ReadError::Fault(fault)) => Err(fault),
-        error => Ok(format!("unloaded drivers: {error}")),
-    }
+    Ok(format!("unloaded drivers: {}", error.local()?))
 }
 
 /// `module!symbol`; the name comes from a file that nobody vouches for.

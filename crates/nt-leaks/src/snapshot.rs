@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-use nt_memory::ReadError;
 use nt_pool::around::{self, Contents};
 use nt_pool::big_pages::{self, BigPage, BigPages};
 use nt_pool::small_blocks::{self, BlockState, Kinds, Limits, Plan};
@@ -214,9 +213,6 @@ const MAX_SEARCHED: usize = 4096;
 
 /// Addresses from the log that are looked up instead of searching for the tag's blocks.
 const MAX_CANDIDATES: usize = 12;
-
-/// `_MM_DRIVER_VERIFIER_DATA.Level`
-const POOL_TRACKING: u32 = 8;
 
 /// Small blocks that a mark keeps; some 300 MB.
 const MAX_SMALL: usize = 1 << 20;
@@ -635,9 +631,11 @@ impl Snapshot {
     /// The verifier tracks the pool of its drivers, and its books could be read.
     fn tracks_all(&self, kernel: &Kernel<'_>) -> Result<bool, PoolError> {
         match verifier::settings(kernel) {
-            Ok(settings) => Ok(settings.level & POOL_TRACKING != 0 && !self.tracked.is_empty()),
-            Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => Err(error),
-            Err(_) => Ok(false),
+            Ok(settings) => Ok(settings.level & verifier::POOL_TRACKING != 0 && !self.tracked.is_empty()),
+            Err(error) => {
+                error.local()?;
+                Ok(false)
+            }
         }
     }
 
@@ -810,13 +808,8 @@ impl Snapshot {
 
     /// Turns what could not be read into a note; a source that is gone stays an error.
     fn note(&mut self, what: &str, error: PoolError) -> Result<(), PoolError> {
-        match error {
-            PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)) => Err(error),
-            error => {
-                self.notes.push(format!("{what}: {error}"));
-                Ok(())
-            }
-        }
+        self.notes.push(format!("{what}: {}", error.local()?));
+        Ok(())
     }
 }
 
@@ -833,13 +826,17 @@ fn who_has(kernel: &Kernel<'_>, gone: &Block) -> Result<Owner, PoolError> {
     match big_pages::lookup(kernel, gone.address) {
         Ok(Some(page)) if !page.free => return Ok(Owner::Another),
         Ok(_) => {}
-        Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
-        Err(_) => return Ok(Owner::Unknown),
+        Err(error) => {
+            error.local()?;
+            return Ok(Owner::Unknown);
+        }
     }
     let around = match around::read(kernel, gone.address) {
         Ok(around) => around,
-        Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
-        Err(_) => return Ok(Owner::Unknown),
+        Err(error) => {
+            error.local()?;
+            return Ok(Owner::Unknown);
+        }
     };
     Ok(match around.contents {
         Contents::Blocks(blocks) => {

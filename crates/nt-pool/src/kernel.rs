@@ -35,6 +35,16 @@ pub enum PoolError {
     Fault(#[from] Fault),
 }
 
+impl PoolError {
+    /// The error if it concerns no more than what was asked for; a source that is gone, or a Ctrl+C, concerns all.
+    pub fn local(self) -> Result<Self, Fault> {
+        match self {
+            Self::Fault(fault) | Self::Read(ReadError::Fault(fault)) => Err(fault),
+            error => Ok(error),
+        }
+    }
+}
+
 /// Variables this close to each other are read together: a request costs far more than the bytes between them.
 const GATHER_SPAN: u64 = 0x400;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use nt_memory::{Fault, ReadError};
+use nt_memory::Fault;
 
 use crate::kernel::{Variable, little_endian};
 use crate::record::Record;
@@ -115,13 +115,8 @@ pub(crate) fn links_at(kernel: &Kernel<'_>, bytes: &[u8], offset: usize) -> [u64
 
 /// Turns what could not be read into a note; a source that is gone stays an error.
 pub(crate) fn note(notes: &mut Vec<String>, what: &str, error: impl Into<PoolError>) -> Result<(), Fault> {
-    match error.into() {
-        PoolError::Fault(fault) | PoolError::Read(ReadError::Fault(fault)) => Err(fault),
-        error => {
-            notes.push(format!("{what}: {error}"));
-            Ok(())
-        }
-    }
+    notes.push(format!("{what}: {}", error.into().local()?));
+    Ok(())
 }
 
 /// A pointer in the target.

@@ -10,7 +10,7 @@
 use std::cell::OnceCell;
 use std::ops::Range;
 
-use nt_memory::{Fault, PAGE_SIZE, ReadError, Sparse, read_sparse};
+use nt_memory::{Fault, PAGE_SIZE, Sparse, read_sparse};
 
 use crate::kernel::{Variable, little_endian};
 use crate::record::{Member, Record};
@@ -324,9 +324,11 @@ pub(crate) fn read(kernel: &Kernel<'_>, address: u64, length: usize) -> Result<S
     }
     match PageTables::new(kernel) {
         Ok(tables) => tables.read_behind(read, &mut sparse)?,
-        Err(PoolError::Fault(fault) | PoolError::Read(ReadError::Fault(fault))) => return Err(fault),
         // Without them, what can be read at its address is all there is.
-        Err(_) => return read_sparse(kernel.memory, address, length),
+        Err(error) => {
+            error.local()?;
+            return read_sparse(kernel.memory, address, length);
+        }
     }
     Ok(sparse)
 }

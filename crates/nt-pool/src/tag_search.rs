@@ -10,13 +10,13 @@
 
 use std::ops::Range;
 
-use nt_memory::{Fault, Memory, PAGE_SIZE, ReadError};
+use nt_memory::{Fault, Memory, PAGE_SIZE};
 
 use crate::page_tables::{PageTables, Resident};
 use crate::pool_header::Headers;
 use crate::search::{Seek, Seeker};
 use crate::small_blocks::Area;
-use crate::{Kernel, PoolError, Tag};
+use crate::{Kernel, Tag};
 
 /// Areas that lie no further apart are looked up in the page tables together: two requests' worth of entries.
 const STRETCH_GAP: u64 = 256 * PAGE_SIZE;
@@ -127,8 +127,10 @@ impl<'m> Mapping<'m> {
     ) -> Result<Option<Mapping<'m>>, Fault> {
         let tables = match PageTables::new(kernel) {
             Ok(tables) => Box::new(tables),
-            Err(PoolError::Fault(fault) | PoolError::Read(ReadError::Fault(fault))) => return Err(fault),
-            Err(_) => return Ok(None),
+            Err(error) => {
+                error.local()?;
+                return Ok(None);
+            }
         };
         Ok(Some(Mapping::Asked { tables, stretches: stretches(areas), last: None }))
     }

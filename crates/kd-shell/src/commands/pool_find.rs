@@ -18,7 +18,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use nt_memory::{Fault, Memory, ReadError, Search};
+use nt_memory::{Fault, Memory, Search};
 use nt_pool::big_pages::{self, BigPage, BigPages};
 use nt_pool::sessions::{self, Sessions};
 use nt_pool::small_blocks::{self, BlockKind, BlockState, Blocks, Cost, Kinds, Limits, Plan, SmallBlock};
@@ -33,7 +33,7 @@ use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
 use crate::session::Context;
 use crate::shell::Drive;
-use crate::text::{Hex, Width};
+use crate::text::{Hex, Width, words};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!poolfind"],
@@ -236,17 +236,10 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
         budget: None,
         from: 0,
     };
-    let mut left = text.trim();
-    let mut word = || {
-        let quote = left.starts_with(['\'', '"']).then(|| left[1..].find(&left[..1])).flatten();
-        let length = quote.map_or_else(|| left.find(char::is_whitespace).unwrap_or(left.len()), |end| end + 2);
-        let (word, after) = left.split_at(length);
-        left = after.trim_start();
-        (!word.is_empty()).then_some(word)
-    };
-    while let Some(option) = word() {
+    let mut words = words(text);
+    while let Some(option) = words.next() {
         let mut number = |what: &str| {
-            let value = word().and_then(plain_number);
+            let value = words.next().and_then(plain_number);
             value.ok_or_else(|| usage(&INFO, format!("{option} needs {what}")))
         };
         match option {
@@ -260,11 +253,11 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
             "-limit" => question.limit = number("a number of megabytes")?.saturating_mul(1 << 20),
             "-from" => question.from = number("an address")?,
             "-budget" => {
-                let time = word().and_then(duration);
+                let time = words.next().and_then(duration);
                 question.budget = Some(time.ok_or_else(|| usage(&INFO, "-budget needs a time (500ms, 30s, 5m)"))?);
             }
             "-x" => {
-                let command = word().map(|word| word.trim_matches(['\'', '"']).trim());
+                let command = words.next().map(|word| word.trim_matches(['\'', '"']).trim());
                 let command = command.filter(|command| !command.is_empty());
                 question.command = Some(command.ok_or_else(|| usage(&INFO, "-x needs a command"))?.into());
             }
@@ -350,8 +343,8 @@ impl Found {
                 self.answered = true;
                 Ok(Some(value))
             }
-            Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => Err(error),
             Err(error) => {
+                let error = error.local()?;
                 self.notes.push(format!("{what}: {error}"));
                 self.failures.push(error);
                 Ok(None)
@@ -367,7 +360,7 @@ impl Found {
         result: Result<T, PoolError>,
     ) -> Result<Option<T>, PoolError> {
         match self.take(what, result) {
-            Err(PoolError::Fault(Fault::Cancelled) | PoolError::Read(ReadError::Fault(Fault::Cancelled))) => {
+            Err(PoolError::Fault(Fault::Cancelled)) => {
                 self.notes.push("interrupted".into());
                 self.stopped = Some(place);
                 Ok(None)
@@ -536,8 +529,11 @@ fn counted(kernel: &nt_pool::Kernel<'_>, question: &Question) -> Result<Option<[
     };
     let counted = match counted {
         Ok(counted) if counted.notes.is_empty() && !counted.tags.is_empty() => counted,
-        Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
-        Ok(_) | Err(_) => return Ok(None),
+        Ok(_) => return Ok(None),
+        Err(error) => {
+            error.local()?;
+            return Ok(None);
+        }
     };
     let sum = |paged: bool| {
         let usage = counted.tags.iter().map(|tag| if paged { tag.paged } else { tag.nonpaged });
@@ -607,8 +603,10 @@ fn quick_plan(
     let plan = match plan {
         Ok(plan) => plan,
         Err(_) if frugal.exhausted.get() => return Ok(None),
-        Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
-        Err(_) => return Ok(None),
+        Err(error) => {
+            error.local()?;
+            return Ok(None);
+        }
     };
     let left = frugal.left.get();
     let fits = |cost: Cost| cost.requests <= left.requests && cost.bytes <= left.bytes;

@@ -17,7 +17,6 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use nt_memory::ReadError;
 use nt_pool::sessions::Sessions;
 use nt_pool::tags::{TagReport, TagUsage, Usage};
 use nt_pool::{PoolError, Tag, TagPattern};
@@ -186,9 +185,8 @@ fn in_sessions(
     for session in &sessions {
         let report = match nt_pool::sessions::tags(kernel, session, wanted) {
             Ok(report) => report,
-            Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
             Err(error) => {
-                notes.push(format!("session {}: {error}", session.id));
+                notes.push(format!("session {}: {}", session.id, error.local()?));
                 continue;
             }
         };

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use nt_memory::{Fault, ReadError};
-use nt_pool::PoolError;
+use nt_memory::Fault;
 use serde::Serialize;
 
 use super::{Action, CommandInfo, usage};
@@ -128,8 +127,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
                     answer.unloaded_modules = Some(unloaded.drivers.len());
                     notes.extend(unloaded.notes);
                 }
-                Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error.into()),
-                Err(error) => notes.push(format!("unloaded drivers: {error}")),
+                Err(error) => notes.push(format!("unloaded drivers: {}", error.local()?)),
             },
             Err(NoSymbols::Fault(fault)) => return Err(fault.into()),
             Err(NoSymbols::Missing(_)) => {}
