@@ -441,6 +441,18 @@ fn symbols_and_modules() {
 }
 
 #[test]
+fn modules_are_listed_when_those_that_are_gone_cannot_be() {
+    let (mut machine, mut session) = (Machine::new(), session(&store()));
+    let variable = run(&mut session, Debuggee::Halted(&machine), "? nt!MmUnloadedDrivers", Format::Kd).text;
+    let variable = variable.trim_end().rsplit(' ').next().unwrap().replace('`', "");
+    let page = u64::from_str_radix(&variable, 16).unwrap() & !0xfff;
+    machine.hole = page..page + 0x1000;
+    let screen = run(&mut session, Debuggee::Halted(&machine), "lm", Format::Kd);
+    assert!(screen.text.contains("   myfault    (deferred)             \n"), "{}", screen.text);
+    assert!(screen.text.contains("WARNING: unloaded drivers: "), "{}", screen.text);
+}
+
+#[test]
 fn types_and_values() {
     let shown = text("dt nt!_LIST_ENTRY");
     assert_eq!(

@@ -13,8 +13,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use nt_memory::{Fault, ReadError};
-use nt_pool::PoolError;
+use nt_memory::Fault;
 use nt_symbols::{Glob, Image, ImageError, SymbolKind};
 use serde::Serialize;
 
@@ -227,9 +226,8 @@ fn unloaded(
         for driver in &unloaded.drivers {
             let file = match driver.name(kernel) {
                 Ok(file) => file,
-                Err(error @ (PoolError::Fault(_) | PoolError::Read(ReadError::Fault(_)))) => return Err(error),
                 Err(error) => {
-                    notes.push(format!("the name of an unloaded driver: {error}"));
+                    notes.push(format!("the name of an unloaded driver: {}", error.local()?));
                     continue;
                 }
             };
@@ -241,14 +239,11 @@ fn unloaded(
         notes.extend(unloaded.notes);
         Ok(listed)
     });
-    match listed {
-        // A kernel whose list is not as expected has its modules all the same.
-        Err(CommandError::Pool(error)) => {
-            notes.push(format!("unloaded drivers: {error}"));
-            Ok(Vec::new())
-        }
-        listed => listed,
-    }
+    // A kernel whose list is not as expected, or is paged out, has its modules all the same.
+    listed.or_else(|error| {
+        notes.push(format!("unloaded drivers: {}", error.part()?));
+        Ok(Vec::new())
+    })
 }
 
 /// The time stamp and whether it is a hash: from the image's header, or, when it is paged out, from the module list.
