@@ -26,6 +26,8 @@ pub struct Faults {
     pub foreign_offer: f64,
     /// A copy of an earlier reply, in a fresh packet, goes ahead of a reply.
     pub stale_reply: f64,
+    /// No breakpoint is taken, as where its page cannot be written.
+    pub refuse_breakpoints: bool,
     /// Whether the rates apply to what the target sends.
     pub outbound: bool,
     /// Whether the rates apply to what the host sends.
@@ -44,6 +46,7 @@ impl Default for Faults {
             old_sequence: 0.0,
             foreign_offer: 0.0,
             stale_reply: 0.0,
+            refuse_breakpoints: false,
             outbound: true,
             inbound: true,
         }

@@ -68,6 +68,17 @@ struct Breakpoint {
     address: u64,
     /// In the target's table, which counts from 1.
     handle: Option<u32>,
+    /// The target did not take it when it last went on: its memory is not there.
+    refused: bool,
+}
+
+/// What becomes of a continue when the target does not take a breakpoint of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plant {
+    /// The user continues: it stands, and says why.
+    AllOrNone,
+    /// We continue a stop that the user does not see: it goes on, and misses that one.
+    WhatCanBe,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,7 +226,11 @@ impl Actor {
         self.shared.changed.notify_all();
     }
 
+    /// The link may end in the middle of an exchange, and then once more where the next thing is waited for.
     fn lost(&mut self, why: String) {
+        if matches!(self.shared.status().phase, Phase::Over(_)) {
+            return;
+        }
         tracing::info!(why, "session lost");
         self.tell(Event::Lost(why.clone()));
         self.set_phase(Phase::Over(why));
@@ -413,7 +428,7 @@ impl Actor {
 
     /// Continues a stop that is no business of the user's.
     async fn resume(&mut self) -> Result<(), String> {
-        match self.go(false).await {
+        match self.go(false, Plant::WhatCanBe).await {
             Ok(()) => Ok(()),
             Err(TargetError::Fault(fault)) => Err(fault.to_string()),
             Err(error) => {
@@ -507,7 +522,7 @@ impl Actor {
             Ask::Go { single_step } => {
                 // Once the target runs nothing can be removed any more, and we may have to leave it running.
                 self.release_leftovers().await;
-                self.go(single_step).await.map(|()| Answer::Done)
+                self.go(single_step, Plant::AllOrNone).await.map(|()| Answer::Done)
             }
         }
     }
@@ -589,7 +604,7 @@ impl Actor {
         }
         let handle = self.plant(processor, address).await?;
         self.lift(processor, handle).await?;
-        self.breakpoints.push(Breakpoint { address, handle: None });
+        self.breakpoints.push(Breakpoint { address, handle: None, refused: false });
         Ok(())
     }
 
@@ -633,11 +648,29 @@ impl Actor {
     }
 
     /// Puts ours into the target, but for the one at `except`.
-    async fn plant_breakpoints(&mut self, processor: u16, except: Option<u64>) -> Result<(), TargetError> {
+    async fn plant_breakpoints(
+        &mut self,
+        processor: u16,
+        except: Option<u64>,
+        plant: Plant,
+    ) -> Result<(), TargetError> {
         for index in 0..self.breakpoints.len() {
-            let Breakpoint { address, handle } = self.breakpoints[index];
-            if handle.is_none() && except != Some(address) {
-                self.breakpoints[index].handle = Some(self.plant(processor, address).await?);
+            let Breakpoint { address, handle, refused } = self.breakpoints[index];
+            if handle.is_some() || except == Some(address) {
+                continue;
+            }
+            match self.plant(processor, address).await {
+                Ok(handle) => {
+                    self.breakpoints[index].handle = Some(handle);
+                    self.breakpoints[index].refused = false;
+                }
+                Err(TargetError::Refused(why)) if plant == Plant::WhatCanBe => {
+                    self.breakpoints[index].refused = true;
+                    if !refused {
+                        self.tell(Event::BreakpointMissed { address, why });
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -645,8 +678,8 @@ impl Actor {
 
     /// Runs the one instruction under a breakpoint of ours; continuing there would stop at it again. False: the target
     /// stopped for another reason meanwhile, or the step did not end.
-    async fn step_off_breakpoint(&mut self, at: &StateChange) -> Result<bool, TargetError> {
-        self.plant_breakpoints(at.processor, Some(at.program_counter)).await?;
+    async fn step_off_breakpoint(&mut self, at: &StateChange, plant: Plant) -> Result<bool, TargetError> {
+        self.plant_breakpoints(at.processor, Some(at.program_counter), plant).await?;
         self.stepping = Some(Stepping::OffBreakpoint);
         self.continue_with(at, DBG_EXCEPTION_HANDLED, true).await?;
         self.at = None;
@@ -730,7 +763,7 @@ impl Actor {
     }
 
     /// Lets the halted target run, or run one instruction.
-    async fn go(&mut self, single_step: bool) -> Result<(), TargetError> {
+    async fn go(&mut self, single_step: bool, plant: Plant) -> Result<(), TargetError> {
         let Some(mut at) = self.at.clone() else { return Ok(()) };
         let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
         let status = match &at.report {
@@ -743,7 +776,7 @@ impl Actor {
         let went_on = is_break && self.step_over_break(&at, machine).await?;
         let on_ours = !went_on && self.breakpoints.iter().any(|known| known.address == at.program_counter);
         if on_ours && !single_step {
-            if !self.step_off_breakpoint(&at).await? {
+            if !self.step_off_breakpoint(&at, plant).await? {
                 self.resumed = Some(Instant::now());
                 self.set_phase(Phase::Running);
                 return Ok(());
@@ -753,7 +786,7 @@ impl Actor {
             }
         }
         let except = (on_ours && single_step).then_some(at.program_counter);
-        self.plant_breakpoints(at.processor, except).await?;
+        self.plant_breakpoints(at.processor, except, plant).await?;
         if single_step {
             self.stepping = Some(Stepping::ForUser);
         }
@@ -893,7 +926,7 @@ impl Actor {
         if self.at.is_some() {
             self.write_back().await;
             self.release_breakpoints().await;
-            if let Err(error) = self.go(false).await {
+            if let Err(error) = self.go(false, Plant::WhatCanBe).await {
                 tracing::warn!(%error, "could not let the target run");
             }
         }
@@ -906,7 +939,7 @@ impl Actor {
             match self.next_stop.take() {
                 Some(change) => {
                     self.at = Some(change);
-                    if self.go(false).await.is_err() {
+                    if self.go(false, Plant::WhatCanBe).await.is_err() {
                         return;
                     }
                     deadline = Deadline::now() + quiet;

@@ -117,6 +117,11 @@ pub enum Event {
     },
     /// A lone break-in of before was answered only now; the target was continued at once.
     BreakInAbsorbed,
+    /// The target was continued after a stop of its own and did not take this breakpoint of ours: its memory is gone.
+    BreakpointMissed {
+        address: u64,
+        why: String,
+    },
     Lost(String),
 }
 

@@ -347,12 +347,46 @@ fn an_interrupt_ends_a_wait_and_a_read() {
 #[test]
 fn a_dead_target_is_given_up() {
     let setup = set_up(Carrier::Tcp, |_| {});
-    let (running, _events) = setup.attach(true);
+    let (running, events) = setup.attach(true);
     let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
     drop(setup.fake);
     let fault = halted.read(0xffff_f800_0000_0000, &mut [0; 16]).unwrap_err();
     assert!(matches!(fault, Fault::Lost(_)), "{fault}");
     assert!(halted.go().is_err());
+    // It is said once. The events end with the session.
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::Lost(_))).count(), 1);
+}
+
+/// A breakpoint whose memory is gone is no reason to let the target stand at a stop that nobody sees.
+#[test]
+fn a_breakpoint_that_cannot_be_planted_again_does_not_freeze_the_target() {
+    let setup = set_up(Carrier::Tcp, |_| {});
+    let (running, events) = setup.attach(true);
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    let place = halted.version().kernel_base + 0x1000;
+    halted.set_breakpoint(place).unwrap();
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
+    setup.fake.set_faults(Faults { refuse_breakpoints: true, ..Faults::default() });
+    setup.fake.load_module(kd_fake::ModuleLoad {
+        path: "\\SystemRoot\\x.sys".into(),
+        base: 0xffff_f880_0999_0000,
+        size: 0x5000,
+        unload: true,
+    });
+    let deadline = Instant::now() + PATIENCE;
+    let missed = |event: &Event| matches!(event, Event::BreakpointMissed { address, .. } if *address == place);
+    while !missed(&events.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap()) {}
+    while setup.fake.stats().halted {
+        assert!(Instant::now() < deadline, "it stands still");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Who continues it at the prompt is told.
+    let halted = running.break_in(PATIENCE).map_err(|(_, error)| error).unwrap();
+    let (halted, error) = halted.go().err().unwrap();
+    assert!(error.to_string().contains("breakpoint"), "{error}");
+    setup.fake.set_faults(Faults::default());
+    drop(halted.go().map_err(|(_, error)| error).unwrap());
+    setup.assert_left_running();
 }
 
 #[test]

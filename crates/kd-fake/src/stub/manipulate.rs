@@ -116,7 +116,10 @@ impl Stub {
                 reply.status(SUCCESS);
             }
             WRITE_BREAKPOINT => {
-                let handle = self.breakpoints.add(&mut self.options.kernel.lock(), get64(header, 16));
+                let handle = match self.line_state.faults().refuse_breakpoints {
+                    true => None,
+                    false => self.breakpoints.add(&mut self.options.kernel.lock(), get64(header, 16)),
+                };
                 put32(&mut reply.header, 24, handle.unwrap_or_default());
                 reply.done(handle.is_some());
             }
