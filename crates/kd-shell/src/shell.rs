@@ -21,7 +21,7 @@ use crate::kernel::Kernel;
 use crate::output::{Output, difference, show};
 use crate::session::{Context, Debuggee, Format, LastCommand, Session};
 use crate::symbols::short_name;
-use crate::text::visible_name;
+use crate::text::{tick, visible_name};
 
 pub(crate) use drive::{Drive, is_cancelled};
 pub(crate) use stops::{Seen, Stopped};
@@ -46,6 +46,13 @@ pub enum Next {
     Lost,
 }
 
+/// What a command in a loop's body leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    Loop,
+    Round,
+}
+
 /// How often a `.sleep` looks whether it is to end.
 const SLEEP_STEP: Duration = Duration::from_millis(20);
 
@@ -57,6 +64,10 @@ pub struct Shell {
     target: Option<Target>,
     interrupt: Interrupt,
     scripts: usize,
+    /// Loops that are being run, one in another.
+    loops: usize,
+    /// What `.break` or `.continue` said; the loop hears of it when its round is over.
+    leaving: Option<Leaving>,
     /// Ctrl+C ended a command: what follows it on the line is not run.
     cancelled: bool,
     /// The line that ENTER repeats.
@@ -80,6 +91,8 @@ impl Shell {
             target: None,
             interrupt,
             scripts: 0,
+            loops: 0,
+            leaving: None,
             cancelled: false,
             last_line: String::new(),
             reason: None,
@@ -175,6 +188,7 @@ impl Shell {
         // A Ctrl+C of before is not meant for this line.
         self.interrupt.take();
         self.cancelled = false;
+        self.leaving = None;
         let log = self.session.log.clone();
         if log.path().is_some() {
             let prompt = self.prompt().unwrap_or_default();
@@ -206,11 +220,16 @@ impl Shell {
             };
             outcome.failed |= one.failed;
             outcome.next = one.next;
-            if outcome.next != Next::Continue || self.cancelled {
+            if self.is_over(&outcome) {
                 break;
             }
         }
         outcome
+    }
+
+    /// Whether what follows a command is not run.
+    fn is_over(&self, outcome: &Outcome) -> bool {
+        outcome.next != Next::Continue || self.cancelled || self.leaving.is_some()
     }
 
     fn cost(&self) -> Cost {
@@ -272,6 +291,17 @@ impl Shell {
         match control {
             Control::Go => {
                 self.go()?;
+                Ok(Reply::new(Done {}))
+            }
+            Control::Break if self.loops > 0 && !matches!(self.target, Some(Target::Running(_))) => {
+                self.leaving = Some(Leaving::Loop);
+                Ok(Reply::new(Done {}))
+            }
+            Control::Continue => {
+                if self.loops == 0 {
+                    return Err(CommandError::Usage(".continue is for the body of a loop".into()));
+                }
+                self.leaving = Some(Leaving::Round);
                 Ok(Reply::new(Done {}))
             }
             Control::Break => {
@@ -430,6 +460,9 @@ pub fn event_text(event: &Event, verbose: bool) -> Option<String> {
         Event::Print(text) => Some(banner::printed(text)),
         Event::Prompt { text, answer } => Some(format!("{}{}\n", banner::printed(text), visible_name(answer))),
         Event::Restarted { announced } => Some(banner::restarted(*announced, &Zoned::now())),
+        Event::BreakpointMissed { address, why } => {
+            Some(format!("Unable to insert the breakpoint at {}: {why}\n", tick(*address)))
+        }
         Event::Lost(why) => Some(format!("The connection to the target is lost: {why}\n")),
         Event::ModuleChange { path, base, size, unload } if verbose => {
             Some(banner::module_change(path, *base, *size, *unload))

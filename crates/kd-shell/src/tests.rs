@@ -441,6 +441,14 @@ fn symbols_and_modules() {
 }
 
 #[test]
+fn options_of_x_without_effect_are_told() {
+    let (machine, mut session) = (Machine::new(), session(&store()));
+    let idle = run(&mut session, Debuggee::Halted(&machine), "x /t /1 /z nt!NtFlushKey", Format::Kd);
+    assert_eq!(idle.text, "nt!NtFlushKey\n");
+    assert_eq!(idle.remarks, "/t /z changed nothing: public symbols have neither type nor size.\n");
+}
+
+#[test]
 fn modules_are_listed_when_those_that_are_gone_cannot_be() {
     let (mut machine, mut session) = (Machine::new(), session(&store()));
     let variable = run(&mut session, Debuggee::Halted(&machine), "? nt!MmUnloadedDrivers", Format::Kd).text;

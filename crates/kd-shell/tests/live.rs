@@ -74,6 +74,36 @@ fn scripts_and_logs() {
 }
 
 #[test]
+fn loops_count_are_left_and_end() {
+    let mut live = Live::article();
+    assert_eq!(live.text(".for (r $t0 = 0; @$t0 < 3; r $t0 = @$t0 + 1) { .printf \"%d \", @$t0 }"), "0 1 2 ");
+    let counted = "r $t0 = 0; .while (1) { r $t0 = @$t0 + 1; .if (@$t0 == 2) { .continue }; .printf \"%d \", @$t0; \
+                   .if (@$t0 == 4) { .break; .echo never } }; .echo done";
+    assert_eq!(live.text(counted), "1 3 4 done\n");
+    assert_eq!(live.text(".foreach /s (x \"a b c\") { .if (1) { .echo x; .break } }; .echo out"), "a\nout\n");
+    // Only the inner one of two is left, and the last step is made after .continue as well.
+    let nested =
+        ".for (r $t0 = 0; @$t0 < 2; r $t0 = @$t0 + 1) { .while (1) { .break }; .continue; .echo never }; ? @$t0";
+    assert_eq!(live.text(nested), "Evaluate expression: 2 = 00000000`00000002\n");
+    assert!(live.run(".continue").0.errors.contains("for the body of a loop"));
+    let (screen, failed, _) = live.run(".while (nosuch!symbol) { .echo never }; .echo on");
+    assert!(failed && screen.text == "on\n" && screen.errors.contains("nosuch"), "{}", screen.errors);
+    // In a loop, too, .break stops a target that runs.
+    let (screen, failed, _) = live.run("r $t0 = 0; .while (@$t0 == 0) { g; .break; r $t0 = 1 }; .echo stands");
+    assert!(!failed && screen.text.ends_with("stands\n"), "{} {}", screen.text, screen.errors);
+
+    let interrupt = live.interrupt.clone();
+    let presser = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        interrupt.raise();
+    });
+    let (screen, failed, _) = live.run(".while (1) { }; .echo not run");
+    presser.join().unwrap();
+    assert!(failed && screen.text.is_empty() && screen.errors == "interrupted\n", "{}", screen.errors);
+    live.leave();
+}
+
+#[test]
 fn ctrl_c_ends_a_command_and_its_line() {
     let mut live = Live::article();
     let interrupt = live.interrupt.clone();
@@ -146,6 +176,14 @@ fn breakpoints_are_listed_and_taken_out() {
     assert!(live.run("bc 7").1);
     assert!(!live.run("bp nt!NtFlushKey+8; bc 0-1").1);
     assert_eq!(live.run("bl").0.text, "");
+    // Numbers of one's own.
+    assert_eq!(live.text("bp7 nt!NtFlushKey; bl"), " 7 e fffff800`017269e0     0001 (0001) nt!NtFlushKey\n");
+    assert!(live.run("bp2 nt!NtFlushKey").0.errors.contains("breakpoint 7 is at this address already"));
+    let (screen, failed, _) = live.run("bp7 nt!NtFlushKey+4 3; bl; g");
+    assert!(!failed && screen.remarks == "breakpoint 7 redefined\n", "{} {}", screen.errors, screen.remarks);
+    assert_eq!(screen.text, " 7 e fffff800`017269e4     0003 (0003) nt!NtFlushKey+0x4\n");
+    assert_eq!(live.fake.stats().breakpoints, [0xfffff800_017269e4]);
+    assert!(!live.run(".break; bc 7").1);
     live.run("bp nt!NtFlushKey; g");
     // Left while it runs.
     live.shell.take_target().expect("target").leave(Leave::Running);

@@ -21,9 +21,10 @@ use crate::text::{Hex, Width, visible_name};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["bp", "bu"],
-    usage: "bp [options] address [passes] [\"commands\"]",
+    usage: "bp[number] [options] address [passes] [\"commands\"]",
     help: "set a breakpoint",
-    details: "/1          it is gone after its first hit\n\
+    details: "With a number (bp3), it is that one: one of the same number is defined anew.\n\
+              /1          it is gone after its first hit\n\
               /p process  it counts in this process only (address of its EPROCESS)\n\
               /t thread   it counts in this thread only (address of its ETHREAD)\n\
               /w \"x\"      it counts only where the expression is not 0\n\
@@ -101,6 +102,13 @@ fn quoted(text: &str) -> Result<(String, &str), CommandError> {
 }
 
 fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let number = match context.word.get(2..).filter(|number| !number.is_empty()) {
+        None => None,
+        Some(text) => {
+            let number: Result<u32, _> = text.parse();
+            Some(number.map_err(|_| usage(&INFO, format!("{text} is no number of a breakpoint")))?)
+        }
+    };
     let mut text = context.arguments.trim();
     let (mut once, mut condition, mut process, mut thread) = (false, None, None, None);
     while let Some(option) = text.strip_prefix('/') {
@@ -162,10 +170,25 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         thread,
         once,
     };
+    let here = breakpoints.iter().position(|known| known.address == Hex(address));
+    let known = match number {
+        None => here,
+        Some(number) => {
+            if let Some(other) = here.map(|here| breakpoints[here].number).filter(|other| *other != number) {
+                let why = format!("breakpoint {other} is at this address already; bc {other} clears it");
+                return Err(CommandError::Failed(why));
+            }
+            breakpoints.iter().position(|known| known.number == number)
+        }
+    };
     // kd defines it anew.
-    if let Some(known) = breakpoints.iter_mut().find(|known| known.address == Hex(address)) {
-        if !known.enabled {
+    if let Some(known) = known.map(|known| &mut breakpoints[known]) {
+        // The target may refuse the new place; then the old one stays.
+        if !known.enabled || known.address != Hex(address) {
             kernel.set_breakpoint(address)?;
+        }
+        if known.enabled && known.address != Hex(address) {
+            clear(kernel, known.address.0)?;
         }
         *known = new(known.number);
         let number = known.number;
@@ -174,7 +197,8 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         return Ok(reply);
     }
     let used = |number: &u32| breakpoints.iter().any(|known| known.number == *number);
-    let Some(number) = (0..MAX_BREAKPOINTS).find(|number| !used(number)) else {
+    let number = number.or_else(|| (0..MAX_BREAKPOINTS).find(|number| !used(number)));
+    let Some(number) = number.filter(|_| breakpoints.len() < MAX_BREAKPOINTS as usize) else {
         return Err(CommandError::Failed(format!("the target has room for {MAX_BREAKPOINTS} breakpoints")));
     };
     kernel.set_breakpoint(address)?;

@@ -6,6 +6,7 @@ use super::{Action, CommandInfo};
 pub enum Control {
     Go,
     Break,
+    Continue,
     Wait,
     Sleep,
     Quit,
@@ -23,8 +24,17 @@ pub(super) const BREAK: CommandInfo = CommandInfo {
     names: &[".break"],
     usage: ".break",
     help: "break in and wait until the target stands still",
-    details: "At a terminal Ctrl+C does the same.",
+    details: "At a terminal Ctrl+C does the same. In a loop (.for, .while, .foreach), when the target stands still already, it \
+              ends the loop, as kd's .break does.",
     action: Action::Control(Control::Break),
+};
+
+pub(super) const CONTINUE: CommandInfo = CommandInfo {
+    names: &[".continue"],
+    usage: ".continue",
+    help: "go on with a loop's next round",
+    details: "",
+    action: Action::Control(Control::Continue),
 };
 
 pub(super) const WAIT: CommandInfo = CommandInfo {

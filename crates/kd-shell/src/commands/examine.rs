@@ -47,8 +47,9 @@ struct Show {
     quoted: bool,
 }
 
-fn options(text: &str) -> Result<(Show, &str), CommandError> {
-    let mut show = Show::default();
+/// How it is shown, the options that have no effect, and the pattern.
+fn options(text: &str) -> Result<(Show, Vec<&str>, &str), CommandError> {
+    let (mut show, mut idle) = (Show::default(), Vec::new());
     let mut left = text;
     while let Some(option) = left.strip_prefix('/') {
         let (option, rest) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
@@ -60,13 +61,14 @@ fn options(text: &str) -> Result<(Show, &str), CommandError> {
             "a" | "A" => (show.by_name, show.reversed) = (false, option == "A"),
             "v" => show.verbose = true,
             "q" => show.quoted = true,
-            // What public symbols do not have, and links to click on.
-            "t" | "s" | "d" | "f" | "p" | "z" | "Z" | "D" => {}
+            // Links to click on.
+            "D" => {}
+            "t" | "s" | "d" | "f" | "p" | "z" | "Z" => idle.push(option),
             _ => return Err(usage(&INFO, format!("unknown option '/{option}'"))),
         }
         left = rest.trim_start();
     }
-    Ok((show, left))
+    Ok((show, idle, left))
 }
 
 #[derive(Serialize)]
@@ -76,7 +78,7 @@ struct Match {
 }
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let (show, text) = options(context.arguments)?;
+    let (show, idle, text) = options(context.arguments)?;
     let (module, pattern) = match text.split_once('!') {
         Some((module, pattern)) if !module.is_empty() => (module, pattern),
         Some((_, pattern)) => ("nt", pattern),
@@ -123,7 +125,12 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if show.reversed {
         symbols.reverse();
     }
-    Ok(Reply::new(Matches { symbols, width, show }))
+    let mut reply = Reply::new(Matches { symbols, width, show });
+    if !idle.is_empty() {
+        let options = idle.iter().map(|option| format!("/{option}")).collect::<Vec<_>>().join(" ");
+        reply.remarks.push(format!("{options} changed nothing: public symbols have neither type nor size."));
+    }
+    Ok(reply)
 }
 
 fn matches(kernel: &dyn Kernel, driver: &Driver, file: &dyn SymbolFile, pattern: &str) -> Vec<Match> {

@@ -123,8 +123,9 @@ impl Text for Help {
                 out,
                 "\n; separates commands, * and $$ start comments, $<file and $$<file run the lines\n\
                  of a file, $><file and $$><file all of it as one line, $$>a<file arguments with\n\
-                 arguments. .if (c) {{ }} .elsif (c) {{ }} .else {{ }} and .foreach (x {{ }}) {{ }} are\n\
-                 there too. command -? explains a command."
+                 arguments. .if (c) {{ }} .elsif (c) {{ }} .else {{ }}, .foreach (x {{ }}) {{ }},\n\
+                 .for (a; c; b) {{ }} and .while (c) {{ }} are there too. command -? explains a\n\
+                 command."
             ),
         }
     }

@@ -93,6 +93,7 @@ const COMMANDS: &[CommandInfo] = &[
     leak::INFO,
     control::GO,
     control::BREAK,
+    control::CONTINUE,
     control::WAIT,
     control::SLEEP,
     control::QUIT,
@@ -148,7 +149,11 @@ pub fn commands() -> &'static [CommandInfo] {
 
 /// The command with this word (lower case).
 pub(crate) fn find(word: &str) -> Option<&'static CommandInfo> {
-    COMMANDS.iter().find(|info| info.names.contains(&word))
+    // `bp3` is `bp` with the breakpoint's number.
+    let number = word.strip_prefix("bp").or_else(|| word.strip_prefix("bu")).unwrap_or_default();
+    let numbered = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+    let name = if numbered { &word[..2] } else { word };
+    COMMANDS.iter().find(|info| info.names.contains(&name))
 }
 
 /// A mistake in a command's arguments, with the way it is written.

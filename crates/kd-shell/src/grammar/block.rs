@@ -1,10 +1,12 @@
-//! Control flow: `.if`, `.elsif`, `.else`, `.foreach`.
+//! Control flow: `.if`, `.elsif`, `.else`, `.foreach`, `.for`, `.while`.
 //!
 //! ```text
 //! .if (poi(nt!Foo) == 0) { .echo none } .elsif (1) { .echo some } .else { .echo never }
 //! .foreach (place { !poolfind Leak }) { !pool place }
 //! .foreach /s (place "one two") { .echo ${place}s }
 //! .foreach /f (place "file.txt") { .echo place }
+//! .for (r $t0 = 0; @$t0 < 4; r $t0 = @$t0 + 1) { dq nt!Foo + 8 * @$t0 L1 }
+//! .while (poi(nt!Foo) == 0) { g; .sleep 100; .break }
 //! ```
 
 /// One piece of control flow.
@@ -23,6 +25,8 @@ pub enum Block<'a> {
         skip_between: usize,
         body: &'a str,
     },
+    /// `.for`, and `.while`, which has a condition and a body only.
+    Loop { first: &'a str, condition: &'a str, step: &'a str, body: &'a str },
 }
 
 /// Where the tokens come from.
@@ -44,16 +48,24 @@ pub struct BlockError {
 
 /// Whether a statement begins with one of the words.
 pub fn is_block(text: &str) -> bool {
-    [".if", ".foreach"].iter().any(|word| after_word(text, word).is_some())
+    [".if", ".foreach", ".for", ".while"].iter().any(|word| after_word(text, word).is_some())
 }
 
 /// The statement at the start of `text`, and what follows it.
 pub fn parse(text: &str) -> Result<(Block<'_>, &str), BlockError> {
     let text = text.trim_start();
-    match after_word(text, ".if") {
-        Some(left) => condition(left),
-        None => for_each(after_word(text, ".foreach").unwrap_or(text)),
+    if let Some(left) = after_word(text, ".if") {
+        return condition(left);
     }
+    if let Some(left) = after_word(text, ".for") {
+        return for_loop(left);
+    }
+    if let Some(left) = after_word(text, ".while") {
+        let (condition, rest) = enclosed(left, '(', ')').ok_or_else(|| error(left, "a condition in ( ) is missing"))?;
+        let (body, rest) = body(rest)?;
+        return Ok((Block::Loop { first: "", condition, step: "", body }, rest));
+    }
+    for_each(after_word(text, ".foreach").unwrap_or(text))
 }
 
 fn after_word<'a>(text: &'a str, word: &str) -> Option<&'a str> {
@@ -117,6 +129,32 @@ fn condition(text: &str) -> Result<(Block<'_>, &str), BlockError> {
             None => Ok((Block::If { branches, otherwise: None }, rest)),
         };
     }
+}
+
+fn for_loop(text: &str) -> Result<(Block<'_>, &str), BlockError> {
+    const PARTS: &str = "( ) with a command, a condition and a command is missing, ; between them";
+    let (inside, rest) = enclosed(text, '(', ')').ok_or_else(|| error(text, PARTS))?;
+    let parts = split_once(inside).and_then(|(first, left)| Some((first, split_once(left)?)));
+    let (first, (condition, step)) = parts.ok_or_else(|| error(inside, PARTS))?;
+    // Several commands at the end may be in brackets.
+    let step = enclosed(step.trim(), '{', '}').map_or(step, |(step, _)| step);
+    let (body, rest) = body(rest)?;
+    Ok((Block::Loop { first, condition: condition.trim(), step, body }, rest))
+}
+
+/// What is before and behind the first semicolon that is neither in brackets nor between double quotes.
+fn split_once(text: &str) -> Option<(&str, &str)> {
+    let (mut depth, mut quoted) = (0i32, false);
+    let at = text.find(|c| {
+        match c {
+            '"' => quoted = !quoted,
+            '(' | '{' if !quoted => depth += 1,
+            ')' | '}' if !quoted => depth -= 1,
+            _ => {}
+        }
+        c == ';' && depth == 0 && !quoted
+    })?;
+    Some((&text[..at], &text[at + 1..]))
 }
 
 fn for_each(text: &str) -> Result<(Block<'_>, &str), BlockError> {
@@ -201,6 +239,16 @@ mod tests {
         let (block, _) = parse(".foreach /s (x \"a b\") {.echo x}").unwrap();
         assert!(matches!(block, Block::ForEach { tokens: Tokens::Text("a b"), .. }));
         assert!(!is_block(".iffy") && is_block(".IF(1){}"));
+        let (block, rest) = parse(".for (r $t0=0; (@$t0 < 3); {a \";\"; b}) { c; d } e").unwrap();
+        let counted = Block::Loop { first: "r $t0=0", condition: "(@$t0 < 3)", step: "a \";\"; b", body: " c; d " };
+        assert_eq!((block, rest), (counted, " e"));
+        let (block, _) = parse(".for (; 1; a; b) {}").unwrap();
+        assert_eq!(block, Block::Loop { first: "", condition: "1", step: " a; b", body: "" });
+        let (block, _) = parse(".while (@$t0) { c }").unwrap();
+        assert_eq!(block, Block::Loop { first: "", condition: "@$t0", step: "", body: " c " });
+        for text in [".for (a; b) { c }", ".for a; b; c { d }", ".for (a; b; c) d", ".while { c }", ".while (1) c"] {
+            assert!(is_block(text) && parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -210,7 +258,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_parsed(text in "(\\.if|\\.foreach)[ (){}\"/sx1;.elsif]{0,60}", value in "\\PC{0,4}") {
+        fn any_text_is_parsed(text in "(\\.if|\\.foreach|\\.for|\\.while)[ (){}\"/sx1;.elsif]{0,60}", value in "\\PC{0,4}") {
             if let Ok((Block::ForEach { variable, body, .. }, _)) = parse(&text) {
                 substitute(body, variable, &value);
             }

@@ -7,7 +7,7 @@
 
 use nom::branch::alt;
 use nom::bytes::complete::{is_not, tag, tag_no_case, take_while, take_while1};
-use nom::character::complete::{char, multispace0, not_line_ending, one_of, satisfy};
+use nom::character::complete::{char, digit1, multispace0, not_line_ending, one_of, satisfy};
 use nom::combinator::{opt, recognize, rest, value};
 use nom::multi::many0_count;
 use nom::sequence::{pair, preceded, terminated};
@@ -158,6 +158,7 @@ fn word(input: &str) -> IResult<&str, &str> {
         tag("?"),
         // `lm` and its options are one word for kd.
         tag_no_case("lm"),
+        recognize(pair(alt((tag_no_case("bp"), tag_no_case("bu"))), digit1)),
         take_while1(|c: char| c.is_ascii_alphabetic()),
         recognize(satisfy(|c: char| !c.is_whitespace())),
     ))
@@ -241,6 +242,8 @@ mod tests {
             ("!PoolUsed 4", "!poolused", "4"),
             (".sympath+ a b", ".sympath+", "a b"),
             ("q -halted", "q", "-halted"),
+            ("bp3 nt!Foo", "bp3", "nt!Foo"),
+            ("BP 3", "bp", "3"),
             ("qd", "qd", ""),
             ("~1s", "~", "1s"),
         ] {

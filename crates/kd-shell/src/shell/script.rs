@@ -5,7 +5,7 @@ use std::fs;
 use kd_target::Cost;
 use nt_memory::Fault;
 
-use super::{Next, Outcome, Shell, debuggee};
+use super::{Leaving, Next, Outcome, Shell, debuggee};
 use crate::error::CommandError;
 use crate::grammar::block::{Block, BlockError, Tokens, substitute};
 use crate::grammar::expression::evaluate_all;
@@ -15,6 +15,9 @@ use crate::session::{Context, Format};
 
 /// Scripts and blocks in each other.
 const MAX_NESTED: usize = 16;
+
+/// Rounds of one loop: a condition that never ends must not hold a script for ever.
+const MAX_ROUNDS: u32 = 1 << 20;
 
 /// The largest script.
 const MAX_SCRIPT: u64 = 1 << 20;
@@ -56,6 +59,7 @@ impl Shell {
     }
 
     fn refuse(&mut self, command: &str, error: CommandError, out: &mut dyn Output) -> Outcome {
+        self.cancelled |= matches!(error, CommandError::Fault(Fault::Cancelled));
         show(command, Err(error), Cost::default(), self.format, out);
         Outcome { failed: true, next: Next::Continue }
     }
@@ -81,20 +85,54 @@ impl Shell {
         for line in lines {
             // Commands that are done in no time do not hear of Ctrl+C.
             if self.interrupt.take() {
-                self.cancelled = true;
                 return self.refuse(&line, Fault::Cancelled.into(), out);
             }
             let one = self.run_line(&line, out);
             outcome.failed |= one.failed;
             outcome.next = one.next;
-            if outcome.next != Next::Continue || self.cancelled {
+            if self.is_over(&outcome) {
                 break;
             }
         }
         outcome
     }
 
-    /// `.if` and `.foreach`. What they run has its own answers; they have none.
+    /// Runs rounds until there are no more, one fails to be made, or something ends them: Ctrl+C, `.break`, `q`.
+    fn run_rounds(
+        &mut self,
+        word: &str,
+        mut round: impl FnMut(&mut Self, &mut dyn Output) -> Result<Option<Outcome>, CommandError>,
+        out: &mut dyn Output,
+    ) -> Outcome {
+        let mut outcome = Outcome { failed: false, next: Next::Continue };
+        self.loops += 1;
+        for number in 0.. {
+            let one = match number {
+                MAX_ROUNDS => Err(CommandError::Failed(format!("it did not end within {MAX_ROUNDS:#x} rounds"))),
+                // Commands that are done in no time do not hear of Ctrl+C.
+                _ if self.interrupt.take() => Err(Fault::Cancelled.into()),
+                _ => round(self, out),
+            };
+            match one {
+                Ok(Some(one)) => {
+                    outcome.failed |= one.failed;
+                    outcome.next = one.next;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    outcome = self.refuse(word, error, out);
+                    break;
+                }
+            }
+            if outcome.next != Next::Continue || self.cancelled || self.leaving.take() == Some(Leaving::Loop) {
+                break;
+            }
+        }
+        self.loops -= 1;
+        outcome
+    }
+
+    /// `.if`, `.foreach`, `.for` and `.while`. What they run has its own answers; they have none.
     pub(super) fn run_block(&mut self, block: Result<Block<'_>, BlockError>, out: &mut dyn Output) -> Outcome {
         match block {
             Err(error) => self.refuse(&error.at.clone(), CommandError::Usage(error.to_string()), out),
@@ -127,7 +165,7 @@ impl Shell {
                         let outcome =
                             self.nested(".foreach", &mut captured, |shell, out| shell.run_line(commands, out));
                         self.format = format;
-                        if outcome.next != Next::Continue || self.cancelled {
+                        if self.is_over(&outcome) {
                             return outcome;
                         }
                         Ok(captured.0)
@@ -137,10 +175,33 @@ impl Shell {
                     Ok(text) => text,
                     Err(error) => return self.refuse(".foreach", error, out),
                 };
-                let tokens = text.split_whitespace().skip(skip_first).step_by(skip_between.saturating_add(1));
-                let lines = tokens.map(|token| substitute(body, variable, token));
-                self.nested(".foreach", out, |shell, out| shell.run_lines(lines, out))
+                let mut tokens = text.split_whitespace().skip(skip_first).step_by(skip_between.saturating_add(1));
+                let round = |shell: &mut Self, out: &mut dyn Output| {
+                    let line = tokens.next().map(|token| substitute(body, variable, token));
+                    Ok(line.map(|line| shell.run_line(&line, out)))
+                };
+                self.nested(".foreach", out, |shell, out| shell.run_rounds(".foreach", round, out))
             }
+            Ok(Block::Loop { first, condition, step, body }) => self.nested(".for", out, |shell, out| {
+                let before = shell.run_statements(statements(first), out);
+                if shell.is_over(&before) {
+                    return before;
+                }
+                let round = |shell: &mut Self, out: &mut dyn Output| {
+                    if shell.evaluate(condition)? == 0 {
+                        return Ok(None);
+                    }
+                    let mut one = shell.run_statements(statements(body), out);
+                    shell.leaving = shell.leaving.filter(|leaving| *leaving == Leaving::Loop);
+                    if !shell.is_over(&one) {
+                        let stepped = shell.run_statements(statements(step), out);
+                        one = Outcome { failed: one.failed || stepped.failed, ..stepped };
+                    }
+                    Ok(Some(one))
+                };
+                let all = shell.run_rounds(&format!("({condition})"), round, out);
+                Outcome { failed: before.failed || all.failed, ..all }
+            }),
         }
     }
 
