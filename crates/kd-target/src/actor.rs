@@ -46,6 +46,9 @@ const QUIET: Duration = Duration::from_millis(300);
 /// How long a target may take to stop once more, so that breakpoints can be taken out.
 const STOP_TO_LEAVE: Duration = Duration::from_secs(8);
 
+/// How long the line may take to accept one packet; the longest is some 1,300 bytes.
+const LONGEST_SEND: Duration = Duration::from_secs(5);
+
 /// How long one instruction may take.
 const SINGLE_STEP: Duration = Duration::from_secs(5);
 
@@ -252,8 +255,19 @@ impl Actor {
                     Some(peer) => Frame::Datagram { peer, data: transmit.data },
                     None => Frame::Bytes(transmit.data),
                 };
-                if let Err(error) = self.link.send(frame).await {
-                    return Step::Lost(format!("{}: {error}", self.link.describe()));
+                match tokio::time::timeout(LONGEST_SEND, self.link.send(frame)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return Step::Lost(format!("{}: {error}", self.link.describe())),
+                    // Nobody reads its other end. It is lost, as on a cable that is not plugged in.
+                    Err(_) => {
+                        tracing::warn!("{} does not take what is sent", self.link.describe());
+                        // The timers are due again already; an order has to be heard all the same.
+                        tokio::select! {
+                            biased;
+                            order = &mut order => return order.map_or(Step::OrdersClosed, Step::Order),
+                            () = std::future::ready(()) => {}
+                        }
+                    }
                 }
             }
             if let Some(event) = self.session.poll_event() {

@@ -357,6 +357,38 @@ fn a_dead_target_is_given_up() {
     assert_eq!(events.iter().filter(|event| matches!(event, Event::Lost(_))).count(), 1);
 }
 
+/// The other end of a pipe or a pseudo terminal that nobody reads: its buffer is full after some minutes.
+struct Full;
+
+impl kd_link::Link for Full {
+    fn recv(&mut self) -> kd_link::BoxFuture<'_, std::io::Result<Option<kd_link::Frame>>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn send(&mut self, _: kd_link::Frame) -> kd_link::BoxFuture<'_, std::io::Result<()>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn describe(&self) -> String {
+        "a full pipe".into()
+    }
+}
+
+#[test]
+fn a_line_that_takes_nothing_can_be_left() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let session = HostSession::serial(SerialConfig::default());
+    let (running, _events) = kd_target::attach(runtime.handle(), Box::new(Full), session, true, Interrupt::default());
+    // By then it sends.
+    std::thread::sleep(Duration::from_millis(1500));
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(running);
+        done.send(())
+    });
+    is_done.recv_timeout(PATIENCE).unwrap();
+}
+
 /// A breakpoint whose memory is gone is no reason to let the target stand at a stop that nobody sees.
 #[test]
 fn a_breakpoint_that_cannot_be_planted_again_does_not_freeze_the_target() {
