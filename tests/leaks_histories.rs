@@ -254,6 +254,26 @@ fn a_tag_without_a_row_is_not_judged_by_its_counters() {
     assert!(report.notes.iter().any(|note| note.contains("more blocks of Leak are listed")), "{:?}", report.notes);
 }
 
+/// A place of another tag is not taken for one of this tag where a block of this tag came and went in silence.
+#[test]
+fn a_freed_block_teaches_no_place() {
+    let lab = Lab::new(0x400, 15);
+    let [quiet, one, two] = [0, 1, 2].map(|i| 0xffff_f8a0_0b00_0000 + i * 0x10_0000);
+    lab.allocate(quiet, LEAK_TAG, &[]);
+    let mark = lab.mark();
+    let mut harvest = Harvest::new(mark.log.clone().unwrap());
+    let mut stack = LEAK_STACK;
+    stack[2] += 0x100;
+    lab.allocate(one, OTHER, &stack);
+    lab.free(one, &FREE_STACK);
+    lab.allocate(one, LEAK_TAG, &[]);
+    lab.free(one, &[]);
+    lab.allocate(two, OTHER, &stack);
+    lab.free(quiet, &[]);
+    lab.allocate(quiet, LEAK_TAG, &[]);
+    assert_eq!(verdict(&lab.check(&mark, &mut harvest), quiet), Verdict::Unknown);
+}
+
 /// Of a hundred blocks that are gone, who has the address now is known of each.
 #[test]
 fn many_addresses_that_went_to_another_tag() {

@@ -291,30 +291,24 @@ impl Sites {
                 owners.entry(site).or_default().insert(block.tag);
             }
         }
-        let listed = now.blocks.iter().map(|block| {
-            let own = newest_allocation(harvest.at(block.address))
-                .filter(|record| harvest.is_settled(record) && fits(record.size, block.size));
-            (own, block.tag)
-        });
-        let freed = now.freed.iter().filter_map(|(address, size)| Some((address, size, now.scope.tag?)));
-        let freed = freed.map(|(address, size, tag)| {
-            let own = freed_last(harvest.at(*address)).filter(|record| fits(record.size, *size));
-            (own, tag)
-        });
-        for (own, tag) in listed.chain(freed) {
-            if let Some(record) = own
+        for block in &now.blocks {
+            let newest = newest_allocation(harvest.at(block.address));
+            if let Some(record) = newest.filter(|record| harvest.is_settled(record) && fits(record.size, block.size))
                 && let Some(site) = resolver.site(&record.frames)?
             {
-                owners.entry(site).or_default().insert(tag);
+                owners.entry(site).or_default().insert(block.tag);
             }
         }
-        let then: HashSet<u64> = mark.snapshot.blocks.iter().map(|block| block.address).collect();
+        let then: HashMap<u64, &Block> = mark.snapshot.blocks.iter().map(|block| (block.address, block)).collect();
         let now: HashMap<u64, u32> = now.blocks.iter().map(|block| (block.address, block.tag)).collect();
         for address in harvest.addresses() {
-            let mut before = if then.contains(&address) { Operation::Allocate } else { Operation::Free };
-            for record in harvest.at(address) {
+            let known = then.get(&address);
+            let mut before = if known.is_some() { Operation::Allocate } else { Operation::Free };
+            // The mark's own allocation, logged late, was counted before.
+            let late = known.is_some_and(|block| own_record(block, harvest).is_none());
+            for (at, record) in harvest.at(address).iter().enumerate() {
                 let was = std::mem::replace(&mut before, record.operation);
-                if record.operation != Operation::Allocate {
+                if record.operation != Operation::Allocate || at == 0 && late {
                     continue;
                 }
                 // A place that allocates with several tags says nothing of one of them.
@@ -339,16 +333,6 @@ fn newest_allocation(records: &[Record]) -> Option<&Record> {
 /// The record of a block's own allocation, where it was what the mark took it for.
 fn own_record(block: &Block, harvest: &Harvest) -> Option<u32> {
     block.allocation.filter(|sequence| harvest.is_true(*sequence))
-}
-
-/// The allocation of the block whose free is the newest record.
-fn freed_last(records: &[Record]) -> Option<&Record> {
-    match records {
-        [.., allocation, free] if free.operation == Operation::Free => {
-            newest_allocation(std::slice::from_ref(allocation))
-        }
-        _ => None,
-    }
 }
 
 /// One tag's blocks and counters, then and now.

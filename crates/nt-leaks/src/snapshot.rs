@@ -159,9 +159,6 @@ pub struct Snapshot {
     pub stacks: Stacks,
     /// Blocks of the mark whose address another block has now.
     pub occupied: BTreeSet<u64>,
-    /// Addresses where a block of the tag lived last, and its size, as their old entries say.
-    #[serde(skip)]
-    pub freed: BTreeMap<u64, u64>,
     /// Addresses of the mark's small blocks that nobody has now.
     #[serde(default)]
     pub gone: BTreeSet<u64>,
@@ -374,7 +371,6 @@ impl Snapshot {
             complete: true,
             stacks: Stacks::default(),
             occupied: BTreeSet::new(),
-            freed: BTreeMap::new(),
             gone: BTreeSet::new(),
             unmapped: BTreeSet::new(),
             tracked: Vec::new(),
@@ -456,13 +452,9 @@ impl Snapshot {
             Some(tag) => big_pages::find(kernel, Tag::from_key(tag).0),
             None => big_pages::read(kernel, &|_| true),
         };
-        let (freed, live): (Vec<BigPage>, Vec<BigPage>) =
-            self.all_of("the table of large allocations", pages)?.into_iter().partition(|page| page.free);
-        if self.scope.tag.is_some() {
-            self.freed.extend(freed.iter().map(|page| (page.address, page.size)));
-        }
+        let pages = self.all_of("the table of large allocations", pages)?;
         let mut seen = BTreeSet::new();
-        for page in live {
+        for page in pages.into_iter().filter(|page| !page.free) {
             if self.wants(page.tag, Some(page.kind.is_paged())) && seen.insert(page.address) {
                 self.blocks.push(large(&page));
             }
@@ -684,7 +676,7 @@ impl Snapshot {
                 others.push(address);
             }
         }
-        let (mut occupied, mut freed) = (BTreeSet::new(), BTreeMap::new());
+        let mut occupied = BTreeSet::new();
         // Operations that are the tag's for certain: what made the state of now out of that of then.
         let mut certain = (0, 0);
         for round in [likely, others] {
@@ -735,9 +727,6 @@ impl Snapshot {
                     Some(_) if live && was => {
                         occupied.insert(address);
                     }
-                    Some(page) if !live && of_tag => {
-                        freed.insert(address, page.size);
-                    }
                     _ => {}
                 }
             }
@@ -746,7 +735,7 @@ impl Snapshot {
             return Ok(false);
         }
         self.blocks = blocks.into_values().collect();
-        (self.occupied, self.freed) = (occupied, freed);
+        self.occupied = occupied;
         self.tracked = then.tracked.clone();
         Ok(true)
     }
@@ -796,13 +785,7 @@ impl Snapshot {
                 }
             }
         }
-        for page in found {
-            if !page.free {
-                self.occupied.insert(page.address);
-            } else if Some(page.tag.key()) == self.scope.tag {
-                self.freed.insert(page.address, page.size);
-            }
-        }
+        self.occupied.extend(found.iter().filter(|page| !page.free).map(|page| page.address));
         Ok(())
     }
 
