@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use nt_memory::{Fault, Memory};
 use nt_pool::small_blocks::{self, Kinds, Limits};
 use nt_pool::verifier::{self, LogKind};
-use nt_pool::{Kernel, around, big_pages, lookaside, pool_log, tags};
+use nt_pool::{Kernel, around, big_pages, lookaside, pool_log, sessions, tags};
 use nt_symbols::Isf;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -115,6 +115,11 @@ fuzz_target!(|data: &[u8]| {
             let _ = verifier::log(&kernel, kind, pool_log::Wanted::All);
         }
         let _ = lookaside::all(&kernel);
+        for session in sessions::all(&kernel).map_or(Vec::new(), |found| found.sessions) {
+            let _ = sessions::tags(&kernel, &session, &|_| true);
+            let large = sessions::big_pages(&kernel, &session, &|_| true).map_or(Vec::new(), |found| found.blocks);
+            let _ = sessions::small_blocks(&kernel, &session, &|_| true, &large, limits);
+        }
         let changed = memory.bytes.keys().take(4).copied();
         let starts = large.iter().flat_map(|large| large.blocks.iter().take(2)).map(|page| page.address);
         for address in changed.chain(starts) {

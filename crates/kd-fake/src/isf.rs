@@ -199,11 +199,13 @@ pub struct Isf {
     pub symbols: BTreeMap<String, Symbol>,
 }
 
-/// The carried tables of kernels other than x64's (`data/README.md`), by what `kdpool fake --arch` calls them.
-pub const CARRIED: [(&str, &[u8]); 4] = [
+/// The carried tables of parts of kernels (`data/README.md`), by what `kdpool fake --arch` calls them.
+pub const CARRIED: [(&str, &[u8]); 6] = [
+    ("x86-vista", include_bytes!("../data/x86-6002.json")),
     ("x86", include_bytes!("../data/x86-7601.json")),
     ("x86-pae", include_bytes!("../data/x86-pae-7601.json")),
     ("x86-heap", include_bytes!("../data/x86-19041.json")),
+    ("x64-heap", include_bytes!("../data/x64-19041.json")),
     ("arm64", include_bytes!("../data/arm64-16299.json")),
 ];
 

@@ -40,6 +40,7 @@ fn what_the_commands_say_is_what_the_machine_knows() {
         let (mut live, truth) = attach(isf, 5);
         every_flag_of_poolused(&mut live, &truth);
         every_tag_of_poolfind(&mut live, &truth);
+        the_sessions_own_pools(&mut live, &truth);
         a_search_that_is_stopped_goes_on(&mut live, "*");
         a_search_that_is_stopped_goes_on(&mut live, "Leak");
         a_command_for_each_block(&mut live, &truth);
@@ -124,6 +125,8 @@ fn every_tag_of_poolfind(live: &mut Live, truth: &Truth) {
     let mut compare = |line: &str, wanted: BTreeSet<Found>| {
         let json = live.json(line);
         let blocks = json["result"]["blocks"].as_array().expect("blocks");
+        // Sessions have a test of their own.
+        let blocks: Vec<&Value> = blocks.iter().filter(|block| block["session"].is_null()).collect();
         let found: BTreeSet<Found> = blocks
             .iter()
             .map(|block| {
@@ -155,6 +158,80 @@ fn every_tag_of_poolfind(live: &mut Live, truth: &Truth) {
     compare("!poolfind * -paged", of(&|block| block.2 == "paged" && block.3 != "special"));
     compare("!poolfind * 2", of(&|block| block.3 == "special"));
     compare("!poolfind * -large", of(&|block| block.3 == "large"));
+}
+
+/// Counters and blocks of terminal sessions; each block with its session, for others have theirs at the same addresses.
+fn the_sessions_own_pools(live: &mut Live, truth: &Truth) {
+    assert_eq!(truth.sessions.len(), 2);
+    let wide = truth.build >= 16299;
+    let mut sums: BTreeMap<u32, [u64; 6]> = BTreeMap::new();
+    for usage in truth.sessions.iter().flat_map(|session| &session.tags) {
+        let (n, p) = (usage.nonpaged, usage.paged);
+        let sum = sums.entry(usage.tag & 0x7fff_ffff).or_default();
+        for (sum, value) in sum.iter_mut().zip([n.allocs, n.frees, n.bytes, p.allocs, p.frees, p.bytes]) {
+            *sum = sum.wrapping_add(value);
+        }
+    }
+    let mut wanted: Vec<(String, [u64; 6])> = sums.into_iter().map(|(key, sum)| (tag(key), sum)).collect();
+    let json = live.json("!poolused 8");
+    assert_eq!(json["complete"], true, "{}", json["notes"]);
+    let ids: Vec<u32> = truth.sessions.iter().map(|session| session.id).collect();
+    assert_eq!(json["result"]["sessions"], serde_json::json!(ids));
+    let of =
+        |row: &Value, pool: &str| ["allocs", "frees", "bytes"].map(|name| row[pool][name].as_u64().expect("a number"));
+    let rows = json["result"]["tags"].as_array().expect("rows").iter();
+    let mut found: Vec<(String, [u64; 6])> = rows
+        .map(|row| {
+            let ([a, b, c], [d, e, f]) = (of(row, "nonpaged"), of(row, "paged"));
+            (row["tag"].as_str().expect("a tag").to_owned(), [a, b, c, d, e, f])
+        })
+        .collect();
+    // Each session's counters wrap by themselves; their sums are wider.
+    let narrow = |rows: &mut Vec<(String, [u64; 6])>| {
+        let counters = if wide { u64::MAX } else { 0xffff_ffff };
+        rows.iter_mut().for_each(|(_, row)| [0, 1, 3, 4].iter().for_each(|index| row[*index] &= counters));
+        rows.sort();
+    };
+    narrow(&mut found);
+    narrow(&mut wanted);
+    assert_eq!(found, wanted, "build {}", truth.build);
+
+    // Session, address, size, tag, kind.
+    let mut wanted: BTreeSet<(u32, u64, u64, String, &str)> = BTreeSet::new();
+    for session in &truth.sessions {
+        let live = session.small.iter().filter(|block| block.state == SmallState::Live);
+        for block in live.filter(|block| block.residence != Residence::PagedOut) {
+            let (size, kind) = match block.carrier {
+                Carrier::Special => (block.size, "special"),
+                _ => (block.bytes - 16, "small"),
+            };
+            wanted.insert((session.id, block.address, size, tag(block.tag), kind));
+        }
+        let large = session.large.iter().filter(|block| !block.freed);
+        wanted.extend(large.map(|block| (session.id, block.address, block.bytes, tag(block.tag), "large")));
+    }
+    // What has the same address in both sessions is two blocks.
+    let addresses: BTreeSet<u64> = wanted.iter().map(|block| block.1).collect();
+    assert!(addresses.len() < wanted.len());
+    let of_tag = |wanted: &BTreeSet<(u32, u64, u64, String, &'static str)>, name: &str| {
+        wanted.iter().filter(|block| name == "*" || block.3 == name).cloned().collect::<BTreeSet<_>>()
+    };
+    for (name, options) in [("*", "-session"), ("Leak", "4"), ("Gh05", "-session")] {
+        let json = live.json(&format!("!poolfind {name} {options}"));
+        let blocks = json["result"]["blocks"].as_array().expect("blocks").iter();
+        let mut found = BTreeSet::new();
+        for block in blocks.filter(|block| !block["session"].is_null()) {
+            assert_eq!((&block["pool"], &block["state"]), (&"session".into(), &"allocated".into()));
+            let kind = ["small", "special", "large"].into_iter().find(|kind| block["kind"] == *kind).expect("a kind");
+            let id = block["session"].as_u64().expect("a number") as u32;
+            let name = block["tag"].as_str().expect("a tag").to_owned();
+            assert!(found.insert((id, number(&block["address"]), number(&block["size"]), name, kind)));
+        }
+        assert_eq!(found, of_tag(&wanted, name), "build {}, {name} {options}", truth.build);
+    }
+    let text = live.text("!poolfind Leak -session -small");
+    let lists = text.lines().filter(|line| line.contains("session pool of session")).count();
+    assert_eq!(lists, 2, "{text}");
 }
 
 /// A search in pieces finds what one that is not stopped does.
@@ -190,6 +267,7 @@ fn a_command_for_each_block(live: &mut Live, truth: &Truth) {
     let wanted: BTreeSet<(u64, u64)> = truth
         .small
         .iter()
+        .chain(truth.sessions.iter().flat_map(|session| &session.small))
         .filter(|block| block.state == SmallState::Live && block.residence != Residence::PagedOut)
         .filter_map(|block| Some((block.address, block.process?)))
         .collect();

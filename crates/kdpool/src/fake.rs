@@ -63,7 +63,7 @@ pub(crate) struct FakeArgs {
     /// that the seed decides
     #[arg(long, value_name = "FILE")]
     isf: Option<PathBuf>,
-    /// Another machine than the article's, of a kernel that is not x64's, with a state that the seed decides
+    /// Another machine than the article's, of a kernel that is carried, with a state that the seed decides
     #[arg(long, value_enum, conflicts_with = "isf")]
     arch: Option<Arch>,
     /// Write the machine's physical memory to this file, for tools that read raw memory images
@@ -76,12 +76,16 @@ pub(crate) struct FakeArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Arch {
+    /// Windows Vista, page-table entries of 4 bytes
+    X86Vista,
     /// Windows 7, page-table entries of 4 bytes
     X86,
     /// Windows 7, page-table entries of 8 bytes
     X86Pae,
     /// Windows 10 2004, whose pool is a segment heap
     X86Heap,
+    /// The same on x64
+    X64Heap,
     /// Windows 10 1709
     Arm64,
 }

@@ -4,7 +4,11 @@
 //! |---|---|---|---|
 //! | Vista to 8.1, x64 | `MmNonPagedPoolStart`, `MiNonPagedPoolEnd` | to `MmPagedPoolEnd` | `MiSpecialPool` |
 //! | Vista to 8.1, x86 | `MiSystemVaType`: one byte per page directory entry | the same | the same |
-//! | 10 | `MiVisibleState`: `SystemVaRegions` | the same | the same |
+//! | 8, 8.1, x64 | as above | as above | `MiDynamicBitMapSpecialPool`, or `MiSpecialPool` |
+//! | 10 to 1511, x64 | `MiState`: `NonPagedPoolFirstVa` | `DynamicBitMapPagedPool` | `DynamicBitMapSpecialPool` |
+//! | 10 1607 and later | `MiVisibleState`: `SystemVaRegions` | the same | the same |
+//!
+//! Where a variable has nothing to say, the version's fixed place is taken.
 //!
 //! Of these ranges the resident pages are read; each holds a chain of headers from its start to its end.
 
@@ -25,6 +29,10 @@ use crate::{Kernel, PoolError, PoolKind};
 const PAGED_START_WINDOWS_7: u64 = 0xffff_f8a0_0000_0000;
 const NONPAGED_START_WINDOWS_8: u64 = 0xffff_e000_0000_0000;
 const PAGED_START_WINDOWS_8: u64 = 0xffff_c000_0000_0000;
+
+/// The same from Windows 8 to 10 1511: where the next region begins. Page tables tell what is there.
+const NONPAGED_END_WINDOWS_8: u64 = 0xffff_f000_0000_0000;
+const PAGED_END_WINDOWS_8: u64 = 0xffff_cf80_0000_0000;
 
 /// The first builds of Windows 8 and of Windows 10.
 const WINDOWS_8: u16 = 9200;
@@ -172,20 +180,101 @@ fn by_variables(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Regi
     let start = kernel_address(paged).unwrap_or(fixed);
     let end = kernel_address(paged_end).or_else(|| start.checked_add(paged_size).filter(|_| paged_size > 0));
     add(Some(start), end, PoolKind::Paged, notes);
-    match special_by_bitmap(kernel)? {
-        Some(region) => regions.push(region),
-        None if !windows_8 => {
-            regions.push(Region { range: DYNAMIC_WINDOWS_7, pool: PoolKind::NonPaged, special: true, mixed: true });
-        }
-        None => match special_pages_in_use(kernel)? {
+    if windows_8 {
+        regions.extend(special(kernel, notes)?);
+        return Ok(regions);
+    }
+    let special = special_by_bitmap(kernel)?;
+    regions.push(special.unwrap_or(Region {
+        range: DYNAMIC_WINDOWS_7,
+        pool: PoolKind::NonPaged,
+        special: true,
+        mixed: true,
+    }));
+    Ok(regions)
+}
+
+/// Special pool of Windows 8 to 10 1511 on x64.
+fn special(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Option<Region>, PoolError> {
+    let dynamic = dynamic_bitmap(kernel, "DynamicBitMapSpecialPool")?;
+    let dynamic = dynamic.map(|range| Region { range, pool: PoolKind::NonPaged, special: true, mixed: false });
+    let region = match dynamic {
+        Some(region) => Some(region),
+        None => special_by_bitmap(kernel)?,
+    };
+    if region.is_none() {
+        match special_pages_in_use(kernel)? {
             Some(0) => {}
             Some(pages) => notes.push(format!(
-                "special pool has {pages} pages, and no variable of this version says where; it was not searched"
+                "special pool has {pages} pages, and no variable of this kernel says where; it was not searched"
             )),
-            None => notes.push("this version does not say where special pool lies; it was not searched".into()),
-        },
+            None => notes.push("this kernel does not say where special pool lies; it was not searched".into()),
+        }
     }
+    Ok(region)
+}
+
+/// Windows 10 up to 1511 on x64, which has no table of regions.
+fn by_nodes(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+    let region = |range, pool| Region { range, pool, special: false, mixed: false };
+    let nonpaged = first_node(kernel)?.unwrap_or(NONPAGED_START_WINDOWS_8..NONPAGED_END_WINDOWS_8);
+    let paged = dynamic_bitmap(kernel, "DynamicBitMapPagedPool")?;
+    let paged = paged.unwrap_or(PAGED_START_WINDOWS_8..PAGED_END_WINDOWS_8);
+    let mut regions = vec![region(nonpaged, PoolKind::NonPaged), region(paged, PoolKind::Paged)];
+    regions.extend(special(kernel, notes)?);
     Ok(regions)
+}
+
+/// Nonpaged pool of all nodes: they share a region that begins where the first one's does.
+fn first_node(kernel: &Kernel<'_>) -> Result<Option<Range<u64>>, PoolError> {
+    let node = Record::new(kernel, "_MI_SYSTEM_NODE_INFORMATION").ok();
+    let first = node.and_then(|node| node.find("NonPagedPoolFirstVa"));
+    let (Some(nodes), Some(first)) = (in_state(kernel, "SystemNodeInformation"), first) else { return Ok(None) };
+    let pointer = |address: u64| -> Result<u64, Fault> {
+        let variable = Variable { address, size: kernel.pointer_size };
+        Ok(kernel.gather(&[variable])?.remove(0).unwrap_or(0))
+    };
+    let nodes = pointer(nodes)?;
+    if !kernel.is_kernel_address(nodes) {
+        return Ok(None);
+    }
+    let start = pointer(nodes.wrapping_add(first.offset as u64))? & !(PAGE_SIZE - 1);
+    let end = if start < NONPAGED_END_WINDOWS_8 { NONPAGED_END_WINDOWS_8 } else { start.saturating_add(MAX_RANGE) };
+    Ok(kernel.is_kernel_address(start).then_some(start..end))
+}
+
+/// Where a member of `MiState` lies, or of its `SystemVa` or `Hardware`, as the version has it.
+fn in_state(kernel: &Kernel<'_>, path: &str) -> Option<u64> {
+    let state = Record::large(kernel, "_MI_SYSTEM_INFORMATION").ok()?;
+    let prefixes = ["SystemVa.", "Hardware.", ""];
+    let member = prefixes.iter().find_map(|prefix| state.find(&format!("{prefix}{path}")))?;
+    Some(kernel.find_symbol("MiState")?.wrapping_add(member.offset as u64))
+}
+
+/// What a `_MI_DYNAMIC_BITMAP` manages: one of `MiState`, or a variable of its own in Windows 8, whose symbols do not
+/// have the type; its first members are those of Windows 10's.
+fn dynamic_bitmap(kernel: &Kernel<'_>, name: &str) -> Result<Option<Range<u64>>, PoolError> {
+    const MEMBERS: [(&str, u64); 2] = [("BaseVa", 0x20), ("MaximumSize", 0x10)];
+    let bitmap = Record::new(kernel, "_MI_DYNAMIC_BITMAP").ok();
+    let places: Option<Vec<u64>> = match kernel.find_symbol(&format!("Mi{name}")) {
+        Some(address) => {
+            let offset = |member, known| match &bitmap {
+                Some(bitmap) => bitmap.find(member).map(|member| member.offset as u64),
+                None => Some(known),
+            };
+            MEMBERS.iter().map(|&(member, known)| Some(address.wrapping_add(offset(member, known)?))).collect()
+        }
+        None => MEMBERS.iter().map(|(member, _)| in_state(kernel, &format!("{name}.{member}"))).collect(),
+    };
+    let Some(places) = places else { return Ok(None) };
+    let variables: Vec<Variable> =
+        places.into_iter().map(|address| Variable { address, size: kernel.pointer_size }).collect();
+    let mut values = kernel.gather(&variables)?.into_iter().map(|value| value.unwrap_or(0));
+    let (start, pages) = (values.next().unwrap_or(0), values.next().unwrap_or(0));
+    // In pages (facts 4.2: Rekall).
+    let length = pages.saturating_mul(PAGE_SIZE);
+    let plausible = start % PAGE_SIZE == 0 && length <= MAX_RANGE && kernel.is_kernel_range(start, length);
+    Ok((plausible && length > 0).then(|| start..start.saturating_add(length)))
 }
 
 /// What the kernel counts of special pool.
@@ -194,20 +283,25 @@ fn special_pages_in_use(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
     Ok(kernel.gather(&[variable])?.remove(0).ok())
 }
 
-/// Vista's and Windows 7's `MiSpecialPool`: the first page table entry, and a bit per page directory entry.
+/// `MiSpecialPool`: the first page table entry (from Windows 8 on in the heads of its lists of free ones), and a bit per
+/// page directory entry.
 fn special_by_bitmap(kernel: &Kernel<'_>) -> Result<Option<Region>, PoolError> {
     const BITS: &str = "SpecialPoolPdes.SizeOfBitMap";
+    const BASES: [&str; 3] = ["PteBase", "NonPaged.PteBase", "Paged.PteBase"];
     let (Some(address), Ok(record)) = (kernel.find_symbol("MiSpecialPool"), Record::new(kernel, "_MI_SPECIAL_POOL"))
     else {
         return Ok(None);
     };
-    let (Some(base), Some(bits)) = (record.find("PteBase"), record.find(BITS)) else { return Ok(None) };
+    let Some(bits) = record.find(BITS) else { return Ok(None) };
     let member = |member: crate::record::Member| Variable {
         address: kernel.wrap(address.wrapping_add(member.offset as u64)),
         size: member.size as u8,
     };
-    let mut values = kernel.gather(&[member(base), member(bits)])?.into_iter().map(|value| value.unwrap_or(0));
-    let (pte, bits) = (values.next().unwrap_or(0), values.next().unwrap_or(0));
+    let members: Vec<Variable> =
+        std::iter::once(bits).chain(BASES.iter().filter_map(|name| record.find(name))).map(member).collect();
+    let mut values = kernel.gather(&members)?.into_iter().map(|value| value.unwrap_or(0));
+    let bits = values.next().unwrap_or(0);
+    let Some(pte) = values.filter(|base| *base != 0).min() else { return Ok(None) };
     let Some(start) = PageTables::new(kernel)?.mapped_by(pte) else { return Ok(None) };
     let length = bits.saturating_mul(2 << 20).min(MAX_RANGE);
     let end = start.checked_add(length).filter(|end| *end > start);
@@ -218,7 +312,8 @@ fn special_by_bitmap(kernel: &Kernel<'_>) -> Result<Option<Region>, PoolError> {
 /// `_MI_VISIBLE_STATE.SystemVaRegions`, 10 1607 and later.
 fn by_region_table(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
     const ENUM: &str = "_MI_ASSIGNED_REGION_TYPES";
-    let state = kernel.layout("_MI_VISIBLE_STATE")?;
+    let state = kernel.layout("_MI_VISIBLE_STATE").ok().filter(|state| state.field("SystemVaRegions").is_some());
+    let Some(state) = state else { return by_nodes(kernel, notes) };
     let assignment = Record::new(kernel, "_MI_SYSTEM_VA_ASSIGNMENT")?;
     let (base, bytes) = (assignment.member("BaseAddress")?, assignment.member("NumberOfBytes")?);
     let table = state.field("SystemVaRegions").and_then(|field| Some((field.offset, field.array?.0)));

@@ -126,12 +126,12 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
     Ok(found)
 }
 
-/// As [`read`], of one heap that the pool's nodes do not lead to.
-pub(crate) fn read_one(kernel: &Kernel<'_>, address: u64, pool: PoolKind) -> Result<Heaps, PoolError> {
+/// As [`read`], of heaps that the pool's nodes do not lead to.
+pub(crate) fn read_these(kernel: &Kernel<'_>, heaps: &[Heap]) -> Result<Heaps, PoolError> {
     let mut found = Heaps { keys: keys(kernel)?, ..Heaps::default() };
     let reader = Reader::new(kernel, found.keys)?;
-    if kernel.is_kernel_address(address) {
-        reader.heap(Heap { address, pool, special: false }, &mut found)?;
+    for heap in heaps.iter().filter(|heap| kernel.is_kernel_address(heap.address)) {
+        reader.heap(*heap, &mut found)?;
     }
     found.areas.sort_by_key(|area| area.address);
     found.areas.dedup_by_key(|area| area.address);

@@ -8,23 +8,29 @@
 //!   PoolTrackTableExpansion       tags that found no row
 //!   PoolTrackBigPages             large allocations
 //!   PagedPoolStart, PagedPoolEnd  pages of chained headers, before the segment heap
-//!   HeapState -> _EX_HEAP_SESSION_STATE.PagedHeap
+//!   Lookaside, PagedPool.PendingFrees   blocks freed that still look allocated, before the segment heap
+//!   HeapState -> _EX_HEAP_SESSION_STATE.PagedHeap, SpecialPoolHeap
 //! ```
 //!
 //! A session's addresses mean something in its processes only, so they are looked up in the page tables of one of them;
-//! where physical memory cannot be read, the addresses are read as they are.
+//! where physical memory cannot be read, the addresses are read as they are. Two sessions' structures may lie at the same
+//! address.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use nt_memory::paging::{Page, Physical, Scheme, SoftwarePte, walk};
-use nt_memory::{Fault, Memory, PAGE_SIZE, Search};
+use nt_memory::paging::{Page, Scheme, SoftwarePte, walk};
+use nt_memory::{Fault, Memory, PAGE_SIZE, Search, read_sparse};
 
 use crate::big_pages::{self, BigPage, BigPages};
 use crate::kernel::Variable;
-use crate::lists::follow;
-use crate::small_blocks::{Blocks, Limits, Plan};
+use crate::lists::{follow, slist_first};
+use crate::record::Record;
+use crate::segment_heap::{self, Heap};
+use crate::small_blocks::{self, Blocks, Limits, Plan, SmallBlock};
 use crate::tags::{self, TagReport};
-use crate::{Kernel, PoolError, Tag, segment_heap};
+use crate::{Kernel, PoolError, PoolKind, Tag};
 
 const SPACE: &str = "_MM_SESSION_SPACE";
 
@@ -36,8 +42,9 @@ pub struct Session {
     pub address: u64,
     /// One of its processes.
     pub process: Option<u64>,
-    /// The page tables of that process.
+    /// The page tables of that process, and how they are read.
     root: Option<u64>,
+    scheme: Scheme,
 }
 
 /// The sessions that processes belong to, by their numbers.
@@ -64,6 +71,7 @@ pub fn all(kernel: &Kernel<'_>) -> Result<Sessions, PoolError> {
     let head = kernel.symbol("PsActiveProcessHead")?;
     let pointer = |address: u64| Variable { address: kernel.wrap(address), size: kernel.pointer_size };
     let first = kernel.gather(&[pointer(head)])?.remove(0)?;
+    let scheme = scheme(kernel);
     let Sessions { sessions, notes } = &mut found;
     follow(kernel, "the list of processes", kernel.wrap(first), head, notes, &mut |at, _| {
         let process = at.wrapping_sub(links);
@@ -72,10 +80,21 @@ pub fn all(kernel: &Kernel<'_>) -> Result<Sessions, PoolError> {
         let mut values = kernel.gather(&wanted)?.into_iter();
         let next = kernel.wrap(values.next().unwrap_or(Ok(0))?);
         let address = kernel.wrap(values.next().and_then(Result::ok).unwrap_or(0));
-        let known = sessions.iter().any(|session| session.address == address);
-        if !known && kernel.is_kernel_address(address) && sessions.len() < MAX_SESSIONS {
-            let root = values.next().and_then(Result::ok).filter(|_| kernel.pointer_size == 8);
-            sessions.push(Session { id: 0, address, process: Some(kernel.wrap(process)), root });
+        if !kernel.is_kernel_address(address) {
+            return Ok(next);
+        }
+        let root = values.next().and_then(Result::ok).filter(|root| *root != 0);
+        let mut session = Session { id: 0, address, process: Some(kernel.wrap(process)), root, scheme };
+        let mut known = false;
+        for other in sessions.iter().filter(|other| other.address == address) {
+            known |= is_same(kernel, other, &session)?;
+        }
+        if !known && sessions.len() < MAX_SESSIONS {
+            // Page tables that do not have the session's structure are not the process's.
+            if InSession::new(kernel.memory, &session).translate(address)? == Place::Nowhere {
+                session.root = None;
+            }
+            sessions.push(session);
         }
         Ok(next)
     })?;
@@ -85,7 +104,7 @@ pub fn all(kernel: &Kernel<'_>) -> Result<Sessions, PoolError> {
         && let Ok(address) = kernel.gather(&[space])?.remove(0)
         && kernel.is_kernel_address(address)
     {
-        sessions.push(Session { id: 0, address, process: None, root: None });
+        sessions.push(Session { id: 0, address, process: None, root: None, scheme });
     }
     for session in sessions.iter_mut() {
         let memory = InSession::new(kernel.memory, session);
@@ -96,6 +115,34 @@ pub fn all(kernel: &Kernel<'_>) -> Result<Sessions, PoolError> {
     }
     sessions.sort_by_key(|session| session.id);
     Ok(found)
+}
+
+/// How this kernel's processor translates.
+fn scheme(kernel: &Kernel<'_>) -> Scheme {
+    let entry = Record::new(kernel, "_MMPTE_HARDWARE").ok();
+    let wide = entry.as_ref().is_some_and(|entry| entry.size == 8);
+    match kernel.pointer_size {
+        4 if wide => Scheme::Pae,
+        4 => Scheme::X86,
+        _ if entry.is_some_and(|entry| entry.find("NotLargePage").is_some()) => Scheme::Arm64,
+        _ => Scheme::X64 { levels: 4 },
+    }
+}
+
+/// Whether two processes have the same memory where their sessions' structures are, which is at one address.
+fn is_same(kernel: &Kernel<'_>, one: &Session, other: &Session) -> Result<bool, Fault> {
+    let [one, other] = [one, other].map(|session| InSession::new(kernel.memory, session));
+    // Mostly the first step of the way is the same, which costs one small read.
+    if let (Some(first), Some(second)) = (one.first_entry()?, other.first_entry()?)
+        && first == second
+    {
+        return Ok(true);
+    }
+    let address = one.session.address;
+    Ok(match (one.translate(address)?, other.translate(address)?) {
+        (Place::At(one), Place::At(other)) => one == other,
+        (one, other) => one == other || one == Place::Unknown || other == Place::Unknown,
+    })
 }
 
 /// The sums of a session's tag tables.
@@ -156,17 +203,23 @@ pub fn small_blocks(
     let width = usize::from(kernel.pointer_size);
     let plan = match segment_heap::is_segment_heap(&kernel)? {
         true => {
-            let heap = space.number("HeapState", width)?.filter(|state| kernel.is_kernel_address(*state));
-            let layout = kernel.layout("_EX_HEAP_SESSION_STATE")?;
-            let paged = layout.field("PagedHeap").map(|field| field.offset);
-            let place = heap.zip(paged).map(|(heap, paged)| kernel.wrap(heap.wrapping_add(paged)));
-            match place {
-                Some(address) => {
-                    let heap = kernel.gather(&[Variable { address, size: kernel.pointer_size }])?.remove(0)?;
-                    Plan::of_heap(&kernel, kernel.wrap(heap))?
-                }
-                None => return Ok(Blocks { complete: true, ..Blocks::default() }),
+            const STATE: &str = "_EX_HEAP_SESSION_STATE";
+            let state = space.number("HeapState", width)?.filter(|state| kernel.is_kernel_address(*state));
+            let Some(state) = state else { return Ok(Blocks { complete: true, ..Blocks::default() }) };
+            let layout = kernel.layout(STATE)?;
+            let mut heaps = Vec::new();
+            for (member, special) in [("PagedHeap", false), ("SpecialPoolHeap", true)] {
+                let Some(field) = layout.field(member) else {
+                    if special {
+                        continue;
+                    }
+                    return Err(PoolError::NoField { type_name: STATE.into(), member: member.into() });
+                };
+                let address = kernel.wrap(state.wrapping_add(field.offset));
+                let heap = kernel.gather(&[Variable { address, size: kernel.pointer_size }])?.remove(0)?;
+                heaps.push(Heap { address: kernel.wrap(heap), pool: PoolKind::PagedSession, special });
             }
+            Plan::of_heaps(&kernel, &heaps)?
         }
         false => {
             let start = space.number("PagedPoolStart", width)?.unwrap_or(0);
@@ -176,10 +229,38 @@ pub fn small_blocks(
             if !kernel.is_kernel_address(start) || pool.is_empty() || pool.end - pool.start > MAX_POOL {
                 return Ok(Blocks { complete: true, ..Blocks::default() });
             }
-            Plan::of_pages(&kernel, pool)?
+            Plan::of_pages(&kernel, pool, waiting(&space)?)?
         }
     };
     plan.find(&kernel, wanted, large, limits)
+}
+
+/// The first elements of the lists of freed blocks that still look allocated: the session's own lookaside lists, and
+/// what its pool has yet to take back.
+fn waiting(space: &Space<'_>) -> Result<Vec<u64>, PoolError> {
+    let kernel = space.kernel;
+    let at = |offset: u64| kernel.wrap(space.address.wrapping_add(offset));
+    let mut firsts = Vec::new();
+    let lists = space.layout.field("Lookaside").and_then(|field| Some((field.offset, field.array?)));
+    if let Some((offset, (count, element))) = lists.filter(|(_, (count, element))| *count <= 64 && *element <= 0x100) {
+        let bytes = read_sparse(kernel.memory, at(offset), (count * element) as usize)?.bytes;
+        let heads = (0..count).filter_map(|index| slist_first(kernel, &bytes, (index * element) as usize));
+        firsts.extend(heads);
+    }
+    let pool = space.layout.field("PagedPool").map(|field| field.offset);
+    let pending = Record::large(kernel, "_POOL_DESCRIPTOR").and_then(|pool| pool.place("PendingFrees")).ok();
+    if let Some((pool, pending)) = pool.zip(pending) {
+        let head = Variable { address: at(pool.wrapping_add(pending as u64)), size: kernel.pointer_size };
+        firsts.extend(kernel.gather(&[head])?.remove(0).ok());
+    }
+    firsts.retain(|first| *first != 0);
+    Ok(firsts)
+}
+
+/// The process that a small block of a session's is charged to, as its header says.
+pub fn process(kernel: &Kernel<'_>, session: &Session, block: &SmallBlock) -> Result<Option<u64>, PoolError> {
+    let memory = InSession::new(kernel.memory, session);
+    small_blocks::process(&memory.kernel(kernel), block)
 }
 
 /// No session's pool is larger.
@@ -208,27 +289,49 @@ impl<'k> Space<'k> {
 /// Memory as one session's processes see it.
 struct InSession<'m> {
     memory: &'m dyn Memory,
-    root: Option<u64>,
+    session: &'m Session,
+    tables: Tables<'m>,
+}
+
+/// Where a page is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In physical memory.
+    At(u64),
+    /// Nowhere.
+    Nowhere,
+    /// The page tables cannot be read.
+    Unknown,
 }
 
 impl<'m> InSession<'m> {
-    fn new(memory: &'m dyn Memory, session: &Session) -> Self {
-        InSession { memory, root: session.root }
+    fn new(memory: &'m dyn Memory, session: &'m Session) -> Self {
+        InSession { memory, session, tables: Tables { memory, pieces: RefCell::default() } }
     }
 
     fn kernel<'k>(&'k self, kernel: &Kernel<'k>) -> Kernel<'k> {
         Kernel { memory: self, ..*kernel }
     }
 
-    /// Where a page is in physical memory.
-    fn translate(&self, address: u64) -> Result<Option<u64>, Fault> {
-        let Some(root) = self.root.filter(|root| *root != 0) else { return Ok(None) };
-        let scheme = Scheme::X64 { levels: 4 };
-        let walked = walk(&Physical(self.memory), scheme, SoftwarePte::of(scheme), root, address)?;
+    fn translate(&self, address: u64) -> Result<Place, Fault> {
+        let Session { root: Some(root), scheme, .. } = *self.session else { return Ok(Place::Unknown) };
+        let walked = walk(&self.tables, scheme, SoftwarePte::of(scheme), root, address)?;
         Ok(match walked.page {
-            Page::Present { physical, .. } | Page::Transition { physical } => Some(physical),
-            _ => None,
+            Page::Present { physical, .. } | Page::Transition { physical } => Place::At(physical),
+            Page::Unreadable { .. } => Place::Unknown,
+            _ => Place::Nowhere,
         })
+    }
+
+    /// Where the topmost of four tables leads for the session's structure.
+    fn first_entry(&self) -> Result<Option<u64>, Fault> {
+        let Session { root: Some(root), scheme: scheme @ Scheme::X64 { .. }, address, .. } = *self.session else {
+            return Ok(None);
+        };
+        let at = (root & scheme.frame_mask()).wrapping_add((address >> 39 & 0x1ff) * 8);
+        let mut entry = [0; 8];
+        let read = self.memory.read_physical(at, &mut entry)?;
+        Ok((read == 8).then(|| u64::from_le_bytes(entry) & scheme.frame_mask()))
     }
 }
 
@@ -239,13 +342,12 @@ impl Memory for InSession<'_> {
             let at = address.wrapping_add(done as u64);
             let part = ((PAGE_SIZE - at % PAGE_SIZE) as usize).min(buffer.len() - done);
             let part = &mut buffer[done..done + part];
-            let mut read = match self.translate(at)? {
-                Some(physical) => self.memory.read_physical(physical, part)?,
-                None => 0,
+            let read = match self.translate(at)? {
+                Place::At(physical) => self.memory.read_physical(physical, part)?,
+                // Here the debugger's own process may have another session's page.
+                Place::Nowhere => 0,
+                Place::Unknown => self.memory.read(at, part)?,
             };
-            if read < part.len() {
-                read = self.memory.read(at, part)?;
-            }
             done += read.min(part.len());
             if read < part.len() {
                 break;
@@ -260,5 +362,32 @@ impl Memory for InSession<'_> {
 
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         self.memory.read_physical(address, buffer)
+    }
+}
+
+/// Page tables in physical memory, read in pieces of which each is kept: a page's neighbours have theirs beside it.
+struct Tables<'m> {
+    memory: &'m dyn Memory,
+    pieces: RefCell<BTreeMap<u64, Vec<u8>>>,
+}
+
+/// What one reply of a target carries at least.
+const PIECE: u64 = 0x400;
+
+impl Memory for Tables<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let start = address & !(PIECE - 1);
+        let mut pieces = self.pieces.borrow_mut();
+        if !pieces.contains_key(&start) {
+            let mut piece = vec![0; PIECE as usize];
+            let read = self.memory.read_physical(start, &mut piece)?;
+            piece.truncate(read);
+            pieces.insert(start, piece);
+        }
+        // An entry does not cross a piece.
+        let rest = pieces[&start].get((address - start) as usize..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
     }
 }

@@ -17,7 +17,7 @@ use crate::lfh_subsegment::LfhFormat;
 use crate::lists::note;
 use crate::page_tables::{self, add};
 use crate::pool_header::{Break, Header, Headers};
-use crate::segment_heap::{self, Heaps, Keys};
+use crate::segment_heap::{self, Heap, Heaps, Keys};
 use crate::tag_search::{Mapping, Scout, stretches};
 use crate::vs_subsegment::{Chunk, VsFormat};
 use crate::{Kernel, PoolError, PoolKind, Tag, pool_page, special_page};
@@ -229,16 +229,17 @@ impl Plan {
         Ok(Plan { heaps, segment_heap, notes })
     }
 
-    /// One heap's places.
-    pub(crate) fn of_heap(kernel: &Kernel<'_>, heap: u64) -> Result<Plan, PoolError> {
-        let mut heaps = segment_heap::read_one(kernel, heap, PoolKind::PagedSession)?;
+    /// The places of these heaps alone.
+    pub(crate) fn of_heaps(kernel: &Kernel<'_>, heaps: &[Heap]) -> Result<Plan, PoolError> {
+        let mut heaps = segment_heap::read_these(kernel, heaps)?;
         let notes = std::mem::take(&mut heaps.notes);
         Ok(Plan { heaps, segment_heap: true, notes })
     }
 
-    /// The resident pages of one range.
-    pub(crate) fn of_pages(kernel: &Kernel<'_>, range: Range<u64>) -> Result<Plan, PoolError> {
-        let mut heaps = classic_pool::read_range(kernel, range, PoolKind::PagedSession)?;
+    /// The resident pages of one range, and the first elements of its lists of freed blocks.
+    pub(crate) fn of_pages(kernel: &Kernel<'_>, range: Range<u64>, resting: Vec<u64>) -> Result<Plan, PoolError> {
+        let heaps = classic_pool::read_range(kernel, range, PoolKind::PagedSession)?;
+        let mut heaps = Heaps { resting, ..heaps };
         let notes = std::mem::take(&mut heaps.notes);
         Ok(Plan { heaps, segment_heap: false, notes })
     }

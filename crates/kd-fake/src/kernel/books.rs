@@ -16,6 +16,7 @@ use self::log::Log;
 pub use self::log::Record;
 use self::tags::Tags;
 pub use self::tags::{TagUsage, Usage};
+pub(crate) use self::tags::{sums, usages};
 use self::tracking::Tracking;
 pub use self::tracking::{TrackedBlock, VerifierDriver};
 use crate::isf::IsfError;
@@ -37,6 +38,8 @@ pub enum PoolKind {
     NonPagedNx,
     /// `PagedPool`.
     Paged,
+    /// `PagedPoolSession`: a terminal session's own.
+    PagedSession,
 }
 
 impl PoolKind {
@@ -46,11 +49,12 @@ impl PoolKind {
             PoolKind::NonPaged => 0,
             PoolKind::NonPagedNx => 0x200,
             PoolKind::Paged => 1,
+            PoolKind::PagedSession => 0x21,
         }
     }
 
     pub(crate) fn is_paged(self) -> bool {
-        self == PoolKind::Paged
+        matches!(self, PoolKind::Paged | PoolKind::PagedSession)
     }
 }
 

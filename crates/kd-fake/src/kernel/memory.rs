@@ -105,12 +105,17 @@ impl Memory {
             self.put_entry(own + entry * 8, self.entry(self.root + entry * 8));
         }
         self.put_entry(own + self.self_map * 8, own | KERNEL_PAGE);
-        let kernel = std::mem::replace(&mut self.root, own);
+        let kernel = self.enter(own);
         for (address, bytes) in pages {
             self.put(*address, bytes);
         }
-        self.root = kernel;
+        self.enter(kernel);
         own
+    }
+
+    /// Goes into another address space, as a processor does that takes another CR3; returns the root of the one before.
+    pub(crate) fn enter(&mut self, root: u64) -> u64 {
+        std::mem::replace(&mut self.root, root)
     }
 
     /// Maps zeroed memory to every page of the range that has none.

@@ -30,7 +30,9 @@ pub(crate) use self::code::TRAP_FRAME;
 use self::memory::Memory;
 pub use self::seeded::{SeededOptions, seeded, seeded_identity};
 use self::truth::Fixed;
-pub use self::truth::{Carrier, LoadedModule, PoolLog, Residence, Ring, RingRecord, SmallBlock, SmallState, Truth};
+pub use self::truth::{
+    Carrier, LargeBlock, LoadedModule, PoolLog, Residence, Ring, RingRecord, Session, SmallBlock, SmallState, Truth,
+};
 use crate::isf::{Identity, Isf, IsfError};
 use crate::machine::Machine;
 use crate::pdb;

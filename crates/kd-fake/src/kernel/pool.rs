@@ -60,15 +60,7 @@ impl Builder {
         mut part: impl FnMut(&TagRow, u64) -> Option<TagRow>,
     ) -> Result<(), IsfError> {
         let mask = place.slots - 1;
-        let mut places: Vec<Option<&TagRow>> = vec![None; place.slots as usize];
-        for row in rows {
-            let mut slot = hash(self.isf.machine, row.tag, mask);
-            while places[slot].is_some() {
-                slot = (slot + 1) & mask as usize;
-            }
-            places[slot] = Some(row);
-        }
-        places.push(last);
+        let places = self.tag_places(place.slots, rows, last);
         for (processor, &table) in (0..).zip(place.tables) {
             let mut bytes = Vec::new();
             for place in &places {
@@ -91,7 +83,27 @@ impl Builder {
         self.set_pointer("PoolTrackTableExpansionSize", overflow.len() as u64)
     }
 
-    fn tag_row(&self, row: Option<&TagRow>) -> Result<Vec<u8>, IsfError> {
+    /// Which row is in which place of a table: where the kernel's hash says, and `last` behind them all.
+    pub(crate) fn tag_places<'r>(
+        &self,
+        slots: u64,
+        rows: &'r [TagRow],
+        last: Option<&'r TagRow>,
+    ) -> Vec<Option<&'r TagRow>> {
+        let mask = slots - 1;
+        let mut places = vec![None; slots as usize];
+        for row in rows {
+            let mut slot = hash(self.isf.machine, row.tag, mask);
+            while places[slot].is_some() {
+                slot = (slot + 1) & mask as usize;
+            }
+            places[slot] = Some(row);
+        }
+        places.push(last);
+        places
+    }
+
+    pub(crate) fn tag_row(&self, row: Option<&TagRow>) -> Result<Vec<u8>, IsfError> {
         let mut object = self.object("_POOL_TRACKER_TABLE")?;
         if let Some(row) = row {
             let values = [
@@ -111,6 +123,14 @@ impl Builder {
     /// Writes the big-page table of `slots` entries (a power of two) at `table`; each page is put where the kernel's
     /// hash says.
     pub(crate) fn big_pages(&mut self, table: u64, slots: u64, pages: &[BigPage]) -> Result<(), IsfError> {
+        let live = self.big_page_table(table, slots, pages)?;
+        self.set_pointer("PoolBigPageTable", table)?;
+        self.set_pointer("PoolBigPageTableSize", slots)?;
+        self.set_u32("ExpPoolBigEntriesInUse", live as u32)
+    }
+
+    /// The table alone; returns how many of the pages are in use.
+    pub(crate) fn big_page_table(&mut self, table: u64, slots: u64, pages: &[BigPage]) -> Result<usize, IsfError> {
         let size = self.isf.size("_POOL_TRACKER_BIG_PAGES")?;
         let layout = EntryLayout::of(self)?;
         self.memory.map(table, slots * size);
@@ -123,10 +143,7 @@ impl Builder {
             used[slot] = true;
             self.memory.write(table + slot as u64 * size, &layout.write(page));
         }
-        let live = pages.iter().filter(|page| !page.freed).count();
-        self.set_pointer("PoolBigPageTable", table)?;
-        self.set_pointer("PoolBigPageTableSize", slots)?;
-        self.set_u32("ExpPoolBigEntriesInUse", live as u32)
+        Ok(pages.iter().filter(|page| !page.freed).count())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod places;
 mod rings;
+mod sessions;
 mod small;
 mod stacks;
 mod tags;
@@ -38,6 +39,8 @@ pub struct SeededOptions {
     pub small_blocks: usize,
     /// Least and most bytes of a small block; mixed, mostly small ones without it.
     pub small_sizes: Option<(u64, u64)>,
+    /// Number of processors; one to four without it.
+    pub processors: Option<u32>,
 }
 
 impl Default for SeededOptions {
@@ -50,6 +53,7 @@ impl Default for SeededOptions {
             small_operations: 6_000,
             small_blocks: 20_000,
             small_sizes: None,
+            processors: None,
         }
     }
 }
@@ -76,7 +80,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let build = build_number(isf);
     let mut map = Map::new(isf.machine, build, &mut random);
     let mut builder = Builder::zeroed(isf.clone(), map.kernel, map.self_map);
-    let machine = machine(&builder, build, &mut map, &mut random)?;
+    let machine = machine(&builder, build, options, &mut map, &mut random)?;
     let timestamp = 0x5000_0000 + random.below(0x1000_0000) as u32;
     let checksum = random.below(0x80_0000) as u32;
     builder.kernel_image(isf.identity.clone(), (timestamp, checksum), &[])?;
@@ -88,9 +92,9 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let idle: Vec<u64> =
         (0..machine.processors.len()).map(|number| if number == 0 { first } else { map.room(0x1000) }).collect();
     builder.processors(&machine, &idle)?;
-    let (processes, threads) = processes(&mut builder, &mut map, &mut random)?;
+    let (processes, threads, in_sessions) = processes(&mut builder, &mut map, &mut random)?;
     builder.debugger_data(build)?;
-    map.write(&mut builder)?;
+    map.write(&mut builder, &mut random)?;
 
     let (modules, unloaded) = modules(&mut builder, &mut map, &mut random, (timestamp, checksum), &machine)?;
     let rows = tags::write(&mut builder, &mut map, &mut random, machine.processors.len())?;
@@ -160,6 +164,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         stack: machine.stack - 0x80,
         frame: machine.stack - 0x60,
     };
+    let sessions = sessions::write(&mut builder, &mut map, &mut random, &world, &in_sessions)?;
     let places = Places {
         regions: [map.nonpaged_large(), map.paged_large()],
         pages: &pages,
@@ -170,7 +175,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         verified: &verified,
     };
     let books = Books::open(&builder, facts.processors, places)?;
-    let fixed = Fixed { modules, unloaded, rings, small };
+    let fixed = Fixed { modules, unloaded, rings, small, sessions };
     let mut kernel = Kernel::new(builder, facts, books, fixed)?;
     kernel.count_standing_blocks();
     live(&mut kernel, options.operations, &mut random, &stacks, &threads);
@@ -190,8 +195,10 @@ fn build_number(isf: &Isf) -> u16 {
         .and_then(|(_, ty)| isf.size_of(ty))
         .is_ok_and(|size| size == 8);
     match () {
+        () if symbol("MiSuspectDriverList") => 6002,
         () if !symbol("ExpPoolQuotaCookie") => 7601,
         () if !symbol("MiState") => 9600,
+        () if isf.machine == Machine::X64 && !has("_MI_VISIBLE_STATE", "SystemVaRegions") => 10586,
         () if !symbol("ExPoolState") && !wide => 14393,
         () if !symbol("ExPoolState") => 16299,
         () if has("_POOL_DESCRIPTOR", "ListHeads") => 17763,
@@ -202,9 +209,16 @@ fn build_number(isf: &Isf) -> u16 {
     }
 }
 
-fn machine(builder: &Builder, build: u16, map: &mut Map, random: &mut Random) -> Result<Particulars, IsfError> {
+fn machine(
+    builder: &Builder,
+    build: u16,
+    options: &SeededOptions,
+    map: &mut Map,
+    random: &mut Random,
+) -> Result<Particulars, IsfError> {
     let size = builder.isf.size("_KPCR")?.next_multiple_of(0x10000);
     let processors = 1 + random.below(4);
+    let processors = options.processors.map_or(processors, u64::from);
     Ok(Particulars {
         build,
         lab: format!(
@@ -218,9 +232,14 @@ fn machine(builder: &Builder, build: u16, map: &mut Map, random: &mut Random) ->
             random.below(300_000),
             random.below(2400)
         ),
-        service_pack: if build < 9200 { 0x100 } else { 0 },
+        service_pack: match build {
+            ..7600 => 0x200,
+            7600..9200 => 0x100,
+            _ => 0,
+        },
         version: match build {
-            ..9200 => (6, 1),
+            ..7600 => (6, 0),
+            7600..9200 => (6, 1),
             9200..10240 => (6, 3),
             _ => (10, 0),
         },
@@ -231,12 +250,17 @@ fn machine(builder: &Builder, build: u16, map: &mut Map, random: &mut Random) ->
     })
 }
 
-/// A few processes with threads; returns the processes and the threads.
-fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Result<(Vec<u64>, Vec<u64>), IsfError> {
+/// Processes, their threads, and the processes of each session.
+type Processes = (Vec<u64>, Vec<u64>, Vec<Vec<u64>>);
+
+/// A few processes with threads, and those of the sessions.
+fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Result<Processes, IsfError> {
     let names = ["System", "smss.exe", "csrss.exe", "lsass.exe", "svchost.exe", "explorer.exe", "leaker.exe"];
     let count = 2 + random.below(names.len() as u64 - 1) as usize;
+    let sessions = sessions::count(builder);
+    let names: Vec<&str> = names.into_iter().take(count).chain(sessions::PROCESSES.repeat(sessions)).collect();
     let mut all = Vec::new();
-    for number in 0..count {
+    for number in 0..names.len() {
         let threads: Vec<(u64, u64)> =
             (0..1 + random.below(3)).map(|thread| (map.room(0x1000), number as u64 * 0x40 + 8 + thread * 4)).collect();
         all.push((map.room(0x1000), 4 + number as u64 * 0x40, threads));
@@ -248,7 +272,9 @@ fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Resul
         .collect();
     builder.processes(&processes)?;
     let threads = all.iter().flat_map(|(_, _, threads)| threads.iter().map(|(thread, _)| *thread)).collect();
-    Ok((all.iter().map(|(process, ..)| *process).collect(), threads))
+    let all: Vec<u64> = all.iter().map(|(process, ..)| *process).collect();
+    let in_sessions = all[count..].chunks(sessions::PROCESSES.len()).map(<[u64]>::to_vec).collect();
+    Ok((all, threads, in_sessions))
 }
 
 const DRIVERS: [&str; 16] = [
@@ -353,7 +379,7 @@ fn verified(
     let mut values = vec![("Level", level)];
     values.extend(names.iter().map(|name| (name.as_str(), random.below(0x10_0000))));
     builder.verifier_settings(&values)?;
-    builder.set_u32("VfOptionFlags", 0)?;
+    builder.set_known("VfOptionFlags", &[0; 4]);
     for name in ["VerifierIsTrackingPool", "ViVerifierEnabled"] {
         builder.set_known(name, &1u32.to_le_bytes());
     }

@@ -146,8 +146,11 @@ impl Builder {
             self.thread(thread, idle, (0, 0), 2)?;
         }
         let count = machine.processors.len() as u32;
-        for name in ["KeNumberProcessors", "KeMaximumProcessors"] {
-            self.set_u32(name, count)?;
+        self.set_u32("KeMaximumProcessors", count)?;
+        match machine.build {
+            // One byte; what is behind it is another variable's.
+            ..7600 => self.set("KeNumberProcessors", &[count as u8, 0xcc, 0xcc, 0xcc])?,
+            _ => self.set_u32("KeNumberProcessors", count)?,
         }
         self.memory.map(machine.stack - 0x4000, 0x4000);
         let thread = idle_threads[0];

@@ -45,6 +45,38 @@ pub struct Truth {
     pub rings: Vec<Ring>,
     /// The small blocks, by address.
     pub small: Vec<SmallBlock>,
+    /// The terminal sessions.
+    pub sessions: Vec<Session>,
+}
+
+/// A terminal session, with the pool that only its processes see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Session {
+    /// Its number.
+    pub id: u32,
+    /// Of its `_MM_SESSION_SPACE`; other sessions' may be at the same address.
+    pub address: u64,
+    /// Its processes.
+    pub processes: Vec<u64>,
+    /// Every tag's counters, summed.
+    pub tags: Vec<TagUsage>,
+    /// The slots of its table of large blocks.
+    pub large: Vec<LargeBlock>,
+    /// Its small blocks, by address.
+    pub small: Vec<SmallBlock>,
+}
+
+/// A slot of a table of large blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LargeBlock {
+    /// Page aligned.
+    pub address: u64,
+    /// Bytes that the kernel keeps for it.
+    pub bytes: u64,
+    /// The tag, with its protected bit.
+    pub tag: u32,
+    /// It was freed, and its slot was not used again.
+    pub freed: bool,
 }
 
 /// A module.
@@ -168,6 +200,7 @@ pub(crate) struct Fixed {
     pub(crate) unloaded: Vec<LoadedModule>,
     pub(crate) rings: Vec<Ring>,
     pub(crate) small: Vec<SmallBlock>,
+    pub(crate) sessions: Vec<Session>,
 }
 
 impl Kernel {
@@ -203,6 +236,7 @@ impl Kernel {
             verifier_drivers: self.verifier_drivers(),
             rings: self.fixed.rings.clone(),
             small: self.fixed.small.clone(),
+            sessions: self.fixed.sessions.clone(),
         }
     }
 }

@@ -60,6 +60,9 @@ impl TraceLayout {
 /// The level bit of pool tracking.
 pub(crate) const POOL_TRACKING: u64 = 8;
 
+/// What Vista has of a driver.
+pub(crate) const DRIVER_OF_VISTA: &str = "_MI_VERIFIER_DRIVER_ENTRY";
+
 /// A driver that is to be verified.
 pub(crate) struct VerifiedDriver {
     pub(crate) name: &'static str,
@@ -122,13 +125,16 @@ impl Builder {
         tables: u32,
         drivers: &[VerifiedDriver],
     ) -> Result<Vec<Option<u64>>, IsfError> {
+        if let Ok(head) = self.symbol("MiSuspectDriverList") {
+            return self.drivers_of_vista(head, at, drivers);
+        }
         let mut suspects = vec![self.symbol("VfSuspectDriversList")?];
         let mut verified = Vec::new();
         let mut nodes = Vec::new();
         let trees = at + 0x2000 * drivers.len() as u64;
         for (driver, at) in drivers.iter().zip((at..).step_by(0x2000)) {
             let [node, data, page] = [0x200, 0x300, 0x1000].map(|offset| at + offset);
-            self.suspect_driver(at, driver)?;
+            self.suspect_driver("_VF_SUSPECT_DRIVER_ENTRY", at, driver, &[])?;
             suspects.push(at);
             verified.push(driver.image.map(|_| data));
             let Some((base, size)) = driver.image else { continue };
@@ -165,6 +171,40 @@ impl Builder {
         self.fields(&mut tree, &values)?;
         let place = self.symbol("ViTargetDriversAvl")?;
         self.store(place, &tree);
+        Ok(verified)
+    }
+
+    /// Vista keeps everything of a driver in its entry of the list.
+    fn drivers_of_vista(
+        &mut self,
+        head: u64,
+        at: u64,
+        drivers: &[VerifiedDriver],
+    ) -> Result<Vec<Option<u64>>, IsfError> {
+        let mut suspects = vec![head];
+        let mut verified = Vec::new();
+        for (driver, at) in drivers.iter().zip((at..).step_by(0x2000)) {
+            let (base, size) = driver.image.unwrap_or_default();
+            let bytes: u64 = driver.live.iter().map(|live| live.bytes).sum();
+            let values = [
+                ("StartAddress", base),
+                ("EndAddress", base + size),
+                ("Signature", 0x9876_1940),
+                ("CurrentPagedPoolAllocations", driver.live.len() as u64),
+                ("PeakPagedPoolAllocations", driver.live.len() as u64),
+                ("PagedBytes", bytes),
+                ("PeakPagedBytes", bytes),
+            ];
+            self.suspect_driver(DRIVER_OF_VISTA, at, driver, &values)?;
+            suspects.push(at);
+            verified.push(driver.image.map(|_| at));
+            if driver.image.is_some() {
+                let pages = at + self.isf.offset(DRIVER_OF_VISTA, "PoolPageHeaders")?;
+                self.singly_linked(pages, &[at + 0x1000]);
+                self.tracking_page(at + 0x1000, at, &driver.live)?;
+            }
+        }
+        self.link(&suspects);
         Ok(verified)
     }
 
@@ -205,11 +245,17 @@ impl Builder {
         self.tracking_page(page, data, &driver.live)
     }
 
-    /// `_VF_SUSPECT_DRIVER_ENTRY`.
-    fn suspect_driver(&mut self, entry: u64, driver: &VerifiedDriver) -> Result<(), IsfError> {
+    /// An entry of the list of drivers, with further members.
+    fn suspect_driver(
+        &mut self,
+        ty: &'static str,
+        entry: u64,
+        driver: &VerifiedDriver,
+        more: &[(&str, u64)],
+    ) -> Result<(), IsfError> {
         let text = utf16(driver.name);
-        let mut suspect = self.object("_VF_SUSPECT_DRIVER_ENTRY")?;
-        let buffer = entry + self.isf.size("_VF_SUSPECT_DRIVER_ENTRY")?;
+        let mut suspect = self.object(ty)?;
+        let buffer = entry + self.isf.size(ty)?;
         let values = [
             ("Loads", driver.loads),
             ("Unloads", driver.unloads),
@@ -218,6 +264,7 @@ impl Builder {
             ("BaseName.Buffer", buffer),
         ];
         self.fields(&mut suspect, &values)?;
+        self.fields(&mut suspect, more)?;
         self.store(entry, &suspect);
         self.memory.put(buffer, &text);
         Ok(())

@@ -78,6 +78,13 @@ fn tags(reader: &Reader<'_>, truth: &Truth) {
         })
         .collect();
     let (found, negative) = reader.tags();
+    // Up to 1703 allocs and frees have 32 bits.
+    let (_, ty) = reader.isf.member("_POOL_TRACKER_TABLE", "NonPagedAllocs").unwrap();
+    let counters = if reader.isf.size_of(ty).unwrap() == 4 { 0xffff_ffff } else { u64::MAX };
+    let [found, expected] = [found, expected].map(|mut sums| {
+        sums.values_mut().for_each(|sum| [0, 1, 3, 4].iter().for_each(|index| sum[*index] &= counters));
+        sums
+    });
     assert_eq!(found, expected);
     assert!(truth.processors == 1 || negative > 10, "{negative}");
 }

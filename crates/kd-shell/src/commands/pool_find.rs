@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use nt_memory::{Fault, Memory, Search};
 use nt_pool::big_pages::{self, BigPage, BigPages};
-use nt_pool::sessions::{self, Sessions};
+use nt_pool::sessions::{self, Session, Sessions};
 use nt_pool::small_blocks::{self, BlockKind, BlockState, Blocks, Cost, Kinds, Limits, Plan, SmallBlock};
 use nt_pool::{PoolError, PoolKind, Tag, TagPattern, tags};
 use serde::Serialize;
@@ -109,6 +109,9 @@ struct Block {
     kind: &'static str,
     pool: Pool,
     state: &'static str,
+    /// Of a session's own pool: in other sessions there is something else at this address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<u32>,
     /// The process that it is charged to; only when that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<Hex>,
@@ -131,6 +134,7 @@ impl Block {
             pool: block.pool.into(),
             // A block that waits in a lookaside list is free for everyone but the pool.
             state: if block.state == BlockState::Allocated { "allocated" } else { "free" },
+            session: None,
             process: None,
             previous_size: block.previous_size,
             pool_name: if special { "Special pool".into() } else { block.pool.to_string() },
@@ -147,10 +151,17 @@ impl Block {
             kind: "large",
             pool: block.kind.into(),
             state: if block.free { "free" } else { "allocated" },
+            session: None,
             process: None,
             previous_size: 0,
             pool_name: block.kind.to_string(),
         }
+    }
+}
+
+impl Block {
+    fn of_session(self, id: u32) -> Self {
+        Self { session: Some(id), ..self }
     }
 }
 
@@ -309,6 +320,7 @@ impl Question {
         let of_pool = match self.pool {
             None => true,
             Some(Pool::Special) => block.kind == "special",
+            Some(Pool::Session) => block.pool == Pool::Session,
             Some(pool) => block.pool == pool && block.kind != "special",
         };
         of_pool && (self.free || block.state == "allocated") && (!self.process || block.process.is_some())
@@ -328,6 +340,9 @@ struct Found {
     counted: Option<[i64; 2]>,
     /// Of these, the pools asked for have no more than the large allocations that were found.
     all: bool,
+    /// The sessions, and the large allocations of each, by its number.
+    sessions: Vec<Session>,
+    session_large: Vec<(u32, BigPage)>,
     notes: Vec<String>,
     /// Why a piece has no answer at all.
     failures: Vec<PoolError>,
@@ -450,13 +465,14 @@ impl Found {
         Ok(blocks)
     }
 
-    /// The sessions' own pools; what was read before counts against the limits.
+    /// The sessions' own pools; what was read before counts against the limits. A small block has its session's place in
+    /// the list.
     fn sessions(
         &mut self,
         kernel: &nt_pool::Kernel<'_>,
         question: &Question,
         limits: Limits,
-    ) -> Result<Vec<SmallBlock>, PoolError> {
+    ) -> Result<Vec<(usize, SmallBlock)>, PoolError> {
         let mut small = Vec::new();
         let resumed = self.resumed.filter(|place| place.session.is_some());
         let start = resumed.unwrap_or(SearchPlace { session: Some(0), address: 0 });
@@ -465,7 +481,9 @@ impl Found {
         self.notes.extend(notes);
         let wanted = |tag| question.tag.matches(tag);
         let (mut read, mut walked) = (0, false);
-        for session in sessions {
+        self.sessions = sessions;
+        for index in 0..self.sessions.len() {
+            let session = self.sessions[index].clone();
             let resumed = resumed.filter(|place| place.session >= Some(session.id));
             let from = match resumed {
                 Some(place) if place.session == Some(session.id) => place.address,
@@ -493,10 +511,11 @@ impl Found {
                 self.notes.extend(pages.notes);
                 pages.blocks
             });
-            let listed = self.large.len();
+            let listed = self.session_large.len();
             // Those of a session in which an earlier search was stopped were told then.
             if !question.small && from == 0 {
-                self.large.extend(pages.iter().filter(|page| wanted(page.tag)).cloned());
+                let pages = pages.iter().filter(|page| wanted(page.tag)).cloned();
+                self.session_large.extend(pages.map(|page| (session.id, page)));
             }
             if question.large {
                 continue;
@@ -507,12 +526,12 @@ impl Found {
             if let Some(found) = found {
                 read += found.read;
                 self.notes.extend(found.notes);
-                small.extend(found.blocks);
+                small.extend(found.blocks.into_iter().map(|block| (index, block)));
                 self.stopped = found.stopped.map(|address| SearchPlace { session: Some(session.id), address });
             }
             if let Some(stopped) = self.stopped {
                 if stopped.address == 0 {
-                    self.large.truncate(listed);
+                    self.session_large.truncate(listed);
                 }
                 break;
             }
@@ -700,7 +719,7 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
     let skipped = counted && plan.is_none();
     let (mut small, mut ranges, mut complete) = (Vec::new(), Vec::new(), true);
     let (mut estimate, mut in_bulk, mut covers) = (None, None, 0);
-    let mut searched_small = false;
+    let (mut searched_small, mut in_sessions) = (false, Vec::new());
     let mut limits = Limits { bytes: question.limit, from: question.from, ..Limits::default() };
     let requests = |spent: Cost| spent.requests.saturating_sub(before.requests).max(1);
     if let Some(budget) = question.budget {
@@ -746,7 +765,7 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
     }
     if question.sessions() && !skipped && found.stopped.is_none() {
         limits.from = 0;
-        let (large, notes) = (found.large.len(), found.notes.len());
+        let notes = found.notes.len();
         let left = if counted { left(drive.spent()) } else { Cost { requests: u64::MAX, bytes: u64::MAX } };
         let (blocks, exhausted) = drive.with(|context| {
             context.pool(|kernel| {
@@ -757,14 +776,14 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         })?;
         match exhausted {
             true => {
-                found.large.truncate(large);
+                found.session_large.clear();
                 found.notes.truncate(notes);
                 found.stopped = None;
                 drive.remark("Sessions' own pools were not searched (-session does).\n");
             }
             false => {
                 searched_small |= !question.large;
-                small.extend(blocks);
+                in_sessions = blocks;
             }
         }
     }
@@ -779,6 +798,16 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         let mut shown = Block::small(block, width);
         if question.process && question.tag.matches(block.tag) {
             let process = drive.with(|context| context.pool(|kernel| small_blocks::process(kernel, block)))?;
+            shown.process = process.map(|process| Hex(width.address(process)));
+        }
+        blocks.push(shown);
+    }
+    blocks.extend(found.session_large.iter().map(|(id, block)| Block::large(block, width).of_session(*id)));
+    for (index, block) in &in_sessions {
+        let session = &found.sessions[*index];
+        let mut shown = Block::small(block, width).of_session(session.id);
+        if question.process {
+            let process = drive.with(|context| context.pool(|kernel| sessions::process(kernel, session, block)))?;
             shown.process = process.map(|process| Hex(width.address(process)));
         }
         blocks.push(shown);
@@ -966,13 +995,20 @@ impl Text for PoolFind {
                 self.row(block, out)?;
             }
         }
-        let mut session = small.iter().filter(|block| block.pool == Pool::Session).peekable();
-        if session.peek().is_some() && !self.written {
-            match self.new_layout {
-                false => writeln!(out, "\nSearching Paged session pool for Tag: {tag}\n")?,
-                true => writeln!(out, "\nSearching paged session pool for tag 0x{:08x} ({tag})\n", self.key)?,
+        let of_sessions = small.iter().filter(|block| block.pool == Pool::Session && !self.written);
+        let mut last = None;
+        for block in of_sessions {
+            if last != Some(block.session) {
+                last = Some(block.session);
+                let number = block.session.map(|id| format!(" of session {id}")).unwrap_or_default();
+                match self.new_layout {
+                    false => writeln!(out, "\nSearching Paged session pool{number} for Tag: {tag}\n")?,
+                    true => {
+                        writeln!(out, "\nSearching paged session pool{number} for tag 0x{:08x} ({tag})\n", self.key)?
+                    }
+                }
             }
-            session.try_for_each(|block| self.row(block, out))?;
+            self.row(block, out)?;
         }
         if let Some(at) = self.stopped {
             writeln!(out, "\n...terminating - searched pool to {}", pointer(at))?;
@@ -1055,6 +1091,7 @@ mod tests {
             kind: "large",
             pool: Pool::Paged,
             state: "allocated",
+            session: None,
             process: None,
             pool_name: "Paged pool".into(),
         };
@@ -1109,6 +1146,7 @@ mod tests {
             kind: "small",
             pool: Pool::NonPaged,
             state,
+            session: None,
             process: None,
             previous_size: 0x40,
             pool_name: "Nonpaged pool".into(),

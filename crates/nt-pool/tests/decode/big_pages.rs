@@ -1,8 +1,7 @@
 //! `nt!PoolBigPageTable` in all its layouts, by bulk reads, by the target's search, and by hash.
 
-use nt_memory::{Fault, Memory};
 use nt_pool::big_pages::{self, BigPage};
-use nt_pool::{Kernel, PoolKind, Tag};
+use nt_pool::{PoolKind, Tag};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -347,35 +346,23 @@ fn a_table_that_cannot_be_is_refused() {
     }
 }
 
-/// The kernel puts a larger table in the place of this one while it is read.
-struct Moving<'w> {
-    world: &'w World,
-    table: std::ops::Range<u64>,
-    variable: u64,
-    moved: std::cell::Cell<bool>,
-}
-
-impl Memory for Moving<'_> {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        let read = self.world.read(address, buffer)?;
-        if self.table.contains(&address) {
-            self.moved.set(true);
-        }
-        if self.moved.get() && (address..address + read as u64).contains(&self.variable) {
-            // The lowest byte of the number of entries, which is a power of two.
-            buffer[(self.variable - address) as usize + 1] ^= 0x40;
-        }
-        Ok(read)
-    }
-}
-
+/// The kernel puts a larger table in the place of this one, or one elsewhere, while it is read.
 #[test]
 fn a_table_that_moves_while_it_is_read_is_told() {
-    let table = article();
-    let start = big_pages::table(&table.world.kernel()).unwrap();
-    let variable = table.world.address_of("PoolBigPageTableSize");
-    let memory = Moving { world: &table.world, table: start, variable, moved: false.into() };
-    let kernel = Kernel { memory: &memory, ..table.world.kernel() };
-    let found = big_pages::read(&kernel, &|_| true).unwrap();
-    assert!(found.notes.iter().any(|note| note.contains("moved or grew while it was read")), "{:?}", found.notes);
+    for searches in [false, true] {
+        let mut table = article();
+        table.world.searches = searches;
+        let place = big_pages::table(&table.world.kernel()).unwrap();
+        let changes = [("PoolBigPageTableSize", 2 * table.slots), ("PoolBigPageTable", table.world.pool(9))];
+        for (name, value) in changes {
+            let memory = Changing::new(&table.world, place.clone(), table.world.address_of(name), value);
+            let told = |notes: &[String]| notes.iter().any(|note| note.contains("moved or grew while it was read"));
+            let found = big_pages::read(&memory.kernel(), &|_| true).unwrap();
+            assert!(memory.has_changed() && told(&found.notes), "{name}: {:?}", found.notes);
+            let memory = Changing::new(&table.world, place.clone(), table.world.address_of(name), value);
+            let found = big_pages::find(&memory.kernel(), Tag(*b"Leak")).unwrap();
+            assert!(memory.has_changed() && told(&found.notes), "{name}, by tag: {:?}", found.notes);
+        }
+        assert_eq!(big_pages::read(&table.world.kernel(), &|_| true).unwrap().notes, Vec::<String>::new());
+    }
 }

@@ -272,6 +272,52 @@ impl Memory for World {
     }
 }
 
+/// A kernel that changes as soon as something is read of `after`: what `at` holds then is `value`.
+pub(crate) struct Changing<'w> {
+    pub(crate) world: &'w World,
+    pub(crate) after: std::ops::Range<u64>,
+    pub(crate) at: u64,
+    pub(crate) value: u64,
+    changed: Cell<bool>,
+}
+
+impl<'w> Changing<'w> {
+    pub(crate) fn new(world: &'w World, after: std::ops::Range<u64>, at: u64, value: u64) -> Self {
+        Changing { world, after, at, value, changed: Cell::new(false) }
+    }
+
+    pub(crate) fn kernel(&self) -> Kernel<'_> {
+        Kernel { memory: self, ..self.world.kernel() }
+    }
+
+    pub(crate) fn has_changed(&self) -> bool {
+        self.changed.get()
+    }
+}
+
+impl Memory for Changing<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let read = self.world.read(address, buffer)?;
+        if self.changed.get() {
+            let value = self.value.to_le_bytes();
+            for (byte, at) in value[..self.world.version.pointer.into()].iter().zip(self.at..) {
+                if let Some(place) = at.checked_sub(address).filter(|offset| *offset < read as u64) {
+                    buffer[place as usize] = *byte;
+                }
+            }
+        }
+        let end = address + read as u64;
+        self.changed.set(self.changed.get() || address < self.after.end && end > self.after.start);
+        Ok(read)
+    }
+
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        let found = self.world.search(address, length, pattern)?;
+        self.changed.set(self.changed.get() || self.after.contains(&address));
+        Ok(found)
+    }
+}
+
 /// Addresses from `start` to `end` that hold `byte`; passes over what does not hold it in strides, since a search of
 /// eight megabytes must not take seconds.
 fn occurrences(world: &World, start: u64, end: u64, byte: u8) -> impl Iterator<Item = u64> {

@@ -291,6 +291,104 @@ fn more_processors_than_tables_are_said() {
     assert_eq!(report.tags, tables.expected());
 }
 
+/// A larger table takes the master's place, or what found no row gets an expansion, or a larger one, while it is read.
+#[test]
+fn tables_that_move_or_grow_while_they_are_read_are_told() {
+    for version in [VISTA_X86, WIN7_X64, WIN11_21H2] {
+        let tables = ordinary(version, 2);
+        let table = tables.addresses[0]..tables.addresses[0] + tables.rows * tables.size;
+        let changes = [
+            ("PoolTrackTable", tables.world.pool(9)),
+            ("PoolTrackTableSize", 2 * tables.rows - 1),
+            ("PoolTrackTableExpansion", tables.world.pool(9)),
+            ("PoolTrackTableExpansionSize", 0x100),
+        ];
+        for (name, value) in changes {
+            let told = |notes: &[String]| notes == ["the tag tables moved or grew while they were read; ask again"];
+            let at = tables.world.address_of(name);
+            let memory = Changing::new(&tables.world, table.clone(), at, value);
+            let report = tags::read(&memory.kernel(), &|_| true).unwrap();
+            assert!(memory.has_changed() && told(&report.notes), "{version:?}, {name}: {:?}", report.notes);
+            // What was read until then is shown.
+            assert_eq!(report.tags, tables.expected(), "{version:?}, {name}");
+            let memory = Changing::new(&tables.world, table.clone(), at, value);
+            let report = tags::read_one(&memory.kernel(), Tag(*b"Leak")).unwrap();
+            assert!(memory.has_changed() && told(&report.notes), "{version:?}, {name}, one: {:?}", report.notes);
+        }
+    }
+}
+
+/// An expansion that grows while it is read itself: its first rows are there.
+#[test]
+fn an_expansion_that_grows_while_it_is_read_is_told() {
+    let mut tables = ordinary(WIN7_X64, 1);
+    let expansion = tables.world.pool(9);
+    tables.put_row(expansion, 0, u32::from_le_bytes(*b"More"), [3, 1, 0x40, 0, 0, 0]);
+    for (name, value) in [("PoolTrackTableExpansion", expansion), ("PoolTrackTableExpansionSize", 1)] {
+        let at = tables.world.address_of(name);
+        tables.world.put(at, value, 8);
+    }
+    let at = tables.world.address_of("PoolTrackTableExpansionSize");
+    let memory = Changing::new(&tables.world, expansion..expansion + 0x28, at, 2);
+    let report = tags::read(&memory.kernel(), &|_| true).unwrap();
+    assert_eq!(report.tags, tables.expected());
+    assert_eq!(report.notes, ["the tag tables moved or grew while they were read; ask again"]);
+}
+
+/// Of one counter each: what is behind the end of 32 bits, and whose sign that is.
+#[test]
+fn counters_of_32_bits_wrap_and_those_of_64_do_not() {
+    let key = u32::from_le_bytes(*b"Wrap");
+    for version in ALL {
+        let mut tables = Tables::new(version, 65, 2);
+        let slot = tables.slot(&[], key);
+        // The first processor has allocated until its counter came to its end, the second has freed as often.
+        tables.put_row(tables.addresses[0], slot, key, [0xffff_fff0, 0, 0x100, 5, 0, 0x50]);
+        tables.put_row(tables.addresses[1], slot, key, [0x20, 0xffff_fffe, 0, 0, 7, 0]);
+        let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
+        let usage = report.tags[0].nonpaged;
+        let narrow = version.build < 16299;
+        assert_eq!(usage.allocs, if narrow { 0x10 } else { 0x1_0000_0010 }, "{version:?}");
+        assert_eq!((usage.frees, usage.diff, usage.bytes), (0xffff_fffe, 0x12, 0x100), "{version:?}");
+        // More frees than allocations: the table changed while it was read, or is damaged.
+        assert_eq!(report.tags[0].paged.diff, -2);
+    }
+}
+
+/// The row of what found no place is the last, behind those that the hash leads to; its tag alone is found too.
+#[test]
+fn the_overflow_row_is_counted_like_any_other() {
+    for version in ALL {
+        let mut tables = ordinary(version, 2);
+        for table in tables.addresses.clone() {
+            tables.put_row(table, 4096, u32::from_le_bytes(*b"Ovfl"), [9, 4, 0x500, 3, 1, 0x20]);
+        }
+        let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
+        assert_eq!((report.tags, report.notes), (tables.expected(), vec![]), "{version:?}");
+        let report = tags::read_one(&tables.world.kernel(), Tag(*b"Ovfl")).unwrap();
+        let usage = (report.tags[0].nonpaged, report.tags[0].paged);
+        assert_eq!((usage.0.diff, usage.1.diff), (10, 4), "{version:?}");
+    }
+}
+
+/// A driver that protects its tag is the same driver: one row of each kind is one line.
+#[test]
+fn a_protected_tag_and_the_same_unprotected_are_one() {
+    for version in ALL {
+        let mut tables = Tables::new(version, 65, 1);
+        let key = u32::from_le_bytes(*b"Proc");
+        tables.put_row(tables.addresses[0], 3, key, [2, 1, 0x40, 0, 0, 0]);
+        tables.put_row(tables.addresses[0], 9, key | 0x8000_0000, [5, 1, 0x80, 1, 0, 0x10]);
+        let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
+        assert_eq!(report.tags.len(), 1);
+        let usage = &report.tags[0];
+        assert_eq!(
+            (usage.tag, usage.nonpaged.diff, usage.nonpaged.bytes, usage.paged.bytes),
+            (Tag(*b"Proc"), 5, 0xc0, 0x10)
+        );
+    }
+}
+
 #[test]
 fn an_unreadable_page_is_named_and_the_rest_is_shown() {
     let mut tables = ordinary(WIN7_X64, 1);

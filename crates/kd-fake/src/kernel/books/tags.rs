@@ -57,15 +57,6 @@ impl Tags {
             Ok((offset, builder.isf.size_of(ty)? as usize))
         };
         let tables = builder.symbol("ExPoolTagTables")?;
-        let mut sums: BTreeMap<u32, [Usage; 2]> = BTreeMap::new();
-        for row in rows.iter().chain(overflow) {
-            let sum = sums.entry(row.tag).or_default();
-            for (sum, usage) in sum.iter_mut().zip([row.nonpaged, row.paged]) {
-                sum.allocs += usage.allocs;
-                sum.frees += usage.frees;
-                sum.bytes += usage.bytes;
-            }
-        }
         Ok(Tags {
             tables: (0..u64::from(processors))
                 .map(|number| builder.pointer(tables + builder.width() * number))
@@ -77,7 +68,7 @@ impl Tags {
                 [counter("NonPagedAllocs")?, counter("NonPagedFrees")?, counter("NonPagedBytes")?],
                 [counter("PagedAllocs")?, counter("PagedFrees")?, counter("PagedBytes")?],
             ],
-            sums,
+            sums: sums(rows.iter().chain(overflow)),
         })
     }
 
@@ -125,6 +116,24 @@ impl Tags {
     }
 
     pub(crate) fn sums(&self) -> Vec<TagUsage> {
-        self.sums.iter().map(|(&tag, &[nonpaged, paged])| TagUsage { tag, nonpaged, paged }).collect()
+        usages(&self.sums)
     }
+}
+
+/// The sums of all rows of each tag.
+pub(crate) fn sums<'r>(rows: impl Iterator<Item = &'r TagRow>) -> BTreeMap<u32, [Usage; 2]> {
+    let mut sums: BTreeMap<u32, [Usage; 2]> = BTreeMap::new();
+    for row in rows {
+        let sum = sums.entry(row.tag).or_default();
+        for (sum, usage) in sum.iter_mut().zip([row.nonpaged, row.paged]) {
+            sum.allocs += usage.allocs;
+            sum.frees += usage.frees;
+            sum.bytes += usage.bytes;
+        }
+    }
+    sums
+}
+
+pub(crate) fn usages(sums: &BTreeMap<u32, [Usage; 2]>) -> Vec<TagUsage> {
+    sums.iter().map(|(&tag, &[nonpaged, paged])| TagUsage { tag, nonpaged, paged }).collect()
 }

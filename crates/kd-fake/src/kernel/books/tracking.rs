@@ -10,7 +10,7 @@ use crate::isf::{IsfError, Type};
 use crate::kernel::PoolKind;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::memory::Memory;
-use crate::kernel::verifier::{POOL_TRACKING, VerifiedDriver};
+use crate::kernel::verifier::{DRIVER_OF_VISTA, POOL_TRACKING, VerifiedDriver};
 
 const PAGE: u64 = 0x1000;
 
@@ -117,7 +117,8 @@ impl Tracking {
     ) -> Result<Tracking, IsfError> {
         let isf = &builder.isf;
         let totals = "_MM_DRIVER_VERIFIER_DATA";
-        let data = "_VF_TARGET_VERIFIED_DRIVER_DATA";
+        let vista = isf.size(DRIVER_OF_VISTA).is_ok();
+        let data = if vista { DRIVER_OF_VISTA } else { "_VF_TARGET_VERIFIED_DRIVER_DATA" };
         let counter = |ty, name: &str| -> Result<(u64, usize), IsfError> {
             let (offset, ty) = isf.member(ty, name)?;
             Ok((offset, isf.size_of(ty)? as usize))

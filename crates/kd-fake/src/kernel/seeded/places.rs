@@ -14,6 +14,8 @@ const TIB: u64 = 1 << 40;
 const MIB: u64 = 1 << 20;
 /// What one entry of the topmost page table spans.
 const SLOT: u64 = 512 * GIB;
+/// Session space before its place was chosen at each boot.
+const SESSION: u64 = 0xffff_f900_0000_0000;
 
 /// The address space. Pool proper is at the start of its region, large blocks 4 GiB on, the kernel's own
 /// structures 8 GiB on; on 32 bits 64 MiB and 128 MiB.
@@ -28,6 +30,8 @@ pub(crate) struct Map {
     pub(crate) paged: Range<u64>,
     /// Special pool: nonpaged, paged; the same one before 1703, none from 1903 on.
     pub(crate) special: Option<[Range<u64>; 2]>,
+    /// Where each terminal session's own pages are; none on 32 bits.
+    pub(crate) session: Option<Range<u64>>,
     next: u64,
     next_module: u64,
 }
@@ -42,17 +46,22 @@ impl Map {
             ..10240 => 0xffff_f880_00c0_0000,
             _ => 0xffff_f804_0000_0000 + 0x20_0000 * random.below(0x1000),
         };
-        let (self_map, nonpaged, paged, special) = match build {
+        let (self_map, nonpaged, paged, special, session) = match build {
             ..9200 => {
-                let special = range(0xffff_f980_0000_0000, SLOT);
+                let special = range(0xffff_f980_0000_0000 + 2 * MIB * random.below(0x100), SLOT / 2);
                 (
                     SELF_MAP,
                     0xffff_fa80_0180_0000..0xffff_fac0_0000_0000,
                     0xffff_f8a0_0000_0000..0xffff_f8c0_0000_0000,
                     Some([special.clone(), special]),
+                    SESSION,
                 )
             }
-            9200..10240 => (SELF_MAP, range(0xffff_e000_0000_0000, TIB), range(0xffff_c000_0000_0000, TIB), None),
+            9200..14393 => {
+                let special = range(0xffff_cf80_0000_0000 + 2 * MIB * random.below(0x100), SLOT / 2);
+                let (nonpaged, paged) = (range(0xffff_e000_0000_0000, TIB), range(0xffff_c000_0000_0000, TIB));
+                (SELF_MAP, nonpaged, paged, Some([special.clone(), special]), SESSION)
+            }
             _ => {
                 // Regions start at an entry of the topmost table that each boot chooses.
                 let mut slot = 0xffff_8000_0000_0000 + SLOT * random.below(24);
@@ -70,12 +79,14 @@ impl Map {
                     15063..18362 => Some([next(SLOT), next(SLOT)]),
                     _ => None,
                 };
-                (0x180 + random.below(0x40), nonpaged, paged, special)
+                let session = next(SLOT).start;
+                (0x180 + random.below(0x40), nonpaged, paged, special, session)
             }
         };
         let next = nonpaged.start + 8 * GIB;
         let large = (4 * GIB, 2 * GIB);
-        Map { build, machine, large, kernel, self_map, nonpaged, paged, special, next, next_module: modules }
+        let session = Some(range(session, SLOT));
+        Map { build, machine, large, kernel, self_map, nonpaged, paged, special, session, next, next_module: modules }
     }
 
     /// 32 bits: regions are runs of page directory entries, and lie between the loader's images and the page tables.
@@ -95,6 +106,7 @@ impl Map {
             nonpaged,
             paged,
             special,
+            session: None,
             next_module: 0xb000_0000,
         }
     }
@@ -110,6 +122,11 @@ impl Map {
         // A hole behind each: a read past the end fails.
         self.next += bytes.next_multiple_of(0x1000) + 0x1000;
         at
+    }
+
+    /// Lets [`Map::room`] go on elsewhere; returns where it was.
+    pub(crate) fn move_to(&mut self, at: u64) -> u64 {
+        std::mem::replace(&mut self.next, at)
     }
 
     pub(crate) fn module(&mut self, size: u64, random: &mut Random) -> u64 {
@@ -159,8 +176,50 @@ impl Map {
         Ok(())
     }
 
+    /// Up to Windows 10 1511 there is no table of regions; special pool has one of two variables that lead to it.
+    fn before_regions(&self, builder: &mut Builder, random: &mut Random) -> Result<(), IsfError> {
+        const STATE: &str = "_MI_SYSTEM_INFORMATION";
+        const POOL: &str = "_MI_SPECIAL_POOL";
+        let Some([special, _]) = &self.special else { return Ok(()) };
+        // Windows 8's symbols do not have the type; these members were in the same places before and after.
+        let bitmap = |builder: &mut Builder, at: u64, range: &Range<u64>| {
+            for (offset, value) in [(0x10, (range.end - range.start) >> 12), (0x20, range.start)] {
+                builder.put_pointer(at + offset, value);
+            }
+        };
+        let state = builder.symbol("MiState").ok();
+        let inside = |builder: &Builder, name| Some(state? + builder.isf.offset(STATE, name).ok()?);
+        if let Some(at) = inside(builder, "SystemVa.DynamicBitMapPagedPool") {
+            bitmap(builder, at, &self.paged);
+        }
+        if let Some(at) = inside(builder, "Hardware.SystemNodeInformation") {
+            let node = self.kernel - 0x10_0000;
+            builder.memory.map(node, builder.isf.size("_MI_SYSTEM_NODE_INFORMATION")?);
+            let first = builder.isf.offset("_MI_SYSTEM_NODE_INFORMATION", "NonPagedPoolFirstVa")?;
+            builder.put_pointer(node + first, self.nonpaged.start);
+            builder.put_pointer(at, node);
+        }
+        let variable = builder.symbol("MiDynamicBitMapSpecialPool").ok();
+        let dynamic = variable.or_else(|| inside(builder, "SystemVa.DynamicBitMapSpecialPool"));
+        let pool = builder.symbol("MiSpecialPool").ok();
+        if let Some(at) = dynamic.filter(|_| pool.is_none() || random.once_in(2)) {
+            bitmap(builder, at, special);
+            return Ok(());
+        }
+        let Some(pool) = pool.filter(|_| !random.once_in(3) || self.build >= 9200) else { return Ok(()) };
+        let entry = builder.memory.page_tables() + (special.start >> 9 & 0x7f_ffff_fff8);
+        for name in ["PteBase", "NonPaged.PteBase", "Paged.PteBase"] {
+            if let Ok(offset) = builder.isf.offset(POOL, name) {
+                builder.put_pointer(pool + offset, entry);
+            }
+        }
+        let bits = pool + builder.isf.offset(POOL, "SpecialPoolPdes.SizeOfBitMap")?;
+        builder.memory.put(bits, &((special.end - special.start) / (2 * MIB)).to_le_bytes()[..4]);
+        Ok(())
+    }
+
     /// The variables and tables by which the version says where its pool is.
-    pub(crate) fn write(&self, builder: &mut Builder) -> Result<(), IsfError> {
+    pub(crate) fn write(&self, builder: &mut Builder, random: &mut Random) -> Result<(), IsfError> {
         let (nonpaged, paged) = (self.nonpaged.clone(), self.paged.clone());
         for (name, value) in [
             ("MmNonPagedPoolStart", nonpaged.start),
@@ -183,11 +242,16 @@ impl Map {
             builder.field(&mut info, "FirstPteForPagedPool", entry)?;
             let at = builder.symbol("MmPagedPoolInfo")?;
             builder.store(at, &info);
-            return Ok(());
+        }
+        if self.build < 14393 {
+            return self.before_regions(builder, random);
         }
         let visible = builder.symbol("MiState")? + builder.isf.offset("_MI_SYSTEM_INFORMATION", "Vs")?;
         builder.set_pointer("MiVisibleState", visible)?;
         let mut regions = vec![("NonPagedPool", nonpaged), ("PagedPool", paged)];
+        if let Some(session) = &self.session {
+            regions.push(("Session", session.clone()));
+        }
         if let Some([first, second]) = &self.special {
             regions.push(("SpecialPool", first.clone()));
             regions.push(("SpecialPoolNonPaged", first.clone()));

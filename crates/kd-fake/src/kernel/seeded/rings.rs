@@ -29,6 +29,22 @@ struct Log {
     writers: Writers,
 }
 
+impl Log {
+    /// With the variables' names in Vista, where it had others.
+    fn of_version(&self, builder: &Builder) -> Log {
+        let old = [
+            ("VfForcedPendingLog", "IovForcePendingLog"),
+            ("VfForcedPendingIrps", "IovForcedPendingIrps"),
+            ("VfForcedPendingLogLength", "IovForcedPendingLogLength"),
+        ];
+        let name = |new: &'static str| match old.into_iter().find(|(name, _)| *name == new) {
+            Some((_, old)) if builder.symbol(new).is_err() => old,
+            _ => new,
+        };
+        Log { table: name(self.table), index: name(self.index), length: name(self.length), ..*self }
+    }
+}
+
 const THREAD: u64 = u64::MAX;
 const IRP: u64 = u64::MAX - 1;
 
@@ -151,6 +167,7 @@ pub(crate) fn write(
     let mut rings = Vec::new();
     let pointer = builder.isf.machine.pointer();
     for log in &LOGS {
+        let log = &log.of_version(builder);
         // This version does not have it, or this setting does not fill it.
         if builder.symbol(log.table).is_err() || random.once_in(5) {
             builder.set_known_pointer(log.table, 0);
@@ -197,14 +214,18 @@ pub(crate) fn write(
         builder.set_u32(log.length, length)?;
         rings.push(Ring { name: log.table.to_owned(), index, length, records });
     }
-    rings.push(watched(builder, map, random)?);
+    // From Windows 7 on.
+    if builder.symbol(WATCHED).is_ok() {
+        rings.push(watched(builder, map, random)?);
+    }
     Ok(rings)
 }
 
 /// Verifier is off: the lists are empty.
 pub(crate) fn off(builder: &mut Builder) -> Result<Vec<Ring>, IsfError> {
-    let head = builder.symbol(WATCHED)?;
-    builder.link(&[head]);
+    if let Ok(head) = builder.symbol(WATCHED) {
+        builder.link(&[head]);
+    }
     Ok(Vec::new())
 }
 

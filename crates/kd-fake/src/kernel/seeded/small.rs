@@ -7,6 +7,8 @@ mod heap;
 mod segment;
 mod special;
 
+use std::ops::Range;
+
 use super::places::Map;
 use crate::isf::IsfError;
 use crate::kernel::books::PoolKind;
@@ -47,6 +49,23 @@ pub(crate) fn write(
     if world.build < 17763 {
         small.extend(special::write_classic(builder, map, random)?);
     }
+    small.sort_unstable_by_key(|block| block.address);
+    Ok((small, pages))
+}
+
+/// The same of one session's own pool, in whose address space this is.
+pub(crate) fn write_session(
+    builder: &mut Builder,
+    map: &mut Map,
+    random: &mut Random,
+    world: &World,
+    space: u64,
+    range: &Range<u64>,
+) -> Result<(Vec<SmallBlock>, Vec<BigPage>), IsfError> {
+    let (mut small, pages) = match world.build {
+        ..17763 => (classic::write_session(builder, random, world, space, range)?, Vec::new()),
+        _ => segment::write_session(builder, map, random, world, space, range)?,
+    };
     small.sort_unstable_by_key(|block| block.address);
     Ok((small, pages))
 }
@@ -105,7 +124,7 @@ pub(crate) struct Header {
     previous: u64,
     units: u64,
     index: u64,
-    paged: bool,
+    pool: PoolKind,
     /// None: free.
     owner: Option<Owner>,
     /// The tag of a free block's last owner.
@@ -135,8 +154,8 @@ impl Headers {
         self.size.put(&mut bytes, header.units);
         self.tag.put(&mut bytes, header.owner.map_or(header.tag, |owner| owner.tag).into());
         if let Some(owner) = header.owner {
-            // In use, paged, charged to a process.
-            let kind = 2 | u64::from(header.paged) | if owner.process.is_some() { 8 } else { 0 };
+            // In use, charged to a process; paged and session as in POOL_TYPE.
+            let kind = 2 | header.pool.pool_type() & 0x21 | if owner.process.is_some() { 8 } else { 0 };
             self.kind.put(&mut bytes, kind);
             if let (Some(process), None) = (owner.process, self.billed) {
                 builder.put_pointer(at + header.units * self.unit - builder.width(), process);

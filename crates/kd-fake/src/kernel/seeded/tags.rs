@@ -60,7 +60,7 @@ pub(crate) fn write(
 }
 
 /// Mostly letters, as drivers choose them; some protected, some with blanks or with what cannot be printed.
-fn name(random: &mut Random) -> u32 {
+pub(crate) fn name(random: &mut Random) -> u32 {
     let letters = b"ABCDEFGHIKLMNOPRSTUVWabcdefghiklmnoprstuvw0123456789";
     let mut name: [u8; 4] = std::array::from_fn(|_| *random.pick(letters));
     match random.below(12) {
@@ -72,7 +72,7 @@ fn name(random: &mut Random) -> u32 {
     u32::from_le_bytes(name)
 }
 
-fn row(tag: u32, wide: bool, random: &mut Random) -> TagRow {
+pub(crate) fn row(tag: u32, wide: bool, random: &mut Random) -> TagRow {
     let mut usage = || {
         if random.once_in(3) {
             return Usage::default();
@@ -80,6 +80,8 @@ fn row(tag: u32, wide: bool, random: &mut Random) -> TagRow {
         let limit = 1 << if wide { 4 + random.below(34) } else { 4 + random.below(26) };
         let frees = random.below(limit);
         let live = if random.once_in(5) { 0 } else { random.below(limit) };
+        // Counters of 32 bits have wrapped on a machine that runs for long.
+        let frees = if !wide && random.once_in(6) { frees + 0xffff_ff80 } else { frees };
         Usage { allocs: frees + live, frees, bytes: live * 16 * (1 + random.below(64)) }
     };
     TagRow { tag, nonpaged: usage(), paged: usage() }

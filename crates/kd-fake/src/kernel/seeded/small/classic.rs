@@ -54,6 +54,8 @@ struct Pool {
     descriptor: u64,
     /// Bytes of a unit.
     unit: u64,
+    /// Blocks of more units have no lookaside list.
+    limit: u64,
     pages: Vec<Page>,
     /// Of `pages`, those that were given back.
     gone: Vec<usize>,
@@ -93,6 +95,7 @@ impl Pool {
             index,
             descriptor,
             unit,
+            limit: LOOKASIDES,
             pages: Vec::new(),
             gone: Vec::new(),
             free: BTreeSet::new(),
@@ -100,6 +103,11 @@ impl Pool {
             lookasides: BTreeMap::new(),
             deferred: Vec::new(),
         }
+    }
+
+    /// What its owner got of a block.
+    fn address(&self, &(page, first): &At) -> u64 {
+        self.pages[page].address + (first + 1) * self.unit
     }
 
     fn block(&mut self, (page, first): At) -> Option<&mut Block> {
@@ -164,7 +172,7 @@ impl Pool {
         }
         let at = self.live.swap_remove(random.below(self.live.len() as u64) as usize);
         let units = self.block(at).map_or(0, |block| block.units);
-        if random.once_in(8) && units <= LOOKASIDES {
+        if random.once_in(8) && units <= self.limit {
             let processor = random.below(processors as u64) as usize;
             let list = self.lookasides.entry((units, processor)).or_default();
             if list.len() < DEPTH {
@@ -233,14 +241,7 @@ pub(crate) fn write(
     for _ in 0..world.operations {
         let pool = random.below(pools.len() as u64) as usize;
         let pool = &mut pools[pool];
-        let room = &mut rooms[usize::from(pool.kind == PoolKind::Paged)];
-        // As many are freed as allocated once there is enough.
-        let grow = if pool.live.len() < world.crowd { 5 } else { 4 };
-        if random.below(9) < grow {
-            pool.allocate(Owner::random(random, world, LIMIT), room, world.processors.len(), random);
-        } else {
-            pool.free(room, world.processors.len(), random);
-        }
+        operate(pool, &mut rooms[usize::from(pool.kind.is_paged())], world.processors.len(), random, world);
     }
     let headers = Headers::new(builder, world)?;
     let mut small = Vec::new();
@@ -249,6 +250,46 @@ pub(crate) fn write(
     }
     lookasides(builder, world, &pools)?;
     Ok(small)
+}
+
+/// The pool of a session, in its own address space; `space`: its `_MM_SESSION_SPACE`.
+pub(crate) fn write_session(
+    builder: &mut Builder,
+    random: &mut Random,
+    world: &World,
+    space: u64,
+    range: &Range<u64>,
+) -> Result<Vec<SmallBlock>, IsfError> {
+    const SPACE: &str = "_MM_SESSION_SPACE";
+    let descriptor = space + builder.isf.offset(SPACE, "PagedPool")?;
+    let mut pool = Pool::new(PoolKind::PagedSession, 0, descriptor, world.unit);
+    // Its lookaside lists are for all processors.
+    let (lists, ty) = builder.isf.member(SPACE, "Lookaside")?;
+    let size = builder.isf.size("_GENERAL_LOOKASIDE")?;
+    let (lists, count) = (space + lists, builder.isf.size_of(ty)? / size);
+    pool.limit = count;
+    let mut room = Room { range: range.clone(), free: Vec::new() };
+    for _ in 0..world.operations / 4 {
+        operate(&mut pool, &mut room, 1, random, world);
+    }
+    let mut small = Vec::new();
+    write_pool(builder, random, world, &Headers::new(builder, world)?, &pool, &mut small)?;
+    for units in 1..=count {
+        let list = pool.lookasides.get(&(units, 0)).map_or(&[][..], Vec::as_slice);
+        let list: Vec<u64> = list.iter().rev().map(|at| pool.address(at)).collect();
+        builder.singly_linked(lists + size * (units - 1), &list);
+    }
+    builder.set_known("ExpSessionPoolSmallLists", &(count as u32).to_le_bytes());
+    Ok(small)
+}
+
+/// One allocation or free; as many are freed as allocated once there is enough.
+fn operate(pool: &mut Pool, room: &mut Room, processors: usize, random: &mut Random, world: &World) {
+    if random.below(9) < if pool.live.len() < world.crowd { 5 } else { 4 } {
+        pool.allocate(Owner::random(random, world, LIMIT), room, processors, random);
+    } else {
+        pool.free(room, processors, random);
+    }
 }
 
 /// Nonpaged pool, the same without execution, and some pools of paged pool; with the variables that lead to them.
@@ -287,7 +328,7 @@ fn write_pool(
     pool: &Pool,
     small: &mut Vec<SmallBlock>,
 ) -> Result<(), IsfError> {
-    let paged = pool.kind == PoolKind::Paged;
+    let paged = pool.kind.is_paged();
     let unit = pool.unit;
     let heads = pool.descriptor + builder.isf.offset(DESCRIPTOR, "ListHeads")?;
     let mut lists: Vec<Vec<u64>> = (0..PAGE / unit).map(|units| vec![heads + 2 * builder.width() * units]).collect();
@@ -311,7 +352,7 @@ fn write_pool(
             headers.write(
                 builder,
                 header,
-                &Header { previous, units: block.units, index: pool.index, paged, owner, tag },
+                &Header { previous, units: block.units, index: pool.index, pool: pool.kind, owner, tag },
             );
             // A block of a header only is a remnant, and on no list.
             if free && block.units > 1 && residence != Residence::PagedOut {
@@ -338,16 +379,16 @@ fn write_pool(
         }
         out.push((page.address, residence));
     }
-    let pending: Vec<u64> =
-        pool.deferred.iter().map(|(page, first)| pool.pages[*page].address + (first + 1) * unit).collect();
+    let pending: Vec<u64> = pool.deferred.iter().map(|at| pool.address(at)).collect();
     let mut descriptor = builder.object(DESCRIPTOR)?;
     let values = [
         ("PoolType", pool.kind.pool_type()),
         ("PoolIndex", pool.index),
         ("RunningAllocs", u64::from(world.operations)),
-        ("PendingFreeDepth", pending.len() as u64),
     ];
     builder.fields(&mut descriptor, &values)?;
+    // Vista on 32 bits does not count them.
+    builder.known_fields(&mut descriptor, &[("PendingFreeDepth", pending.len() as u64)]);
     // A pointer, or a list's head, by version.
     let first = pending.first().copied().unwrap_or_default();
     builder.bytes(&mut descriptor, "PendingFrees", &first.to_le_bytes()[..builder.width() as usize])?;
@@ -376,16 +417,15 @@ fn lookasides(builder: &mut Builder, world: &World, pools: &[Pool]) -> Result<()
             let array = match kind {
                 PoolKind::NonPaged => "PPNPagedLookasideList",
                 PoolKind::NonPagedNx => "PPNxPagedLookasideList",
-                PoolKind::Paged => "PPPagedLookasideList",
+                PoolKind::Paged | PoolKind::PagedSession => "PPPagedLookasideList",
             };
             let array = prcb + builder.isf.offset("_KPRCB", array)?;
             for units in 1..=LOOKASIDES {
-                let of = |pool: &Pool, &(page, first): &At| pool.pages[page].address + (first + 1) * pool.unit;
                 let list: Vec<u64> = pools
                     .iter()
                     .filter(|pool| pool.kind == *kind)
                     .filter_map(|pool| Some((pool, pool.lookasides.get(&(units, processor))?)))
-                    .flat_map(|(pool, list)| list.iter().rev().map(move |at| of(pool, at)))
+                    .flat_map(|(pool, list)| list.iter().rev().map(move |at| pool.address(at)))
                     .collect();
                 builder.singly_linked(array + size * (units - 1), &list);
             }

@@ -15,6 +15,8 @@ const POPULAR: u32 = 12;
 /// Sizes that a lookaside list takes back, and how many of them.
 const LOOKASIDE: std::ops::RangeInclusive<u64> = 0x200..=0xf80;
 const DEPTH: usize = 64;
+/// Freed chunks that wait before all of them are given back.
+const DELAYED: usize = 32;
 /// Free chunks that are tried before one is taken that fits in any case.
 const NEAR: usize = 32;
 
@@ -52,6 +54,8 @@ pub(crate) enum ChunkState {
     Free,
     Live(Owner),
     Lookaside(Owner),
+    /// Freed, and waiting to be given back; whose it was, unless it was a large one.
+    Delayed(Option<Owner>),
     /// Page aligned and without a pool header: it is in the big-page table.
     Large(Owner),
 }
@@ -160,6 +164,8 @@ pub(crate) struct Heap {
     live_chunks: Vec<(usize, u64)>,
     /// By units of the chunk; the last freed one is the first to be used again.
     lookaside: BTreeMap<u64, Vec<(usize, u64)>>,
+    /// Oldest first.
+    delayed: Vec<(usize, u64)>,
     /// LFH subsegments with a free block, by the size of their blocks.
     available: BTreeMap<u64, Vec<usize>>,
     live_blocks: Vec<(usize, usize)>,
@@ -178,6 +184,7 @@ impl Heap {
             free_chunks: BTreeSet::new(),
             live_chunks: Vec::new(),
             lookaside: BTreeMap::new(),
+            delayed: Vec::new(),
             available: BTreeMap::new(),
             live_blocks: Vec::new(),
         }
@@ -375,7 +382,8 @@ impl Heap {
         let chunks = &mut self.vs[number].chunks;
         let Some(mut chunk) = chunks.remove(&first) else { return };
         if let ChunkState::Live(owner) = chunk.state
-            && self.kind != PoolKind::NonPaged
+            // Those lists are the nodes', for their second and third heap.
+            && matches!(self.kind, PoolKind::NonPagedNx | PoolKind::Paged)
             && LOOKASIDE.contains(&((chunk.units - 1) * self.format.unit))
             // One that took a header's room with it is not of its size's list.
             && chunk.units == owner.units(self.format.unit) + 1
@@ -388,6 +396,36 @@ impl Heap {
                 return;
             }
         }
+        if random.once_in(4) {
+            chunk.state = match chunk.state {
+                ChunkState::Live(owner) => ChunkState::Delayed(Some(owner)),
+                _ => ChunkState::Delayed(None),
+            };
+            chunks.insert(first, chunk);
+            self.delayed.push((number, first));
+            if self.delayed.len() >= DELAYED {
+                for (number, first) in std::mem::take(&mut self.delayed) {
+                    self.give_back(number, first);
+                }
+            }
+            return;
+        }
+        chunks.insert(first, chunk);
+        self.give_back(number, first);
+    }
+
+    /// Addresses of the chunks that wait, the last one first.
+    pub(crate) fn delayed(&self) -> impl Iterator<Item = u64> {
+        let start = |(number, first): &(usize, u64)| {
+            self.vs[*number].address + self.format.first_chunk + first * self.format.unit
+        };
+        self.delayed.iter().rev().map(start)
+    }
+
+    /// Joins a chunk with its free neighbours; an empty subsegment is given back.
+    fn give_back(&mut self, number: usize, first: u64) {
+        let chunks = &mut self.vs[number].chunks;
+        let Some(mut chunk) = chunks.remove(&first) else { return };
         chunk.state = ChunkState::Free;
         let free = |chunk: &Chunk| matches!(chunk.state, ChunkState::Free);
         let next = first + chunk.units;

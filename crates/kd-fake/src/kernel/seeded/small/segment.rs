@@ -1,6 +1,8 @@
 //! The pool of Windows 10 1809 and later, written as the heap keeps it: segments with signatures, page-range
 //! descriptors, encoded chunk headers, bitmaps, the tree of free chunks and the dynamic lookaside lists.
 
+use std::ops::Range;
+
 use super::heap::{Chunk, ChunkState, Content, Format, Heap, Lfh, Room, SEGMENT_UNITS, SHIFT, Segment, Vs};
 use super::{Header, Headers, Owner, PAGE, World, balanced, fill, kinds, special};
 use crate::isf::IsfError;
@@ -29,6 +31,8 @@ struct Writer<'a> {
     format: Format,
     heap_key: u64,
     lfh_key: u64,
+    /// Whether the link of a chunk that waits to be given back is behind its pool header, or in its place.
+    delayed_behind: bool,
     random: &'a mut Random,
     small: Vec<SmallBlock>,
     pages: Vec<BigPage>,
@@ -40,34 +44,26 @@ pub(crate) fn write(
     random: &mut Random,
     world: &World,
 ) -> Result<(Vec<SmallBlock>, Vec<BigPage>), IsfError> {
-    let descriptors = descriptor_size(builder)? * SEGMENT_UNITS;
-    let format = Format {
-        unit: world.unit,
-        first_chunk: builder.isf.size("_HEAP_VS_SUBSEGMENT")?.next_multiple_of(world.unit),
-        bitmap: builder.isf.offset("_HEAP_LFH_SUBSEGMENT", "BlockBitmap")?,
-        first_unit: SHIFT.map(|shift| descriptors.div_ceil(1 << shift)),
-    };
-    let mut heaps: Vec<Heap> = kinds(world.build).iter().map(|kind| Heap::new(*kind, format)).collect();
+    let format = format(builder, world)?;
+    let nodes = if builder.isf.machine.is_x86() { 1 } else { 1 + random.below(3) };
+    let of_node = || kinds(world.build).iter().map(|kind| Heap::new(*kind, format));
+    let mut heaps: Vec<Heap> = (0..nodes).flat_map(|_| of_node()).collect();
     let mut rooms = [map.nonpaged_small(), map.paged_small()].map(|range| Room { next: range.start, end: range.end });
+    // Each block of special pool is a range of pages in a heap of its own, with a guard page behind it. They come first:
+    // others may use their room up.
+    let mut special = Vec::new();
+    for kind in kinds(world.build) {
+        let mut heap = Heap::new(*kind, format);
+        let room = &mut rooms[usize::from(kind.is_paged())];
+        let count = 10 + random.below(60);
+        let pages: Vec<u64> = (0..count).filter_map(|_| heap.range(0, 2, Content::User(PAGE), room)).collect();
+        special.push((heap, pages));
+    }
     for _ in 0..world.operations {
         let heap = random.below(heaps.len() as u64) as usize;
         let heap = &mut heaps[heap];
-        if random.below(9) < if heap.live() < world.crowd { 5 } else { 4 } {
-            let room = &mut rooms[usize::from(heap.kind == PoolKind::Paged)];
-            let mut owner = Owner::random(random, world, 0xfc0);
-            match random.below(200) {
-                0..6 => owner.size = 0xff0 + random.below(0x1d000),
-                6 => owner.size = 0x20000 + random.below(0x80000),
-                7 if random.once_in(4) => owner.size = 0x10_0000 + random.below(0x20_0000),
-                _ => {}
-            }
-            heap.allocate(owner, room, random);
-        } else {
-            heap.free(random);
-        }
+        operate(heap, &mut rooms[usize::from(heap.kind.is_paged())], random, world);
     }
-    // The fourth heap of a node is one that this machine does not use.
-    heaps.push(Heap::new(PoolKind::Paged, format));
 
     let (heap_key, lfh_key) = (random.next(), random.next());
     let globals = builder.symbol("RtlpHpHeapGlobals")?;
@@ -78,38 +74,115 @@ pub(crate) fn write(
     let manager = "_EX_POOL_HEAP_MANAGER_STATE";
     builder.put_pointer(state, globals);
     let count = state + builder.isf.offset(manager, "NumberOfPools")?;
-    builder.memory.put(count, &1u32.to_le_bytes());
+    builder.memory.put(count, &(nodes as u32).to_le_bytes());
     let node = state + builder.isf.offset(manager, "PoolNode")?;
 
-    let headers = Headers::new(builder, world)?;
-    let mut writer = Writer { headers, format, heap_key, lfh_key, random, small: Vec::new(), pages: Vec::new() };
-    for (slot, heap) in (0..).zip(&heaps) {
-        let at = writer.heap(builder, map, heap)?;
-        builder.put_pointer(node + builder.width() * slot, at);
+    let mut writer = Writer::new(builder, world, format, random)?;
+    let size = builder.isf.size("_EX_HEAP_POOL_NODE")?;
+    // The fourth heap of a node is one that this machine does not use.
+    let unused = Heap::new(PoolKind::Paged, format);
+    for (node, heaps) in (node..).step_by(size as usize).zip(heaps.chunks(kinds(world.build).len())) {
+        for (slot, heap) in (0..).zip(heaps.iter().chain([&unused])) {
+            let at = writer.heap(builder, map, heap)?;
+            builder.put_pointer(node + builder.width() * slot, at);
+        }
+        let lists = node + builder.isf.offset("_EX_HEAP_POOL_NODE", "Lookasides")?;
+        let size = builder.isf.size("_RTL_DYNAMIC_LOOKASIDE")?;
+        for (at, heap) in (lists..).step_by(size as usize).zip(&heaps[1..]) {
+            lookasides(builder, at, heap, format)?;
+        }
     }
-    let lists = node + builder.isf.offset("_EX_HEAP_POOL_NODE", "Lookasides")?;
-    let size = builder.isf.size("_RTL_DYNAMIC_LOOKASIDE")?;
-    for (at, heap) in (lists..).step_by(size as usize).zip(&heaps[1..3]) {
-        lookasides(builder, at, heap, format)?;
-    }
-    // Each block of special pool is a range of pages in a heap of its own, with a guard page behind it.
     let special_heaps = state + builder.isf.offset(manager, "SpecialHeaps")?;
-    for (slot, kind) in (0..).zip(kinds(world.build)) {
-        let mut heap = Heap::new(*kind, format);
-        let room = &mut rooms[usize::from(*kind == PoolKind::Paged)];
-        let pages: Vec<u64> =
-            (0..10 + writer.random.below(60)).filter_map(|_| heap.range(0, 2, Content::User(PAGE), room)).collect();
+    for (slot, (heap, pages)) in (0..).zip(special) {
         let at = writer.heap(builder, map, &heap)?;
         builder.put_pointer(special_heaps + builder.width() * slot, at);
         for page in pages {
-            writer.small.push(special::write_page(builder, page, *kind, true, false, writer.random));
+            writer.small.push(special::write_page(builder, page, heap.kind, true, 0, writer.random));
             builder.memory.unmap(page + PAGE, PAGE);
         }
     }
     Ok((writer.small, writer.pages))
 }
 
-impl Writer<'_> {
+/// The heaps of a session, in its own address space; `space`: its `_MM_SESSION_SPACE`.
+pub(crate) fn write_session(
+    builder: &mut Builder,
+    map: &mut Map,
+    random: &mut Random,
+    world: &World,
+    space: u64,
+    range: &Range<u64>,
+) -> Result<(Vec<SmallBlock>, Vec<BigPage>), IsfError> {
+    let format = format(builder, world)?;
+    let (ordinary, special) = (Heap::new(PoolKind::PagedSession, format), Heap::new(PoolKind::PagedSession, format));
+    let mut room = Room { next: range.start, end: range.end };
+    let [mut ordinary, mut special] = [ordinary, special];
+    for _ in 0..world.operations / 4 {
+        operate(&mut ordinary, &mut room, random, world);
+    }
+    let pages: Vec<u64> = (0..30).filter_map(|_| special.range(0, 2, Content::User(PAGE), &mut room)).collect();
+
+    let ty = "_EX_HEAP_SESSION_STATE";
+    let state = map.room(builder.isf.size(ty)?);
+    builder.memory.map(state, builder.isf.size(ty)?);
+    builder.put_pointer(state, builder.symbol("RtlpHpHeapGlobals")?);
+    builder.put_pointer(space + builder.isf.offset("_MM_SESSION_SPACE", "HeapState")?, state);
+    let mut writer = Writer::new(builder, world, format, random)?;
+    for (member, heap) in [("PagedHeap", &ordinary), ("SpecialPoolHeap", &special)] {
+        let at = writer.heap(builder, map, heap)?;
+        builder.put_pointer(state + builder.isf.offset(ty, member)?, at);
+    }
+    for page in pages {
+        let block = special::write_page(builder, page, PoolKind::PagedSession, true, 0x2000, writer.random);
+        writer.small.push(block);
+        builder.memory.unmap(page + PAGE, PAGE);
+    }
+    Ok((writer.small, writer.pages))
+}
+
+fn format(builder: &Builder, world: &World) -> Result<Format, IsfError> {
+    let descriptors = descriptor_size(builder)? * SEGMENT_UNITS;
+    Ok(Format {
+        unit: world.unit,
+        first_chunk: builder.isf.size("_HEAP_VS_SUBSEGMENT")?.next_multiple_of(world.unit),
+        bitmap: builder.isf.offset("_HEAP_LFH_SUBSEGMENT", "BlockBitmap")?,
+        first_unit: SHIFT.map(|shift| descriptors.div_ceil(1 << shift)),
+    })
+}
+
+/// One allocation or free.
+fn operate(heap: &mut Heap, room: &mut Room, random: &mut Random, world: &World) {
+    if random.below(9) >= if heap.live() < world.crowd { 5 } else { 4 } {
+        heap.free(random);
+        return;
+    }
+    let mut owner = Owner::random(random, world, 0xfc0);
+    match random.below(200) {
+        0..6 => owner.size = 0xff0 + random.below(0x1d000),
+        6 => owner.size = 0x20000 + random.below(0x80000),
+        7 if random.once_in(4) => owner.size = 0x10_0000 + random.below(0x20_0000),
+        _ => {}
+    }
+    heap.allocate(owner, room, random);
+}
+
+impl<'a> Writer<'a> {
+    /// The keys are in memory already.
+    fn new(builder: &Builder, world: &World, format: Format, random: &'a mut Random) -> Result<Self, IsfError> {
+        let globals = builder.symbol("RtlpHpHeapGlobals")?;
+        Ok(Writer {
+            headers: Headers::new(builder, world)?,
+            format,
+            heap_key: builder.pointer(globals),
+            lfh_key: builder.pointer(globals + builder.width()),
+            // Where a chunk's link is, the facts do not say.
+            delayed_behind: random.once_in(2),
+            random,
+            small: Vec::new(),
+            pages: Vec::new(),
+        })
+    }
+
     /// Writes a heap and all that is in it; returns the address of its `_SEGMENT_HEAP`.
     fn heap(&mut self, builder: &mut Builder, map: &mut Map, heap: &Heap) -> Result<u64, IsfError> {
         let at = map.room(builder.isf.size(SEGMENT_HEAP)?);
@@ -165,6 +238,10 @@ impl Writer<'_> {
         let tree = vs + builder.isf.offset("_HEAP_VS_CONTEXT", "FreeChunkTree")?;
         builder.put_pointer(tree, root);
         builder.put_pointer(tree + builder.width(), nodes.first().copied().unwrap_or_default());
+
+        let behind = if self.delayed_behind { 2 } else { 1 };
+        let delayed: Vec<u64> = heap.delayed().map(|chunk| chunk + behind * self.format.unit).collect();
+        builder.singly_linked(vs + builder.isf.offset("_HEAP_VS_CONTEXT", "DelayFreeContext.ListHead")?, &delayed);
 
         self.buckets(builder, map, heap, lfh)?;
         for (address, owner) in &heap.user {
@@ -249,6 +326,10 @@ impl Writer<'_> {
                 ChunkState::Lookaside(owner) => {
                     self.block(builder, at + unit, owner, kind, SmallState::Lookaside, Carrier::Vs);
                 }
+                ChunkState::Delayed(Some(owner)) => {
+                    self.block(builder, at + unit, owner, kind, SmallState::Deferred, Carrier::Vs);
+                }
+                ChunkState::Delayed(None) => fill(builder, at + unit, unit, self.random),
                 ChunkState::Large(owner) => {
                     fill(builder, at + unit, unit, self.random);
                     self.large(at + unit, &owner, kind);
@@ -298,8 +379,7 @@ impl Writer<'_> {
         let unit = self.format.unit;
         let units = owner.units(unit);
         let bytes = units * unit;
-        let paged = kind == PoolKind::Paged;
-        let values = Header { previous: 0, units, index: 0, paged, owner: Some(owner), tag: owner.tag };
+        let values = Header { previous: 0, units, index: 0, pool: kind, owner: Some(owner), tag: owner.tag };
         fill(builder, header + unit, owner.size, self.random);
         self.headers.write(builder, header, &values);
         self.small.push(SmallBlock {
@@ -387,8 +467,8 @@ impl Writer<'_> {
         // The first page has the header and stays.
         for (page, used) in (lfh.address..).step_by(PAGE as usize).zip(pages).skip(1) {
             let residence = match self.random.below(10) {
-                0 if kind == PoolKind::Paged && used => Residence::Transition,
-                1 if kind == PoolKind::Paged && used => Residence::PagedOut,
+                0 if kind.is_paged() && used => Residence::Transition,
+                1 if kind.is_paged() && used => Residence::PagedOut,
                 _ => Residence::Present,
             };
             match residence {

@@ -28,18 +28,19 @@ pub(crate) fn write_classic(
         let offset = if shared { 0 } else { usize::from(paged) };
         let page = regions[offset].start + number * 2 * PAGE;
         let kind = if paged { PoolKind::Paged } else { PoolKind::NonPaged };
-        blocks.push(write_page(builder, page, kind, overruns, paged, random));
+        let mark = if paged { 0x8000 } else { 0 };
+        blocks.push(write_page(builder, page, kind, overruns, mark, random));
     }
     Ok(blocks)
 }
 
-/// One block: its page's header, the pattern, and the block. `mark`: the header says that it is paged.
+/// One block: its page's header, the pattern, and the block. `mark`: further bits of the header, 0x8000 paged, 0x2000 session.
 pub(crate) fn write_page(
     builder: &mut Builder,
     page: u64,
     kind: PoolKind,
     overruns: bool,
-    mark: bool,
+    mark: u32,
     random: &mut Random,
 ) -> SmallBlock {
     // The header's room.
@@ -51,7 +52,7 @@ pub(crate) fn write_page(
     builder.memory.put(page, &[pattern; PAGE as usize]);
     let (header, address) =
         if overruns { (page, (page + PAGE - size) & !(unit - 1)) } else { (page + PAGE - unit, page) };
-    let first = size as u32 | if mark { 0x8000 } else { 0 } | u32::from(pattern) << 16;
+    let first = size as u32 | mark | u32::from(pattern) << 16;
     let bytes = [first.to_le_bytes(), tag.to_le_bytes(), [0; 4], [0; 4]].concat();
     builder.memory.put(header, &bytes[..unit as usize]);
     fill(builder, address, size, random);
