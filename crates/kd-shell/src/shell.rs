@@ -305,11 +305,15 @@ impl Shell {
                 Ok(Reply::new(Done {}))
             }
             Control::Break => {
-                self.break_in()?;
-                match self.look_at_stop(out)? {
-                    // The commands of a breakpoint that was hit before let it go.
-                    Seen::Runs => Ok(Reply::new(Done {})),
-                    Seen::Breakpoint | Seen::Plain => self.stop_reply(),
+                let end = Instant::now() + self.patience;
+                loop {
+                    self.break_in()?;
+                    match self.look_at_stop(out)? {
+                        // A breakpoint came first: its hit did not count, or its commands let the target go.
+                        Seen::Runs if Instant::now() < end => {}
+                        Seen::Runs => return Err(TargetError::Timeout(self.patience).into()),
+                        Seen::Breakpoint | Seen::Plain => return self.stop_reply(),
+                    }
                 }
             }
             Control::Wait => {
