@@ -249,9 +249,9 @@ impl Watch<'_> {
     fn stops(&mut self, drive: &mut Drive<'_>, held: &mut Held) -> Result<End, CommandError> {
         let started = Instant::now();
         let mut every = self.arguments.every.unwrap_or(EVERY).max(SHORTEST);
+        drive.go()?;
+        let mut running = Instant::now();
         loop {
-            let running = Instant::now();
-            drive.go()?;
             let rest = self.arguments.run_for.map(|time| time.saturating_sub(started.elapsed()));
             if drive.run_for(rest.map_or(every, |rest| rest.min(every)))? {
                 return Ok(End::OwnStop);
@@ -266,8 +266,12 @@ impl Watch<'_> {
                 let now = harvest.now();
                 (now.index.wrapping_sub(then.index), now.length)
             });
-            export(&held.mark, Some(&report), &self.arguments.report)?;
+            // Nobody has to stand still while files and the table are written.
+            let gone = drive.go();
+            running = Instant::now();
+            let exported = export(&held.mark, Some(&report), &self.arguments.report);
             self.add(report, cost, log.map(|log| log.0));
+            gone.and(exported)?;
             let next = (self.arguments.times.is_none_or(|times| self.stops.len() < times as usize)).then_some(every);
             drive.say_row(&self.table(next), &(self.line() + "  " + &self.sparkline() + "\n"));
             if let Some((written, length)) = log
