@@ -18,11 +18,11 @@ use nt_memory::{Fault, PAGE_SIZE, read_sparse};
 
 use crate::kernel::{Variable, little_endian};
 use crate::lists::{note, slist_first};
+use crate::lookaside::{control_blocks, pool_arrays};
 use crate::page_tables::{PageTables, Resident};
 use crate::record::Record;
 use crate::segment_heap::Heaps;
 use crate::small_blocks::{Area, Content, Kinds};
-use crate::tags::processors;
 use crate::{Kernel, PoolError, PoolKind};
 
 /// Fixed places of x64 kernels that have no variable for them (facts 4.1: Rekall; facts/peer-facts 5.1).
@@ -48,8 +48,7 @@ const DYNAMIC_WINDOWS_7: Range<u64> = 0xffff_f980_0000_0000..0xffff_fa80_0000_00
 /// Pages of that stretch that are read although the kernel counts none of special pool.
 const MAX_UNCOUNTED: u64 = 0x1000;
 
-/// Processors and pool descriptors that are looked at; a descriptor's array has 64 and one.
-const MAX_PROCESSORS: u64 = 2048;
+/// Pool descriptors that are looked at; their array has 64 and one.
 const MAX_DESCRIPTORS: u64 = 0x41;
 
 /// One range of virtual memory that holds pool.
@@ -413,31 +412,22 @@ fn by_directory_entry(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Ve
 
 /// The pool's own lookaside lists: each processor's, and those that all share.
 fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
-    const LISTS: [&str; 3] = ["PPNPagedLookasideList", "PPPagedLookasideList", "PPNxPagedLookasideList"];
-    let Ok(block) = kernel.symbol("KiProcessorBlock") else {
-        found.notes.push("the symbols of nt have no KiProcessorBlock; blocks in lookaside lists look allocated".into());
-        return Ok(());
-    };
     let Ok(prcb) = kernel.layout("_KPRCB") else {
         found.notes.push("the symbols of nt have no type _KPRCB; blocks in lookaside lists look allocated".into());
         return Ok(());
     };
-    let arrays: Vec<_> = LISTS
-        .iter()
-        .filter_map(|name| prcb.field(name))
-        .filter_map(|field| Some((field.offset, field.array?)))
-        .filter(|(_, (count, element))| *count <= 64 && (16..=0x100).contains(element))
-        .collect();
-    let start = arrays.iter().map(|(offset, _)| *offset).min();
-    let end = arrays.iter().map(|(offset, (count, element))| offset + count * element).max();
+    let arrays = pool_arrays(&prcb);
+    let start = arrays.iter().map(|array| array.offset).min();
+    let end = arrays.iter().map(|array| array.offset + array.count * array.size).max();
     let (Some(start), Some(end)) = (start, end) else { return Ok(()) };
     if end - start > 0x1_0000 {
         return Ok(());
     }
-    let width = u64::from(kernel.pointer_size);
-    let count = processors(kernel)?.unwrap_or(1).min(MAX_PROCESSORS);
-    let pointers = read_sparse(kernel.memory, block, (count * width) as usize)?;
-    for pointer in pointers.bytes.chunks_exact(width as usize).map(little_endian).filter(|pointer| *pointer != 0) {
+    let blocks = match control_blocks(kernel) {
+        Ok(blocks) => blocks,
+        Err(error) => return Ok(note(&mut found.notes, "blocks in lookaside lists look allocated", error)?),
+    };
+    for pointer in blocks.into_iter().filter(|pointer| *pointer != 0) {
         let address = kernel.wrap(pointer.wrapping_add(start));
         if !kernel.is_kernel_range(address, end - start) {
             found.notes.push(format!("nt!KiProcessorBlock leads to {pointer:016x}, which is no kernel address"));
@@ -449,9 +439,9 @@ fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
                 "lookaside lists of the processor at {pointer:016x} are unreadable; their blocks look allocated"
             ));
         }
-        for (offset, (count, element)) in &arrays {
-            for index in 0..*count {
-                let offset = (offset - start + index * element) as usize;
+        for array in &arrays {
+            for index in 0..array.count {
+                let offset = (array.offset - start + index * array.size) as usize;
                 found.resting.extend(slist_first(kernel, &bytes.bytes, offset).filter(|first| *first != 0));
             }
         }

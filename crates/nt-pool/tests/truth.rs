@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use kd_fake::kernel::{self, Carrier, Residence, SeededOptions, SmallState, Truth};
 use nt_memory::{Fault, Memory, Search};
+use nt_pool::lookaside::{self, Lookasides, Place};
 use nt_pool::small_blocks::{self, BlockKind, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Kernel, PoolKind, Tag, big_pages, sessions, tags, verifier};
 use nt_symbols::{Isf, Layout, Symbol, SymbolFile, SymbolKind};
@@ -345,6 +346,65 @@ fn everything(kernel: &Kernel<'_>, truth: &Truth, cost: &Cell<(u64, u64)>) {
     every_large_block(kernel, truth);
     a_search_finds_what_reading_all_does(kernel, truth, cost);
     every_session(kernel, truth);
+    every_lookaside_list(kernel, truth);
+}
+
+fn every_lookaside_list(kernel: &Kernel<'_>, truth: &Truth) {
+    use kernel::LookasidePlace;
+    type List = (u64, u32, u32, [u64; 8], Place);
+    let place = |place: LookasidePlace| match place {
+        LookasidePlace::Registered => Place::Registered,
+        LookasidePlace::Pool { processor, member, index } => Place::Pool { processor, member, index },
+        LookasidePlace::System { processor, index, shared } => Place::System { processor, index, shared },
+    };
+    let wanted = |per_processor: bool| {
+        let mut lists: Vec<List> = truth
+            .lookasides
+            .iter()
+            .filter(|list| (list.place == LookasidePlace::Registered) != per_processor)
+            .map(|list| {
+                let counters = [list.total_allocates, list.allocate_misses, list.total_frees, list.free_misses];
+                let sizes = [list.size, list.current_depth, list.depth, list.maximum_depth];
+                let numbers: Vec<u64> = sizes.into_iter().chain(counters).collect();
+                let numbers = numbers.try_into().expect("eight numbers");
+                (list.address, list.tag & 0x7fff_ffff, list.pool_type, numbers, place(list.place))
+            })
+            .collect();
+        lists.sort_by_key(|list| list.0);
+        lists
+    };
+    let found = |found: Lookasides| {
+        assert_eq!(found.notes, Vec::<String>::new());
+        let mut lists: Vec<List> = found
+            .lists
+            .iter()
+            .map(|list| {
+                let counters = [list.total_allocates, list.allocate_misses, list.total_frees, list.free_misses];
+                let sizes = [list.size, list.current_depth, list.depth, list.maximum_depth];
+                let numbers: Vec<u64> = sizes.into_iter().chain(counters).collect();
+                let numbers = numbers.try_into().expect("eight numbers");
+                (list.address, list.tag.key(), list.pool_type, numbers, list.place)
+            })
+            .collect();
+        lists.sort_by_key(|list| list.0);
+        lists
+    };
+    assert_eq!(found(lookaside::all(kernel).expect("lists")), wanted(false), "build {}", truth.build);
+    assert_eq!(found(lookaside::per_processor(kernel, None).expect("lists")), wanted(true), "build {}", truth.build);
+    let mut second = wanted(true);
+    // A list that all share is the first processor's when all are asked for.
+    let of_second = |list: &List| match list.4 {
+        Place::Pool { processor, .. } => processor == 1,
+        Place::System { processor, shared, .. } => processor == 1 && !shared,
+        Place::Given | Place::Registered => false,
+    };
+    second.retain(of_second);
+    let mut one = found(lookaside::per_processor(kernel, Some(1)).expect("lists"));
+    one.retain(of_second);
+    assert_eq!(one, second, "build {}", truth.build);
+    let first = &truth.lookasides[0];
+    let given = lookaside::read(kernel, first.address).expect("a list");
+    assert_eq!((given.place, given.depth), (Place::Given, first.depth));
 }
 
 fn every_field_of_every_tag(kernel: &Kernel<'_>, truth: &Truth) {

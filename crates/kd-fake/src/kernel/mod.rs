@@ -31,7 +31,8 @@ use self::memory::Memory;
 pub use self::seeded::{SeededOptions, seeded, seeded_identity};
 use self::truth::Fixed;
 pub use self::truth::{
-    Carrier, LargeBlock, LoadedModule, PoolLog, Residence, Ring, RingRecord, Session, SmallBlock, SmallState, Truth,
+    Carrier, LargeBlock, LoadedModule, Lookaside, LookasidePlace, PoolLog, Residence, Ring, RingRecord, Session,
+    SmallBlock, SmallState, Truth,
 };
 use crate::isf::{Identity, Isf, IsfError};
 use crate::machine::Machine;

@@ -1,5 +1,6 @@
 //! A machine of any x64 kernel whose symbol table there is, with a state that a seed decides.
 
+mod lookasides;
 mod places;
 mod rings;
 mod sessions;
@@ -135,6 +136,10 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         false => rings::off(&mut builder)?,
     };
 
+    // What is in the lists shall not change what a seed means for the rest.
+    let mut own = Random::new(seed ^ 0x6c6f_6f6b);
+    let lookasides = lookasides::write(&mut builder, &mut map, &mut own, &world)?;
+
     let break_return = builder.symbol("KiIdleLoop")? + 0x10;
     builder.put_pointer(machine.stack - 0x80, break_return);
     // The frames of the idle loop's caller, each with the one before it and its return address.
@@ -175,7 +180,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         verified: &verified,
     };
     let books = Books::open(&builder, facts.processors, places)?;
-    let fixed = Fixed { modules, unloaded, rings, small, sessions };
+    let fixed = Fixed { modules, unloaded, rings, small, sessions, lookasides };
     let mut kernel = Kernel::new(builder, facts, books, fixed)?;
     kernel.count_standing_blocks();
     live(&mut kernel, options.operations, &mut random, &stacks, &threads);

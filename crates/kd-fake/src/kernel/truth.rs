@@ -47,6 +47,8 @@ pub struct Truth {
     pub small: Vec<SmallBlock>,
     /// The terminal sessions.
     pub sessions: Vec<Session>,
+    /// The lookaside lists.
+    pub lookasides: Vec<Lookaside>,
 }
 
 /// A terminal session, with the pool that only its processes see.
@@ -77,6 +79,61 @@ pub struct LargeBlock {
     pub tag: u32,
     /// It was freed, and its slot was not used again.
     pub freed: bool,
+}
+
+/// A lookaside list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Lookaside {
+    /// Of its `_GENERAL_LOOKASIDE`.
+    pub address: u64,
+    /// The tag of its blocks.
+    pub tag: u32,
+    /// POOL_TYPE.
+    pub pool_type: u32,
+    /// Bytes of a block.
+    pub size: u64,
+    /// Blocks that wait in it.
+    pub current_depth: u64,
+    /// Blocks that it may keep now.
+    pub depth: u64,
+    /// Blocks that it may ever keep.
+    pub maximum_depth: u64,
+    /// Calls.
+    pub total_allocates: u64,
+    /// Calls that the list could not serve.
+    pub allocate_misses: u64,
+    /// Calls.
+    pub total_frees: u64,
+    /// Blocks that the list did not take.
+    pub free_misses: u64,
+    /// Whose it is.
+    pub place: LookasidePlace,
+}
+
+/// Whose a lookaside list is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LookasidePlace {
+    /// In the kernel's circle of nonpaged or of paged lists.
+    Registered,
+    /// The pool's, in an array of a processor's `_KPRCB`.
+    Pool {
+        /// Its number.
+        processor: u32,
+        /// Of `_KPRCB`.
+        member: &'static str,
+        /// In the array.
+        index: u32,
+    },
+    /// The system's, in `PPLookasideList`.
+    System {
+        /// Its number.
+        processor: u32,
+        /// In the array.
+        index: u32,
+        /// Behind the lists of all processors.
+        shared: bool,
+    },
 }
 
 /// A module.
@@ -201,6 +258,7 @@ pub(crate) struct Fixed {
     pub(crate) rings: Vec<Ring>,
     pub(crate) small: Vec<SmallBlock>,
     pub(crate) sessions: Vec<Session>,
+    pub(crate) lookasides: Vec<Lookaside>,
 }
 
 impl Kernel {
@@ -237,6 +295,7 @@ impl Kernel {
             rings: self.fixed.rings.clone(),
             small: self.fixed.small.clone(),
             sessions: self.fixed.sessions.clone(),
+            lookasides: self.fixed.lookasides.clone(),
         }
     }
 }

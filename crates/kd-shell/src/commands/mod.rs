@@ -89,6 +89,7 @@ const COMMANDS: &[CommandInfo] = &[
     pool_val::INFO,
     pool_top::INFO,
     lookaside::INFO,
+    lookaside::PER_PROCESSOR,
     verifier::INFO,
     leak::INFO,
     control::GO,
