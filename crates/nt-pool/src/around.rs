@@ -9,6 +9,7 @@ use crate::page_tables;
 use crate::pool_header::Headers;
 use crate::pool_page::{self, Block};
 use crate::segment_heap;
+use crate::sessions::{self, Sessions};
 use crate::small_blocks::{Area, Content, Formats, Kinds, LARGE_CHUNK};
 use crate::special_page::{self, SpecialBlock};
 use crate::{Kernel, PoolError, PoolKind, Tag};
@@ -20,6 +21,8 @@ pub struct Around {
     /// The pool that the page belongs to, as far as the kernel's books say.
     pub pool: Option<PoolKind>,
     pub contents: Contents,
+    /// The session whose table has the large allocation.
+    pub session: Option<u32>,
     /// Where the headers of the page make no sense.
     pub problem: Option<String>,
     pub readable: bool,
@@ -38,8 +41,15 @@ pub enum Contents {
 /// Looks at the page that `address` lies in.
 pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<Around, PoolError> {
     let page = address & !(PAGE_SIZE - 1);
-    let mut around =
-        Around { page, pool: None, contents: Contents::Nothing, problem: None, readable: true, notes: Vec::new() };
+    let mut around = Around {
+        page,
+        pool: None,
+        contents: Contents::Nothing,
+        session: None,
+        problem: None,
+        readable: true,
+        notes: Vec::new(),
+    };
     let bytes = page_tables::read(kernel, page, PAGE_SIZE as usize)?;
     around.readable = bytes.is_complete();
     match segment_heap::is_segment_heap(kernel)? {
@@ -57,7 +67,46 @@ pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<Around, PoolError> {
             Err(error) => note(&mut around.notes, "the table of large allocations", error)?,
         }
     }
+    if around.contents == Contents::Nothing
+        && let Err(error) = in_sessions(kernel, address, &mut around)
+    {
+        note(&mut around.notes, "sessions' large allocations", error)?;
+    }
+    if let (None, Some(block)) = (around.pool, around.block(address)) {
+        // No variable says where sessions' pools are; their blocks do.
+        around.pool = (block.pool_type & SESSION != 0).then_some(match block.paged {
+            true => PoolKind::PagedSession,
+            false => PoolKind::NonPagedSession,
+        });
+    }
     Ok(around)
+}
+
+/// Of a header's PoolType.
+const SESSION: u8 = 0x20;
+
+/// The dwords from `address` on, as far as they are in memory.
+pub fn dwords(kernel: &Kernel<'_>, address: u64, count: usize) -> Result<Vec<Option<u32>>, PoolError> {
+    let bytes = page_tables::read(kernel, address, 4 * count)?;
+    let dword = |index| bytes.get(4 * index, 4)?.try_into().ok().map(u32::from_le_bytes);
+    Ok((0..count).map(dword).collect())
+}
+
+/// The large allocation of a session that the address lies in.
+fn in_sessions(kernel: &Kernel<'_>, address: u64, around: &mut Around) -> Result<(), PoolError> {
+    let Sessions { sessions, notes } = sessions::all(kernel)?;
+    around.notes.extend(notes);
+    for session in sessions {
+        let pages = sessions::big_pages(kernel, &session, &|_| true)?;
+        if let Some(large) = pages.blocks.into_iter().find(|block| block.contains(address)) {
+            around.pool = Some(large.kind);
+            around.contents = Contents::Large(large);
+            around.session = Some(session.id);
+            around.problem = None;
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn in_classic_pool(kernel: &Kernel<'_>, bytes: &[u8], around: &mut Around) -> Result<(), PoolError> {
@@ -140,6 +189,18 @@ fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around:
     let mut blocks = Vec::new();
     let mut cookie = None;
     for (at, offset, header, size) in places {
+        // What lies in a large allocation, which begins with a page, may look like a header.
+        if header.is_some()
+            && size >= LARGE_CHUNK
+            && let Some(start) = at.checked_next_multiple_of(PAGE_SIZE)
+            && let Ok(Some(large)) = big_pages::lookup(kernel, start)
+            && !large.free
+        {
+            if large.contains(address) {
+                return Ok(());
+            }
+            continue;
+        }
         let block = match header {
             Some(header) => {
                 let block = bytes.get(offset as usize, formats.headers.unit as usize).unwrap_or_default();

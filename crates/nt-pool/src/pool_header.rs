@@ -58,6 +58,19 @@ impl Break {
             Break::BlockSize(size) => format!("the header at {at:016x} gives its block {size:#x} bytes"),
         }
     }
+
+    /// As `!poolval` prints it (facts 8.4): sizes in units, as they stand in the headers.
+    pub(crate) fn line(self, at: u64, headers: &Headers, digits: usize) -> String {
+        let unit = headers.unit.max(1);
+        match self {
+            Break::NoRoom => self.describe(at),
+            Break::PreviousSize { given, before } => {
+                let (given, before) = (given / unit, before / unit);
+                format!("[ {at:0digits$x} ]: invalid previous size [ {given:#x} ] should be [ {before:#x} ]")
+            }
+            Break::BlockSize(size) => format!("[ {at:0digits$x} ]: invalid size [ {:#x} ]", size / unit),
+        }
+    }
 }
 
 impl Headers {

@@ -85,7 +85,7 @@ pub fn decode(kernel: &Kernel<'_>, address: u64, page: &[u8]) -> Result<PoolPage
                 let end = (offset + header.block_size) as usize;
                 found.blocks.push(block(kernel, &headers, at, header, &page[offset as usize..end], &mut cookie)?);
             }
-            Err(broken) => found.problem = Some(broken.describe(at)),
+            Err(broken) => found.problem = Some(broken.line(at, &headers, 2 * usize::from(kernel.pointer_size))),
         }
     }
     Ok(found)

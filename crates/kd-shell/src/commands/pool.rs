@@ -26,9 +26,10 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!pool"],
     usage: "!pool address [flags]",
     help: "the pool block that an address lies in, and the other blocks of its page",
-    details: "Flags: 1 the blocks' contents too, 2 only the block of the address, 0x80000000 no description of its tag. \
-              The\nblock of the address is marked with *. Large allocations, special pool and segment heaps are known; a \
-              free chunk of\na segment heap is shown from its own header on, as kd does.",
+    details: "Flags: 1 the first bytes of each block too (dc shows more), 2 only the block of the address, 0x80000000 \
+              neither the\npool's name nor the tag's description. The block of the address is marked with *. Large \
+              allocations, those of\nsessions, special pool and segment heaps are known; a free chunk of a segment heap \
+              is shown from its own header on,\nas kd does.",
     action: Action::Answer(run),
 };
 
@@ -36,8 +37,8 @@ const CONTENTS: u64 = 1;
 const ONLY: u64 = 2;
 const NO_DESCRIPTION: u64 = 0x8000_0000;
 
-/// Bytes of one block that are shown.
-const SHOWN: usize = 0x1000;
+/// Dwords of one block that are shown: two lines, as in kd, whatever the block's size is.
+const SHOWN: usize = 8;
 
 #[derive(Debug, Serialize)]
 struct Pool {
@@ -46,7 +47,12 @@ struct Pool {
     /// kd's word for the pool.
     region: String,
     readable: bool,
+    /// The session whose large allocation it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<u32>,
     blocks: Vec<Block>,
+    #[serde(skip)]
+    described: bool,
     #[serde(skip)]
     width: Width,
     #[serde(skip)]
@@ -74,10 +80,11 @@ struct Block {
     /// What pooltag.txt says, of the block of the address.
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<String>,
+    /// With flag 1, the dwords that it begins with; `None` where they cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    contents: Vec<Option<u32>>,
     #[serde(skip)]
     paged: bool,
-    #[serde(skip)]
-    contents: Vec<u32>,
 }
 
 /// An address and flags; the address is an expression, so the flags are the last word if there are two.
@@ -106,7 +113,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let width = kernel.width();
     let found = context.pool(|kernel| around::read(kernel, address))?;
     let describe = |tag| (flags & NO_DESCRIPTION == 0).then(|| context.session.pool_tags.pool(tag));
-    let Around { page, pool, contents, problem, readable, mut notes } = found;
+    let Around { page, pool, contents, session, problem, readable, mut notes } = found;
     let complete = notes.is_empty();
     notes.extend(problem);
     let hex = |address: u64| Hex(width.address(address));
@@ -117,12 +124,6 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             for block in found.into_iter().filter(|block| flags & ONLY == 0 || block.contains(address)) {
                 let pool_page::Block { header, address: data, size, block_size, previous_size, tag, .. } = block;
                 let contains = block.contains(address);
-                let mut contents = Vec::new();
-                if flags & CONTENTS != 0 {
-                    let mut bytes = vec![0; SHOWN.min(size as usize)];
-                    let read = kernel.memory().read(data, &mut bytes)?;
-                    contents.extend(bytes[..read].as_chunks().0.iter().map(|dword| u32::from_le_bytes(*dword)));
-                }
                 blocks.push(Block {
                     address: hex(data),
                     header: Some(hex(header)),
@@ -136,8 +137,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
                     contains,
                     process: block.process.map(hex),
                     description: contains.then(|| describe(tag)).flatten(),
+                    contents: Vec::new(),
                     paged: block.paged,
-                    contents,
                 });
             }
         }
@@ -156,8 +157,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
                 contains: true,
                 process: None,
                 description: describe(block.tag),
-                paged: pool.is_some_and(PoolKind::is_paged),
                 contents: Vec::new(),
+                paged: pool.is_some_and(PoolKind::is_paged),
             });
         }
         Contents::Large(block) => blocks.push(Block {
@@ -173,13 +174,19 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             contains: true,
             process: None,
             description: describe(block.tag),
-            paged: block.kind.is_paged(),
             contents: Vec::new(),
+            paged: block.kind.is_paged(),
         }),
         Contents::Nothing => {}
     }
     let new_layout = kernel.version().minor >= NEW_LAYOUT;
-    let answer = Pool { address: hex(address), page: hex(page), region, readable, blocks, width, new_layout };
+    if flags & CONTENTS != 0 {
+        for block in &mut blocks {
+            block.contents = context.pool(|kernel| around::dwords(kernel, block.address.0, SHOWN))?;
+        }
+    }
+    let (address, page, described) = (hex(address), hex(page), flags & NO_DESCRIPTION == 0);
+    let answer = Pool { address, page, region, readable, session, blocks, described, width, new_layout };
     Ok(Reply { complete, ..Reply::with_notes(answer, notes) })
 }
 
@@ -204,7 +211,7 @@ impl Block {
                     row.push_str(" (Protected)");
                 }
                 if let Some(process) = self.process {
-                    row.push_str(&format!("  Process: {}", pointer(process)));
+                    row.push_str(&format!(" Process: {}", pointer(process)));
                 }
                 writeln!(out, "{row}")
             }
@@ -224,7 +231,12 @@ impl Block {
 impl Text for Pool {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         let (address, page) = (self.width.pointer(self.address.0), self.width.pointer(self.page.0));
-        writeln!(out, "Pool page {address} region is {}", self.region)?;
+        if self.described {
+            writeln!(out, "Pool page {address} region is {}", self.region)?;
+        }
+        if self.session.is_some() {
+            writeln!(out, "{page} is not a valid large pool allocation, checking large session pool...")?;
+        }
         for block in &self.blocks {
             block.row(self, out)?;
             if let Some(description) = &block.description {
@@ -233,7 +245,8 @@ impl Text for Pool {
             if !block.contents.is_empty() {
                 for (index, line) in block.contents.chunks(4).enumerate() {
                     let at = self.width.pointer(block.address.0.wrapping_add(index as u64 * 16));
-                    let line: Vec<String> = line.iter().map(|dword| format!("{dword:08x}")).collect();
+                    let text = |dword: &Option<u32>| dword.map_or("????????".into(), |dword| format!("{dword:08x}"));
+                    let line: Vec<String> = line.iter().map(text).collect();
                     writeln!(out, "{}{at}  {}", if index == 0 { " " } else { "    " }, line.join(" "))?;
                 }
                 writeln!(out)?;
@@ -254,22 +267,41 @@ impl Text for Pool {
 mod tests {
     use super::*;
 
-    fn block(header: u64, tag: &str, state: &'static str, contains: bool) -> Block {
+    fn block(header: u64, unit: u64, sizes: (u64, u64), tag: &str, state: &'static str) -> Block {
         Block {
-            address: Hex(header + 0x10),
+            address: Hex(header + unit),
             header: Some(Hex(header)),
-            size: 0x5f0,
-            block_size: Some(0x600),
-            previous_size: 0,
+            size: sizes.0 - unit,
+            block_size: Some(sizes.0),
+            previous_size: sizes.1,
             tag: tag.into(),
             protected: false,
             kind: "small",
             state,
-            contains,
+            contains: false,
             process: None,
-            description: contains.then(|| "Owning component : Unknown (update pooltag.txt)".into()),
-            paged: false,
+            description: None,
             contents: Vec::new(),
+            paged: false,
+        }
+    }
+
+    /// The block of the address.
+    fn marked(block: Block, description: &str) -> Block {
+        Block { contains: true, description: Some(description.into()), ..block }
+    }
+
+    fn pool(address: u64, region: &str, width: Width, blocks: Vec<Block>) -> Pool {
+        Pool {
+            address: Hex(address),
+            page: Hex(address & !0xfff),
+            region: region.into(),
+            readable: true,
+            session: None,
+            blocks,
+            described: true,
+            width,
+            new_layout: width == Width::Eight,
         }
     }
 
@@ -279,44 +311,169 @@ mod tests {
         text
     }
 
-    /// facts 8.3 and kd-ux 3.3.
+    const UNKNOWN: &str = "Owning component : Unknown (update pooltag.txt)";
+
+    /// kd-ux 3.3.
     #[test]
-    fn rows_are_kds() {
-        let mut pool = Pool {
-            address: Hex(0xffffac883ca17920),
-            page: Hex(0xffffac883ca17000),
-            region: "Nonpaged pool".into(),
-            readable: true,
-            blocks: vec![
-                block(0xffffac883ca17000, "PFXM", "allocated", false),
-                block(0xffffac883ca17910, "tvEm", "allocated", true),
-                block(0xffffac883ca17f10, "Mm  ", "free", false),
-            ],
-            width: Width::Eight,
-            new_layout: true,
-        };
+    fn a_page_of_a_segment_heap() {
+        let blocks = vec![
+            block(0xffffac883ca17000, 16, (0x900, 0), "PFXM", "allocated"),
+            marked(block(0xffffac883ca17910, 16, (0x600, 0), "tvEm", "allocated"), UNKNOWN),
+        ];
         assert_eq!(
-            text(&pool),
+            text(&pool(0xffffac883ca17920, "Nonpaged pool", Width::Eight, blocks)),
             "Pool page ffffac883ca17920 region is Nonpaged pool\n \
-             ffffac883ca17000 size:  600 previous size:    0  (Allocated)  PFXM\n\
+             ffffac883ca17000 size:  900 previous size:    0  (Allocated)  PFXM\n\
              *ffffac883ca17910 size:  600 previous size:    0  (Allocated) *tvEm\n\
-             \t\tOwning component : Unknown (update pooltag.txt)\n \
-             ffffac883ca17f10 size:  600 previous size:    0  (Free)       Mm  \n"
+             \t\tOwning component : Unknown (update pooltag.txt)\n"
         );
-        pool.blocks.truncate(2);
-        pool.blocks.remove(0);
-        pool.blocks[0].kind = "special";
-        pool.blocks[0].size = 0x4f0;
-        assert!(text(&pool).contains("*ffffac883ca17910 size:  4f0 data: ffffac883ca17920 (NonPaged) *tvEm\n"));
-        pool.blocks[0].header = None;
-        pool.blocks[0].kind = "large";
-        assert!(text(&pool).contains("*ffffac883ca17920 : large page allocation, tag is tvEm, size is 0x4f0 bytes\n"));
-        pool.blocks.clear();
-        pool.readable = false;
+    }
+
+    /// kd-ux 3.3, Windows 7.
+    #[test]
+    fn a_page_of_the_classic_pool() {
+        let blocks = vec![
+            marked(block(0xfffffa8003f42000, 16, (0x410, 0), "Irp ", "free"), "Pooltag Irp  : Io, IRP packets"),
+            block(0xfffffa8003f42410, 16, (0x40, 0x410), "MmSe", "allocated"),
+            block(0xfffffa8003f42880, 16, (0x20, 0xd0), "Free", "free"),
+        ];
+        assert_eq!(
+            text(&pool(0xfffffa8003f42000, "Nonpaged pool", Width::Eight, blocks)),
+            "Pool page fffffa8003f42000 region is Nonpaged pool\n\
+             *fffffa8003f42000 size:  410 previous size:    0  (Free)      *Irp \n\
+             \t\tPooltag Irp  : Io, IRP packets\n \
+             fffffa8003f42410 size:   40 previous size:  410  (Allocated)  MmSe\n \
+             fffffa8003f42880 size:   20 previous size:   d0  (Free)       Free\n"
+        );
+    }
+
+    /// pool-internals 8.3: quota, a protected tag, a free block.
+    #[test]
+    fn a_page_of_32_bits() {
+        let mut irp = block(0x83b452f0, 8, (0x208, 0x1b0), "Irp ", "allocated");
+        irp.process = Some(Hex(0x856afd40));
+        let mut object = marked(
+            block(0x85fa2000, 8, (0x280, 0), "Proc", "allocated"),
+            "Pooltag Proc : Process objects, Binary : nt!ps",
+        );
+        object.protected = true;
+        let free = block(0xe1001040, 8, (0x10, 0x40), "Mm  ", "free");
+        assert_eq!(
+            text(&pool(0x83b45af8, "Nonpaged pool", Width::Four, vec![irp, object, free])),
+            "Pool page 83b45af8 region is Nonpaged pool\n \
+             83b452f0 size:  208 previous size:  1b0  (Allocated)  Irp  Process: 856afd40\n\
+             *85fa2000 size:  280 previous size:    0  (Allocated) *Proc (Protected)\n\
+             \t\tPooltag Proc : Process objects, Binary : nt!ps\n \
+             e1001040 size:   10 previous size:   40  (Free)       Mm  \n"
+        );
+    }
+
+    /// The page of `!pool` in Microsoft's documentation: two lines behind each block, whatever its size.
+    #[test]
+    fn contents() {
+        let mut first = block(0xe1001000, 8, (0x40, 0), "MmDT", "allocated");
+        first.contents =
+            [0xffffffff, 0x0057005c, 0x004e0049, 0x004f0044, 0xffffffff, 0x00530053].into_iter().map(Some).collect();
+        first.contents.extend([Some(0x00730079), None]);
+        let mut second = block(0xe1001040, 8, (0x10, 0x40), "Mm  ", "free");
+        second.contents = vec![Some(0xffffffff); 8];
+        let mut page = pool(0xe1001050, "Paged pool", Width::Four, vec![first, second]);
+        page.described = false;
+        assert_eq!(
+            text(&page),
+            " e1001000 size:   40 previous size:    0  (Allocated)  MmDT\n \
+             e1001008  ffffffff 0057005c 004e0049 004f0044\n    \
+             e1001018  ffffffff 00530053 00730079 ????????\n\n \
+             e1001040 size:   10 previous size:   40  (Free)       Mm  \n \
+             e1001048  ffffffff ffffffff ffffffff ffffffff\n    \
+             e1001058  ffffffff ffffffff ffffffff ffffffff\n\n"
+        );
+    }
+
+    /// pool-internals 8.3, Windows 11: free chunks have whatever stands where a tag would.
+    #[test]
+    fn free_chunks_of_a_segment_heap() {
+        let blocks = vec![
+            marked(
+                block(0xffffe2809abee000, 16, (0x880, 0), "MmSt", "allocated"),
+                "Pooltag MmSt : Mm section object prototype ptes, Binary : nt!mm",
+            ),
+            block(0xffffe2809abee880, 16, (0x760, 0), ".r.\"", "free"),
+        ];
+        assert_eq!(
+            text(&pool(0xffffe2809abee000, "Paged pool", Width::Eight, blocks)),
+            "Pool page ffffe2809abee000 region is Paged pool\n\
+             *ffffe2809abee000 size:  880 previous size:    0  (Allocated) *MmSt\n\
+             \t\tPooltag MmSt : Mm section object prototype ptes, Binary : nt!mm\n \
+             ffffe2809abee880 size:  760 previous size:    0  (Free)       .r.\"\n"
+        );
+        let blocks = vec![marked(block(0xffffbd06d46dffe0, 16, (0x8020, 0), ">.g.", "free"), UNKNOWN)];
+        assert_eq!(
+            text(&pool(0xffffbd06d46e0000, "Paged pool", Width::Eight, blocks)).lines().nth(1),
+            Some("*ffffbd06d46dffe0 size: 8020 previous size:    0  (Free)      *>.g.")
+        );
+    }
+
+    /// pool-internals 2.5.
+    #[test]
+    fn large_allocations() {
+        let mut large = marked(
+            block(0xffffc986cb6f1ff0, 16, (0x4010, 0), "V2lg", "allocated"),
+            "Pooltag V2lg : VHD2 core large allocation, Binary : vhdmp.sys",
+        );
+        (large.header, large.kind) = (None, "large");
+        let mut page = pool(0xffffc986cb6f2000, "Nonpaged pool", Width::Eight, vec![large]);
+        assert_eq!(
+            text(&page),
+            "Pool page ffffc986cb6f2000 region is Nonpaged pool\n\
+             *ffffc986cb6f2000 : large page allocation, tag is V2lg, size is 0x4000 bytes\n\
+             \t\tPooltag V2lg : VHD2 core large allocation, Binary : vhdmp.sys\n"
+        );
+        page.new_layout = false;
+        (page.blocks[0].tag, page.blocks[0].size, page.blocks[0].address) =
+            ("Leak".into(), 0xfa000, Hex(0xfffff8a006a00000));
         assert!(
-            text(&pool).ends_with(
-                "Address ffffac883ca17000 could not be read. It may be a freed, invalid or paged out page\n"
-            )
+            text(&page).contains("\n*fffff8a006a00000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes\n")
+        );
+        (page.new_layout, page.session, page.page) = (true, Some(1), Hex(0xfffff901400d0000));
+        (page.blocks[0].tag, page.blocks[0].size, page.blocks[0].address) =
+            ("Gh05".into(), 0x1090, Hex(0xfffff901400d0000));
+        page.described = false;
+        page.blocks[0].description = None;
+        assert_eq!(
+            text(&page),
+            "fffff901400d0000 is not a valid large pool allocation, checking large session pool...\n\
+             *fffff901400d0000 : large page allocation, tag is Gh05, size is 0x1090 bytes\n"
+        );
+    }
+
+    /// pool-internals 6.3.
+    #[test]
+    fn special_pool() {
+        let mut special = marked(
+            block(0xffffb98851f06000, 0xb10, (0x1000, 0), "Scbf", "allocated"),
+            "Pooltag Scbf : Mass storage driver tags",
+        );
+        (special.kind, special.block_size) = ("special", None);
+        assert_eq!(
+            text(&pool(0xffffb98851f06b10, "Special pool", Width::Eight, vec![special])),
+            "Pool page ffffb98851f06b10 region is Special pool\n\
+             *ffffb98851f06000 size:  4f0 data: ffffb98851f06b10 (NonPaged) *Scbf\n\
+             \t\tPooltag Scbf : Mass storage driver tags\n"
+        );
+    }
+
+    /// pool-internals 8.3: the address as it was typed, then its page.
+    #[test]
+    fn no_pool() {
+        let mut page = pool(0xffffc48068d7d123, "Unknown", Width::Eight, Vec::new());
+        page.readable = false;
+        assert_eq!(
+            text(&page),
+            "Pool page ffffc48068d7d123 region is Unknown\n\
+             ffffc48068d7d000 is not a valid large pool allocation, checking large session pool...\n\
+             ffffc48068d7d000 is not valid pool. Checking for freed (or corrupt) pool\n\
+             Address ffffc48068d7d000 could not be read. It may be a freed, invalid or paged out page\n"
         );
     }
 }

@@ -132,3 +132,47 @@ impl Text for PoolVal {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// facts 8.4 and kd-ux 3.4.
+    #[test]
+    fn the_sample() {
+        let mut found = PoolVal {
+            address: Hex(0xffffbd06d46e0000),
+            page: Hex(0xffffbd06d46e0000),
+            region: "Paged pool".into(),
+            valid: false,
+            problem: Some("[ ffffbd06d46e0000 ]: invalid previous size [ 0x41 ] should be [ 0x0 ]".into()),
+            bit_errors: Vec::new(),
+            headers: Vec::new(),
+            width: Width::Eight,
+        };
+        let text = |found: &PoolVal| {
+            let mut text = String::new();
+            found.text(&mut text).unwrap();
+            text
+        };
+        assert_eq!(
+            text(&found),
+            "Pool page ffffbd06d46e0000 region is Paged pool
+
+Validating Pool headers for pool page: ffffbd06d46e0000
+
+Pool page [ ffffbd06d46e0000 ] is INVALID.
+
+Analyzing linked list...
+[ ffffbd06d46e0000 ]: invalid previous size [ 0x41 ] should be [ 0x0 ]
+
+
+Scanning for single bit errors...
+
+None found
+"
+        );
+        found.problem = None;
+        assert!(text(&found).ends_with("\n\nPool page [ ffffbd06d46e0000 ] is VALID.\n"));
+    }
+}

@@ -24,7 +24,8 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!vm"],
     usage: "!vm [flags]",
     help: "show how much memory and pool is in use",
-    details: "Only the lines about memory and pool: the flags, which choose among the others, change nothing.",
+    details: "Only the lines about memory and pool: the flags, which choose among the others, change nothing. A pool \
+              that uses more\nthan nine tenths of what it may is called excessive.",
     action: Action::Answer(run),
 };
 
@@ -117,7 +118,49 @@ impl Text for Usage {
         for Count { name, pages, bytes, .. } in &self.counts {
             let rest = 32 - name.len().min(31);
             writeln!(out, "{name}:{pages:>rest$} ({:>11} Kb)", bytes / 1024)?;
+            for (_, usage, pool) in LIMITS.iter().filter(|(limit, ..)| limit == name) {
+                let usage = self.counts.iter().find(|count| count.name == *usage);
+                if usage.is_some_and(|usage| *bytes > 0 && usage.bytes / 9 > bytes / 10) {
+                    writeln!(out, "********** Excessive {pool} Pool Usage *****")?;
+                }
+            }
         }
         Ok(())
+    }
+}
+
+/// What a pool may use at most, what it uses, its name.
+const LIMITS: [(&str, &str, &str); 2] =
+    [("NonPagedPool Max", "NonPagedPool Usage", "NonPaged"), ("PagedPool Maximum", "PagedPool Usage", "Paged")];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(counts: &[(&'static str, u64)]) -> String {
+        let count = |&(name, pages)| Count { name, pages, bytes: pages * PAGE_SIZE, source: "" };
+        let mut text = String::new();
+        Usage { counts: counts.iter().map(count).collect() }.text(&mut text).unwrap();
+        text
+    }
+
+    /// kd-ux 3.6.
+    #[test]
+    fn the_samples() {
+        assert_eq!(
+            text(&[("Physical Memory", 1601266), ("NonPagedPool Usage", 227), ("NonPagedPoolNx Usage", 31727)]),
+            "Physical Memory:          1601266 (    6405064 Kb)
+NonPagedPool Usage:           227 (        908 Kb)
+NonPagedPoolNx Usage:       31727 (     126908 Kb)
+"
+        );
+    }
+
+    #[test]
+    fn a_pool_that_is_nearly_full_is_told() {
+        let told = "********** Excessive NonPaged Pool Usage *****\n";
+        assert!(text(&[("NonPagedPool Usage", 950), ("NonPagedPool Max", 1000)]).ends_with(told));
+        assert!(!text(&[("NonPagedPool Usage", 890), ("NonPagedPool Max", 1000)]).contains("Excessive"));
+        assert!(!text(&[("PagedPool Usage", 10), ("PagedPool Maximum", 0)]).contains("Excessive"));
     }
 }

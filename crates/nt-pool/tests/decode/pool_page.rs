@@ -165,9 +165,9 @@ fn a_broken_chain_is_named_where_it_breaks() {
     assert_eq!(found.blocks, blocks[..1]);
     assert_eq!(
         found.problem.unwrap(),
-        format!("the header at {:016x} gives 0x410 bytes to the block before it, which has 0x40", blocks[1].header)
+        format!("[ {:016x} ]: invalid previous size [ 0x41 ] should be [ 0x4 ]", blocks[1].header)
     );
     world.write(blocks[1].header, &[4, 0, 0]);
     let found = pool_page::read(&world.kernel(), page).unwrap();
-    assert_eq!(found.problem.unwrap(), format!("the header at {:016x} gives its block 0x0 bytes", blocks[1].header));
+    assert_eq!(found.problem.unwrap(), format!("[ {:016x} ]: invalid size [ 0x0 ]", blocks[1].header));
 }
