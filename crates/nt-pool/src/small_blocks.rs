@@ -289,6 +289,37 @@ impl Plan {
         cost
     }
 
+    /// Bytes of the places, by what they hold: what blocks and the room between them take together. Pages of the
+    /// classic pool that belong to `large` allocations are not counted.
+    pub fn held(&self, large: &[BigPage]) -> Vec<(BlockKind, PoolKind, u64)> {
+        let taken = in_use(large);
+        let mut held: Vec<(BlockKind, PoolKind, u64)> = Vec::new();
+        for area in self.walked() {
+            let (kind, bytes) = match area.content {
+                Content::Vs => (BlockKind::Vs, area.length),
+                Content::Lfh => (BlockKind::Lfh, area.length),
+                Content::Pages => {
+                    let first = taken.partition_point(|range| range.end <= area.address);
+                    let inside = taken[first..].iter().take_while(|range| range.start < area.end());
+                    let inside = inside.map(|range| {
+                        let end = range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
+                        end.min(area.end()).saturating_sub(range.start.max(area.address))
+                    });
+                    (BlockKind::Page, area.length.saturating_sub(inside.sum()))
+                }
+                Content::SpecialRange => (BlockKind::Special, PAGE_SIZE.min(area.length)),
+                Content::SpecialPages => (BlockKind::Special, area.length),
+                // Other things lie there too.
+                Content::MixedPages | Content::Range => continue,
+            };
+            match held.iter_mut().find(|(known, pool, _)| (*known, *pool) == (kind, area.pool)) {
+                Some((.., sum)) => *sum = sum.saturating_add(bytes),
+                None => held.push((kind, area.pool, bytes)),
+            }
+        }
+        held
+    }
+
     /// Where the places begin and end, by pool, in ascending order: what a search says that it searches.
     pub fn ranges(&self) -> Vec<(PoolKind, Range<u64>)> {
         let mut ranges: Vec<(PoolKind, Range<u64>)> = Vec::new();

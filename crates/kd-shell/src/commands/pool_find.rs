@@ -26,7 +26,7 @@ use nt_pool::{PoolError, PoolKind, Tag, TagPattern, tags};
 use serde::Serialize;
 
 use super::leak::duration;
-use super::pool_used::{NEW_LAYOUT, pattern};
+use super::pool_used::{NEW_LAYOUT, pattern, unclosed, unquoted};
 use super::{Action, CommandInfo, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
@@ -37,16 +37,15 @@ use crate::text::{Hex, Width, words};
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!poolfind"],
-    usage: "!poolfind tag [pooltype] [-nonpaged|-paged|-special|-session|-global] [-small|-large] [-free] [-process] \
-            [-x \"command\"] [-bulk] [-limit MB] [-budget time] [-from address] [-resume]",
+    usage: "!poolfind tag [pooltype] [options]",
     help: "the allocations with a tag",
     details: "A tag is four characters, may have wildcards (* ?), and keeps its blanks between quotes (-tag \"AB C\"); \
               0x6b61654c\nis a tag's value. Pool types: 0 nonpaged, 1 paged, 2 special, 4 session, or -nonpaged -paged \
               -special -session;\nwithout one all pools are searched, with -global all but the sessions' own. Small \
               blocks (less than a page) are\nsearched when the kernel counts more allocations of the tag than there are \
               large ones, or with -small; -large leaves\nthem out. -free shows freed blocks that still have the tag, \
-              too; -process only blocks that are charged to a process.\n-x runs a command for each block, with its \
-              address in @$extret.\n\
+              too; -process only small blocks whose header\nsays which process pays for them, with that process (what kd \
+              makes of this option is not documented).\n-x runs a command for each block, with its address in @$extret.\n\
               Before much is read, one line says how much, and how long the target will stand still. The target \
               searches its pool\nitself where it can; -bulk reads all of it instead. No more than 256 MB (-limit) of \
               pool are read, and no longer than\n-budget (30s, 5m) allows; Ctrl+C stops a search with what it has \
@@ -55,7 +54,7 @@ pub(super) const INFO: CommandInfo = CommandInfo {
 };
 
 /// Megabytes of pool that are read when nobody says otherwise.
-const LIMIT: u64 = 256;
+pub(super) const LIMIT: u64 = 256;
 
 /// Bytes of pool that are read without a word before.
 const QUIET: u64 = 1 << 20;
@@ -167,10 +166,10 @@ impl Block {
 
 /// What a walk costs, from what was measured on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-struct Estimate {
-    requests: u64,
+pub(super) struct Estimate {
+    pub(super) requests: u64,
     bytes: u64,
-    frozen_ms: u64,
+    pub(super) frozen_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -247,6 +246,9 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
         budget: None,
         from: 0,
     };
+    if let Some(mark) = unclosed(text) {
+        return Err(usage(&INFO, format!("the quote {mark} has no end")));
+    }
     let mut words = words(text);
     while let Some(option) = words.next() {
         let mut number = |what: &str| {
@@ -268,7 +270,7 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
                 question.budget = Some(time.ok_or_else(|| usage(&INFO, "-budget needs a time (500ms, 30s, 5m)"))?);
             }
             "-x" => {
-                let command = words.next().map(|word| word.trim_matches(['\'', '"']).trim());
+                let command = words.next().map(|word| unquoted(word).trim());
                 let command = command.filter(|command| !command.is_empty());
                 question.command = Some(command.ok_or_else(|| usage(&INFO, "-x needs a command"))?.into());
             }
@@ -279,6 +281,7 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
             word if tag.is_none() && !word.starts_with('-') => {
                 tag = Some(pattern(word).map_err(|error| usage(&INFO, error))?);
             }
+            word if word.starts_with('-') => return Err(usage(&INFO, format!("unknown option '{word}'"))),
             word => {
                 question.pool = Some(match plain_number(word) {
                     Some(0) => Pool::NonPaged,
@@ -290,6 +293,10 @@ fn arguments(text: &str) -> Result<Question, CommandError> {
             }
         }
     }
+    if question.process && question.large {
+        return Err(usage(&INFO, "-process is about small blocks: large ones have no header that names a process"));
+    }
+    question.small |= question.process;
     if question.small && question.large {
         (question.small, question.large) = (false, false);
     }
@@ -353,11 +360,15 @@ struct Found {
 impl Found {
     /// Keeps a failed piece from failing the others; a source that is gone stays an error.
     fn take<T>(&mut self, what: &str, result: Result<T, PoolError>) -> Result<Option<T>, PoolError> {
+        let taken = self.look(what, result)?;
+        self.answered |= taken.is_some();
+        Ok(taken)
+    }
+
+    /// The same for what helps with an answer and is none itself.
+    fn look<T>(&mut self, what: &str, result: Result<T, PoolError>) -> Result<Option<T>, PoolError> {
         match result {
-            Ok(value) => {
-                self.answered = true;
-                Ok(Some(value))
-            }
+            Ok(value) => Ok(Some(value)),
             Err(error) => {
                 let error = error.local()?;
                 self.notes.push(format!("{what}: {error}"));
@@ -367,14 +378,14 @@ impl Found {
         }
     }
 
-    /// As [`Found::take`]; a piece that the user stops is where the search is stopped.
+    /// As [`Found::look`]; a piece that the user stops is where the search is stopped.
     fn piece<T>(
         &mut self,
         what: &str,
         place: SearchPlace,
         result: Result<T, PoolError>,
     ) -> Result<Option<T>, PoolError> {
-        match self.take(what, result) {
+        match self.look(what, result) {
             Err(PoolError::Fault(Fault::Cancelled)) => {
                 self.notes.push("interrupted".into());
                 self.stopped = Some(place);
@@ -391,7 +402,7 @@ impl Found {
         let wants =
             !question.small && self.resumed.is_none() && !matches!(question.pool, Some(Pool::Special | Pool::Session));
         if !wants {
-            let table = self.take("the table of large allocations is not known", big_pages::table(kernel))?;
+            let table = self.look("the table of large allocations is not known", big_pages::table(kernel))?;
             self.table = table.unwrap_or(0..0);
             return Ok(());
         }
@@ -431,7 +442,7 @@ impl Found {
     fn whole(&mut self, kernel: &nt_pool::Kernel<'_>) -> Result<&[BigPage], PoolError> {
         if self.whole.is_none() {
             let read = big_pages::read(kernel, &|_| true);
-            let pages = self.take("what belongs to large allocations is not known", read)?;
+            let pages = self.look("what belongs to large allocations is not known", read)?;
             self.whole = Some(pages.map_or(Vec::new(), |pages| {
                 self.notes.extend(pages.notes);
                 pages.blocks
@@ -458,6 +469,7 @@ impl Found {
         };
         let start = SearchPlace { session: None, address: limits.from };
         let blocks = self.piece("small blocks are missing", start, blocks)?;
+        self.answered |= blocks.is_some();
         if let Some(blocks) = &blocks {
             self.stopped = blocks.stopped.map(|address| SearchPlace { session: None, address });
             self.notes.extend(blocks.notes.iter().cloned());
@@ -479,6 +491,8 @@ impl Found {
         let sessions = self.piece("sessions' pools are missing", start, sessions::all(kernel))?;
         let Some(Sessions { sessions, notes }) = sessions else { return Ok(small) };
         self.notes.extend(notes);
+        // Where nothing else was asked for, no session is an answer.
+        self.answered |= question.pool == Some(Pool::Session);
         let wanted = |tag| question.tag.matches(tag);
         let (mut read, mut walked) = (0, false);
         self.sessions = sessions;
@@ -504,6 +518,7 @@ impl Found {
             }
             let what = format!("session {}", session.id);
             let pages = self.piece(&what, place, sessions::big_pages(kernel, &session, &|_| true))?;
+            self.answered |= pages.is_some();
             if self.stopped.is_some() {
                 break;
             }
@@ -524,6 +539,7 @@ impl Found {
             let found = sessions::small_blocks(kernel, &session, &wanted, &pages, left);
             let found = self.piece(&format!("small blocks of {what}"), place, found)?;
             if let Some(found) = found {
+                self.answered = true;
                 read += found.read;
                 self.notes.extend(found.notes);
                 small.extend(found.blocks.into_iter().map(|block| (index, block)));
@@ -841,7 +857,7 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
     }
     drive.with(|context| context.session.stopped_search = stopped.map(|place| (text.clone(), place)));
     let name = question.tag.to_string();
-    let key = name.bytes().take(4).rev().fold(0, |key, byte| key << 8 | u32::from(byte));
+    let key = key(&name);
     let table = Table { start: Hex(width.address(found.table.start)), end: Hex(width.address(found.table.end)) };
     let new_layout = drive.with(|context| Ok::<_, CommandError>(context.kernel()?.version().minor >= NEW_LAYOUT))?;
     let answer = PoolFind {
@@ -860,6 +876,11 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         new_layout,
     };
     Ok(Searched { answer, notes, complete, question })
+}
+
+/// Four characters as the value that the kernel has.
+fn key(tag: &str) -> u32 {
+    tag.bytes().take(4).rev().fold(0, |key, byte| key << 8 | u32::from(byte))
 }
 
 fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
@@ -894,7 +915,7 @@ fn affordable(budget: Duration, spent: u64, time: Duration, reply: u64) -> u64 {
 
 impl Estimate {
     /// `spent` requests took `time` just now.
-    fn new(cost: Cost, spent: u64, time: Duration) -> Self {
+    pub(super) fn new(cost: Cost, spent: u64, time: Duration) -> Self {
         let Cost { requests, bytes } = cost;
         let each = time.as_micros() / u128::from(spent.max(1));
         let frozen_ms = u64::try_from(each.saturating_mul(requests.into()) / 1000).unwrap_or(u64::MAX);
@@ -925,7 +946,7 @@ impl Estimate {
     }
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     if bytes < 10 << 20 { format!("{} KB", bytes >> 10) } else { format!("{} MB", bytes >> 20) }
 }
 
@@ -1181,6 +1202,23 @@ mod tests {
         );
     }
 
+    /// facts 8.2: a tag of wildcards is filled up with blanks.
+    #[test]
+    fn wildcards_have_a_value_too() {
+        let question = arguments("*").unwrap();
+        let mut found = found(true);
+        found.tag = question.tag.to_string();
+        found.key = key(&found.tag);
+        assert!(lines(&found)[1].contains(" for tag 0x2020202a (*   ) ("), "{:?}", lines(&found));
+        found.blocks[0].size = 0x79e8;
+        found.blocks[1].size = 0xb70;
+        found.blocks[2].size = 0;
+        let lines = lines(&found);
+        assert!(lines[3].ends_with(" : tag Leak, size    0x79e8, Paged pool"), "{}", lines[3]);
+        assert!(lines[4].ends_with(" : tag Leak, size     0xb70, Paged pool"), "{}", lines[4]);
+        assert!(lines[5].ends_with(" : tag Leak, size         0, Paged pool"), "{}", lines[5]);
+    }
+
     #[test]
     fn the_current_layout() {
         let lines = lines(&found(true));
@@ -1208,6 +1246,14 @@ mod tests {
         assert!(parsed("").unwrap_err().contains("no tag"));
         assert!(parsed("Leak 9").unwrap_err().contains("no pool type"));
         assert!(parsed("TooLong").unwrap_err().contains("four characters"));
+        assert_eq!(parsed(r#"-tag "A B""#), Ok(("A B ".into(), None)));
+        assert!(parsed(r#"-tag "A B"#).unwrap_err().contains("has no end"));
+        assert!(parsed(r#"Leak -x ".echo hit"#).unwrap_err().contains("has no end"));
+        assert!(parsed("Leak -smal").unwrap_err().contains("unknown option"));
+        assert!(parsed("Leak -process -large").unwrap_err().contains("no header"));
+        let question = arguments(r#"Leak -process -x "dd @$extret L1; .echo 'it'""#).unwrap();
+        assert!(question.process && question.small);
+        assert_eq!(question.command.as_deref(), Some("dd @$extret L1; .echo 'it'"));
     }
 
     #[test]

@@ -120,7 +120,9 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     };
     let flags = match flags {
         "" => 0,
-        text => plain_number(text).ok_or_else(|| usage(&INFO, format!("the flags are a number, not '{text}'")))?,
+        text => plain_number(text).ok_or_else(|| {
+            usage(&INFO, format!("the flags are a number, not '{text}' (a tag goes behind them: 0 {text})"))
+        })?,
     };
     if flags & !(VERBOSE | BY_NONPAGED | BY_PAGED | SESSION) != 0 {
         return Err(usage(&INFO, format!("unknown flags {flags:#x}; there are 1, 2, 4 and 8")));
@@ -131,6 +133,9 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         BY_PAGED => Order::Paged,
         _ => return Err(usage(&INFO, "flags 2 and 4 exclude each other")),
     };
+    if let Some(mark) = unclosed(tag) {
+        return Err(usage(&INFO, format!("the quote {mark} has no end")));
+    }
     let pattern = match tag {
         "" => None,
         tag => Some(pattern(tag).map_err(|error| usage(&INFO, error))?),
@@ -212,8 +217,29 @@ fn in_sessions(
 
 /// A tag as it is typed: quotes keep its blanks.
 pub(super) fn pattern(text: &str) -> Result<TagPattern, nt_pool::BadTag> {
+    unquoted(text).parse()
+}
+
+/// The mark of a word that begins with a quote and does not end with one.
+pub(super) fn unclosed(text: &str) -> Option<char> {
+    let mut left = text.trim_start();
+    while let Some(first) = left.chars().next() {
+        let end = match first {
+            '\'' | '"' => match left[1..].find(first) {
+                Some(end) => end + 2,
+                None => return Some(first),
+            },
+            _ => left.find(char::is_whitespace).unwrap_or(left.len()),
+        };
+        left = left[end..].trim_start();
+    }
+    None
+}
+
+/// What stands between quotes, if it does.
+pub(super) fn unquoted(text: &str) -> &str {
     let quoted = |mark| text.strip_prefix(mark).and_then(|text| text.strip_suffix(mark));
-    quoted('\'').or_else(|| quoted('"')).unwrap_or(text).parse()
+    quoted('\'').or_else(|| quoted('"')).unwrap_or(text)
 }
 
 impl Text for PoolUsed {
