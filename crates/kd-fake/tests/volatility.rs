@@ -23,8 +23,12 @@ fn volatility_finds_the_large_blocks() {
     let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tables = vec![crate_folder.join("data/339E74133576439CBCDF7E0229DA3773-1.json.xz")];
     let shared = std::env::var_os("KDPOOL_SHARED").map_or_else(|| crate_folder.join("../../../shared"), PathBuf::from);
-    // One more, of a kernel with a segment heap, where it is.
-    tables.push(shared.join("isf/C224C641D4E1FDFA0EEA8DB742B93EF8-1.json.xz"));
+    // 10 1607, 10 2004 and 11, where they are.
+    for name in
+        ["74A8630BA8B84B1B972E72CF98536F2C", "3789767E34B7A48A3FC80CE12DE18E65", "C224C641D4E1FDFA0EEA8DB742B93EF8"]
+    {
+        tables.push(shared.join(format!("isf/{name}-1.json.xz")));
+    }
     for table in tables.iter().filter(|table| table.exists()) {
         let folder = tempfile::tempdir().unwrap();
         let symbols = folder.path().join("windows/ntkrnlmp.pdb");

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kd_fake::isf::Isf;
 use kd_fake::kernel::{
-    Carrier, PoolKind, Residence, SeededOptions, SmallState, Truth, seeded, seeded_identity, write_pdb,
+    Carrier, LookasidePlace, PoolKind, Residence, SeededOptions, SmallState, Truth, seeded, seeded_identity, write_pdb,
 };
 use serde_json::Value;
 use target::{Live, tables};
@@ -44,6 +44,9 @@ fn what_the_commands_say_is_what_the_machine_knows() {
         a_search_that_is_stopped_goes_on(&mut live, "*");
         a_search_that_is_stopped_goes_on(&mut live, "Leak");
         a_command_for_each_block(&mut live, &truth);
+        every_flag_of_pool(&mut live, &truth);
+        every_lookaside_list(&mut live, &truth);
+        the_pool_on_one_screen(&mut live, &truth);
         live.leave();
     }
 }
@@ -275,4 +278,141 @@ fn a_command_for_each_block(live: &mut Live, truth: &Truth) {
     let blocks = json["result"]["blocks"].as_array().expect("blocks");
     let found = blocks.iter().map(|block| (number(&block["address"]), number(&block["process"]))).collect();
     assert_eq!(wanted, found);
+}
+
+/// Small, large and special blocks: contents (1), only the block (2), no descriptions (0x80000000).
+fn every_flag_of_pool(live: &mut Live, truth: &Truth) {
+    let present = |carrier: &dyn Fn(Carrier) -> bool| {
+        let mut blocks = truth.small.iter();
+        let found = blocks.find(|block| {
+            block.state == SmallState::Live && block.residence == Residence::Present && carrier(block.carrier)
+        });
+        found.map(|block| block.address)
+    };
+    let small = present(&|carrier| carrier != Carrier::Special).expect("a small block");
+    let special = present(&|carrier| carrier == Carrier::Special);
+    for address in [Some(small), special, Some(truth.large[0].address)].into_iter().flatten() {
+        let mut bytes = Vec::new();
+        for line in live.text(&format!("db {address:x} L20")).lines() {
+            let values = line[19..66].split([' ', '-']);
+            bytes.extend(values.filter_map(|byte| u8::from_str_radix(byte, 16).ok()));
+        }
+        let dwords: Vec<u32> = bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let plain = live.text(&format!("!pool {address:x}"));
+        assert!(plain.starts_with(&format!("Pool page {address:016x} region is ")), "{plain}");
+        assert_eq!(plain.lines().filter(|line| line.starts_with('*')).count(), 1, "{plain}");
+        assert!(plain.contains("\n\t\tPooltag ") || plain.contains("\n\t\tOwning component : Unknown"), "{plain}");
+        let only = live.text(&format!("!pool {address:x} 2"));
+        assert_eq!(only.lines().count(), 3, "{only}");
+        assert!(only.lines().all(|line| plain.contains(line)), "{only}");
+        let contents = live.text(&format!("!pool {address:x} 3"));
+        let hex = |dwords: &[u32]| dwords.iter().map(|dword| format!(" {dword:08x}")).collect::<String>();
+        let first = format!("\n {address:016x} {}", hex(dwords.get(..4).unwrap_or_default()));
+        assert!(contents.starts_with(&only), "{contents} does not start with {only}");
+        assert!(contents.contains(&first) && contents.ends_with("\n\n"), "{first} is not in {contents}");
+        if dwords.len() == 8 {
+            let second = format!("\n    {:016x} {}\n", address + 16, hex(&dwords[4..]));
+            assert!(contents.contains(&second), "{second} is not in {contents}");
+        }
+        let bare = live.text(&format!("!pool {address:x} 80000002"));
+        assert_eq!(bare.lines().collect::<Vec<_>>(), only.lines().skip(1).take(1).collect::<Vec<_>>());
+        let all = live.result(&format!("!pool {address:x} 1"));
+        let blocks = all["blocks"].as_array().expect("blocks");
+        let block = blocks.iter().find(|block| block["contains"] == true).expect("the block");
+        assert_eq!(block["contents"][0], dwords[0]);
+    }
+}
+
+fn every_lookaside_list(live: &mut Live, truth: &Truth) {
+    let registered = truth.lookasides.iter().filter(|list| list.place == LookasidePlace::Registered).count();
+    assert_eq!(live.result("!lookaside")["lookasides"].as_array().expect("lists").len(), registered);
+    let all = live.result("!lookaside -all");
+    let all: BTreeMap<u64, &Value> =
+        all["lookasides"].as_array().expect("lists").iter().map(|list| (number(&list["address"]), list)).collect();
+    assert_eq!(all.len(), truth.lookasides.len());
+    for list in &truth.lookasides {
+        let found = all[&list.address];
+        let wanted = [
+            ("size", list.size),
+            ("current_depth", list.current_depth),
+            ("max_depth", list.depth),
+            ("total_allocates", list.total_allocates),
+            ("allocate_misses", list.allocate_misses),
+            ("total_frees", list.total_frees),
+            ("free_misses", list.free_misses),
+        ];
+        for (name, value) in wanted {
+            assert_eq!(found[name], value, "{name} of {list:?}");
+        }
+        let place = (&found["processor"], &found["member"], &found["index"], &found["shared"]);
+        match list.place {
+            LookasidePlace::Registered => assert_eq!(place.0, &Value::Null),
+            LookasidePlace::Pool { processor, member, index } => {
+                assert_eq!(place, (&processor.into(), &member.into(), &index.into(), &false.into()));
+            }
+            LookasidePlace::System { processor, index, shared } => {
+                assert_eq!(place, (&processor.into(), &"PPLookasideList".into(), &index.into(), &shared.into()));
+            }
+        }
+    }
+    // What was never used is counted, not shown.
+    let text = live.text("!pplookaside 0");
+    assert!(text.contains("of processor 0\" @ 0x") && text.contains("never used"), "{text}");
+    assert!(live.run("!pplookaside 40").1);
+
+    let list = &truth.lookasides[0];
+    assert!(live.run(&format!("!lookaside {:x} 1", list.address)).0.errors.contains("allow_write"));
+    live.text(".allow_write on");
+    let changed = live.result(&format!("!lookaside {:x} 2 55", list.address));
+    assert_eq!(changed["lookasides"][0]["max_depth"], 0x55);
+    let changed = live.result(&format!("!lookaside {:x} 1", list.address));
+    let counters = ["total_allocates", "allocate_misses", "total_frees", "free_misses"];
+    assert!(counters.iter().all(|name| changed["lookasides"][0][name] == 0), "{changed}");
+    assert_eq!(changed["lookasides"][0]["size"], list.size);
+    live.text(".allow_write off");
+    for wrong in ["-al", "0 1", "0 2 5", "fffff80000000000 2", "fffff80000000000 3", "fffff80000000000 1 2"] {
+        let (screen, failed, _) = live.run(&format!("!lookaside {wrong}"));
+        assert!(failed && screen.errors.contains("usage: !lookaside"), "{wrong}: {}", screen.errors);
+    }
+}
+
+fn the_pool_on_one_screen(live: &mut Live, truth: &Truth) {
+    let top = live.result("!pooltop 5 -small -limit 1000");
+    for (name, paged) in [("nonpaged", false), ("paged", true)] {
+        let large = truth.large.iter().filter(|life| (life.kind == PoolKind::Paged) == paged);
+        let slack: u64 = large.clone().map(|life| life.bytes.next_multiple_of(0x1000) - life.bytes).sum();
+        assert_eq!(top[name]["large_bytes"], large.clone().map(|life| life.bytes).sum::<u64>());
+        assert_eq!((&top[name]["large_count"], &top[name]["large_slack"]), (&large.count().into(), &slack.into()));
+        for (kind, carrier) in
+            [("page", Carrier::Page), ("vs", Carrier::Vs), ("lfh", Carrier::Lfh), ("special", Carrier::Special)]
+        {
+            let of = |states: &'static [SmallState]| {
+                truth.small.iter().filter(move |block| {
+                    block.carrier == carrier
+                        && (block.kind == PoolKind::Paged) == paged
+                        && block.residence != Residence::PagedOut
+                        && states.contains(&block.state)
+                })
+            };
+            let live = of(&[SmallState::Live]);
+            let bytes: u64 = live.clone().map(|block| if kind == "special" { block.size } else { block.bytes }).sum();
+            let cached: u64 = of(&[SmallState::Lookaside, SmallState::Deferred]).map(|block| block.bytes).sum();
+            let mut carriers = top["small"]["carriers"].as_array().expect("carriers").iter();
+            let Some(found) = carriers.find(|found| found["kind"] == kind && found["pool"] == name) else {
+                assert_eq!((bytes, cached), (0, 0), "build {}: no {name} {kind}", truth.build);
+                continue;
+            };
+            assert_eq!(found["count"], live.count(), "build {}: {name} {kind}", truth.build);
+            assert_eq!((&found["bytes"], &found["cached_bytes"]), (&bytes.into(), &cached.into()));
+            let held = found["held"].as_u64().expect("bytes");
+            assert!(held % 0x1000 == 0 && (held >= bytes || kind == "special"), "{found}");
+            assert_eq!(found["slack"], held.saturating_sub(bytes));
+        }
+    }
+    assert_eq!(top["sizes"].as_array().expect("sizes").len(), 5);
+    let text = live.text("!pooltop 3");
+    assert!(text.lines().count() < 16 && text.contains(" Size ") && !text.contains("Small blocks"), "{text}");
+    let (screen, failed, _) = live.run("!pooltop 3 -small -limit 0");
+    assert!(!failed && screen.remarks.contains("Reading "), "{}", screen.remarks);
+    assert!(screen.text.contains("...terminating - searched pool to "), "{}", screen.text);
 }

@@ -66,7 +66,8 @@ pub(crate) struct FakeArgs {
     /// Another machine than the article's, of a kernel that is carried, with a state that the seed decides
     #[arg(long, value_enum, conflicts_with = "isf")]
     arch: Option<Arch>,
-    /// Write the machine's physical memory to this file, for tools that read raw memory images
+    /// Write the machine's physical memory to this file, for tools that read raw memory images; without --store its
+    /// kernel has the identity of the --isf table, so that they find their symbols by it
     #[arg(long, value_name = "FILE")]
     export_raw: Option<PathBuf>,
     /// Write what is in the machine to this file, as JSON
@@ -193,7 +194,10 @@ fn machine(arguments: &FakeArgs) -> Result<(Kernel, Option<Isf>)> {
         }
         (None, None) => return Ok((kernel::article(), None)),
     };
-    table.identity = kernel::seeded_identity(&table, arguments.seed);
+    // An image that is read with the table itself must name the table's PDB.
+    if arguments.export_raw.is_none() || arguments.store.is_some() {
+        table.identity = kernel::seeded_identity(&table, arguments.seed);
+    }
     let (kernel, _) = kernel::seeded(&table, arguments.seed, &SeededOptions::default())
         .with_context(|| format!("{name} does not describe a kernel that can be built"))?;
     Ok((kernel, Some(table)))
