@@ -99,7 +99,7 @@ fn every_block_of_windows_7_and_no_limit_on_rows() {
     let truth = kernel.truth();
     let mut live = attach(&isf, kernel);
 
-    let found = live.result("!poolfind * -large");
+    let found = live.result("!poolfind * -large -global");
     let blocks = found["blocks"].as_array().unwrap();
     let found: BTreeSet<(u64, u64)> =
         blocks.iter().map(|block| (address(&block["address"]), block["size"].as_u64().unwrap())).collect();
@@ -108,7 +108,7 @@ fn every_block_of_windows_7_and_no_limit_on_rows() {
     assert_eq!((address(&odd_one[0]["address"]), &odd_one[0]["tag"]), (odd, &"....".into()));
     assert!(live.text(&format!("!pool {odd:x}")).contains("Tag  is ...., size  is 0x5000 bytes"));
 
-    let small = live.result("!poolfind * -small");
+    let small = live.result("!poolfind * -small -global");
     let blocks = small["blocks"].as_array().unwrap();
     assert!(blocks.len() > 1024, "{}", blocks.len());
     let pools: BTreeMap<u64, &str> =
