@@ -185,6 +185,11 @@ impl VsFormat {
             let fits = place < end && header.block_size >= headers.unit && header.block_size <= end - place;
             (fits && header.pool_type != 0).then_some((place, header))
         });
-        candidates.min_by_key(|(place, header)| end - place - header.block_size)
+        let rest = |(place, header): &(u64, Header)| end - place - header.block_size;
+        let best = candidates.min_by_key(rest)?;
+        // What an earlier block left must not stand for a header that cannot be read: the true one fills the chunk.
+        let unreadable =
+            |place: &u64| place + headers.unit <= end && area.get(*place as usize, headers.unit as usize).is_none();
+        (rest(&best) < 2 * self.unit || !places.iter().any(unreadable)).then_some(best)
     }
 }
