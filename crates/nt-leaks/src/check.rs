@@ -273,14 +273,17 @@ fn uncounted(tags: &[(u32, Tagged<'_>, Tagged<'_>)]) -> Option<String> {
 }
 
 /// How often the log shows an allocation from a place that is known to allocate a tag.
+#[derive(Default)]
 struct Sites {
     by_tag: HashMap<u32, u64>,
+    /// Allocations from places that are not known to allocate one tag.
+    unowned: u64,
 }
 
 impl Sites {
     fn new(mark: &Mark, now: &Snapshot, harvest: Option<&Harvest>, resolver: &mut Resolver<'_>) -> Result<Self, Fault> {
-        let mut by_tag = HashMap::new();
-        let Some(harvest) = harvest else { return Ok(Sites { by_tag }) };
+        let (mut by_tag, mut unowned) = (HashMap::new(), 0);
+        let Some(harvest) = harvest else { return Ok(Sites::default()) };
         let mut owners: HashMap<(String, u64), BTreeSet<u32>> = HashMap::new();
         let certain =
             |block: &&Block| own_record(block, harvest).is_some() || block.stack_from == Some(StackFrom::Verifier);
@@ -314,7 +317,10 @@ impl Sites {
                 // A place that allocates with several tags says nothing of one of them.
                 let site = resolver.site(&record.frames)?;
                 let tags = site.and_then(|site| owners.get(&site)).filter(|tags| tags.len() == 1);
-                let Some(&tag) = tags.and_then(BTreeSet::first) else { continue };
+                let Some(&tag) = tags.and_then(BTreeSet::first) else {
+                    unowned += 1;
+                    continue;
+                };
                 // What is not settled is believed if the list agrees: something was allocated there.
                 let listed = was == Operation::Free && now.get(&address) == Some(&tag);
                 if listed || harvest.is_settled(record) {
@@ -322,7 +328,7 @@ impl Sites {
                 }
             }
         }
-        Ok(Sites { by_tag })
+        Ok(Sites { by_tag, unowned })
     }
 }
 
@@ -386,12 +392,16 @@ impl Books<'_> {
         let nothing_left = possible == Some(0);
         let accounted = self.harvest.is_some_and(Harvest::is_complete)
             && gained.is_some_and(|(allocs, _)| self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) == allocs);
+        let has_hole = self.shows_hole(&fresh, gained.map(|gained| gained.0));
         let mut proved = 0;
         let mut left = 0;
         for block in open {
             let quiet = self.records(block.address).is_empty();
             // The verifier tracks what it logged the allocation of, and logs its free, whoever frees it.
-            let unfreed = quiet && self.own_record(block).is_some() && self.harvest.is_some_and(Harvest::is_complete);
+            let unfreed = quiet
+                && !has_hole
+                && self.own_record(block).is_some()
+                && self.harvest.is_some_and(Harvest::is_complete);
             let certain = block.source != Source::Small || self.exact.0;
             let verdict = if nothing_left && certain {
                 (Verdict::Still, evidence(Evidence::Counters, unfreed))
@@ -465,6 +475,29 @@ impl Books<'_> {
 
     fn own_record(&self, block: &Block) -> Option<u32> {
         self.harvest.and_then(|harvest| own_record(block, harvest))
+    }
+
+    /// The verifier may leave a record out (pool-internals 9). Says whether operations of the tag show that it did:
+    /// then its silence proves nothing. `allocs`: allocations that were counted since.
+    fn shows_hole(&self, fresh: &[&Block], allocs: Option<u64>) -> bool {
+        let is = |operation: Operation| move |record: &Record| record.operation == operation;
+        let freed_unseen = self.marked.blocks.values().filter(|block| self.own_record(block).is_some()).any(|block| {
+            let records = self.records(block.address);
+            let absent = self.now.complete && !self.live.blocks.contains_key(&block.address);
+            records.first().is_some_and(is(Operation::Allocate)) || absent && !records.iter().any(is(Operation::Free))
+        });
+        let twice = |records: &[Record]| records.windows(2).any(|pair| pair.iter().all(is(Operation::Allocate)));
+        let addresses = self.marked.blocks.keys().chain(self.live.blocks.keys());
+        let allocated_twice = addresses.clone().any(|address| twice(self.records(*address)));
+        let unlogged = |block: &&Block| newest_allocation(self.records(block.address)).is_none();
+        let tracked_unseen =
+            fresh.iter().copied().any(|block| unlogged(&block) && self.now.callers.contains_key(&block.address));
+        // Where nobody else uses the tag, all that was counted is logged; what is of no known tag may be of this one.
+        let others = self.marked.blocks.values().any(|block| self.own_record(block).is_none())
+            || fresh.iter().copied().any(|block| unlogged(&block));
+        let logged = self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) + self.sites.unowned;
+        let too_few = !others && allocs.is_some_and(|allocs| allocs > logged);
+        freed_unseen || allocated_twice || tracked_unseen || too_few
     }
 
     fn is_settled(&self, record: &Record) -> bool {

@@ -45,6 +45,8 @@ enum Step {
     Small(bool),
     /// Another driver's operations.
     Noise,
+    /// From now on the verifier leaves records out, or does not.
+    Skip(bool),
 }
 
 fn step(unverified: bool) -> impl Strategy<Value = Step> {
@@ -76,6 +78,7 @@ struct World {
     log: Vec<Record>,
     next: u64,
     small: u64,
+    skips: bool,
 }
 
 impl World {
@@ -84,6 +87,9 @@ impl World {
     }
 
     fn record(&mut self, address: u64, size: u64, operation: Operation, site: u64) {
+        if self.skips {
+            return;
+        }
         let sequence = self.log.len() as u32 + 1;
         let frames = vec![NT + 0x10, DRIVER + 0x1000 + site];
         self.log.push(Record { sequence, address, size, thread: 1, operation, frames, whole: true });
@@ -128,6 +134,7 @@ impl World {
                     counters.frees += 1;
                 }
             }
+            Step::Skip(skips) => self.skips = skips,
             Step::Noise => {
                 self.record(0xfffff98000000ff0, 0x10, Operation::Allocate, 0x900);
                 self.record(0xfffff98000000ff0, 0x10, Operation::Free, 0x900);
@@ -349,6 +356,20 @@ fn many_blocks_of_many_tags_are_compared_at_once() {
     let report = check(&mark, &snapshot, None, &mut Resolver::new(&modules, &mut names)).expect("no memory is read");
     assert_eq!((report.summary.still, report.tags.len()), (BLOCKS, 1000));
     assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
+}
+
+/// A log that is seen to lack records proves nothing by its silence.
+#[test]
+fn a_log_with_holes_is_not_silent() {
+    let before = [allocate(0), allocate(1), allocate(2)];
+    let reuse = [Step::Skip(true), Step::Free(1, true), allocate(1)];
+    let (.., report) = compare(&before, &reuse, 1024);
+    assert_eq!(verdicts(&report), [Verdict::Unknown; 3]);
+    // The free alone is missing.
+    let free = [Step::Skip(true), Step::Free(1, true), Step::Skip(false), Step::Free(2, true), allocate(2)];
+    let (.., report) = compare(&before, &free, 1024);
+    assert_eq!(verdicts(&report)[1..], [Verdict::Freed, Verdict::Reused]);
+    assert!(!report.blocks[0].evidence.contains(&crate::Evidence::Log), "{:?}", report.blocks[0]);
 }
 
 /// Only the counters know: a leak without a verifier is proved.
