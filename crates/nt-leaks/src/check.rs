@@ -624,7 +624,8 @@ fn name_stacks(
         let own = known.get(&(block.address, block.tag.key()));
         let of_mark = !block.listed || matches!(block.verdict, Verdict::Still | Verdict::Freed);
         let records = harvest.map_or(&[][..], |harvest| harvest.at(block.address));
-        let newest = newest_allocation(records).filter(|_| !of_mark);
+        let tells = |record: &&Record| !of_mark && harvest.is_some_and(|harvest| harvest.is_newest(record));
+        let newest = newest_allocation(records).filter(tells);
         let caller = now.callers.get(&block.address);
         match (newest, caller, own) {
             (Some(record), ..) => {

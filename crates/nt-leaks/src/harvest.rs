@@ -220,6 +220,11 @@ impl Harvest {
         self.now.is_settled(record.sequence)
     }
 
+    /// What this record says of its address was not said over by one that was lost.
+    pub(crate) fn is_newest(&self, record: &Record) -> bool {
+        self.complete || self.now.index.wrapping_sub(record.sequence) < self.now.length
+    }
+
     /// Records of since are missing.
     pub(crate) fn miss(&mut self) {
         self.complete = false;

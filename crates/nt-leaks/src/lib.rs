@@ -26,7 +26,8 @@ pub use report::{Column, flame_graph, folded, html, umdh, umdh_snapshot};
 pub use report::{ExportError, export_check, export_mark};
 pub use saved::Saved;
 pub use snapshot::{
-    Block, Counters, Depth, LogPosition, LookError, NoStack, Scope, Snapshot, Source, StackFrom, look, mark, small_pool,
+    Block, Counters, Depth, LogPosition, LookError, NoStack, Scope, SmallPool, Snapshot, Source, StackFrom, look, mark,
+    small_pool,
 };
 pub use stack::{Frame, Module, Modules, Namer, PdbName, Resolver, Skip, Stack, StackId, Stacks};
 

@@ -253,9 +253,25 @@ pub fn mark(
     Ok(Mark { name: name.into(), identity, log, modules, snapshot: now })
 }
 
-/// Bytes of pool that a search for small blocks would read.
-pub fn small_pool(kernel: &Kernel<'_>, scope: Scope) -> Result<u64, PoolError> {
-    Ok(Plan::read(kernel, kinds(scope.paged))?.bytes(0))
+/// What a list of small blocks costs.
+#[derive(Debug, Clone, Copy)]
+pub struct SmallPool {
+    /// Bytes of the pool that is searched.
+    pub pool: u64,
+    /// Bytes of it that are to be read: fewer where the target searches for the tag itself.
+    pub read: u64,
+}
+
+/// How much pool a mark of this scope has to search for small blocks, if the tag has `hits` of them.
+pub fn small_pool(kernel: &Kernel<'_>, scope: Scope, hits: u64) -> Result<SmallPool, PoolError> {
+    let plan = Plan::read(kernel, kinds(scope.paged))?;
+    let pool = plan.bytes(0);
+    let searched = scope.tag.is_some() && small_blocks::is_searchable(kernel)?;
+    let read = match searched {
+        true => plan.search_cost(0, kernel.memory.reply_size() as u64, hits).bytes.min(pool),
+        false => pool,
+    };
+    Ok(SmallPool { pool, read })
 }
 
 fn kinds(paged: Option<bool>) -> Kinds {
@@ -485,10 +501,14 @@ impl Snapshot {
     /// The blocks of the pool's own pages.
     fn list_small(&mut self, kernel: &Kernel<'_>, limit: u64) -> Result<(), PoolError> {
         let seen: BTreeSet<u64> = self.blocks.iter().map(|block| block.address).collect();
-        let wanted = |tag: Tag| self.scope.tag.is_none_or(|wanted| wanted == tag.key());
         let limits = Limits { bytes: limit, blocks: MAX_SMALL, ..Limits::default() };
         self.small = Some(limit);
-        let found = match small_blocks::find(kernel, &wanted, kinds(self.scope.paged), limits) {
+        let kinds = kinds(self.scope.paged);
+        let found = match self.scope.tag {
+            Some(key) => small_blocks::find_tag(kernel, Tag::from_key(key).0, kinds, limits),
+            None => small_blocks::find(kernel, &|_| true, kinds, limits),
+        };
+        let found = match found {
             Ok(found) => found,
             Err(error) => return self.note("small blocks", error),
         };

@@ -162,7 +162,8 @@ impl<'k> PageTables<'k> {
     fn read_behind(&self, read: usize, sparse: &mut Sparse) -> Result<(), Fault> {
         let memory = self.kernel.memory;
         let (address, length) = (sparse.address, sparse.bytes.len());
-        let end = address.wrapping_add(length as u64);
+        // Nothing lies in the last byte of all.
+        let end = address.checked_add(length as u64).unwrap_or(u64::MAX);
         let bad = address.wrapping_add(read as u64);
         let first = bad & !(PAGE_SIZE - 1);
         let pages = end.wrapping_sub(first).div_ceil(PAGE_SIZE);

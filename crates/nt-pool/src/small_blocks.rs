@@ -146,6 +146,11 @@ pub fn find(
     Ok(found)
 }
 
+/// As [`find`], of one tag: the target searches, where it can.
+pub fn find_tag(kernel: &Kernel<'_>, tag: Tag, kinds: Kinds, limits: Limits) -> Result<Blocks, PoolError> {
+    Plan::read(kernel, kinds)?.search(kernel, tag, kernel.memory.reply_size() as u64, limits)
+}
+
 /// Whether the target searches its own memory when it is asked to; one request.
 pub fn is_searchable(kernel: &Kernel<'_>) -> Result<bool, Fault> {
     Ok(kernel.memory.search(kernel.base, 4, b"PE\0\0")? != Search::Unsupported)

@@ -293,6 +293,15 @@ fn one_address_has_its_page_around_it() {
 }
 
 #[test]
+fn the_end_of_the_address_space_is_no_place_of_pool() {
+    for version in ALL {
+        let pool = ordinary(version);
+        let last = if version.pointer == 4 { u64::from(u32::MAX) } else { u64::MAX };
+        assert_eq!(around::read(&pool.world.kernel(), last).unwrap().contents, Contents::Nothing);
+    }
+}
+
+#[test]
 fn tables_that_lead_to_themselves_end() {
     let mut pool = ordinary(WIN7_X64);
     // Every entry of the paged pool's top table leads back to it.

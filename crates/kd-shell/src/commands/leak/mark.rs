@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kd_target::Cost;
-use nt_leaks::{Depth, Mark, Source, StackFrom};
+use nt_leaks::{Depth, Mark, SmallPool, Source, StackFrom, small_pool};
 use nt_pool::Tag;
 use serde::Serialize;
 
@@ -82,7 +82,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
 const NO_LIMIT: u64 = u64::MAX;
 
 /// So many bytes of pool are searched for small blocks without asking.
-const CHEAP: u64 = 4 << 20;
+const CHEAP: u64 = 8 << 20;
 
 /// How much pool is to be searched for small blocks: what costs little is, and who sits at a terminal is asked about
 /// the rest. `before`: what the session had cost when the mark was begun, and when that was.
@@ -93,6 +93,7 @@ fn wanted_search(
     notes: &mut Vec<String>,
 ) -> Result<Option<u64>, CommandError> {
     let scope = mark.snapshot.scope;
+    let mut hits = 0;
     let what = match scope.tag {
         Some(tag) => match mark.snapshot.unlisted(tag) {
             Some(0) => return Ok(None),
@@ -105,6 +106,7 @@ fn wanted_search(
                 return Ok(None);
             }
             Some(more) => {
+                hits = more;
                 format!("the kernel counts {more} more allocations of {} than are listed", Tag::from_key(tag).0)
             }
         },
@@ -112,23 +114,23 @@ fn wanted_search(
         None if !drive.is_interactive() => return Ok(None),
         None => "this is a mark of all large allocations".into(),
     };
-    let bytes = match drive.with(|context| context.pool(|kernel| nt_leaks::small_pool(kernel, scope))) {
-        Ok(bytes) => bytes,
+    let SmallPool { pool, read } = match drive.with(|context| context.pool(|kernel| small_pool(kernel, scope, hits))) {
+        Ok(pool) => pool,
         Err(error @ (CommandError::Pool(_) | CommandError::Read(_))) => {
             notes.push(format!("{what}, and small blocks cannot be looked for: {error}"));
             return Ok(None);
         }
         Err(error) => return Err(error),
     };
-    if bytes <= CHEAP && scope.tag.is_some() {
-        return Ok(Some(bytes));
+    if read <= CHEAP && scope.tag.is_some() {
+        return Ok(Some(pool));
     }
     let spent = difference(before.0, drive.cost());
     let rate = spent.bytes_read as f64 / before.1.elapsed().as_secs_f64().max(1e-3);
     let estimate = format!(
         "{what}; to list small blocks too, {} MB of pool are to be read, which takes about {:.0} s",
-        bytes >> 20,
-        (bytes as f64 / rate.max(1.0)).max(1.0)
+        read >> 20,
+        (read as f64 / rate.max(1.0)).max(1.0)
     );
     if drive.ask(&format!("{estimate}. Do it?")) == Some(true) {
         return Ok(Some(NO_LIMIT));
