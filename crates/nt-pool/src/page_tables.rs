@@ -163,7 +163,7 @@ impl<'k> PageTables<'k> {
         let memory = self.kernel.memory;
         let (address, length) = (sparse.address, sparse.bytes.len());
         // Nothing lies in the last byte of all.
-        let end = address.checked_add(length as u64).unwrap_or(u64::MAX);
+        let end = address.saturating_add(length as u64);
         let bad = address.wrapping_add(read as u64);
         let first = bad & !(PAGE_SIZE - 1);
         let pages = end.wrapping_sub(first).div_ceil(PAGE_SIZE);

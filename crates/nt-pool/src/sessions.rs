@@ -18,6 +18,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use nt_memory::paging::{Page, Scheme, SoftwarePte, walk};
@@ -374,18 +375,27 @@ struct Tables<'m> {
 /// What one reply of a target carries at least.
 const PIECE: u64 = 0x400;
 
+/// So many pieces are kept.
+const MAX_PIECES: usize = 0x4000;
+
 impl Memory for Tables<'_> {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         let start = address & !(PIECE - 1);
         let mut pieces = self.pieces.borrow_mut();
-        if !pieces.contains_key(&start) {
-            let mut piece = vec![0; PIECE as usize];
-            let read = self.memory.read_physical(start, &mut piece)?;
-            piece.truncate(read);
-            pieces.insert(start, piece);
+        if pieces.len() >= MAX_PIECES {
+            pieces.clear();
         }
+        let piece = match pieces.entry(start) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let mut piece = vec![0; PIECE as usize];
+                let read = self.memory.read_physical(start, &mut piece)?;
+                piece.truncate(read);
+                new.insert(piece)
+            }
+        };
         // An entry does not cross a piece.
-        let rest = pieces[&start].get((address - start) as usize..).unwrap_or_default();
+        let rest = piece.get((address - start) as usize..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
         Ok(count)
