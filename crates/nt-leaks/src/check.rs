@@ -276,7 +276,7 @@ fn uncounted(tags: &[(u32, Tagged<'_>, Tagged<'_>)]) -> Option<String> {
 #[derive(Default)]
 struct Sites {
     by_tag: HashMap<u32, u64>,
-    /// Allocations from places that are not known to allocate one tag.
+    /// Allocations from places that are not known to allocate one tag, and such as are not settled.
     unowned: u64,
 }
 
@@ -325,6 +325,8 @@ impl Sites {
                 let listed = was == Operation::Free && now.get(&address) == Some(&tag);
                 if listed || harvest.is_settled(record) {
                     *by_tag.entry(tag).or_insert(0) += 1;
+                } else {
+                    unowned += 1;
                 }
             }
         }
