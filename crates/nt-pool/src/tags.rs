@@ -146,9 +146,11 @@ fn find_rows(kernel: &Kernel<'_>, row: &Row, table: u64, mask: u64, tag: Tag) ->
     let mut found = Vec::new();
     let folds: [fn(u64) -> u64; 2] = [|product| product ^ product >> 32, |product| product & 0xffff_ffff];
     for fold in folds {
-        for key in [tag.key(), u32::from_le_bytes(tag.protected_bytes())] {
+        let keys = [(tag.key(), MAX_PROBES), (u32::from_le_bytes(tag.protected_bytes()), 2 * PROBE_ROWS)];
+        for (key, most) in keys {
             let mut slot = fold(u64::from(key) * 0x9E5F) & mask;
             let mut probed = 0;
+            let before = found.len();
             'probe: loop {
                 let count = PROBE_ROWS.min((mask - slot + 1) as usize);
                 let window = read_table(kernel, table.wrapping_add(slot * row.size as u64), count * row.size)?;
@@ -162,10 +164,14 @@ fn find_rows(kernel: &Kernel<'_>, row: &Row, table: u64, mask: u64, tag: Tag) ->
                     }
                 }
                 probed += count;
-                if probed >= MAX_PROBES {
-                    return Ok(Vec::new());
+                // A crowded table has no empty row near. Few tags have a second row, and it stands near its place.
+                if found.len() > before || probed >= most {
+                    break;
                 }
                 slot = (slot + count as u64) & mask;
+            }
+            if probed >= MAX_PROBES && found.len() == before {
+                return Ok(Vec::new());
             }
         }
         if !found.is_empty() {

@@ -294,7 +294,7 @@ fn one_address_has_its_page_around_it() {
 
 #[test]
 fn the_end_of_the_address_space_is_no_place_of_pool() {
-    for version in ALL {
+    for version in ALL.into_iter().filter(|version| version.build < 17134) {
         let pool = ordinary(version);
         let last = if version.pointer == 4 { u64::from(u32::MAX) } else { u64::MAX };
         assert_eq!(around::read(&pool.world.kernel(), last).unwrap().contents, Contents::Nothing);
