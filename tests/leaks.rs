@@ -165,6 +165,7 @@ fn a_restart_voids_the_mark_and_bad_files_are_named() {
     assert!(error(&mut live, "{\"format\":\"x\",\"version\":1}").contains("no mark of kdpool"));
     assert!(error(&mut live, "[]").contains("no mark of kdpool"));
     assert!(live.run("!leak check nobody").0.errors.contains("there is no mark nobody"));
+    assert_eq!(live.result("!leak check")["mark"], "m", "the last mark, where none is named");
 
     // Nothing is left of it after a restart, however alike the machine looks.
     live.text("g");

@@ -33,7 +33,7 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     help: "mark the pool, let the target run, and say of each block whether it is still the same allocation",
     details: "!leak mark [name] [tag] [pooltype] [-file F] [-small] [-all]\n\
               \x20                                                remember the blocks of a tag (all large ones without a tag)\n\
-              !leak check [name] [-file F] [options]           what became of them, grouped by call stack as umdh does\n\
+              !leak check [name] [-file F] [options]           what became of the last mark's blocks, or of name's\n\
               !leak watch tag [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed] [-file F]\n\
               \x20           [-fail-on confirmed|growing] [options]\n\
               !leak freed address                              who freed a block: its history, newest first\n\
@@ -79,6 +79,14 @@ impl Held {
     fn new(mark: Mark) -> Self {
         let harvest = mark.log.clone().map(Harvest::new);
         Held { mark, harvest }
+    }
+}
+
+/// What a report's last line says of the target.
+fn left(target: &str) -> String {
+    match target {
+        "lost" => "Whether the target runs is not known.".into(),
+        _ => format!("The target is {target}."),
     }
 }
 

@@ -41,6 +41,15 @@ impl Drive<'_> {
         self.shell.halted().is_some()
     }
 
+    /// What a report says of the target at its end.
+    pub(crate) fn state(&mut self) -> &'static str {
+        match (self.is_halted(), self.shell.lost()) {
+            (_, Some(_)) => "lost",
+            (true, None) => "halted",
+            (false, None) => "running",
+        }
+    }
+
     pub(crate) fn go(&mut self) -> Result<(), CommandError> {
         self.shell.go()
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::arguments::{Arguments, Options, no_more};
 use super::files::{export, write_files};
 use super::mark::{name, place};
-use super::{DEFAULT_NAME, Held, modules, with_pool};
+use super::{DEFAULT_NAME, Held, Leaks, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::session::Context;
@@ -26,11 +26,20 @@ struct Checked {
     width: Width,
 }
 
+/// The session's last mark.
+fn newest(leaks: &Leaks) -> String {
+    let newest = leaks.iter().max_by_key(|(_, held)| held.mark.snapshot.times.interrupt);
+    newest.map_or(DEFAULT_NAME, |(name, _)| name).to_owned()
+}
+
 pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
     let arguments = Arguments::parse(text)?;
     no_more(arguments.words.iter().skip(1).map(String::as_str))?;
     let width = context.kernel()?.width();
-    let name = name(arguments.words.first().map_or(DEFAULT_NAME, String::as_str))?;
+    let name = match arguments.words.first() {
+        Some(word) => name(word)?,
+        None => newest(&context.session.leaks),
+    };
     let held = match &arguments.file {
         Some(file) => Held::new(load(file)?),
         None => match context.session.leaks.remove(&name) {

@@ -14,7 +14,7 @@ use nt_pool::Tag;
 use serde::Serialize;
 
 use super::arguments::{Arguments, no_more, scope};
-use super::{INFO, modules, with_pool};
+use super::{INFO, left, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::commands::{stack, usage};
 use crate::error::CommandError;
@@ -153,7 +153,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         frozen_ms: spent.frozen.as_millis() as u64,
         old_value,
         restored,
-        target: if drive.is_halted() { "halted" } else { "running" },
+        target: drive.state(),
     };
     let mut reply = Reply::with_notes(answer, notes);
     reply.failure = failure;
@@ -355,6 +355,6 @@ impl Text for Traced {
             self.frozen_ms
         )?;
         let state = if self.restored { "is" } else { "should be" };
-        writeln!(out, "nt!PoolHitTag {state} {:#x} again. The target is {}.", self.old_value.0, self.target)
+        writeln!(out, "nt!PoolHitTag {state} {:#x} again. {}", self.old_value.0, left(self.target))
     }
 }

@@ -12,7 +12,7 @@ use super::arguments::{Arguments, FailOn, Options, no_more, scope};
 use super::check::{look, write_brief, write_report};
 use super::files::{export, have_places, write_files};
 use super::mark::take;
-use super::{Held, INFO};
+use super::{Held, INFO, left};
 use crate::answer::{Reply, Text};
 use crate::commands::usage;
 use crate::error::CommandError;
@@ -162,7 +162,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     {
         failure.get_or_insert(error);
     }
-    let target = if drive.is_halted() { "halted" } else { "running" };
+    let target = drive.state();
     let (outcome, reasons) = watch.verdict();
     let fails = match arguments.fail_on {
         Some(FailOn::Confirmed) => outcome == Outcome::Confirmed,
@@ -273,7 +273,7 @@ impl Watch<'_> {
             self.add(report, cost, log.map(|log| log.0));
             gone.and(exported)?;
             let next = (self.arguments.times.is_none_or(|times| self.stops.len() < times as usize)).then_some(every);
-            drive.say_row(&self.table(next), &(self.line() + "  " + &self.sparkline() + "\n"));
+            drive.say_row(&self.table(next), &(self.line() + "\n"));
             if let Some((written, length)) = log
                 && written > length / 2
             {
@@ -502,6 +502,6 @@ impl Text for Watched {
             }
         }
         writeln!(out, "\n{}", self.lines().join("\n  "))?;
-        writeln!(out, "The target is {}.", self.target)
+        writeln!(out, "{}", left(self.target))
     }
 }
