@@ -278,11 +278,16 @@ struct Sites {
     by_tag: HashMap<u32, u64>,
     /// Allocations from places that are not known to allocate one tag, and such as are not settled.
     unowned: u64,
+    /// Frees of the mark's blocks, and of what a place that is known to allocate the tag allocated since.
+    frees: HashMap<u32, u64>,
+    /// Frees of what may have had any tag.
+    unowned_frees: u64,
 }
 
 impl Sites {
     fn new(mark: &Mark, now: &Snapshot, harvest: Option<&Harvest>, resolver: &mut Resolver<'_>) -> Result<Self, Fault> {
         let (mut by_tag, mut unowned) = (HashMap::new(), 0);
+        let (mut frees, mut unowned_frees) = (HashMap::new(), 0);
         let Some(harvest) = harvest else { return Ok(Sites::default()) };
         let mut owners: HashMap<(String, u64), BTreeSet<u32>> = HashMap::new();
         let certain =
@@ -307,13 +312,21 @@ impl Sites {
         for address in harvest.addresses() {
             let known = then.get(&address);
             let mut before = if known.is_some() { Operation::Allocate } else { Operation::Free };
+            let mut held = known.map(|block| block.tag);
             // The mark's own allocation, logged late, was counted before.
             let late = known.is_some_and(|block| own_record(block, harvest).is_none());
             for (at, record) in harvest.at(address).iter().enumerate() {
                 let was = std::mem::replace(&mut before, record.operation);
+                if record.operation == Operation::Free {
+                    match held.take() {
+                        Some(tag) => *frees.entry(tag).or_insert(0) += 1,
+                        None => unowned_frees += 1,
+                    }
+                }
                 if record.operation != Operation::Allocate || at == 0 && late {
                     continue;
                 }
+                held = None;
                 // A place that allocates with several tags says nothing of one of them.
                 let site = resolver.site(&record.frames)?;
                 let tags = site.and_then(|site| owners.get(&site)).filter(|tags| tags.len() == 1);
@@ -325,12 +338,13 @@ impl Sites {
                 let listed = was == Operation::Free && now.get(&address) == Some(&tag);
                 if listed || harvest.is_settled(record) {
                     *by_tag.entry(tag).or_insert(0) += 1;
+                    held = Some(tag);
                 } else {
                     unowned += 1;
                 }
             }
         }
-        Ok(Sites { by_tag, unowned })
+        Ok(Sites { by_tag, unowned, frees, unowned_frees })
     }
 }
 
@@ -394,7 +408,7 @@ impl Books<'_> {
         let nothing_left = possible == Some(0);
         let accounted = self.harvest.is_some_and(Harvest::is_complete)
             && gained.is_some_and(|(allocs, _)| self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) == allocs);
-        let has_hole = self.shows_hole(&fresh, gained.map(|gained| gained.0));
+        let has_hole = self.shows_hole(&fresh, gained);
         let mut proved = 0;
         let mut left = 0;
         for block in open {
@@ -480,8 +494,8 @@ impl Books<'_> {
     }
 
     /// The verifier may leave a record out (pool-internals 9). Says whether operations of the tag show that it did:
-    /// then its silence proves nothing. `allocs`: allocations that were counted since.
-    fn shows_hole(&self, fresh: &[&Block], allocs: Option<u64>) -> bool {
+    /// then its silence proves nothing. `gained`: allocations and frees that were counted since.
+    fn shows_hole(&self, fresh: &[&Block], gained: Option<(u64, u64)>) -> bool {
         let is = |operation: Operation| move |record: &Record| record.operation == operation;
         let freed_unseen = self.marked.blocks.values().filter(|block| self.own_record(block).is_some()).any(|block| {
             let records = self.records(block.address);
@@ -498,8 +512,11 @@ impl Books<'_> {
         let others = self.marked.blocks.values().any(|block| self.own_record(block).is_none())
             || fresh.iter().copied().any(|block| unlogged(&block));
         let logged = self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) + self.sites.unowned;
-        let too_few = !others && allocs.is_some_and(|allocs| allocs > logged);
-        freed_unseen || allocated_twice || tracked_unseen || too_few
+        let too_few = !others && gained.is_some_and(|(allocs, _)| allocs > logged);
+        // Whoever made them, frees that are not in the log may be of any block.
+        let freed = self.sites.frees.get(&self.tag).copied().unwrap_or(0) + self.sites.unowned_frees;
+        let silent = gained.is_none_or(|(_, frees)| frees > freed);
+        freed_unseen || allocated_twice || tracked_unseen || too_few || silent
     }
 
     fn is_settled(&self, record: &Record) -> bool {

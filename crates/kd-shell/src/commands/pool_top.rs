@@ -325,6 +325,16 @@ fn bar(share: u64) -> String {
     format!("{:<10}", "#".repeat(filled))
 }
 
+/// As much of a tag's description as a line of the overview has room for: not the binary, which `!poolused` tells.
+fn brief(description: &str) -> String {
+    const MOST: usize = 30;
+    let text = description.split(" , Binary: ").next().unwrap_or_default();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", text[..end].trim_end()),
+        None => text.trim_end().to_owned(),
+    }
+}
+
 impl Text for PoolTop {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         writeln!(
@@ -367,6 +377,7 @@ impl Text for PoolTop {
         for row in &self.tags {
             let Row { tag, bytes, count, average, large_bytes, description, share, growth } = row;
             let bar = bar(*share);
+            let description = brief(description);
             let grown = growth.map(|growth| format!(" {growth:>+12}")).unwrap_or_default();
             writeln!(out, " {tag} {bytes:>14} {count:>10} {average:>10} {large_bytes:>14}{grown} {bar} {description}")?;
         }
@@ -378,5 +389,21 @@ impl Text for PoolTop {
             writeln!(out, " {:<11} {bytes:>14} {count:>10}  {kind}", format!("{size:#x}"))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_leave_a_line_short() {
+        assert_eq!(brief("Vista event tracing , Binary: nt!etw"), "Vista event tracing");
+        assert_eq!(
+            brief("Internal Configuration manager allocations , Binary: nt!cm"),
+            "Internal Configuration manager..."
+        );
+        assert_eq!(brief("ééééééééééééééééééééééééééééééééé"), format!("{}...", "é".repeat(30)));
+        assert_eq!(brief(""), "");
     }
 }
