@@ -216,7 +216,8 @@ fn what_another_debugger_left_is_gone_once_the_target_runs() {
     halted.set_breakpoint(halted.stop().program_counter + 0x40).unwrap();
     let running = halted.go().map_err(|(_, error)| error).unwrap();
     assert_eq!(setup.fake.stats().breakpoints.len(), 1);
-    dying.shutdown_background();
+    // Its port is free when it is gone.
+    dying.shutdown_timeout(PATIENCE);
     drop(running);
 
     let (running, _events) = setup.attach(true);
