@@ -272,10 +272,11 @@ fn uncounted(tags: &[(u32, Tagged<'_>, Tagged<'_>)]) -> Option<String> {
     ))
 }
 
-/// How often the log shows an allocation from a place that is known to allocate a tag.
+/// How often the log shows an operation that is known to be of a tag.
 #[derive(Default)]
 struct Sites {
-    by_tag: HashMap<u32, u64>,
+    /// Allocations from a place that is known to allocate the tag.
+    allocs: HashMap<u32, u64>,
     /// Allocations from places that are not known to allocate one tag, and such as are not settled.
     unowned: u64,
     /// Frees of the mark's blocks, and of what a place that is known to allocate the tag allocated since.
@@ -286,9 +287,8 @@ struct Sites {
 
 impl Sites {
     fn new(mark: &Mark, now: &Snapshot, harvest: Option<&Harvest>, resolver: &mut Resolver<'_>) -> Result<Self, Fault> {
-        let (mut by_tag, mut unowned) = (HashMap::new(), 0);
-        let (mut frees, mut unowned_frees) = (HashMap::new(), 0);
-        let Some(harvest) = harvest else { return Ok(Sites::default()) };
+        let mut found = Sites::default();
+        let Some(harvest) = harvest else { return Ok(found) };
         let mut owners: HashMap<(String, u64), BTreeSet<u32>> = HashMap::new();
         let certain =
             |block: &&Block| own_record(block, harvest).is_some() || block.stack_from == Some(StackFrom::Verifier);
@@ -319,8 +319,8 @@ impl Sites {
                 let was = std::mem::replace(&mut before, record.operation);
                 if record.operation == Operation::Free {
                     match held.take() {
-                        Some(tag) => *frees.entry(tag).or_insert(0) += 1,
-                        None => unowned_frees += 1,
+                        Some(tag) => *found.frees.entry(tag).or_insert(0) += 1,
+                        None => found.unowned_frees += 1,
                     }
                 }
                 if record.operation != Operation::Allocate || at == 0 && late {
@@ -331,20 +331,25 @@ impl Sites {
                 let site = resolver.site(&record.frames)?;
                 let tags = site.and_then(|site| owners.get(&site)).filter(|tags| tags.len() == 1);
                 let Some(&tag) = tags.and_then(BTreeSet::first) else {
-                    unowned += 1;
+                    found.unowned += 1;
                     continue;
                 };
                 // What is not settled is believed if the list agrees: something was allocated there.
                 let listed = was == Operation::Free && now.get(&address) == Some(&tag);
                 if listed || harvest.is_settled(record) {
-                    *by_tag.entry(tag).or_insert(0) += 1;
+                    *found.allocs.entry(tag).or_insert(0) += 1;
                     held = Some(tag);
                 } else {
-                    unowned += 1;
+                    found.unowned += 1;
                 }
             }
         }
-        Ok(Sites { by_tag, unowned, frees, unowned_frees })
+        Ok(found)
+    }
+
+    /// Of one tag.
+    fn count(operations: &HashMap<u32, u64>, tag: u32) -> u64 {
+        operations.get(&tag).copied().unwrap_or(0)
     }
 }
 
@@ -407,7 +412,7 @@ impl Books<'_> {
         let possible = self.possible_reuses(gained, (gone + elsewhere, again, fresh_count), report);
         let nothing_left = possible == Some(0);
         let accounted = self.harvest.is_some_and(Harvest::is_complete)
-            && gained.is_some_and(|(allocs, _)| self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) == allocs);
+            && gained.is_some_and(|(allocs, _)| Sites::count(&self.sites.allocs, self.tag) == allocs);
         let has_hole = self.shows_hole(&fresh, gained);
         let mut proved = 0;
         let mut left = 0;
@@ -511,10 +516,10 @@ impl Books<'_> {
         // Where nobody else uses the tag, all that was counted is logged; what is of no known tag may be of this one.
         let others = self.marked.blocks.values().any(|block| self.own_record(block).is_none())
             || fresh.iter().copied().any(|block| unlogged(&block));
-        let logged = self.sites.by_tag.get(&self.tag).copied().unwrap_or(0) + self.sites.unowned;
+        let logged = Sites::count(&self.sites.allocs, self.tag) + self.sites.unowned;
         let too_few = !others && gained.is_some_and(|(allocs, _)| allocs > logged);
         // Whoever made them, frees that are not in the log may be of any block.
-        let freed = self.sites.frees.get(&self.tag).copied().unwrap_or(0) + self.sites.unowned_frees;
+        let freed = Sites::count(&self.sites.frees, self.tag) + self.sites.unowned_frees;
         let silent = gained.is_none_or(|(_, frees)| frees > freed);
         freed_unseen || allocated_twice || tracked_unseen || too_few || silent
     }
