@@ -8,6 +8,7 @@
 
 pub mod answer;
 pub mod banner;
+mod command;
 pub mod commands;
 mod disassembly;
 mod error;
@@ -29,7 +30,8 @@ mod translation;
 mod typed;
 mod unwind;
 
-pub use commands::{CommandInfo, commands, refuse_watch};
+pub use command::CommandInfo;
+pub use commands::{commands, refuse_watch};
 pub use error::CommandError;
 pub use kernel::{Driver, Drivers, Kernel};
 pub use log::Log;

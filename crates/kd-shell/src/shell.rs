@@ -13,7 +13,8 @@ use nt_memory::Fault;
 
 use crate::answer::{Done, Reply};
 use crate::banner::{self, Reason};
-use crate::commands::{Action, Control, check_symbol_path, commands, explain, find};
+use crate::command::{Action, Control};
+use crate::commands::{check_symbol_path, commands, explain, find};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::line::{Command, Statement, split};

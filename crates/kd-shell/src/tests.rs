@@ -10,7 +10,8 @@ use nt_memory::{Fault, Memory, Search};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use crate::commands::{Action, commands, find};
+use crate::command::Action;
+use crate::commands::{commands, find};
 use crate::grammar::line::{Statement, split};
 use crate::output::{Output, show};
 use crate::session::{Context, Debuggee, Format, Session};

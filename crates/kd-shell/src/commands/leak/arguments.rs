@@ -7,8 +7,8 @@ use nt_leaks::{Scope, Skip};
 
 use super::INFO;
 use super::files::FileKind;
-use crate::commands::pool_used::pattern;
-use crate::commands::usage;
+use crate::command::usage;
+use crate::commands::pool::pool_used::pattern;
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
 use crate::text::{visible_name, words};

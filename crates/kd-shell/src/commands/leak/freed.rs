@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
-use crate::commands::usage;
+use crate::command::usage;
 use crate::commands::verifier::kept;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;

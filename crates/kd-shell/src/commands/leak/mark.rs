@@ -13,7 +13,7 @@ use super::arguments::{Arguments, no_more, scope};
 use super::files::export;
 use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
-use crate::commands::usage;
+use crate::command::usage;
 use crate::error::CommandError;
 use crate::output::difference;
 use crate::session::Context;

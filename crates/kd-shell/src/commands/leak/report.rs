@@ -13,7 +13,7 @@ use super::arguments::{Arguments, Options};
 use super::check::write_report;
 use super::files::write_files;
 use crate::answer::{Reply, Text};
-use crate::commands::usage;
+use crate::command::usage;
 use crate::error::CommandError;
 use crate::session::{Context, Session};
 use crate::symbols::{Load, with_offset};

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::INFO;
 use crate::answer::{Reply, Text};
-use crate::commands::usage;
+use crate::command::usage;
 use crate::error::CommandError;
 use crate::session::Context;
 use crate::text::{Hex, is_plain, visible_name};

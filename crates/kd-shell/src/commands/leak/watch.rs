@@ -14,7 +14,7 @@ use super::files::{export, have_places, write_files};
 use super::mark::take;
 use super::{Held, INFO, left};
 use crate::answer::{Reply, Text};
-use crate::commands::usage;
+use crate::command::usage;
 use crate::error::CommandError;
 use crate::output::difference;
 use crate::shell::{Drive, is_cancelled};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nt_pool::pool_log::{self, PoolLog, Position, Trace, Wanted};
 
-use crate::commands::vertarget::interrupt_time;
+use crate::commands::session::vertarget::interrupt_time;
 use crate::error::CommandError;
 use crate::session::Context;
 

@@ -1,7 +1,7 @@
 //! `!verifier`: what Driver Verifier is set to, what it watches, and its logs.
 
-use super::{Action, CommandInfo, usage};
 use crate::answer::{Answer, Reply};
+use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
 use crate::session::Context;

@@ -4,7 +4,8 @@ use nt_pool::TagPattern;
 use nt_pool::pool_log::Operation;
 
 use super::INFO;
-use crate::commands::{pool_used, usage};
+use crate::command::usage;
+use crate::commands::pool::pool_used;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::session::Context;

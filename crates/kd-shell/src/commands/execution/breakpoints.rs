@@ -1,0 +1,338 @@
+//! `bp bl bc bd be`: breakpoints.
+//!
+//! ```text
+//!  0 e fffff801`0bf9b1c0     0001 (0001) ECHO!EchoEvtDeviceAdd
+//! ```
+//!
+//! They are in the target's own table while it runs; ending the session takes them out.
+
+use std::fmt;
+
+use kd_target::TargetError;
+use serde::Serialize;
+
+use crate::answer::{Done, Reply, Text};
+use crate::command::{Action, CommandInfo, usage};
+use crate::error::CommandError;
+use crate::grammar::expression::{evaluate, evaluate_all};
+use crate::kernel::Kernel;
+use crate::session::Context;
+use crate::text::{Hex, Width, visible_name};
+
+pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
+    names: &["bp", "bu"],
+    usage: "bp[number] [options] address [passes] [\"commands\"]",
+    help: "set a breakpoint",
+    details: "With a number (bp3), it is that one: one of the same number is defined anew.\n\
+              /1          it is gone after its first hit\n\
+              /p process  it counts in this process only (address of its EPROCESS)\n\
+              /t thread   it counts in this thread only (address of its ETHREAD)\n\
+              /w \"x\"      it counts only where the expression is not 0\n\
+              With passes it stops at that hit, and from then on at every one. The commands\n\
+              are run at each stop; where they end with g the target goes on. Each hit,\n\
+              counted or not, stops the whole machine for some milliseconds. Hits are handled\n\
+              while kdpool waits: at the prompt, in .wait, or before the next command.",
+    action: Action::Answer(set),
+};
+
+pub(in crate::commands) const LIST: CommandInfo = CommandInfo {
+    names: &["bl"],
+    usage: "bl",
+    help: "list the breakpoints",
+    details: "Each line has the number, e or d for enabled or disabled, the address, how many\n\
+              passes are left (and how many there were), the symbol and the commands.",
+    action: Action::Answer(list),
+};
+
+pub(in crate::commands) const CHANGE: CommandInfo = CommandInfo {
+    names: &["bc", "bd", "be"],
+    usage: "bc|bd|be number ... | first-last | *",
+    help: "clear, disable or enable breakpoints",
+    details: "",
+    action: Action::Answer(change),
+};
+
+/// The target's table has no more entries.
+const MAX_BREAKPOINTS: u32 = 32;
+
+/// A breakpoint of this session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Breakpoint {
+    pub(crate) number: u32,
+    pub(crate) address: Hex,
+    pub(crate) enabled: bool,
+    symbol: Option<String>,
+    /// It stops at this hit, counted from 1.
+    passes: u64,
+    passes_left: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) commands: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    condition: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<Hex>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thread: Option<Hex>,
+    pub(crate) once: bool,
+}
+
+#[derive(Serialize)]
+struct Breakpoints {
+    breakpoints: Vec<Breakpoint>,
+    #[serde(skip)]
+    width: Width,
+}
+
+/// The inside of a quoted text at the start of `text`, and what follows. `\"` is a quote inside.
+fn quoted(text: &str) -> Result<(String, &str), CommandError> {
+    let Some(inside) = text.strip_prefix('"') else {
+        return Err(usage(&INFO, format!("text between double quotes is missing at '{text}'")));
+    };
+    let mut value = String::new();
+    let mut characters = inside.char_indices();
+    while let Some((at, c)) = characters.next() {
+        match c {
+            '"' => return Ok((value, &inside[at + 1..])),
+            '\\' if inside[at + 1..].starts_with(['"', '\\']) => value.extend(characters.next().map(|(_, c)| c)),
+            c => value.push(c),
+        }
+    }
+    // As in kd, the end of the line is the end of the commands.
+    Ok((value, ""))
+}
+
+fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let number = match context.word.get(2..).filter(|number| !number.is_empty()) {
+        None => None,
+        Some(text) => {
+            let number: Result<u32, _> = text.parse();
+            Some(number.map_err(|_| usage(&INFO, format!("{text} is no number of a breakpoint")))?)
+        }
+    };
+    let mut text = context.arguments.trim();
+    let (mut once, mut condition, mut process, mut thread) = (false, None, None, None);
+    while let Some(option) = text.strip_prefix('/') {
+        let (option, rest) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
+        text = rest.trim_start();
+        match option {
+            "1" => once = true,
+            "w" => {
+                let (expression, rest) = quoted(text)?;
+                condition = Some(expression);
+                text = rest.trim_start();
+            }
+            "p" | "t" => {
+                let (address, rest) = evaluate(text, &mut context.scope())?;
+                let which = if option == "p" { &mut process } else { &mut thread };
+                *which = Some(Hex(address));
+                text = rest.trim_start();
+            }
+            other => return Err(usage(&INFO, format!("unknown option '/{other}'"))),
+        }
+    }
+    if text.is_empty() {
+        return Err(usage(&INFO, "no address"));
+    }
+    let kernel = context.kernel()?;
+    let width = context.width();
+    let (address, rest) = evaluate(text, &mut context.scope())?;
+    let address = width.address(address);
+    let (passes, rest) = match rest.trim_start() {
+        "" => (1, ""),
+        rest if rest.starts_with('"') => (1, rest),
+        rest => evaluate(rest, &mut context.scope())?,
+    };
+    if passes == 0 {
+        return Err(usage(&INFO, "a breakpoint stops at its first pass or at a later one"));
+    }
+    let commands = match rest.trim_start() {
+        "" => None,
+        rest => {
+            let (commands, left) = quoted(rest)?;
+            if !left.trim().is_empty() {
+                return Err(usage(&INFO, format!("what is '{}'?", left.trim())));
+            }
+            Some(commands).filter(|commands| !commands.trim().is_empty())
+        }
+    };
+    let symbol = context.names()?.name(address)?;
+    let breakpoints = &mut context.session.breakpoints;
+    let new = |number| Breakpoint {
+        number,
+        address: Hex(address),
+        enabled: true,
+        symbol,
+        passes,
+        passes_left: passes,
+        commands,
+        condition,
+        process,
+        thread,
+        once,
+    };
+    let here = breakpoints.iter().position(|known| known.address == Hex(address));
+    let known = match number {
+        None => here,
+        Some(number) => {
+            if let Some(other) = here.map(|here| breakpoints[here].number).filter(|other| *other != number) {
+                let why = format!("breakpoint {other} is at this address already; bc {other} clears it");
+                return Err(CommandError::Failed(why));
+            }
+            breakpoints.iter().position(|known| known.number == number)
+        }
+    };
+    // kd defines it anew.
+    if let Some(known) = known.map(|known| &mut breakpoints[known]) {
+        // The target may refuse the new place; then the old one stays.
+        if !known.enabled || known.address != Hex(address) {
+            kernel.set_breakpoint(address)?;
+        }
+        if known.enabled && known.address != Hex(address) {
+            clear(kernel, known.address.0)?;
+        }
+        *known = new(known.number);
+        let number = known.number;
+        let mut reply = Reply::new(Done {});
+        reply.remarks.push(format!("breakpoint {number} redefined"));
+        return Ok(reply);
+    }
+    let used = |number: &u32| breakpoints.iter().any(|known| known.number == *number);
+    let number = number.or_else(|| (0..MAX_BREAKPOINTS).find(|number| !used(number)));
+    let Some(number) = number.filter(|_| breakpoints.len() < MAX_BREAKPOINTS as usize) else {
+        return Err(CommandError::Failed(format!("the target has room for {MAX_BREAKPOINTS} breakpoints")));
+    };
+    kernel.set_breakpoint(address)?;
+    breakpoints.push(new(number));
+    breakpoints.sort_by_key(|breakpoint| breakpoint.number);
+    Ok(Reply::new(Done {}))
+}
+
+/// What a stop at a breakpoint of ours means.
+pub(crate) enum Hit {
+    /// It is not to be seen.
+    Pass,
+    Stop {
+        number: u32,
+        commands: Option<String>,
+    },
+}
+
+/// `None`: the target does not stand at one.
+pub(crate) fn hit(context: &mut Context<'_>) -> Result<Option<Hit>, CommandError> {
+    const STATUS_BREAKPOINT: u32 = 0x8000_0003;
+    let kernel = context.kernel()?;
+    let (stop, width) = (kernel.stop(), kernel.width());
+    if stop.code != STATUS_BREAKPOINT {
+        return Ok(None);
+    }
+    let address = width.address(stop.program_counter);
+    let is_here = |known: &Breakpoint| known.enabled && known.address.0 == address;
+    let Some(at) = context.session.breakpoints.iter().position(is_here) else { return Ok(None) };
+    let Breakpoint { thread, process, condition, .. } = context.session.breakpoints[at].clone();
+    if thread.is_some_and(|thread| width.address(thread.0) != width.address(stop.thread)) {
+        return Ok(Some(Hit::Pass));
+    }
+    if let Some(process) = process {
+        let current = crate::commands::current_process(kernel, &mut context.session.symbols)?;
+        if width.address(current) != width.address(process.0) {
+            return Ok(Some(Hit::Pass));
+        }
+    }
+    // A condition that makes no sense here stops: it would be missed for ever.
+    if let Some(condition) = condition
+        && let Ok(0) = evaluate_all(&condition, &mut context.scope())
+    {
+        return Ok(Some(Hit::Pass));
+    }
+    let breakpoint = &mut context.session.breakpoints[at];
+    if breakpoint.passes_left > 1 {
+        breakpoint.passes_left -= 1;
+        return Ok(Some(Hit::Pass));
+    }
+    let (number, commands) = (breakpoint.number, breakpoint.commands.clone());
+    if breakpoint.once {
+        clear(kernel, address)?;
+        context.session.breakpoints.remove(at);
+    }
+    Ok(Some(Hit::Stop { number, commands }))
+}
+
+/// What is not there any more is gone as well: the target was reset.
+fn clear(kernel: &dyn Kernel, address: u64) -> Result<(), TargetError> {
+    match kernel.clear_breakpoint(address) {
+        Err(TargetError::Refused(_)) => Ok(()),
+        done => done,
+    }
+}
+
+fn list(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let width = context.width();
+    Ok(Reply::new(Breakpoints { breakpoints: context.session.breakpoints.clone(), width }))
+}
+
+fn change(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let kernel = context.kernel()?;
+    let known: Vec<u32> = context.session.breakpoints.iter().map(|breakpoint| breakpoint.number).collect();
+    let mut chosen: Vec<u32> = Vec::new();
+    for word in context.arguments.split([' ', ',', '\t']).filter(|word| !word.is_empty()) {
+        let (first, last) = match word.split_once('-') {
+            _ if word == "*" => (0, u32::MAX),
+            Some((first, last)) => (first.parse().unwrap_or(u32::MAX), last.parse().unwrap_or(0)),
+            None => word.parse().map_or((u32::MAX, 0), |number| (number, number)),
+        };
+        let before = chosen.len();
+        chosen.extend(known.iter().filter(|number| (first..=last).contains(number)));
+        if chosen.len() == before && word != "*" {
+            return Err(usage(&CHANGE, format!("there is no breakpoint '{}'", visible_name(word))));
+        }
+    }
+    if chosen.is_empty() && !context.arguments.contains('*') {
+        return Err(usage(&CHANGE, "no number"));
+    }
+    for number in chosen {
+        let breakpoints = &mut context.session.breakpoints;
+        let Some(at) = breakpoints.iter().position(|breakpoint| breakpoint.number == number) else { continue };
+        let breakpoint = &mut breakpoints[at];
+        match (context.word, breakpoint.enabled) {
+            ("be", false) => {
+                kernel.set_breakpoint(breakpoint.address.0)?;
+                breakpoint.enabled = true;
+            }
+            ("bc" | "bd", true) => {
+                clear(kernel, breakpoint.address.0)?;
+                breakpoint.enabled = false;
+            }
+            _ => {}
+        }
+        if context.word == "bc" {
+            breakpoints.remove(at);
+        }
+    }
+    Ok(Reply::new(Done {}))
+}
+
+impl Text for Breakpoints {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        for breakpoint in &self.breakpoints {
+            let Breakpoint { number, address, enabled, symbol, passes, passes_left, .. } = breakpoint;
+            let state = if *enabled { 'e' } else { 'd' };
+            let symbol = symbol.as_deref().unwrap_or_default();
+            let address = self.width.tick(address.0);
+            let mut line = format!("{number:>2} {state} {address}     {passes_left:04x} ({passes:04x}) {symbol}");
+            if let Some(commands) = &breakpoint.commands {
+                line.push_str(&format!(" \"{}\"", visible_name(commands)));
+            }
+            writeln!(out, "{}", line.trim_end())?;
+            if let Some(Hex(process)) = breakpoint.process {
+                writeln!(out, "     Match process data {}", self.width.tick(process))?;
+            }
+            if let Some(Hex(thread)) = breakpoint.thread {
+                writeln!(out, "     Match thread data {}", self.width.tick(thread))?;
+            }
+            if let Some(condition) = &breakpoint.condition {
+                writeln!(out, "     Condition: {}", visible_name(condition))?;
+            }
+        }
+        Ok(())
+    }
+}

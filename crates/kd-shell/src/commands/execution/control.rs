@@ -1,0 +1,53 @@
+//! Commands that let the target run, stop it, or end the session.
+
+use crate::command::{Action, CommandInfo, Control};
+
+pub(in crate::commands) const GO: CommandInfo = CommandInfo {
+    names: &["g", "gc"],
+    usage: "g",
+    help: "let the target run",
+    details: "In a batch or a script it returns at once; see .wait, .sleep and .break.",
+    action: Action::Control(Control::Go),
+};
+
+pub(in crate::commands) const BREAK: CommandInfo = CommandInfo {
+    names: &[".break"],
+    usage: ".break",
+    help: "break in and wait until the target stands still",
+    details: "At a terminal Ctrl+C does the same. In a loop (.for, .while, .foreach), when the target stands still already, it \
+              ends the loop, as kd's .break does.",
+    action: Action::Control(Control::Break),
+};
+
+pub(in crate::commands) const CONTINUE: CommandInfo = CommandInfo {
+    names: &[".continue"],
+    usage: ".continue",
+    help: "go on with a loop's next round",
+    details: "",
+    action: Action::Control(Control::Continue),
+};
+
+pub(in crate::commands) const WAIT: CommandInfo = CommandInfo {
+    names: &[".wait"],
+    usage: ".wait [milliseconds]",
+    help: "wait until the target stops by itself",
+    details: "Without a time it waits for ever; Ctrl+C ends the wait. The number is hexadecimal unless prefixed (0n1000).",
+    action: Action::Control(Control::Wait),
+};
+
+pub(in crate::commands) const SLEEP: CommandInfo = CommandInfo {
+    names: &[".sleep"],
+    usage: ".sleep milliseconds",
+    help: "wait",
+    details: "The number is hexadecimal unless prefixed: .sleep 0n1000 waits a second.",
+    action: Action::Control(Control::Sleep),
+};
+
+pub(in crate::commands) const QUIT: CommandInfo = CommandInfo {
+    names: &["q", "qd", "qq"],
+    usage: "q [-halted]",
+    help: "end the session; the target runs on",
+    details: "This differs from kd, whose q leaves the target frozen. q -halted does that: the target stands still until \
+              another debugger comes.",
+    action: Action::Control(Control::Quit),
+};

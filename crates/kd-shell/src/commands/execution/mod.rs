@@ -1,0 +1,9 @@
+//! Running, stopping, registers, stacks, processes.
+
+pub(in crate::commands) mod breakpoints;
+pub(in crate::commands) mod control;
+pub(in crate::commands) mod process;
+pub(in crate::commands) mod registers;
+pub(in crate::commands) mod stack;
+pub(in crate::commands) mod step;
+pub(in crate::commands) mod unassemble;

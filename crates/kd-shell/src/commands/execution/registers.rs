@@ -1,0 +1,301 @@
+//! `r [register [= value]]` and `~Ns`: registers of the current processor, and which one that is.
+//!
+//! ```text
+//! rax=000000000000c301 rbx=ffffe00173eed880 rcx=0000000000000001
+//! ...
+//! iopl=0         nv up ei pl nz na pe nc
+//! cs=0010  ss=0018  ds=002b  es=002b  fs=0053  gs=002b             efl=00000202
+//! nt!DbgBreakPointWithStatus:
+//! fffff803`bb757020 cc              int     3
+//! ```
+
+use std::fmt::{self, Write};
+
+use serde::Serialize;
+
+use super::unassemble::at_counter;
+use crate::answer::{Reply, Text};
+use crate::command::{Action, CommandInfo, usage};
+use crate::error::CommandError;
+use crate::grammar::expression::evaluate_all;
+use crate::registers::{AMD64, ARM64, I386, Registers, find};
+use crate::session::Context;
+use crate::text::{Hex, visible_name};
+
+pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
+    names: &["r"],
+    usage: "r [register[=value]] [, register ...]",
+    help: "show or set registers of the current processor",
+    details: "~1s makes another processor the current one. $t0 to $t19 hold numbers of your own. Registers of the target \
+              are set\nonly when writing is allowed (.allow_write on).",
+    action: Action::Answer(run),
+};
+
+pub(in crate::commands) const PROCESSOR: CommandInfo = CommandInfo {
+    names: &["~"],
+    usage: "~[number s]",
+    help: "choose the current processor, whose registers and stack are shown",
+    details: "~1s chooses processor 1; ~ alone says which one is current.",
+    action: Action::Answer(processor),
+};
+
+#[derive(Serialize)]
+struct Shown {
+    processor: u16,
+    registers: Vec<Value>,
+    #[serde(skip)]
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Value {
+    name: String,
+    value: Hex,
+}
+
+/// The general registers and flags that `r` alone shows.
+const ALL: [(u16, &[&str]); 3] = [
+    (
+        AMD64,
+        &[
+            "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rip", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
+            "r14", "r15", "cs", "ss", "ds", "es", "fs", "gs", "efl",
+        ],
+    ),
+    (I386, &["eax", "ebx", "ecx", "edx", "esi", "edi", "eip", "esp", "ebp", "cs", "ss", "ds", "es", "fs", "gs", "efl"]),
+    (
+        ARM64,
+        &[
+            "x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15",
+            "x16", "x17", "x18", "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "fp", "lr",
+            "sp", "pc", "cpsr",
+        ],
+    ),
+];
+
+fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let text = context.arguments.trim();
+    if !text.is_empty() {
+        return some(context, text);
+    }
+    let kernel = context.kernel()?;
+    let machine = kernel.version().machine;
+    let registers = Registers::read(kernel)?;
+    let names = ALL.iter().find(|(known, _)| *known == machine).map_or(&[][..], |(_, names)| names);
+    let mut values = Vec::new();
+    for name in names {
+        let value = registers
+            .get(name)
+            .ok_or_else(|| CommandError::Failed("the target's context record is too short for its registers".into()))?;
+        values.push(Value { name: name.to_string(), value: Hex(value) });
+    }
+    let mut text = layout(machine, &values);
+    text.push_str(&at_counter(context, registers.get("$ip").unwrap_or_default())?);
+    Ok(Reply::new(Shown { processor: kernel.processor(), registers: values, text }))
+}
+
+/// `r rax, rbx`, `r rax=1`
+fn some(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
+    if let Some((name, value)) = text.split_once('=') {
+        let (name, value) = (name.trim(), evaluate_all(value, &mut context.scope())?);
+        set(context, name.strip_prefix('@').unwrap_or(name), value)?;
+        let processor = context.kernel().map_or(0, |kernel| kernel.processor());
+        return Ok(Reply::new(Shown { processor, registers: Vec::new(), text: String::new() }));
+    }
+    let mut shown = Shown { processor: 0, registers: Vec::new(), text: String::new() };
+    for name in text.split([',', ' ']).filter(|name| !name.is_empty()) {
+        let name = name.strip_prefix('@').unwrap_or(name).to_ascii_lowercase();
+        let value = match temporary(&name) {
+            Some(number) => context.session.temporaries[number],
+            None => {
+                let kernel = context.kernel()?;
+                shown.processor = kernel.processor();
+                match crate::registers::value(kernel, &name) {
+                    Ok(Some(value)) => value,
+                    Ok(None) => return Err(bad_register(&name)),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        let digits = match context.kernel() {
+            Ok(kernel) => {
+                find(kernel.version().machine, &name).map_or(2 * kernel.width().bytes(), |(_, _, size)| 2 * size)
+            }
+            Err(_) => 16,
+        };
+        let _ = writeln!(shown.text, "{name}={value:0digits$x}");
+        shown.registers.push(Value { name, value: Hex(value) });
+    }
+    Ok(Reply::new(shown))
+}
+
+fn bad_register(name: &str) -> CommandError {
+    CommandError::Usage(format!("Bad register error at '{}'", visible_name(name)))
+}
+
+/// The number of `$t0` to `$t19`.
+pub(crate) fn temporary(name: &str) -> Option<usize> {
+    let number = name.strip_prefix("$t").or_else(|| name.strip_prefix("$T"))?.parse().ok()?;
+    (number < crate::session::TEMPORARIES).then_some(number)
+}
+
+fn set(context: &mut Context<'_>, name: &str, value: u64) -> Result<(), CommandError> {
+    if let Some(number) = temporary(name) {
+        context.session.temporaries[number] = value;
+        return Ok(());
+    }
+    let kernel = context.kernel()?;
+    if find(kernel.version().machine, name).is_none() {
+        return Err(bad_register(name));
+    }
+    context.session.check_writing()?;
+    let changed = Registers::read(kernel)?.set(name, value).ok_or_else(|| bad_register(name))?;
+    Ok(kernel.set_context(kernel.processor(), changed)?)
+}
+
+/// kd's lines of all registers.
+fn layout(machine: u16, values: &[Value]) -> String {
+    let get = |name: &str| values.iter().find(|value| value.name == name).map_or(0, |value| value.value.0);
+    let mut text = String::new();
+    let segments = |text: &mut String| {
+        for name in ["cs", "ss", "ds", "es", "fs", "gs"] {
+            let _ = write!(text, "{name}={:04x}  ", get(name));
+        }
+        let _ = writeln!(text, "           efl={:08x}", get("efl"));
+    };
+    match machine {
+        AMD64 => {
+            for row in [
+                &["rax", "rbx", "rcx"][..],
+                &["rdx", "rsi", "rdi"],
+                &["rip", "rsp", "rbp"],
+                &["r8", "r9", "r10"],
+                &["r11", "r12", "r13"],
+                &["r14", "r15"],
+            ] {
+                let row: Vec<String> = row.iter().map(|name| format!("{name:>3}={:016x}", get(name))).collect();
+                let _ = writeln!(text, "{}", row.join(" "));
+            }
+            let _ = writeln!(text, "{}", flags(machine, get("efl")));
+            segments(&mut text);
+        }
+        I386 => {
+            let row =
+                |names: &[&str]| -> String { names.iter().map(|name| format!("{name}={:08x} ", get(name))).collect() };
+            let _ = writeln!(text, "{}", row(&["eax", "ebx", "ecx", "edx", "esi", "edi"]).trim_end());
+            let _ = writeln!(text, "{}{}", row(&["eip", "esp", "ebp"]), flags(machine, get("efl")));
+            segments(&mut text);
+        }
+        _ => {
+            for row in values.chunks(4) {
+                let row: Vec<String> =
+                    row.iter().map(|value| format!("{:>4}={:016x}", value.name, value.value.0)).collect();
+                let _ = writeln!(text, "{}", row.join(" "));
+            }
+        }
+    }
+    text
+}
+
+/// `iopl=0         nv up ei pl nz na pe nc`. kd's words for parity are the wrong way round on x64: with 202, where the
+/// flag is clear, it says pe there and po on x86.
+fn flags(machine: u16, efl: u64) -> String {
+    let (even, odd) = if machine == AMD64 { ("po", "pe") } else { ("pe", "po") };
+    let flag = |bit: u32, set: &'static str, clear: &'static str| if efl >> bit & 1 != 0 { set } else { clear };
+    format!(
+        "iopl={} {} {} {} {} {} {} {} {} {} {}",
+        efl >> 12 & 3,
+        flag(20, "vip", "   "),
+        flag(19, "vif", "   "),
+        flag(11, "ov", "nv"),
+        flag(10, "dn", "up"),
+        flag(9, "ei", "di"),
+        flag(7, "ng", "pl"),
+        flag(6, "zr", "nz"),
+        flag(4, "ac", "na"),
+        flag(2, even, odd),
+        flag(0, "cy", "nc")
+    )
+}
+
+fn processor(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let kernel = context.kernel()?;
+    let text = context.arguments.trim();
+    if let Some(number) = text.strip_suffix(['s', 'S']) {
+        // Processors are counted in decimal.
+        let number = number.trim().parse().map_err(|_| usage(&PROCESSOR, format!("'{text}' names no processor")))?;
+        kernel.set_processor(number)?;
+    } else if !text.is_empty() {
+        return Err(usage(&PROCESSOR, format!("'{text}' is not understood")));
+    }
+    let processor = kernel.processor();
+    // Choosing is silent, as in kd: the prompt says it.
+    let text = if text.is_empty() {
+        format!("processor {processor} of {}\n", kernel.stop().processors)
+    } else {
+        String::new()
+    };
+    Ok(Reply::new(Shown { processor, registers: Vec::new(), text }))
+}
+
+impl Text for Shown {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        out.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_registers() {
+        let values: Vec<Value> = [
+            ("rax", 0xc301),
+            ("rbx", 0xffffe00173eed880),
+            ("rcx", 1),
+            ("rdx", 0xd800000000),
+            ("rsi", 0xffffe00173eed8e0),
+            ("rdi", 0xffffe00173eed8f0),
+            ("rip", 0xfffff803bb757020),
+            ("rsp", 0xffffd001f01f8988),
+            ("rbp", 0xffffe00173f0b620),
+            ("r8", 0x3e),
+            ("r9", 0xffffe00167a4a000),
+            ("r10", 0x1e),
+            ("r11", 0xffffd001f01f88f8),
+            ("r12", 0),
+            ("r13", 0xffffd001f01efdc0),
+            ("r14", 1),
+            ("r15", 0),
+            ("cs", 0x10),
+            ("ss", 0x18),
+            ("ds", 0x2b),
+            ("es", 0x2b),
+            ("fs", 0x53),
+            ("gs", 0x2b),
+            ("efl", 0x202),
+        ]
+        .map(|(name, value)| Value { name: name.into(), value: Hex(value) })
+        .into();
+        let expected = "\
+rax=000000000000c301 rbx=ffffe00173eed880 rcx=0000000000000001
+rdx=000000d800000000 rsi=ffffe00173eed8e0 rdi=ffffe00173eed8f0
+rip=fffff803bb757020 rsp=ffffd001f01f8988 rbp=ffffe00173f0b620
+ r8=000000000000003e  r9=ffffe00167a4a000 r10=000000000000001e
+r11=ffffd001f01f88f8 r12=0000000000000000 r13=ffffd001f01efdc0
+r14=0000000000000001 r15=0000000000000000
+iopl=0         nv up ei pl nz na pe nc
+cs=0010  ss=0018  ds=002b  es=002b  fs=0053  gs=002b             efl=00000202
+";
+        assert_eq!(layout(AMD64, &values), expected);
+    }
+
+    #[test]
+    fn flags_are_told() {
+        assert_eq!(flags(I386, 0x246), "iopl=0         nv up ei pl zr na pe nc");
+        assert_eq!(flags(I386, 0x202), "iopl=0         nv up ei pl nz na po nc");
+        assert_eq!(flags(AMD64, 0x246), "iopl=0         nv up ei pl zr na po nc");
+        assert_eq!(flags(I386, 0x3e97), "iopl=3         ov dn ei ng nz ac pe cy");
+    }
+}

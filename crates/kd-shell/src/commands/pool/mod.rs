@@ -1,0 +1,9 @@
+//! The pool: tags, blocks, pages, lists.
+
+pub(in crate::commands) mod lookaside;
+pub(in crate::commands) mod pool_find;
+pub(in crate::commands) mod pool_page;
+pub(in crate::commands) mod pool_top;
+pub(in crate::commands) mod pool_used;
+pub(in crate::commands) mod pool_val;
+pub(in crate::commands) mod virtual_memory;

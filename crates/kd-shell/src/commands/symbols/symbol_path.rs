@@ -1,0 +1,101 @@
+//! `.sympath`, `.symfix`: where symbols are looked for.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::answer::{Reply, Text};
+use crate::banner;
+use crate::command::{Action, CommandInfo};
+use crate::error::CommandError;
+use crate::session::Context;
+use crate::symbols::{PathElement, PathState};
+
+pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
+    names: &[".sympath", ".sympath+"],
+    usage: ".sympath[+] [path]",
+    help: "show, set or extend the symbol path",
+    details: "Elements are separated by semicolons, so the path goes between quotes on a line with other commands. An \
+              element is\na directory, a symbol store, srv*DIRECTORY*URL, or cache*DIRECTORY, which keeps what the elements \
+              after it find.\nA server is asked when a command needs a file; one that cannot be reached is not tried \
+              again before the path is set anew.",
+    action: Action::Answer(run),
+};
+
+pub(in crate::commands) const FIX: CommandInfo = CommandInfo {
+    names: &[".symfix"],
+    usage: ".symfix [directory]",
+    help: "set the symbol path to Microsoft's symbol server",
+    details: "The directory keeps what was fetched.",
+    action: Action::Answer(fix),
+};
+
+const MICROSOFT: &str = "https://msdl.microsoft.com/download/symbols";
+
+#[derive(Serialize)]
+struct Path {
+    path: String,
+    expanded: String,
+    elements: Vec<PathElement>,
+    #[serde(skip)]
+    changed: bool,
+}
+
+fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let path = context.arguments.trim().trim_matches('"');
+    if path.is_empty() {
+        return Ok(answer(context, false));
+    }
+    let old = context.session.symbols.source().path().to_string();
+    let new = match context.word {
+        ".sympath+" if !old.is_empty() => format!("{old};{path}"),
+        _ => path.to_string(),
+    };
+    context.session.symbols.set_path(&new).map_err(CommandError::Failed)?;
+    let mut reply = answer(context, true);
+    match check(&context.session.symbols.source().check()) {
+        Ok(warning) => reply.warnings.extend(warning),
+        Err(error) => reply.failure = Some(error),
+    }
+    Ok(reply)
+}
+
+fn fix(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let path = match context.arguments.trim() {
+        "" => "srv*".to_string(),
+        directory => format!("srv*{directory}*{MICROSOFT}"),
+    };
+    context.session.symbols.set_path(&path).map_err(CommandError::Failed)?;
+    Ok(answer(context, true))
+}
+
+fn answer(context: &Context<'_>, changed: bool) -> Reply {
+    let source = context.session.symbols.source();
+    Reply::new(Path { path: source.path().into(), expanded: source.expanded(), elements: source.check(), changed })
+}
+
+/// One line about the elements that do not exist: a warning when the others may have what is needed.
+pub(crate) fn check(elements: &[PathElement]) -> Result<Option<String>, CommandError> {
+    let missing = elements.iter().filter(|element| element.state == PathState::Error);
+    let missing: Vec<&str> = missing.map(|element| element.location.as_str()).collect();
+    let line = format!("the symbol path has what does not exist: {}", missing.join("; "));
+    match missing.len() {
+        0 => Ok(None),
+        count if count == elements.len() => Err(CommandError::Failed(line)),
+        _ => Ok(Some(line)),
+    }
+}
+
+impl Text for Path {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        if self.path.is_empty() {
+            return out.write_str(&banner::symbol_path("", &[]));
+        }
+        writeln!(out, "Symbol search path is: {}", self.path)?;
+        writeln!(out, "Expanded Symbol search path is: {}", self.expanded)?;
+        match self.changed {
+            true => out.write_str(&banner::path_validation(&self.elements)),
+            false => Ok(()),
+        }
+    }
+}
