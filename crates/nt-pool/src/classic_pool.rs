@@ -16,6 +16,7 @@ use std::ops::Range;
 
 use nt_memory::{Fault, PAGE_SIZE, read_sparse};
 
+use crate::build::{WINDOWS_8, WINDOWS_10};
 use crate::kernel::{Variable, little_endian};
 use crate::lists::{note, slist_first};
 use crate::lookaside::{control_blocks, pool_arrays};
@@ -33,10 +34,6 @@ const PAGED_START_WINDOWS_8: u64 = 0xffff_c000_0000_0000;
 /// The same from Windows 8 to 10 1511: where the next region begins. Page tables tell what is there.
 const NONPAGED_END_WINDOWS_8: u64 = 0xffff_f000_0000_0000;
 const PAGED_END_WINDOWS_8: u64 = 0xffff_cf80_0000_0000;
-
-/// The first builds of Windows 8 and of Windows 10.
-const WINDOWS_8: u16 = 9200;
-const WINDOWS_10: u16 = 10240;
 
 /// No pool is larger than all memory that x64 kernels of these versions can have addresses for.
 const MAX_RANGE: u64 = 1 << 45;

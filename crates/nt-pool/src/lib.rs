@@ -8,6 +8,8 @@
 
 pub mod around;
 pub mod big_pages;
+pub mod build;
+pub mod checks;
 mod classic_pool;
 pub mod history;
 mod kernel;

@@ -13,6 +13,7 @@
 
 use nt_memory::PAGE_SIZE;
 
+use crate::build::WINDOWS_8;
 use crate::kernel::{Variable, little_endian};
 use crate::pool_header::{Header, Headers};
 use crate::{Kernel, PoolError, Tag};
@@ -62,9 +63,6 @@ pub struct PoolPage {
 
 const QUOTA: u8 = 8;
 
-/// The first build that stores a block's process encoded.
-const ENCODED_PROCESS: u16 = 9200;
-
 /// The page that `address` lies in.
 pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<PoolPage, PoolError> {
     let address = address & !(PAGE_SIZE - 1);
@@ -109,7 +107,7 @@ pub(crate) fn block(
         // No room in the header: the block's last pointer.
         None => little_endian(&bytes[bytes.len().saturating_sub(kernel.pointer_size.into())..]),
     };
-    let process = if in_header.is_some() && kernel.build >= ENCODED_PROCESS && stored != 0 {
+    let process = if in_header.is_some() && kernel.build >= WINDOWS_8 && stored != 0 {
         let key = match *cookie {
             Some(key) => key,
             None => *cookie.insert(read_cookie(kernel)?),

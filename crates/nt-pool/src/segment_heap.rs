@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use nt_memory::{Fault, ReadError, Sparse, read_sparse};
 
+use crate::build::{WINDOWS_10_1803, WINDOWS_10_1809, WINDOWS_10_1903};
 use crate::kernel::{Variable, little_endian};
 use crate::lists::{elements, follow, links_at, note, slist_first};
 use crate::page_tables;
@@ -44,20 +45,15 @@ const MAX_DESCRIPTORS: u64 = 256;
 /// Segments lie at multiples of their size.
 const SEGMENT_SIZES: [u64; 2] = [1 << 20, 16 << 20];
 
-/// The first builds whose pool can be a segment heap, and the first that has no other.
-const FIRST: u16 = 17134;
-const SECOND: u16 = 17763;
-const ONLY: u16 = 18362;
-
 /// Whether this kernel's pool is a segment heap.
 pub fn is_segment_heap(kernel: &Kernel<'_>) -> Result<bool, PoolError> {
     match kernel.build {
-        ..FIRST => Ok(false),
-        FIRST..SECOND => {
+        ..WINDOWS_10_1803 => Ok(false),
+        WINDOWS_10_1803..WINDOWS_10_1809 => {
             let Some(address) = kernel.find_symbol("ExpHeapBackedPoolEnabled") else { return Ok(false) };
             Ok(kernel.gather(&[Variable { address, size: 1 }])?.remove(0)? != 0)
         }
-        SECOND..ONLY => {
+        WINDOWS_10_1809..WINDOWS_10_1903 => {
             let Some(address) = kernel.find_symbol("ExpHeapBackedPoolEnabledState") else { return Ok(true) };
             Ok(kernel.gather(&[Variable { address, size: 4 }])?.remove(0)? != 0)
         }

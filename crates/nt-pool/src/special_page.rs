@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use nt_memory::PAGE_SIZE;
 
+use crate::build::{WINDOWS_10_1903, WINDOWS_11_24H2};
 use crate::kernel::little_endian;
 use crate::{Kernel, PoolError, PoolKind, Tag};
 
@@ -33,9 +34,6 @@ pub struct SpecialBlock {
     pub overwritten: Vec<u64>,
 }
 
-/// The first build whose special pool is a segment heap.
-const HEAP_BACKED: u16 = 18362;
-
 /// Decodes the page that `address` lies in, if it is a page of special pool by the looks of its header.
 pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<Option<SpecialBlock>, PoolError> {
     let address = address & !(PAGE_SIZE - 1);
@@ -51,7 +49,7 @@ pub fn decode(kernel: &Kernel<'_>, address: u64, page: &[u8]) -> Option<SpecialB
     }
     let room = 2 * usize::from(kernel.pointer_size);
     let ends_page = block_at_end(kernel, address, page, room);
-    let starts_page = (kernel.build < HEAP_BACKED).then(|| block_at_start(kernel, address, page, room)).flatten();
+    let starts_page = (kernel.build < WINDOWS_10_1903).then(|| block_at_start(kernel, address, page, room)).flatten();
     // Where both could be, the one whose filling is whole is meant.
     match (ends_page, starts_page) {
         (Some(one), Some(other)) if other.overwritten.len() < one.overwritten.len() => Some(other),
@@ -98,7 +96,7 @@ impl Header {
         // Before the segment heap the fill byte is odd and what is above it is not used; the header's last eight bytes
         // never are.
         let plausible = (1..=PAGE_SIZE as usize - room).contains(&size)
-            && (kernel.build >= HEAP_BACKED || bits & 0xff01_0000 == 0x1_0000)
+            && (kernel.build >= WINDOWS_10_1903 || bits & 0xff01_0000 == 0x1_0000)
             && tag.key() != 0
             && bytes[8..room.max(8)].iter().all(|byte| *byte == 0);
         plausible.then_some(Header { bits, size, tag })
@@ -126,7 +124,7 @@ impl Header {
         let at = |offset: usize| address.wrapping_add(offset as u64);
         let overwritten = filling.iter().cloned().flatten().filter(|i| page[*i] != fill);
         // Windows 11 24H2 marks cache-aligned blocks with the bit that meant session.
-        let session = kernel.build < 26100 && self.bits & 0x2000 != 0;
+        let session = kernel.build < WINDOWS_11_24H2 && self.bits & 0x2000 != 0;
         let pool_type = u32::from(self.bits & 0x8000 != 0) | if session { 0x20 } else { 0 };
         SpecialBlock {
             header: at(header),

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use nt_memory::{Fault, Sparse};
 
+use crate::build::WINDOWS_7;
 use crate::kernel::{Gather, Variable, little_endian};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
@@ -278,7 +279,7 @@ impl Places {
 pub(crate) fn processors(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
     let Some(address) = kernel.find_symbol("KeNumberProcessors") else { return Ok(None) };
     let room = kernel.room("KeNumberProcessors").unwrap_or(4);
-    let size = if kernel.build < 7600 || room < 4 { 1 } else { 4 };
+    let size = if kernel.build < WINDOWS_7 || room < 4 { 1 } else { 4 };
     Ok(kernel.gather(&[Variable { address, size }])?.remove(0).ok())
 }
 

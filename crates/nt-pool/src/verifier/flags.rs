@@ -1,6 +1,8 @@
 //! The verifier's option bits in kd's words, of which there are two generations: that of Windows 7's debugger and that
 //! of 8.1's and later, which lists what the target's version knows.
 
+use crate::build::{WINDOWS_8, WINDOWS_8_1};
+
 /// One option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flag {
@@ -22,18 +24,18 @@ const FLAGS: [(u32, &str, bool, u16); 21] = [
     (0x80, "DMA checking", true, 0),
     (0x100, "Security checks", true, 0),
     (0x800, "Miscellaneous checks", true, 0),
-    (0x2_0000, "DDI compliance checking", true, 9200),
+    (0x2_0000, "DDI compliance checking", true, WINDOWS_8),
     (0x4, "Randomized low resources simulation", false, 0),
     (0x200, "Force pending I/O requests", false, 0),
     (0x400, "IRP logging", false, 0),
-    (0x2000, "Invariant MDL checking for stack", false, 9200),
-    (0x4000, "Invariant MDL checking for driver", false, 9200),
-    (0x8000, "Power framework delay fuzzing", false, 9200),
-    (0x4_0000, "Systematic low resources simulation", false, 9600),
-    (0x8_0000, "DDI compliance checking (additional)", false, 9600),
-    (0x20_0000, "NDIS/WIFI verification", false, 9600),
-    (0x80_0000, "Kernel synchronization delay fuzzing", false, 9600),
-    (0x100_0000, "VM switch verification", false, 9600),
+    (0x2000, "Invariant MDL checking for stack", false, WINDOWS_8),
+    (0x4000, "Invariant MDL checking for driver", false, WINDOWS_8),
+    (0x8000, "Power framework delay fuzzing", false, WINDOWS_8),
+    (0x4_0000, "Systematic low resources simulation", false, WINDOWS_8_1),
+    (0x8_0000, "DDI compliance checking (additional)", false, WINDOWS_8_1),
+    (0x20_0000, "NDIS/WIFI verification", false, WINDOWS_8_1),
+    (0x80_0000, "Kernel synchronization delay fuzzing", false, WINDOWS_8_1),
+    (0x100_0000, "VM switch verification", false, WINDOWS_8_1),
 ];
 
 const FLAGS_WINDOWS_7: [(u32, &str); 9] = [

@@ -1,0 +1,195 @@
+//! Books that have to balance: what a decoder found, against what a second witness in the target says.
+//!
+//! Decoders and the machines that test them can share a mistake; a real machine does not. So each walk of the pool
+//! counts, from bytes that it has read anyway, what some other structure of the target counts too. A picture of the
+//! target that is wrong shows up here as a number that differs, on the machine in front of the user, before anybody
+//! believes a list of blocks or a verdict.
+
+use std::fmt;
+
+/// One book, for the whole of a walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Check {
+    pub name: Book,
+    /// What the second witness says; the unit is the book's.
+    pub expected: u64,
+    /// What was found.
+    pub found: u64,
+    /// Whether they agree everywhere. Two differences that cancel each other out in the sums are differences still.
+    pub ok: bool,
+    /// The address of the first structure at which they differ.
+    pub place: Option<u64>,
+}
+
+impl Check {
+    /// A book that was balanced in one place only.
+    pub fn new(name: Book, expected: u64, found: u64, place: u64) -> Check {
+        let ok = expected == found;
+        Check { name, expected, found, ok, place: (!ok).then_some(place) }
+    }
+}
+
+/// "VS chunks in step: 1047 expected, 1046 found, first at ffffc986cb6f2030".
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} expected, {} found", self.name, self.expected, self.found)?;
+        match self.place {
+            Some(place) => write!(f, ", first at {place:016x}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is counted twice. The numbers of signatures and the like count structures: those looked at, and those that are
+/// as they should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Book {
+    /// `_SEGMENT_HEAP.Signature` of the heaps that the pool's nodes lead to.
+    HeapSignatures,
+    /// `_HEAP_PAGE_SEGMENT.Signature`: the segment's context, hidden by its address and the heap's key.
+    SegmentSignatures,
+    /// First descriptors of runs of pages in use: `TreeSignature`, and a size that the segment has room for.
+    RangeDescriptors,
+    /// Units of segments whose descriptor says that they are in use, against those that the runs have together.
+    RangeUnits,
+    /// `_HEAP_VS_SUBSEGMENT.Signature` against its size.
+    VsSignatures,
+    /// `UnsafePrevSize` of a VS chunk against the size of the chunk before it.
+    VsChunkSizes,
+    /// VS chunks in use that have no entry in the table of large allocations, against those with a pool header that
+    /// fits them.
+    VsPoolHeaders,
+    /// `_HEAP_LFH_SUBSEGMENT`: sizes and counts, decoded, fit the subsegment's range.
+    LfhOffsets,
+    /// LFH blocks in use: `BlockCount - FreeCount` against the bitmap.
+    LfhBlocksInUse,
+    /// LFH blocks in use against those whose pool header fits its block.
+    LfhPoolHeaders,
+    /// Committed pages: `_SEGMENT_HEAP.MemStats` against what the segments' descriptors count.
+    HeapCommittedPages,
+    /// Large allocations in use, by the table, against those that lie in a heap that is known. Those that are too large
+    /// for a segment are not counted.
+    LargeInHeaps,
+    /// Large allocations in use against those that the kernel's hash leads to.
+    LargeHash,
+    /// Lists of freed blocks against those that are plausible as a whole.
+    FreedLists,
+    /// Special pool: pages in use against those that hold a header that fits.
+    SpecialPages,
+}
+
+impl Book {
+    /// The name in JSON and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Book::HeapSignatures => "heap-signatures",
+            Book::SegmentSignatures => "segment-signatures",
+            Book::RangeDescriptors => "range-descriptors",
+            Book::RangeUnits => "range-units",
+            Book::VsSignatures => "vs-signatures",
+            Book::VsChunkSizes => "vs-chunk-sizes",
+            Book::VsPoolHeaders => "vs-pool-headers",
+            Book::LfhOffsets => "lfh-offsets",
+            Book::LfhBlocksInUse => "lfh-blocks-in-use",
+            Book::LfhPoolHeaders => "lfh-pool-headers",
+            Book::HeapCommittedPages => "heap-committed-pages",
+            Book::LargeInHeaps => "large-in-heaps",
+            Book::LargeHash => "large-hash",
+            Book::FreedLists => "freed-lists",
+            Book::SpecialPages => "special-pages",
+        }
+    }
+
+    /// Whether the rule was measured on live machines, so that a difference means that the answer cannot be trusted. The
+    /// others are inferred from names and layouts: their difference is worth a report and decides nothing.
+    pub fn is_proven(self) -> bool {
+        !matches!(self, Book::RangeUnits | Book::HeapCommittedPages | Book::LargeHash)
+    }
+}
+
+/// As it is said to people.
+impl fmt::Display for Book {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Book::HeapSignatures => "heaps with their signature",
+            Book::SegmentSignatures => "segments with the signature of their heap",
+            Book::RangeDescriptors => "descriptors of runs of pages that make sense",
+            Book::RangeUnits => "units of segments in use",
+            Book::VsSignatures => "VS subsegments with the signature of their size",
+            Book::VsChunkSizes => "VS chunks in step",
+            Book::VsPoolHeaders => "VS chunks in use with a pool header",
+            Book::LfhOffsets => "LFH subsegments whose sizes fit",
+            Book::LfhBlocksInUse => "LFH blocks in use",
+            Book::LfhPoolHeaders => "LFH blocks in use with a pool header",
+            Book::HeapCommittedPages => "committed pages of the heaps",
+            Book::LargeInHeaps => "large allocations that lie in a known heap",
+            Book::LargeHash => "large allocations where the kernel's hash leads",
+            Book::FreedLists => "lists of freed blocks that are plausible",
+            Book::SpecialPages => "pages of special pool with a header",
+        })
+    }
+}
+
+/// The books of one walk while it goes on; each book once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Books {
+    checks: Vec<Check>,
+}
+
+impl Books {
+    /// Adds what was counted of the structure at `place`.
+    pub fn count(&mut self, name: Book, expected: u64, found: u64, place: u64) {
+        self.add(Check::new(name, expected, found, place));
+    }
+
+    /// Adds one structure that is as it should be, or is not.
+    pub fn hold(&mut self, name: Book, holds: bool, place: u64) {
+        self.count(name, 1, holds.into(), place);
+    }
+
+    pub fn add(&mut self, check: Check) {
+        match self.checks.iter_mut().find(|known| known.name == check.name) {
+            Some(known) => {
+                known.expected = known.expected.saturating_add(check.expected);
+                known.found = known.found.saturating_add(check.found);
+                known.ok &= check.ok;
+                known.place = known.place.or(check.place);
+            }
+            None => self.checks.push(check),
+        }
+    }
+
+    pub fn extend(&mut self, checks: impl IntoIterator<Item = Check>) {
+        checks.into_iter().for_each(|check| self.add(check));
+    }
+
+    /// In the order of [`Book`]. A book that nothing was counted of is not there: nothing is known of it.
+    pub fn checks(mut self) -> Vec<Check> {
+        self.checks.sort_by_key(|check| check.name);
+        self.checks
+    }
+}
+
+/// Whether every book balances whose rule is proven.
+pub fn balance(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.ok || !check.name.is_proven())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_that_cancel_out_are_differences() {
+        let mut books = Books::default();
+        books.count(Book::LfhBlocksInUse, 10, 9, 0x1000);
+        books.count(Book::LfhBlocksInUse, 10, 11, 0x2000);
+        books.hold(Book::HeapSignatures, true, 0x3000);
+        let checks = books.checks();
+        assert_eq!(checks[0], Check { name: Book::HeapSignatures, expected: 1, found: 1, ok: true, place: None });
+        let lfh = Check { name: Book::LfhBlocksInUse, expected: 20, found: 20, ok: false, place: Some(0x1000) };
+        assert_eq!(checks[1..], [lfh]);
+        assert!(!balance(&checks) && balance(&checks[..1]));
+        assert_eq!(lfh.to_string(), "LFH blocks in use: 20 expected, 20 found, first at 0000000000001000");
+    }
+}
