@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use nt_pool::Notes;
 use serde::Serialize;
 
 use crate::error::CommandError;
@@ -39,9 +40,10 @@ impl Reply {
         Self { answer: Box::new(answer), complete: true, warnings: Vec::new(), remarks: Vec::new(), failure: None }
     }
 
-    /// A result with `notes` about what is missing.
-    pub fn with_notes(answer: impl Answer + 'static, notes: Vec<String>) -> Self {
-        Self { complete: notes.is_empty(), warnings: notes, ..Self::new(answer) }
+    /// A result with what is to be known about it. Sentences alone are about what is missing.
+    pub fn with_notes(answer: impl Answer + 'static, notes: impl Into<Notes>) -> Self {
+        let notes = notes.into();
+        Self { complete: notes.is_complete(), warnings: notes.lines(), ..Self::new(answer) }
     }
 }
 

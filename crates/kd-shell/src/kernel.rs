@@ -2,6 +2,7 @@
 
 use kd_target::{Halted, Stop, TargetError, Version};
 use nt_memory::{Fault, Memory};
+use nt_pool::Notes;
 use nt_symbols::SymbolFile;
 
 use crate::text::Width;
@@ -22,7 +23,7 @@ pub struct Driver {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Drivers {
     pub drivers: Vec<Driver>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// Addresses of a 32-bit kernel are zero-extended here, whatever form they had on the wire.
@@ -120,7 +121,7 @@ impl Kernel for Halted {
             checksum: module.checksum,
             timestamp: module.time_date_stamp,
         };
-        Ok(Drivers { drivers: modules.modules.iter().map(driver).collect(), notes: modules.notes.clone() })
+        Ok(Drivers { drivers: modules.modules.iter().map(driver).collect(), notes: modules.notes.clone().into() })
     }
 
     fn driver_path(&self, base: u64) -> Result<Option<String>, Fault> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nt_memory::{Fault, ReadError};
-use nt_pool::PoolError;
 use nt_pool::unloaded::{self, UnloadedDrivers};
+use nt_pool::{Note, PoolError};
 use nt_symbols::{ImageFile, PdbId, SymbolFile, SymbolKind};
 
 use crate::kernel::{Driver, Drivers, Kernel};
@@ -504,9 +504,9 @@ impl<'a> Names<'a> {
     }
 
     /// What is missing from the lists of modules, of those that were looked at.
-    pub fn notes(&self) -> impl Iterator<Item = &String> {
-        let loaded = self.drivers.iter().flat_map(|drivers| &drivers.notes);
-        loaded.chain(self.unloaded.iter().flat_map(|unloaded| &unloaded.notes))
+    pub fn notes(&self) -> impl Iterator<Item = &Note> {
+        let loaded = self.drivers.iter().flat_map(|drivers| drivers.notes.iter());
+        loaded.chain(self.unloaded.iter().flat_map(|unloaded| unloaded.notes.iter()))
     }
 
     /// Runs `f` on the kernel's list of unloaded drivers, which is read the first time. `None`: it cannot be known.
@@ -523,14 +523,14 @@ impl<'a> Names<'a> {
         if self.unloaded.is_none() {
             self.unloaded = Some(match unloaded::drivers(&kernel) {
                 Ok(unloaded) => unloaded,
-                Err(error) => UnloadedDrivers { drivers: Vec::new(), notes: vec![no_fault(error)?] },
+                Err(error) => UnloadedDrivers { drivers: Vec::new(), notes: vec![no_fault(error)?].into() },
             });
         }
         let Some(unloaded) = &mut self.unloaded else { return Ok(None) };
         match f(&kernel, unloaded) {
             Ok(found) => Ok(Some(found)),
             Err(error) => {
-                unloaded.notes.push(no_fault(error)?);
+                unloaded.notes.missing(no_fault(error)?);
                 Ok(None)
             }
         }

@@ -148,10 +148,10 @@ impl Harvest {
         };
         let new: Vec<&Trace> = log.traces.iter().filter(is_new).collect();
         let read = new.iter().filter(|trace| place.index.wrapping_sub(trace.sequence) < written).count();
-        if read < written as usize || !log.notes.is_empty() {
+        if read < written as usize || !log.notes.is_complete() {
             self.complete = false;
             notes.push(format!("{} new records of the verifier's log could not be read", written as usize - read));
-            notes.extend(log.notes.iter().cloned());
+            notes.extend(log.notes.lines());
         }
         for age in (0..WITNESSES as usize).filter(|age| *age >= seen || changed[*age]) {
             // What its slot seemed to hold was half written, or of the round before.

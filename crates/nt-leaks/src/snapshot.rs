@@ -446,10 +446,10 @@ impl Snapshot {
         };
         let layout = kernel.layout("_POOL_TRACKER_TABLE");
         let size = layout.ok().and_then(|layout| layout.field("PagedFrees").map(|field| field.size));
-        if report.notes.is_empty() {
+        if report.notes.is_complete() {
             self.counter_bits = size.filter(|size| matches!(size, 4 | 8)).map(|size| 8 * size as u8);
         }
-        self.notes.extend(report.notes);
+        self.notes.extend(report.notes.lines());
         for row in report.tags {
             let (n, p) = (row.nonpaged, row.paged);
             let counters = Counters {
@@ -486,8 +486,8 @@ impl Snapshot {
     fn all_of(&mut self, what: &str, pages: Result<BigPages, PoolError>) -> Result<Vec<BigPage>, PoolError> {
         match pages {
             Ok(pages) => {
-                self.complete &= pages.notes.is_empty();
-                self.notes.extend(pages.notes);
+                self.complete &= pages.notes.is_complete();
+                self.notes.extend(pages.notes.lines());
                 Ok(pages.blocks)
             }
             Err(error) => {
@@ -512,8 +512,8 @@ impl Snapshot {
             Ok(found) => found,
             Err(error) => return self.note("small blocks", error),
         };
-        self.small_complete = found.complete;
-        self.notes.extend(found.notes);
+        self.small_complete = found.is_complete();
+        self.notes.extend(found.notes.lines());
         if let Some(at) = found.stopped {
             self.notes.push(format!("the search for small blocks ended at {at:016x}: those behind are not listed"));
         }
@@ -551,7 +551,7 @@ impl Snapshot {
             Err(PoolError::NoSymbol(_) | PoolError::NoType(_) | PoolError::NoField { .. }) => return Ok(()),
             Err(error) => return self.note("the verified drivers", error),
         };
-        self.notes.extend(drivers.notes);
+        self.notes.extend(drivers.notes.lines());
         for driver in &drivers.drivers {
             let tracked = match verifier::allocations(kernel, driver) {
                 Ok(tracked) => tracked,
@@ -560,10 +560,10 @@ impl Snapshot {
                     continue;
                 }
             };
-            if tracked.notes.is_empty() && driver.image.is_some() {
+            if tracked.notes.is_complete() && driver.image.is_some() {
                 self.tracked.push(driver.name.clone());
             }
-            self.notes.extend(tracked.notes);
+            self.notes.extend(tracked.notes.lines());
             for block in tracked.allocations {
                 if !self.wants(block.tag, None) {
                     continue;
@@ -605,7 +605,7 @@ impl Snapshot {
         };
         let mut newest = BTreeMap::new();
         if let Some(found) = &found {
-            self.notes.extend(found.notes.iter().cloned());
+            self.notes.extend(found.notes.lines());
             // The newest slot may be half written: an address, and nothing else yet.
             for trace in found.traces.iter().filter(|trace| trace.size != 0 || !trace.frames.is_empty()) {
                 newest.entry(trace.address).or_insert(trace);

@@ -12,7 +12,7 @@ use crate::segment_heap;
 use crate::sessions::{self, Sessions};
 use crate::small_blocks::{Area, Content, Formats, Kinds, LARGE_CHUNK};
 use crate::special_page::{self, SpecialBlock};
-use crate::{Kernel, PoolError, PoolKind, Tag};
+use crate::{Kernel, Notes, PoolError, PoolKind, Tag};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Around {
@@ -26,7 +26,7 @@ pub struct Around {
     /// Where the headers of the page make no sense.
     pub problem: Option<String>,
     pub readable: bool,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<Around, PoolError> {
         session: None,
         problem: None,
         readable: true,
-        notes: Vec::new(),
+        notes: Notes::default(),
     };
     let bytes = page_tables::read(kernel, page, PAGE_SIZE as usize)?;
     around.readable = bytes.is_complete();
@@ -110,7 +110,7 @@ fn in_sessions(kernel: &Kernel<'_>, address: u64, around: &mut Around) -> Result
 }
 
 fn in_classic_pool(kernel: &Kernel<'_>, bytes: &[u8], around: &mut Around) -> Result<(), PoolError> {
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     let regions = match classic_pool::regions(kernel, Kinds::ALL, &mut notes) {
         Ok(regions) => regions,
         Err(error) => {

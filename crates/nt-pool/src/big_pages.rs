@@ -12,7 +12,7 @@ use crate::kernel::Gather;
 use crate::record::{Member, Record};
 use crate::search::{Seek, Seeker, bulk_requests};
 use crate::table::{entries, note_holes, read_table};
-use crate::{Kernel, PoolError, PoolKind, Tag};
+use crate::{Kernel, Notes, PoolError, PoolKind, Tag};
 
 /// One entry of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct BigPages {
     pub table: Range<u64>,
     /// Slots in use, and slots freed that still hold their last allocation (`free`), in table order.
     pub blocks: Vec<BigPage>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// Of `POOL_FLAGS`: nonpaged, nonpaged executable, paged.
@@ -70,7 +70,7 @@ pub fn table(kernel: &Kernel<'_>) -> Result<Range<u64>, PoolError> {
 /// Reads the whole table. `wanted` filters by tag.
 pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<BigPages, PoolError> {
     let table = Table::read(kernel)?;
-    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Vec::new() };
+    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Notes::default() };
     table.bulk(kernel, 0, wanted, &mut found)?;
     table.check(kernel, &mut found.notes)?;
     Ok(found)
@@ -92,7 +92,7 @@ pub(crate) fn read_at(
         )));
     }
     let table = Table { entry, address, entries };
-    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Vec::new() };
+    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Notes::default() };
     table.bulk(kernel, 0, wanted, &mut found)?;
     Ok(found)
 }
@@ -101,7 +101,7 @@ pub(crate) fn read_at(
 /// instead of the whole table, and reads the rest in bulk as soon as that is cheaper.
 pub fn find(kernel: &Kernel<'_>, tag: Tag) -> Result<BigPages, PoolError> {
     let table = Table::read(kernel)?;
-    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Vec::new() };
+    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Notes::default() };
     table.search(kernel, tag, &mut found)?;
     table.check(kernel, &mut found.notes)?;
     Ok(found)
@@ -126,7 +126,7 @@ pub fn entry_containing(kernel: &Kernel<'_>, address: u64) -> Result<Option<BigP
     {
         return Ok(Some(page));
     }
-    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Vec::new() };
+    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Notes::default() };
     table.bulk(kernel, 0, &|_| true, &mut found)?;
     found.blocks.retain(|page| page.contains(address));
     found.blocks.sort_by_key(|page| page.free);
@@ -230,9 +230,9 @@ impl Table {
     }
 
     /// Says so when the table has been replaced since.
-    fn check(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<(), PoolError> {
+    fn check(&self, kernel: &Kernel<'_>, notes: &mut Notes) -> Result<(), PoolError> {
         if Self::variables(kernel, Kernel::gather_again)? != (self.address, self.entries) {
-            notes.push("the table of large allocations moved or grew while it was read; ask again".into());
+            notes.missing("the table of large allocations moved or grew while it was read; ask again");
         }
         Ok(())
     }
@@ -270,7 +270,7 @@ impl Table {
             .filter(|page| wanted(page.tag))
             .partition(|page| page.free || page.size > 0 && kernel.is_kernel_range(page.address, page.size));
         if let Some(page) = damaged.first() {
-            found.notes.push(format!(
+            found.notes.missing(format!(
                 "nt!PoolBigPageTable: {} entries are damaged and left out; the first is of {:#x} bytes at {:016x}",
                 damaged.len(),
                 page.size,
@@ -380,7 +380,7 @@ impl Table {
         if seeker.last == Some(Seek::None) {
             return Ok(freed);
         }
-        let mut found = BigPages { table: self.range(), blocks: Vec::new(), notes: Vec::new() };
+        let mut found = BigPages { table: self.range(), blocks: Vec::new(), notes: Notes::default() };
         self.bulk(kernel, 0, &|_| true, &mut found)?;
         found.blocks.retain(|page| page.address == address);
         Ok(found.blocks.into_iter().min_by_key(|page| page.free))

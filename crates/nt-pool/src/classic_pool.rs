@@ -24,7 +24,7 @@ use crate::page_tables::{PageTables, Resident};
 use crate::record::Record;
 use crate::segment_heap::Heaps;
 use crate::small_blocks::{Area, Content, Kinds};
-use crate::{Kernel, PoolError, PoolKind};
+use crate::{Kernel, Notes, PoolError, PoolKind};
 
 /// Fixed places of x64 kernels that have no variable for them (facts 4.1: Rekall; facts/peer-facts 5.1).
 const PAGED_START_WINDOWS_7: u64 = 0xffff_f8a0_0000_0000;
@@ -108,7 +108,7 @@ pub(crate) fn read_range(kernel: &Kernel<'_>, range: Range<u64>, pool: PoolKind)
 }
 
 /// The ranges of the wanted pools; a range that is not known is a note.
-pub(crate) fn regions(kernel: &Kernel<'_>, kinds: Kinds, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+pub(crate) fn regions(kernel: &Kernel<'_>, kinds: Kinds, notes: &mut Notes) -> Result<Vec<Region>, PoolError> {
     let mut regions = match kernel.pointer_size {
         4 => by_directory_entry(kernel, notes)?,
         _ if kernel.build >= WINDOWS_10 => by_region_table(kernel, notes)?,
@@ -138,7 +138,7 @@ fn addresses<const N: usize>(kernel: &Kernel<'_>, names: [&str; N]) -> Result<[u
 }
 
 /// Vista to 8.1 on x64.
-fn by_variables(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+fn by_variables(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<Region>, PoolError> {
     let [nonpaged, aligned, nonpaged_end, most, paged, paged_end, paged_size] = addresses(
         kernel,
         [
@@ -154,7 +154,7 @@ fn by_variables(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Regi
     let windows_8 = kernel.build >= WINDOWS_8;
     let kernel_address = |address: u64| Some(address).filter(|address| kernel.is_kernel_address(*address));
     let mut regions = Vec::new();
-    let mut add = |start: Option<u64>, end: Option<u64>, pool: PoolKind, notes: &mut Vec<String>| {
+    let mut add = |start: Option<u64>, end: Option<u64>, pool: PoolKind, notes: &mut Notes| {
         let start = start.map(|start| start & !(PAGE_SIZE - 1));
         // Some variables hold the last byte's address.
         let end = end.map(|end| end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(!(PAGE_SIZE - 1)));
@@ -164,7 +164,7 @@ fn by_variables(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Regi
             }
             _ => {
                 let pool = pool.to_string().to_lowercase();
-                notes.push(format!("the kernel's variables do not say where {pool} lies; it was not searched"));
+                notes.missing(format!("the kernel's variables do not say where {pool} lies; it was not searched"));
             }
         }
     };
@@ -191,7 +191,7 @@ fn by_variables(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Regi
 }
 
 /// Special pool of Windows 8 to 10 1511 on x64.
-fn special(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Option<Region>, PoolError> {
+fn special(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Option<Region>, PoolError> {
     let dynamic = dynamic_bitmap(kernel, "DynamicBitMapSpecialPool")?;
     let dynamic = dynamic.map(|range| Region { range, pool: PoolKind::NonPaged, special: true, mixed: false });
     let region = match dynamic {
@@ -201,17 +201,17 @@ fn special(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Option<Region
     if region.is_none() {
         match special_pages_in_use(kernel)? {
             Some(0) => {}
-            Some(pages) => notes.push(format!(
+            Some(pages) => notes.missing(format!(
                 "special pool has {pages} pages, and no variable of this kernel says where; it was not searched"
             )),
-            None => notes.push("this kernel does not say where special pool lies; it was not searched".into()),
+            None => notes.missing("this kernel does not say where special pool lies; it was not searched"),
         }
     }
     Ok(region)
 }
 
 /// Windows 10 up to 1511 on x64, which has no table of regions.
-fn by_nodes(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+fn by_nodes(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<Region>, PoolError> {
     let region = |range, pool| Region { range, pool, special: false, mixed: false };
     let nonpaged = first_node(kernel)?.unwrap_or(NONPAGED_START_WINDOWS_8..NONPAGED_END_WINDOWS_8);
     let paged = dynamic_bitmap(kernel, "DynamicBitMapPagedPool")?;
@@ -306,7 +306,7 @@ fn special_by_bitmap(kernel: &Kernel<'_>) -> Result<Option<Region>, PoolError> {
 }
 
 /// `_MI_VISIBLE_STATE.SystemVaRegions`, 10 1607 and later.
-fn by_region_table(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+fn by_region_table(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<Region>, PoolError> {
     const ENUM: &str = "_MI_ASSIGNED_REGION_TYPES";
     let state = kernel.layout("_MI_VISIBLE_STATE").ok().filter(|state| state.field("SystemVaRegions").is_some());
     let Some(state) = state else { return by_nodes(kernel, notes) };
@@ -314,7 +314,7 @@ fn by_region_table(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<R
     let (base, bytes) = (assignment.member("BaseAddress")?, assignment.member("NumberOfBytes")?);
     let table = state.field("SystemVaRegions").and_then(|field| Some((field.offset, field.array?.0)));
     let Some((offset, count)) = table.filter(|(_, count)| *count <= 64) else {
-        notes.push("this version's table of regions is not known; small blocks were not searched".into());
+        notes.missing("this version's table of regions is not known; small blocks were not searched");
         return Ok(Vec::new());
     };
     let pointer = kernel.gather(&[kernel.pointer_variable("MiVisibleState")?])?.remove(0)?;
@@ -331,12 +331,12 @@ fn by_region_table(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<R
         let index = kernel.symbols.enum_value(ENUM, name).and_then(|index| usize::try_from(index).ok());
         let Some(index) = index.filter(|index| *index < count as usize) else {
             if !special {
-                notes.push(format!("the symbols of nt do not say which region is {name}; it was not searched"));
+                notes.missing(format!("the symbols of nt do not say which region is {name}; it was not searched"));
             }
             continue;
         };
         let Some(region) = table.get(index * assignment.size, assignment.size) else {
-            notes.push(format!("nt!MiVisibleState's entry of {name} is unreadable; it was not searched"));
+            notes.missing(format!("nt!MiVisibleState's entry of {name} is unreadable; it was not searched"));
             continue;
         };
         let (start, length) = (base.get(region) & !(PAGE_SIZE - 1), bytes.get(region) & !(PAGE_SIZE - 1));
@@ -344,7 +344,7 @@ fn by_region_table(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<R
             continue;
         }
         if !kernel.is_kernel_range(start, length) || length > MAX_RANGE {
-            notes.push(format!(
+            notes.missing(format!(
                 "nt!MiVisibleState gives {name} {length:#x} bytes at {start:016x}, which cannot be; it was not searched"
             ));
             continue;
@@ -355,7 +355,7 @@ fn by_region_table(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<R
 }
 
 /// x86: the type of each page directory entry's range.
-fn by_directory_entry(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<Region>, PoolError> {
+fn by_directory_entry(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<Region>, PoolError> {
     const ENUM: &str = "_MI_SYSTEM_VA_TYPE";
     let pae = Record::new(kernel, "_MMPTE_HARDWARE").is_ok_and(|entry| entry.size == 8);
     let reach: u64 = if pae { 2 << 20 } else { 4 << 20 };
@@ -377,12 +377,12 @@ fn by_directory_entry(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Ve
         }
     };
     let Some(types) = types else {
-        notes.push("the symbols of nt have no MiSystemVaType; small blocks were not searched".into());
+        notes.missing("the symbols of nt have no MiSystemVaType; small blocks were not searched");
         return Ok(Vec::new());
     };
     let bytes = read_sparse(kernel.memory, types, count as usize)?;
     if !bytes.is_complete() {
-        notes.push("a part of nt!MiSystemVaType is unreadable; what lies there was not searched".into());
+        notes.missing("a part of nt!MiSystemVaType is unreadable; what lies there was not searched");
     }
     let value = |name: &str, known: u8| {
         kernel.symbols.enum_value(ENUM, name).and_then(|value| u8::try_from(value).ok()).unwrap_or(known)
@@ -410,7 +410,7 @@ fn by_directory_entry(kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Ve
 /// The pool's own lookaside lists: each processor's, and those that all share.
 fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
     let Ok(prcb) = kernel.layout("_KPRCB") else {
-        found.notes.push("the symbols of nt have no type _KPRCB; blocks in lookaside lists look allocated".into());
+        found.notes.missing("the symbols of nt have no type _KPRCB; blocks in lookaside lists look allocated");
         return Ok(());
     };
     let arrays = pool_arrays(&prcb);
@@ -427,12 +427,12 @@ fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
     for pointer in blocks.into_iter().filter(|pointer| *pointer != 0) {
         let address = kernel.wrap(pointer.wrapping_add(start));
         if !kernel.is_kernel_range(address, end - start) {
-            found.notes.push(format!("nt!KiProcessorBlock leads to {pointer:016x}, which is no kernel address"));
+            found.notes.missing(format!("nt!KiProcessorBlock leads to {pointer:016x}, which is no kernel address"));
             continue;
         }
         let bytes = read_sparse(kernel.memory, address, (end - start) as usize)?;
         if !bytes.is_complete() {
-            found.notes.push(format!(
+            found.notes.missing(format!(
                 "lookaside lists of the processor at {pointer:016x} are unreadable; their blocks look allocated"
             ));
         }
@@ -474,7 +474,7 @@ fn pending(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
         match first {
             Ok(0) => {}
             Ok(first) => found.resting.push(first),
-            Err(_) => found.notes.push(format!(
+            Err(_) => found.notes.missing(format!(
                 "the pool descriptor at {descriptor:016x} is unreadable; blocks on its deferred-free list look allocated"
             )),
         }

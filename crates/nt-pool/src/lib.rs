@@ -17,6 +17,7 @@ mod kind;
 mod lfh_subsegment;
 mod lists;
 pub mod lookaside;
+pub mod notes;
 mod page_tables;
 mod pool_header;
 pub mod pool_log;
@@ -39,4 +40,5 @@ mod vs_subsegment;
 
 pub use kernel::{Kernel, PoolError};
 pub use kind::PoolKind;
+pub use notes::{Lack, Missing, Note, Notes};
 pub use tag::{BadTag, Tag, TagPattern};

@@ -6,7 +6,7 @@ use nt_memory::Fault;
 
 use crate::kernel::{Variable, little_endian};
 use crate::record::Record;
-use crate::{Kernel, PoolError};
+use crate::{Kernel, Notes, PoolError};
 
 /// Elements of one list; more is a list that was damaged.
 const MAX_ELEMENTS: usize = 1 << 16;
@@ -15,7 +15,16 @@ const MAX_ELEMENTS: usize = 1 << 16;
 const MAX_NAME: usize = 0x400;
 
 /// Takes an element's address and gives the next link; may add notes of its own.
-pub(crate) type Visit<'v> = &'v mut dyn FnMut(u64, &mut Vec<String>) -> Result<u64, PoolError>;
+pub(crate) type Visit<'v> = &'v mut dyn FnMut(u64, &mut Notes) -> Result<u64, PoolError>;
+
+/// How following a list ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Walked {
+    /// With 0, or where it was to end.
+    ToTheEnd,
+    /// Somewhere before; a note says where.
+    Broken,
+}
 
 /// Follows links from `first` until one is 0 or `end`. A list that
 /// comes back on itself, leaves kernel memory, or cannot be read ends there with a note.
@@ -24,33 +33,35 @@ pub(crate) fn follow(
     what: &str,
     first: u64,
     end: u64,
-    notes: &mut Vec<String>,
+    notes: &mut Notes,
     each: Visit<'_>,
-) -> Result<(), Fault> {
+) -> Result<Walked, Fault> {
     let mut seen = HashSet::new();
     let mut at = first;
     while at != 0 && at != end {
         if !kernel.is_kernel_address(at) {
-            notes.push(format!("{what}: the list leads to {at:016x}, which is no kernel address; the rest is missing"));
-            break;
+            notes.missing(format!(
+                "{what}: the list leads to {at:016x}, which is no kernel address; the rest is missing"
+            ));
+            return Ok(Walked::Broken);
         }
         if !seen.insert(at) {
-            notes.push(format!("{what}: the list comes back to {at:016x}; what lies behind is missing"));
-            break;
+            notes.missing(format!("{what}: the list comes back to {at:016x}; what lies behind is missing"));
+            return Ok(Walked::Broken);
         }
         if seen.len() > MAX_ELEMENTS {
-            notes.push(format!("{what}: the list has more than {MAX_ELEMENTS} elements; the rest was not read"));
-            break;
+            notes.missing(format!("{what}: the list has more than {MAX_ELEMENTS} elements; the rest was not read"));
+            return Ok(Walked::Broken);
         }
         at = match each(at, notes) {
             Ok(next) => next,
             Err(error) => {
                 note(notes, &format!("{what}: the rest of the list is missing"), error)?;
-                break;
+                return Ok(Walked::Broken);
             }
         };
     }
-    Ok(())
+    Ok(Walked::ToTheEnd)
 }
 
 /// An element of a circular list, and where its two links lead: on, and back.
@@ -62,26 +73,25 @@ pub(crate) fn elements<T>(
     kernel: &Kernel<'_>,
     what: &str,
     head: u64,
-    notes: &mut Vec<String>,
-    each: &mut dyn FnMut(u64, &mut Vec<String>) -> Linked<T>,
+    notes: &mut Notes,
+    each: &mut dyn FnMut(u64, &mut Notes) -> Linked<T>,
 ) -> Result<Vec<T>, PoolError> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     // The last link followed leads to the head, or where it went wrong.
     let mut end = pointer_at(kernel, head)?;
-    let before = notes.len();
-    follow(kernel, what, end, head, notes, &mut |at, notes| {
+    let walked = follow(kernel, what, end, head, notes, &mut |at, notes| {
         seen.insert(at);
         let (element, [next, _]) = each(at, notes)?;
         found.push(element);
         end = next;
         Ok(next)
     })?;
-    if end == head || end == 0 && found.is_empty() && notes.len() == before {
+    if end == head || end == 0 && found.is_empty() && walked == Walked::ToTheEnd {
         return Ok(found);
     }
-    if end == 0 && notes.len() == before {
-        notes.push(format!("{what}: the list ends without coming back to {head:016x}; more may be missing"));
+    if end == 0 && walked == Walked::ToTheEnd {
+        notes.missing(format!("{what}: the list ends without coming back to {head:016x}; more may be missing"));
     }
     let last = match pointer_at(kernel, head.wrapping_add(kernel.pointer_size.into())) {
         Ok(last) => last,
@@ -91,7 +101,7 @@ pub(crate) fn elements<T>(
         }
     };
     let mut rest = Vec::new();
-    let mut ignored = Vec::new();
+    let mut ignored = Notes::default();
     follow(kernel, what, last, head, &mut ignored, &mut |at, _| {
         if !seen.insert(at) {
             return Ok(0);
@@ -101,7 +111,7 @@ pub(crate) fn elements<T>(
         Ok(previous)
     })?;
     if !rest.is_empty() {
-        notes.push(format!("{what}: {} more elements were found from the list's other end", rest.len()));
+        notes.remark(format!("{what}: {} more elements were found from the list's other end", rest.len()));
     }
     found.extend(rest.into_iter().rev());
     Ok(found)
@@ -114,8 +124,8 @@ pub(crate) fn links_at(kernel: &Kernel<'_>, bytes: &[u8], offset: usize) -> [u64
 }
 
 /// Turns what could not be read into a note; a source that is gone stays an error.
-pub(crate) fn note(notes: &mut Vec<String>, what: &str, error: impl Into<PoolError>) -> Result<(), Fault> {
-    notes.push(format!("{what}: {}", error.into().local()?));
+pub(crate) fn note(notes: &mut Notes, what: &str, error: impl Into<PoolError>) -> Result<(), Fault> {
+    notes.missing(format!("{what}: {}", error.into().local()?));
     Ok(())
 }
 

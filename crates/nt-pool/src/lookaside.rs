@@ -18,7 +18,7 @@ use crate::kernel::{Variable, little_endian};
 use crate::lists::{follow, note};
 use crate::record::Record;
 use crate::tags::processors;
-use crate::{Kernel, PoolError, Tag};
+use crate::{Kernel, Notes, PoolError, Tag};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lookaside {
@@ -63,7 +63,7 @@ pub enum Place {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lookasides {
     pub lists: Vec<Lookaside>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// The list at `address`.
@@ -163,12 +163,12 @@ pub fn per_processor(kernel: &Kernel<'_>, wanted: Option<u32>) -> Result<Lookasi
         for Array { member, offset, count, size } in &arrays {
             let start = kernel.wrap(prcb.wrapping_add(*offset));
             if !kernel.is_kernel_range(start, count * size) {
-                found.notes.push(format!("nt!KiProcessorBlock leads to {prcb:016x}, which is no kernel address"));
+                found.notes.missing(format!("nt!KiProcessorBlock leads to {prcb:016x}, which is no kernel address"));
                 break;
             }
             let bytes = read_sparse(kernel.memory, start, (count * size) as usize)?;
             if !bytes.is_complete() {
-                found.notes.push(format!("{member} of processor {processor} cannot be read"));
+                found.notes.missing(format!("{member} of processor {processor} cannot be read"));
             }
             for index in 0..*count {
                 let Some(list) = bytes.get((index * size) as usize, pool.size) else { continue };

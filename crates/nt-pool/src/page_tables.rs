@@ -14,7 +14,7 @@ use nt_memory::{Fault, PAGE_SIZE, Sparse, read_sparse};
 
 use crate::kernel::{Variable, little_endian};
 use crate::record::{Member, Record};
-use crate::{Kernel, PoolError};
+use crate::{Kernel, Notes, PoolError};
 
 /// Where the mapping lies when no variable says so: x64 before 10 1607, and x86 with and without PAE.
 const FIXED_64: u64 = 0xffff_f680_0000_0000;
@@ -61,7 +61,7 @@ pub(crate) struct Resident {
     pub(crate) transition: Vec<Range<u64>>,
     /// What is in a page file.
     pub(crate) out: Vec<Range<u64>>,
-    pub(crate) notes: Vec<String>,
+    pub(crate) notes: Notes,
     tables: usize,
     tables_out: usize,
 }
@@ -252,7 +252,7 @@ impl<'k> PageTables<'k> {
         let mut found = Resident::default();
         self.level(self.levels - 1, range, &mut found)?;
         if found.tables_out > 0 {
-            found.notes.push(format!(
+            found.notes.missing(format!(
                 "{} page tables of the pool are not in memory themselves; the pages below them are missing",
                 found.tables_out
             ));
@@ -276,7 +276,7 @@ impl<'k> PageTables<'k> {
         }
         found.tables += 1;
         if found.tables == MAX_TABLES {
-            found.notes.push(format!(
+            found.notes.missing(format!(
                 "more than {MAX_TABLES} page tables describe the pool; what lies above {first:016x} is missing"
             ));
             return Ok(());
@@ -287,7 +287,7 @@ impl<'k> PageTables<'k> {
         if !bytes.is_complete() {
             found
                 .notes
-                .push(format!("the page table at {table:016x} could not be read; the pages below it are missing"));
+                .missing(format!("the page table at {table:016x} could not be read; the pages below it are missing"));
         }
         for (index, entry) in bytes.bytes.chunks_exact(self.entry as usize).enumerate() {
             let from = first + ((index as u64) << shift);

@@ -9,7 +9,7 @@ use std::ops::Range;
 use crate::record::{Member, Record};
 use crate::ring::{Names, Ring};
 use crate::search::{Seek, Seeker, bulk_requests};
-use crate::{Kernel, PoolError};
+use crate::{Kernel, Missing, Notes, PoolError};
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub struct PoolLog {
     pub parsed: u32,
     /// Newest first.
     pub traces: Vec<Trace>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// Requests that one way to search may take before a narrower one is tried; a part of the log that takes no more to
@@ -87,7 +87,7 @@ pub struct Found {
 pub fn find(kernel: &Kernel<'_>, address: u64) -> Result<Option<Found>, PoolError> {
     let Some(log) = Log::read(kernel)? else { return Ok(None) };
     let (log, lowest) = match log.search(kernel, address, log.ring.length)? {
-        Some((traces, lowest)) => (log.finish(kernel, log.ring.length, traces, Vec::new())?, lowest),
+        Some((traces, lowest)) => (log.finish(kernel, log.ring.length, traces, Notes::default())?, lowest),
         None => (log.all(kernel, &|trace| trace.contains(address))?, 0),
     };
     Ok(Some(Found { log, starts: lowest..address.saturating_add(1) }))
@@ -106,7 +106,7 @@ pub fn find_starts(kernel: &Kernel<'_>, addresses: &[u64]) -> Result<Option<Pool
         seen.sort_by_key(|(slot, _)| log.ring.age(*slot));
         let traces = seen.into_iter().filter_map(|(_, trace)| trace);
         let traces = traces.filter(|trace| addresses.contains(&trace.address)).collect();
-        return Ok(Some(log.finish(kernel, length, traces, Vec::new())?));
+        return Ok(Some(log.finish(kernel, length, traces, Notes::default())?));
     }
     let wanted: HashSet<u64> = addresses.iter().copied().collect();
     Ok(Some(log.all(kernel, &|trace| wanted.contains(&trace.address))?))
@@ -165,7 +165,7 @@ pub fn heads(kernel: &Kernel<'_>, count: u32) -> Result<Option<Heads>, PoolError
         let end = stack.offset + trace.frames.len() * stack.size;
         Some((end + stack.size > known && known < fields.size, trace))
     };
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     let head = (stack.offset + LEADING * stack.size).min(fields.size);
     let read = ring.newest_heads(kernel, &mut notes, &decode, count, head)?;
     let cut = read.iter().filter(|(cut, _)| *cut).map(|(_, trace)| trace.sequence).collect();
@@ -178,7 +178,7 @@ pub fn find_since(kernel: &Kernel<'_>, address: u64, index: u32) -> Result<Optio
     let Some(log) = Log::read(kernel)? else { return Ok(None) };
     let (count, lost) = log.written_since(index);
     let (mut read, lowest) = match log.search(kernel, address, count)? {
-        Some((traces, lowest)) => (log.finish(kernel, count, traces, Vec::new())?, lowest),
+        Some((traces, lowest)) => (log.finish(kernel, count, traces, Notes::default())?, lowest),
         None => {
             let mut read = log.newest(kernel, count)?;
             read.traces.retain(|trace| trace.contains(address));
@@ -248,7 +248,7 @@ impl Log {
         kernel: &Kernel<'_>,
         parsed: u32,
         traces: Vec<Trace>,
-        mut notes: Vec<String>,
+        mut notes: Notes,
     ) -> Result<PoolLog, PoolError> {
         self.ring.check(kernel, &mut notes)?;
         Ok(PoolLog { length: self.ring.length, index: self.ring.index, parsed, traces, notes })
@@ -264,27 +264,28 @@ impl Log {
 
     /// Every record that `wanted` accepts.
     fn all(&self, kernel: &Kernel<'_>, wanted: &dyn Fn(&Trace) -> bool) -> Result<PoolLog, PoolError> {
-        let mut notes = Vec::new();
+        let mut notes = Notes::default();
         let decode = |record: &[u8], sequence| self.fields.decode(record, sequence);
         let traces = self.ring.all(kernel, &mut notes, &decode, wanted)?;
         self.finish(kernel, self.ring.length, traces, notes)
     }
 
     fn newest(&self, kernel: &Kernel<'_>, count: u32) -> Result<PoolLog, PoolError> {
-        let mut notes = Vec::new();
+        let mut notes = Notes::default();
         let decode = |record: &[u8], sequence| self.fields.decode(record, sequence);
         let traces = self.ring.newest(kernel, &mut notes, &decode, count)?;
         self.finish(kernel, count.min(self.ring.length), traces, notes)
     }
 
     /// How many records the log has gained since an earlier look, and what to say if some of them are gone again.
-    fn written_since(&self, index: u32) -> (u32, Option<String>) {
+    fn written_since(&self, index: u32) -> (u32, Option<Missing>) {
         let written = self.ring.index.wrapping_sub(index);
         let lost = (written > self.ring.length).then(|| {
-            format!(
+            let what = format!(
                 "{written} records were written since, and the log holds {}; the older ones are lost",
                 self.ring.length
-            )
+            );
+            Missing::new(what).count((written - self.ring.length).into())
         });
         (written.min(self.ring.length), lost)
     }

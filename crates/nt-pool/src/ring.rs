@@ -8,7 +8,7 @@ use std::ops::Range;
 use nt_memory::Fault;
 
 use crate::table::{entries, note_holes, read_table};
-use crate::{Kernel, PoolError};
+use crate::{Kernel, Notes, PoolError};
 
 /// Records of the largest log that Windows can be told to keep.
 const MAX_LENGTH: u32 = 0x80_0000;
@@ -70,13 +70,13 @@ impl Ring {
     }
 
     /// Says so when the log was written to, or replaced, since.
-    pub(crate) fn check(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<(), PoolError> {
+    pub(crate) fn check(&self, kernel: &Kernel<'_>, notes: &mut Notes) -> Result<(), PoolError> {
         let (address, index, length) = Self::variables(kernel, self.names)?;
         if (address, length) != (self.address, self.length) {
-            notes.push("the log was replaced while it was read; ask again".into());
+            notes.missing("the log was replaced while it was read; ask again");
         } else if index != self.index {
             let written = index.wrapping_sub(self.index);
-            notes.push(format!("{written} records were written while the log was read; the oldest may be mixed up"));
+            notes.missing(format!("{written} records were written while the log was read; the oldest may be mixed up"));
         }
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Ring {
     pub(crate) fn all<T>(
         &self,
         kernel: &Kernel<'_>,
-        notes: &mut Vec<String>,
+        notes: &mut Notes,
         decode: Decode<'_, T>,
         wanted: &dyn Fn(&T) -> bool,
     ) -> Result<Vec<T>, Fault> {
@@ -123,7 +123,7 @@ impl Ring {
         // A log that has not come round yet has nothing above the newest record; its last slot tells.
         let young = self.index < self.length && newest + 1 < self.length;
         let last = self.length - 1..self.length;
-        if !(young && self.slots(kernel, last, &mut Vec::new(), decode, &mut |_| {})?) {
+        if !(young && self.slots(kernel, last, &mut Notes::default(), decode, &mut |_| {})?) {
             self.slots(kernel, newest + 1..self.length, notes, decode, &mut each)?;
         }
         Ok(records)
@@ -133,7 +133,7 @@ impl Ring {
     pub(crate) fn newest<T>(
         &self,
         kernel: &Kernel<'_>,
-        notes: &mut Vec<String>,
+        notes: &mut Notes,
         decode: Decode<'_, T>,
         count: u32,
     ) -> Result<Vec<T>, Fault> {
@@ -151,7 +151,7 @@ impl Ring {
     pub(crate) fn newest_heads<T>(
         &self,
         kernel: &Kernel<'_>,
-        notes: &mut Vec<String>,
+        notes: &mut Notes,
         decode: DecodeHead<'_, T>,
         count: u32,
         head: usize,
@@ -194,7 +194,7 @@ impl Ring {
         &self,
         kernel: &Kernel<'_>,
         slots: Range<u32>,
-        notes: &mut Vec<String>,
+        notes: &mut Notes,
         decode: Decode<'_, T>,
         each: &mut dyn FnMut(T),
     ) -> Result<bool, Fault> {

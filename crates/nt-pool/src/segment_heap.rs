@@ -20,7 +20,7 @@ use crate::lists::{elements, follow, links_at, note, slist_first};
 use crate::page_tables;
 use crate::record::{Member, Record};
 use crate::small_blocks::{Area, Content, Kinds};
-use crate::{Kernel, PoolError, PoolKind};
+use crate::{Kernel, Notes, PoolError, PoolKind};
 
 /// `_SEGMENT_HEAP.Signature` (facts: MemProcFS; every build so far).
 const HEAP_SIGNATURE: u64 = 0xddee_ddee;
@@ -87,16 +87,12 @@ pub(crate) struct Heaps {
     pub(crate) out: Vec<Range<u64>>,
     /// Pages of its areas that are in transition.
     pub(crate) transition: Vec<Range<u64>>,
-    pub(crate) notes: Vec<String>,
+    pub(crate) notes: Notes,
 }
 
 /// The run of pages that an address lies in, and what is needed to decode it; two reads per node and one per size of
 /// segment.
-pub(crate) fn locate(
-    kernel: &Kernel<'_>,
-    address: u64,
-    notes: &mut Vec<String>,
-) -> Result<Option<(Area, Keys)>, PoolError> {
+pub(crate) fn locate(kernel: &Kernel<'_>, address: u64, notes: &mut Notes) -> Result<Option<(Area, Keys)>, PoolError> {
     let mut found = Heaps { keys: keys(kernel)?, ..Heaps::default() };
     let heaps = heaps(kernel, Kinds::ALL, &mut found)?;
     notes.append(&mut found.notes);
@@ -108,9 +104,8 @@ pub(crate) fn locate(
 pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError> {
     let mut found = Heaps { keys: keys(kernel)?, ..Heaps::default() };
     if found.keys.heap.is_none() || found.keys.lfh.is_none() {
-        found.notes.push(
-            "the heap's keys (nt!RtlpHpHeapGlobals) could not be read; blocks in VS and LFH subsegments are missing"
-                .into(),
+        found.notes.missing(
+            "the heap's keys (nt!RtlpHpHeapGlobals) could not be read; blocks in VS and LFH subsegments are missing",
         );
     }
     let reader = Reader::new(kernel, found.keys)?;
@@ -194,7 +189,7 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
             Ok(count) if (1..=nodes.count).contains(&count) => count,
             count => {
                 let count = count.map_or("cannot be read".into(), |count| format!("is {count:#x}"));
-                found.notes.push(format!(
+                found.notes.missing(format!(
                     "nt!ExPoolState.NumberOfPools {count}; all {} nodes were looked at instead",
                     nodes.count
                 ));
@@ -205,7 +200,7 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
     };
     let mut seen = HashSet::new();
     let mut list = Vec::new();
-    let mut add = |address: u64, index: usize, special: bool, notes: &mut Vec<String>| {
+    let mut add = |address: u64, index: usize, special: bool, notes: &mut Notes| {
         let (pool, wanted) = match index {
             0 => (PoolKind::NonPaged, kinds.nonpaged),
             1 => (PoolKind::NonPagedNx, kinds.nonpaged),
@@ -216,7 +211,7 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
             return;
         }
         if !kernel.is_kernel_address(address) {
-            notes.push(format!("nt!ExPoolState leads to a heap at {address:016x}, which is no kernel address"));
+            notes.missing(format!("nt!ExPoolState leads to a heap at {address:016x}, which is no kernel address"));
         } else if seen.insert(address) {
             list.push(Heap { address, pool, special });
         }
@@ -237,7 +232,9 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
             let address = at(nodes.offset + index * nodes.element);
             let bytes = read_sparse(kernel.memory, address, node.size)?;
             let Some(pointers) = bytes.get(heaps.offset, heaps.count * heaps.size) else {
-                found.notes.push(format!("pool node {index} at {address:016x} is unreadable; its heaps are missing"));
+                found
+                    .notes
+                    .missing(format!("pool node {index} at {address:016x} is unreadable; its heaps are missing"));
                 continue;
             };
             for (kind, pointer) in pointers.chunks_exact(heaps.size).enumerate() {
@@ -247,7 +244,7 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
                 Some(lookasides) if bytes.is_complete() => {
                     found.resting.extend(lookasides.firsts(kernel, &bytes.bytes));
                 }
-                Some(_) => found.notes.push(format!(
+                Some(_) => found.notes.missing(format!(
                     "the lookaside lists of pool node {index} are unreadable; freed blocks may look allocated"
                 )),
                 None => {}
@@ -377,7 +374,7 @@ impl<'k> Reader<'k> {
         if signature != HEAP_SIGNATURE {
             found
                 .notes
-                .push(format!("{what} has the signature {signature:#x}, not {HEAP_SIGNATURE:#x}; it is missing"));
+                .missing(format!("{what} has the signature {signature:#x}, not {HEAP_SIGNATURE:#x}; it is missing"));
             return Ok(());
         }
         if let Some(offset) = self.delay_free {
@@ -402,7 +399,7 @@ impl<'k> Reader<'k> {
         }
         let unit_shift = self.unit_shift.get(context);
         if !self.is_size(unit_shift) {
-            found.notes.push(format!(
+            found.notes.missing(format!(
                 "the segments of {address:016x} have {:#x} parts of 2^{unit_shift} bytes, which cannot be; they are missing",
                 self.descriptors.count
             ));
@@ -421,14 +418,14 @@ impl<'k> Reader<'k> {
             let signature = self.segment_signature;
             let signature = bytes.get(signature.address as usize, signature.size.into()).map_or(0, little_endian);
             if self.keys.heap.is_some_and(|key| !self.is_of(segment, signature, key, address)) {
-                notes.push(format!(
+                notes.missing(format!(
                     "the segment at {segment:016x} does not have the signature of its heap; its blocks are missing"
                 ));
                 return Ok(((), links));
             }
             let damaged = self.areas(heap, segment, &bytes, unit_shift, first_descriptor, areas);
             if damaged > 0 {
-                notes.push(format!(
+                notes.missing(format!(
                     "{damaged} descriptors of the segment at {segment:016x} are damaged or unreadable; the pages that \
                      they describe are missing"
                 ));
@@ -539,7 +536,7 @@ impl<'k> Reader<'k> {
 }
 
 /// Every block that waits in a list, by its element's address: of the block, of its pool header or of its chunk.
-pub(crate) fn resting(kernel: &Kernel<'_>, firsts: &[u64], notes: &mut Vec<String>) -> Result<HashSet<u64>, Fault> {
+pub(crate) fn resting(kernel: &Kernel<'_>, firsts: &[u64], notes: &mut Notes) -> Result<HashSet<u64>, Fault> {
     let mut blocks = HashSet::new();
     for &first in firsts {
         follow(kernel, "a list of freed blocks", kernel.wrap(first), 0, notes, &mut |at, _| {

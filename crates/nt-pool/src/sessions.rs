@@ -31,7 +31,7 @@ use crate::record::Record;
 use crate::segment_heap::{self, Heap};
 use crate::small_blocks::{self, Blocks, Limits, Plan, SmallBlock};
 use crate::tags::{self, TagReport};
-use crate::{Kernel, PoolError, PoolKind, Tag};
+use crate::{Kernel, Notes, PoolError, PoolKind, Tag};
 
 const SPACE: &str = "_MM_SESSION_SPACE";
 
@@ -52,7 +52,7 @@ pub struct Session {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sessions {
     pub sessions: Vec<Session>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// No machine has more.
@@ -111,7 +111,7 @@ pub fn all(kernel: &Kernel<'_>) -> Result<Sessions, PoolError> {
         let memory = InSession::new(kernel.memory, session);
         match Space::new(&memory.kernel(kernel), session)?.number("SessionId", 4)? {
             Some(id) => session.id = id as u32,
-            None => notes.push(format!("the session at {:016x} cannot be read", session.address)),
+            None => notes.missing(format!("the session at {:016x} cannot be read", session.address)),
         }
     }
     sessions.sort_by_key(|session| session.id);
@@ -179,7 +179,7 @@ pub fn big_pages(kernel: &Kernel<'_>, session: &Session, wanted: &dyn Fn(Tag) ->
     let table = space.number("PoolTrackBigPages", width)?.unwrap_or(0);
     let entries = space.number("PoolTrackBigPagesSize", width)?.unwrap_or(0);
     if table == 0 || entries == 0 {
-        return Ok(BigPages { table: 0..0, blocks: Vec::new(), notes: Vec::new() });
+        return Ok(BigPages { table: 0..0, blocks: Vec::new(), notes: Notes::default() });
     }
     let what = format!("the table of large allocations of session {}", session.id);
     let mut found = big_pages::read_at(&kernel, &what, table, entries, wanted)?;
@@ -206,7 +206,7 @@ pub fn small_blocks(
         true => {
             const STATE: &str = "_EX_HEAP_SESSION_STATE";
             let state = space.number("HeapState", width)?.filter(|state| kernel.is_kernel_address(*state));
-            let Some(state) = state else { return Ok(Blocks { complete: true, ..Blocks::default() }) };
+            let Some(state) = state else { return Ok(Blocks::default()) };
             let layout = kernel.layout(STATE)?;
             let mut heaps = Vec::new();
             for (member, special) in [("PagedHeap", false), ("SpecialPoolHeap", true)] {
@@ -228,7 +228,7 @@ pub fn small_blocks(
             let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(!(PAGE_SIZE - 1));
             let pool: Range<u64> = start & !(PAGE_SIZE - 1)..end;
             if !kernel.is_kernel_address(start) || pool.is_empty() || pool.end - pool.start > MAX_POOL {
-                return Ok(Blocks { complete: true, ..Blocks::default() });
+                return Ok(Blocks::default());
             }
             Plan::of_pages(&kernel, pool, waiting(&space)?)?
         }

@@ -20,7 +20,7 @@ use crate::pool_header::{Break, Header, Headers};
 use crate::segment_heap::{self, Heap, Heaps, Keys};
 use crate::tag_search::{Mapping, Scout, stretches};
 use crate::vs_subsegment::{Chunk, VsFormat};
-use crate::{Kernel, PoolError, PoolKind, Tag, pool_page, special_page};
+use crate::{Kernel, Lack, Missing, Notes, PoolError, PoolKind, Tag, pool_page, special_page};
 
 /// One block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,13 +98,18 @@ impl Default for Limits {
 pub struct Blocks {
     /// In the order of their headers' addresses.
     pub blocks: Vec<SmallBlock>,
-    pub notes: Vec<String>,
-    /// All of the pools that were asked for has been read and understood.
-    pub complete: bool,
+    pub notes: Notes,
     /// Where the walk was stopped by a limit or by the user; a later one can go on from there.
     pub stopped: Option<u64>,
     /// Bytes of pool that were read, counted as [`Limits::bytes`] are.
     pub read: u64,
+}
+
+impl Blocks {
+    /// All of the pools that were asked for has been read and understood.
+    pub fn is_complete(&self) -> bool {
+        self.notes.is_complete()
+    }
 }
 
 /// What a walk costs on a link: requests, and the bytes of memory that come over it.
@@ -129,7 +134,7 @@ pub fn find(
     limits: Limits,
 ) -> Result<Blocks, PoolError> {
     let plan = Plan::read(kernel, kinds)?;
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     let large = match big_pages::read(kernel, &|_| true) {
         Ok(pages) => {
             notes.extend(pages.notes);
@@ -141,8 +146,7 @@ pub fn find(
         }
     };
     let mut found = plan.find(kernel, wanted, &large, limits)?;
-    found.complete &= notes.is_empty();
-    found.notes.splice(0..0, notes);
+    found.notes.prepend(notes);
     Ok(found)
 }
 
@@ -207,7 +211,7 @@ pub struct Plan {
     /// Whether the pool is a segment heap.
     pub segment_heap: bool,
     /// What of it could not be learned.
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// How many bytes are read at once; a classic pool's pages can follow each other for gigabytes.
@@ -386,7 +390,8 @@ impl Plan {
                 }
                 Err(Fault::Cancelled) => {
                     stopped = Some(walk.reached.max(area.address));
-                    walk.notes.push("interrupted".into());
+                    walk.notes
+                        .missing(Missing::because(Lack::Stopped, "interrupted").at(walk.reached.max(area.address)));
                     break;
                 }
                 Err(fault) => return Err(fault.into()),
@@ -398,7 +403,7 @@ impl Plan {
         let resting = match segment_heap::resting(kernel, if follows { &self.heaps.resting } else { &[] }, &mut notes) {
             Ok(resting) => resting,
             Err(Fault::Cancelled) => {
-                notes.push("lists of freed blocks were not followed; such blocks look allocated".into());
+                notes.missing("lists of freed blocks were not followed; such blocks look allocated");
                 HashSet::new()
             }
             Err(fault) => return Err(fault.into()),
@@ -416,8 +421,8 @@ impl Plan {
         }
         notes.extend(damaged.notes());
         blocks.sort_by_key(|block| block.header);
-        notes.splice(0..0, self.notes.iter().cloned());
-        Ok(Blocks { blocks, complete: notes.is_empty() && stopped.is_none(), notes, stopped, read })
+        notes.prepend(self.notes.clone());
+        Ok(Blocks { blocks, notes, stopped, read })
     }
 }
 
@@ -471,9 +476,9 @@ impl Damaged {
         }
     }
 
-    fn notes(self) -> impl Iterator<Item = String> {
+    fn notes(self) -> impl Iterator<Item = Missing> {
         let more = (self.more > 0).then(|| format!("{} more places are damaged or unreadable", self.more));
-        self.named.into_iter().chain(more)
+        self.named.into_iter().chain(more).map(|what| Missing::because(Lack::Damaged, what))
     }
 }
 
@@ -519,7 +524,7 @@ struct Walk<'w> {
     moved: Vec<(usize, u64)>,
     /// Blocks in use whose headers are not in memory.
     tagless: usize,
-    notes: Vec<String>,
+    notes: Notes,
     damaged: Damaged,
 }
 
@@ -538,7 +543,7 @@ impl<'w> Walk<'w> {
             headless: Vec::new(),
             moved: Vec::new(),
             tagless: 0,
-            notes: Vec::new(),
+            notes: Notes::default(),
             damaged: Damaged::default(),
         }
     }
@@ -564,8 +569,8 @@ impl<'w> Walk<'w> {
             let least = if self.hunt.is_some() { 1 } else { length };
             let full = self.read > 0 && self.read.saturating_add(least) > self.limits.bytes;
             if full || self.blocks.len() >= self.limits.blocks {
-                self.notes
-                    .push(format!("a limit stopped the search at {at:016x}; what lies there and above is missing"));
+                let what = format!("a limit stopped the search at {at:016x}; what lies there and above is missing");
+                self.notes.missing(Missing::because(Lack::Stopped, what).at(at));
                 return Ok(Some(at));
             }
             self.reached = at;
@@ -650,13 +655,15 @@ impl<'w> Walk<'w> {
             count += usize::from(!self.is_large(page..page.saturating_add(PAGE_SIZE))?);
         }
         if count > 0 {
-            self.notes.push(format!("pages of pool that are in a page file, and whose blocks are missing: {count}"));
+            let what = format!("pages of pool that are in a page file, and whose blocks are missing: {count}");
+            self.notes.missing(Missing::because(Lack::PagedOut, what).count(count as u64));
         }
         if self.tagless > 0 {
-            self.notes.push(format!(
+            let what = format!(
                 "blocks in use whose pages are not in memory, so that their tags are not known, and which are missing: {}",
                 self.tagless
-            ));
+            );
+            self.notes.missing(Missing::because(Lack::PagedOut, what).count(self.tagless as u64));
         }
         Ok(())
     }

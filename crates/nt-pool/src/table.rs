@@ -2,7 +2,7 @@
 
 use nt_memory::{Fault, PAGE_SIZE, Sparse, read_sparse};
 
-use crate::Kernel;
+use crate::{Kernel, Missing, Notes};
 
 /// A table is read in pieces of this size; a whole piece without a readable page means that the rest is not there
 /// either, and is not asked for page by page.
@@ -53,13 +53,14 @@ pub(crate) fn entries(table: &Sparse, size: usize) -> impl Iterator<Item = Optio
 }
 
 /// Says which parts of a table are missing from the result.
-pub(crate) fn note_holes(notes: &mut Vec<String>, what: &str, table: &Sparse) {
+pub(crate) fn note_holes(notes: &mut Notes, what: &str, table: &Sparse) {
     for hole in table.holes.iter().take(NAMED_HOLES) {
         let length = hole.end.wrapping_sub(hole.start);
-        notes.push(format!("{what}: {length:#x} bytes at {:016x} could not be read", hole.start));
+        let what = format!("{what}: {length:#x} bytes at {:016x} could not be read", hole.start);
+        notes.missing(Missing::new(what).at(hole.start).count(length));
     }
     if let Some(more) = table.holes.get(NAMED_HOLES..).filter(|more| !more.is_empty()) {
         let pages: u64 = more.iter().map(|hole| hole.end.wrapping_sub(hole.start).div_ceil(PAGE_SIZE)).sum();
-        notes.push(format!("{what}: {} more places ({pages} pages) could not be read", more.len()));
+        notes.missing(format!("{what}: {} more places ({pages} pages) could not be read", more.len()));
     }
 }

@@ -155,7 +155,7 @@ impl<'m> Mapping<'m> {
         };
         if last.as_ref().is_none_or(|(known, _)| known != stretch) {
             let resident = tables.resident(stretch.clone())?;
-            *last = Some((stretch.clone(), Some(resident).filter(|resident| resident.notes.is_empty())));
+            *last = Some((stretch.clone(), Some(resident).filter(|resident| resident.notes.is_complete())));
         }
         let Some((_, Some(resident))) = last else { return Ok(None) };
         Ok(Some(split(&resident.runs, &resident.transition, &resident.out, range)))

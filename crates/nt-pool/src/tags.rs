@@ -16,7 +16,7 @@ use crate::build::WINDOWS_7;
 use crate::kernel::{Gather, Variable, little_endian};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
-use crate::{Kernel, PoolError, Tag};
+use crate::{Kernel, Notes, PoolError, Tag};
 
 /// One tag's use of one pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct TagReport {
     /// Ordered by tag.
     pub tags: Vec<TagUsage>,
     /// What could not be read; empty when the report is complete.
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// Rows of one table; a real one has some thousands.
@@ -70,7 +70,7 @@ pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<TagRepo
     let tables = places.tables(kernel, &mut sums.notes)?;
     let most = (MAX_BYTES / (places.rows * sums.row.size as u64)).max(1) as usize;
     if tables.len() > most {
-        sums.notes.push(format!(
+        sums.notes.missing(format!(
             "{} tag tables of {:#x} rows are more than is plausible; the first {most} were read",
             tables.len(),
             places.rows
@@ -229,18 +229,18 @@ impl Places {
     }
 
     /// Says so when a table has moved or grown since: the rows read may be the old ones.
-    fn check(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<(), PoolError> {
+    fn check(&self, kernel: &Kernel<'_>, notes: &mut Notes) -> Result<(), PoolError> {
         if Self::variables(kernel, Kernel::gather_again)? != *self {
-            notes.push("the tag tables moved or grew while they were read; ask again".into());
+            notes.missing("the tag tables moved or grew while they were read; ask again");
         }
         Ok(())
     }
 
     /// The master and the processors' tables, each once, with what they are called in notes.
-    fn tables(&self, kernel: &Kernel<'_>, notes: &mut Vec<String>) -> Result<Vec<(String, u64)>, PoolError> {
+    fn tables(&self, kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<(String, u64)>, PoolError> {
         let mut tables = vec![("nt!PoolTrackTable".to_string(), self.master)];
         let Some(array) = kernel.find_symbol("ExPoolTagTables") else {
-            notes.push("the symbols of nt have no ExPoolTagTables; only the master table was read".into());
+            notes.missing("the symbols of nt have no ExPoolTagTables; only the master table was read");
             return Ok(tables);
         };
         let pointer = usize::from(kernel.pointer_size);
@@ -250,7 +250,7 @@ impl Places {
             Some(count) if (1..=room).contains(&count) => count,
             Some(0) | None => room,
             Some(count) => {
-                notes.push(format!(
+                notes.missing(format!(
                     "nt!KeNumberProcessors holds {count}, but nt!ExPoolTagTables has room for {room} tables; more were \
                      not read"
                 ));
@@ -267,7 +267,7 @@ impl Places {
             if kernel.is_kernel_range(address, self.rows) {
                 tables.push((format!("nt!ExPoolTagTables[{i}]"), address));
             } else {
-                notes.push(format!("nt!ExPoolTagTables[{i}] holds {address:016x}, which is no kernel address"));
+                notes.missing(format!("nt!ExPoolTagTables[{i}] holds {address:016x}, which is no kernel address"));
             }
         }
         Ok(tables)
@@ -357,16 +357,15 @@ struct Sums<'w> {
     row: Row,
     wanted: &'w dyn Fn(Tag) -> bool,
     tags: BTreeMap<Tag, (Usage, Usage)>,
-    notes: Vec<String>,
+    notes: Notes,
 }
 
 impl<'w> Sums<'w> {
     fn new(row: Row, wanted: &'w dyn Fn(Tag) -> bool) -> Self {
-        let notes = row
-            .missing
-            .iter()
-            .map(|name| format!("type _POOL_TRACKER_TABLE has no member {name}; it is counted as 0"))
-            .collect();
+        let mut notes = Notes::default();
+        for name in &row.missing {
+            notes.missing(format!("type _POOL_TRACKER_TABLE has no member {name}; it is counted as 0"));
+        }
         Sums { row, wanted, tags: BTreeMap::new(), notes }
     }
 
@@ -378,14 +377,14 @@ impl<'w> Sums<'w> {
 
     fn add_expansion(&mut self, kernel: &Kernel<'_>, places: &Places) -> Result<(), Fault> {
         let Some((table, rows)) = places.expansion else {
-            self.notes.push("nt!PoolTrackTableExpansion is not known; tags that overflowed into it are missing".into());
+            self.notes.missing("nt!PoolTrackTableExpansion is not known; tags that overflowed into it are missing");
             return Ok(());
         };
         if table == 0 || rows == 0 {
             return Ok(());
         }
         if !kernel.is_kernel_address(table) || rows > MAX_ROWS {
-            self.notes.push(format!(
+            self.notes.missing(format!(
                 "nt!PoolTrackTableExpansion holds {table:016x} with {rows:#x} rows, which is not plausible; it was not \
                  read"
             ));

@@ -10,7 +10,7 @@ use crate::kernel::Variable;
 use crate::lists::{note, unicode_string};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
-use crate::{Kernel, PoolError};
+use crate::{Kernel, Notes, PoolError};
 
 /// Slots of the ring, in every version (`MI_UNLOADED_DRIVERS`).
 const SLOTS: usize = 50;
@@ -28,7 +28,7 @@ pub struct UnloadedDriver {
 pub struct UnloadedDrivers {
     /// The last one first: where two lay at the same place, it is the one to name.
     pub drivers: Vec<UnloadedDriver>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// The drivers that the kernel remembers; costs some three small reads.

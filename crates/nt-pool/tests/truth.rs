@@ -321,7 +321,7 @@ fn vista_on_x64() {
         let names: Vec<_> = drivers.drivers.iter().map(|driver| (driver.name.clone(), driver.loads)).collect();
         let wanted: Vec<_> =
             truth.verifier_drivers.iter().map(|driver| (driver.name.clone(), driver.loads as u32)).collect();
-        assert_eq!((names, drivers.notes), (wanted, vec![]));
+        assert_eq!((names, drivers.notes.lines()), (wanted, vec![]));
     });
 }
 
@@ -374,7 +374,7 @@ fn every_lookaside_list(kernel: &Kernel<'_>, truth: &Truth) {
         lists
     };
     let found = |found: Lookasides| {
-        assert_eq!(found.notes, Vec::<String>::new());
+        assert_eq!(found.notes.lines(), Vec::<String>::new());
         let mut lists: Vec<List> = found
             .lists
             .iter()
@@ -411,7 +411,7 @@ fn every_field_of_every_tag(kernel: &Kernel<'_>, truth: &Truth) {
     let width = if truth.build < 16299 { 32 } else { 64 };
     let wanted = sums(&truth.tags, width, 8 * u32::from(kernel.pointer_size));
     let report = tags::read(kernel, &|_| true).expect("the tag tables");
-    assert_eq!(report.notes, Vec::<String>::new(), "build {}", truth.build);
+    assert_eq!(report.notes.lines(), Vec::<String>::new(), "build {}", truth.build);
     let found: BTreeMap<u32, Counters> = report
         .tags
         .iter()
@@ -494,7 +494,7 @@ fn every_live_block(kernel: &Kernel<'_>, truth: &Truth) {
     assert!(
         missing.is_empty() && extra.is_empty(),
         "build {build}: missing {missing:x?}, extra {extra:x?}, {:?}",
-        found.notes
+        found.notes.lines()
     );
     for held in ["special"].iter().chain(if build < 17763 { &["page"][..] } else { &["vs", "lfh"][..] }) {
         let count = blocks.iter().filter(|block| block.4 == *held).count();
@@ -502,9 +502,9 @@ fn every_live_block(kernel: &Kernel<'_>, truth: &Truth) {
     }
     // What cannot be read is said, and nothing else is.
     let out = truth.small.iter().any(|block| !readable(block.residence) && block.state == SmallState::Live);
-    let said = found.notes.iter().any(|note| note.contains("page file") || note.contains("not in memory"));
-    assert_eq!((out, found.notes.len()), (said, usize::from(said)), "build {build}: {:?}", found.notes);
-    assert_eq!(found.complete, !said);
+    let said = found.notes.lines().iter().any(|note| note.contains("page file") || note.contains("not in memory"));
+    assert_eq!((out, found.notes.lines().len()), (said, usize::from(said)), "build {build}: {:?}", found.notes.lines());
+    assert_eq!(found.is_complete(), !said);
 }
 
 /// With the target's own search: the same blocks, free and waiting ones too, and the same notes. Of a tag that nobody
@@ -527,7 +527,12 @@ fn a_search_finds_what_reading_all_does(kernel: &Kernel<'_>, truth: &Truth, cost
         let found = plan.search(kernel, tag, REPLY, Limits::default()).expect("blocks");
         let of_tag: Vec<_> = all.blocks.iter().filter(|block| block.tag.key() == key).copied().collect();
         assert_eq!(found.blocks, of_tag, "build {}, tag {tag}", truth.build);
-        assert_eq!((&found.notes, found.complete), (&all.notes, all.complete), "build {}, tag {tag}", truth.build);
+        assert_eq!(
+            (&found.notes.lines(), found.is_complete()),
+            (&all.notes.lines(), all.is_complete()),
+            "build {}, tag {tag}",
+            truth.build
+        );
     }
     let kinds = Kinds { special: false, ..Kinds::ALL };
     let plan = Plan::read(kernel, kinds).expect("a plan");
@@ -555,7 +560,7 @@ fn every_large_block(kernel: &Kernel<'_>, truth: &Truth) {
     let found = big_pages::read(kernel, &|_| true).expect("the table");
     let live: BTreeSet<_> = found.blocks.iter().filter(|page| !page.free).map(entry).collect();
     assert_eq!(live, wanted, "build {}", truth.build);
-    assert_eq!(found.notes, Vec::<String>::new());
+    assert_eq!(found.notes.lines(), Vec::<String>::new());
     // By tag, with the target's search.
     let keys: BTreeSet<u32> = wanted.iter().map(|block| block.2).collect();
     for key in keys {
@@ -573,7 +578,7 @@ fn every_session(kernel: &Kernel<'_>, truth: &Truth) {
     }
     let build = truth.build;
     let found = sessions::all(kernel).expect("sessions");
-    assert_eq!(found.notes, Vec::<String>::new(), "build {build}");
+    assert_eq!(found.notes.lines(), Vec::<String>::new(), "build {build}");
     let places: Vec<_> = found.sessions.iter().map(|session| (session.id, session.address)).collect();
     let wanted: Vec<_> = truth.sessions.iter().map(|session| (session.id, session.address)).collect();
     assert_eq!(places, wanted, "build {build}");
@@ -590,7 +595,7 @@ fn every_session(kernel: &Kernel<'_>, truth: &Truth) {
                 (usage.tag.key(), [n.allocs, n.frees, n.bytes, p.allocs, p.frees, p.bytes])
             })
             .collect();
-        assert_eq!((tags, report.notes), (wanted, vec![]), "build {build}, session {}", session.id);
+        assert_eq!((tags, report.notes.lines()), (wanted, vec![]), "build {build}, session {}", session.id);
 
         let wanted: BTreeSet<_> = truth
             .large
@@ -600,7 +605,7 @@ fn every_session(kernel: &Kernel<'_>, truth: &Truth) {
         let pages = sessions::big_pages(kernel, session, &|_| true).expect("the table");
         let large: BTreeSet<_> =
             pages.blocks.iter().map(|page| (page.address, page.size, page.tag.key(), page.free)).collect();
-        assert_eq!((large, pages.notes), (wanted, vec![]), "build {build}, session {}", session.id);
+        assert_eq!((large, pages.notes.lines()), (wanted, vec![]), "build {build}, session {}", session.id);
         assert!(pages.blocks.iter().all(|page| page.kind == PoolKind::PagedSession));
 
         let small = truth.small.iter().filter(|block| block.state == SmallState::Live);
@@ -629,10 +634,10 @@ fn every_session(kernel: &Kernel<'_>, truth: &Truth) {
             missing.is_empty() && extra.is_empty(),
             "build {build}, session {}: missing {missing:x?}, extra {extra:x?}, {:?}",
             session.id,
-            blocks.notes
+            blocks.notes.lines()
         );
         assert!(live.len() > 40, "build {build}: {}", live.len());
         let out = small.clone().any(|block| block.residence == Residence::PagedOut);
-        assert_eq!(blocks.complete, !out, "{:?}", blocks.notes);
+        assert_eq!(blocks.is_complete(), !out, "{:?}", blocks.notes.lines());
     }
 }

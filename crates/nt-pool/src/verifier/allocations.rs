@@ -9,9 +9,9 @@ use std::collections::HashSet;
 use nt_memory::PAGE_SIZE;
 
 use super::Driver;
-use crate::lists::follow;
+use crate::lists::{Walked, follow};
 use crate::record::Record;
-use crate::{Kernel, PoolError, Tag};
+use crate::{Kernel, Notes, PoolError, Tag};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allocation {
@@ -27,7 +27,7 @@ pub struct Allocation {
 pub struct Allocations {
     /// In the order of the driver's tracking pages.
     pub allocations: Vec<Allocation>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// `_VI_POOL_PAGE_HEADER.Signature` of Windows 7 and later.
@@ -51,8 +51,7 @@ pub fn allocations(kernel: &Kernel<'_>, driver: &Driver) -> Result<Allocations, 
 
     let mut pages = Vec::new();
     let what = format!("tracking pages of {}", driver.name);
-    let before = found.notes.len();
-    follow(kernel, &what, first, 0, &mut found.notes, &mut |link, _| {
+    let walked = follow(kernel, &what, first, 0, &mut found.notes, &mut |link, _| {
         let page = link & !(PAGE_SIZE - 1);
         let mut bytes = vec![0; PAGE_SIZE as usize];
         kernel.memory.read_exact(page, &mut bytes)?;
@@ -70,7 +69,7 @@ pub fn allocations(kernel: &Kernel<'_>, driver: &Driver) -> Result<Allocations, 
     let size = slot.member("InUse.NumberOfBytes")?;
     let tag = slot.member("InUse.Tag")?;
     // Then a free slot may lead to a page that was not read.
-    let incomplete = found.notes.len() > before;
+    let incomplete = walked == Walked::Broken;
     let tracking: HashSet<u64> = pages.iter().map(|(page, _)| *page).collect();
     for slot in pages.iter().flat_map(|(_, bytes)| bytes.chunks_exact(slot.size).skip(1)) {
         let block = address.get(slot);

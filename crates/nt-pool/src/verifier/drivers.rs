@@ -11,7 +11,7 @@ use super::Counters;
 use crate::lists::{elements, links_at, note, pointer_at, slist_first, unicode_string};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
-use crate::{Kernel, PoolError};
+use crate::{Kernel, Notes, PoolError};
 
 /// kd's words for what happened to a driver since the machine started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,7 +66,7 @@ impl Driver {
 pub struct Drivers {
     /// In the order of the kernel's list of names.
     pub drivers: Vec<Driver>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 /// Trees of the forest; it has some dozens.
@@ -199,7 +199,7 @@ impl Walk<'_> {
         if let [first, more @ ..] = &strays[..] {
             let others =
                 if more.is_empty() { String::new() } else { format!(" and to {} more such places", more.len()) };
-            found.notes.push(format!(
+            found.notes.missing(format!(
                 "nt!ViTargetDriversAvl: a tree leads to {first:016x}, which is no kernel address or was there \
                  before{others}; drivers may be missing"
             ));

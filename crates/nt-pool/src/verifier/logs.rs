@@ -7,7 +7,7 @@ use crate::lists::{elements, links_at};
 use crate::pool_log::Wanted;
 use crate::record::{Member, Record};
 use crate::ring::{Names, Ring};
-use crate::{Kernel, PoolError};
+use crate::{Kernel, Notes, PoolError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LogKind {
@@ -45,7 +45,7 @@ pub struct EntryLog {
     pub length: u32,
     /// Newest first; a list in its own order.
     pub entries: Vec<Entry>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 const FAULTS: Names = Names { table: "ViFaultTraces", index: "ViFaultTracesIndex", length: "ViFaultTracesLength" };
@@ -87,7 +87,7 @@ pub fn log(kernel: &Kernel<'_>, kind: LogKind, wanted: Wanted) -> Result<Option<
     let Some(ring) = Ring::read(kernel, names, record.size)? else { return Ok(None) };
     let fields = Fields::new(&record);
     let decode = |bytes: &[u8], sequence| fields.decode(bytes, sequence);
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     let entries = match wanted {
         Wanted::All => ring.all(kernel, &mut notes, &decode, &|_| true)?,
         Wanted::Newest(count) => ring.newest(kernel, &mut notes, &decode, count)?,
@@ -103,7 +103,7 @@ fn watched_irps(kernel: &Kernel<'_>, wanted: Wanted) -> Result<Option<EntryLog>,
     let record = Record::new(kernel, "_VF_WATCHDOG_IRP")?;
     let links = record.place("ListEntry")?;
     let fields = Fields::new(&record);
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     let found = elements(kernel, "nt!VfWdIrpListHead", head, &mut notes, &mut |link, _| {
         let bytes = record.read(link.wrapping_sub(links as u64))?;
         Ok((fields.decode(&bytes, 0), links_at(kernel, &bytes, links)))

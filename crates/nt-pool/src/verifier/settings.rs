@@ -4,7 +4,7 @@ use super::Counters;
 use crate::kernel::Variable;
 use crate::lists;
 use crate::record::Record;
-use crate::{Kernel, PoolError};
+use crate::{Kernel, Notes, PoolError};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -16,14 +16,14 @@ pub struct Settings {
     pub option_flags: Option<u32>,
     /// `nt!KernelVerifier`: the kernel itself is verified.
     pub kernel_verified: Option<bool>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
 }
 
 pub fn settings(kernel: &Kernel<'_>) -> Result<Settings, PoolError> {
     let record = Record::new(kernel, "_MM_DRIVER_VERIFIER_DATA")?;
     let level = record.member("Level")?;
     let bytes = record.read(kernel.symbol("MmVerifierData")?)?;
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     let mut optional = |name: &str| -> Result<Option<u32>, PoolError> {
         let Some(address) = kernel.find_symbol(name) else { return Ok(None) };
         match kernel.gather(&[Variable { address, size: 4 }])?.remove(0) {

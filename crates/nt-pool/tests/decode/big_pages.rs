@@ -174,7 +174,7 @@ proptest! {
     #[test]
     fn all_blocks_are_the_truth(table in contents()) {
         let found = big_pages::read(&table.world.kernel(), &|_| true).unwrap();
-        prop_assert_eq!(found.notes, Vec::<String>::new());
+        prop_assert_eq!(found.notes.lines(), Vec::<String>::new());
         prop_assert_eq!(found.blocks, table.pages(|_| true));
         let end = table.address + table.slots * layout(table.world.version).0;
         prop_assert_eq!(found.table, table.address..end);
@@ -185,7 +185,7 @@ proptest! {
     fn a_tags_blocks_are_the_truth(table in contents(), tag in prop::sample::select(vec![*b"Leak", *b"Proc", *b"None"])) {
         let found = big_pages::find(&table.world.kernel(), Tag(tag)).unwrap();
         prop_assert_eq!(found.blocks, table.pages(|page| page.tag == Tag(tag)));
-        prop_assert_eq!(found.notes, Vec::<String>::new());
+        prop_assert_eq!(found.notes.lines(), Vec::<String>::new());
     }
 
     #[test]
@@ -210,7 +210,7 @@ pub(crate) fn check_ordinary(version: Version) {
         table.put(slot, page);
     }
     let found = big_pages::find(&table.world.kernel(), Tag(*b"Leak")).unwrap();
-    assert_eq!((found.blocks, found.notes), (table.pages(|_| true), vec![]), "{version:?}");
+    assert_eq!((found.blocks, found.notes.lines()), (table.pages(|_| true), vec![]), "{version:?}");
 }
 
 /// The article's table: 65,536 entries, 23 blocks of the tag, here among blocks of others.
@@ -311,7 +311,10 @@ fn a_hole_is_named_and_the_other_blocks_are_shown() {
     table.world.unmap(page);
     let found = big_pages::read(&table.world.kernel(), &|_| true).unwrap();
     assert_eq!(found.blocks.len(), 2);
-    assert_eq!(found.notes, [format!("nt!PoolBigPageTable: 0x1000 bytes at {:016x} could not be read", page & !0xfff)]);
+    assert_eq!(
+        found.notes.lines(),
+        [format!("nt!PoolBigPageTable: 0x1000 bytes at {:016x} could not be read", page & !0xfff)]
+    );
 }
 
 #[test]
@@ -330,7 +333,11 @@ fn an_entry_that_cannot_be_is_named() {
             table.put(0x100, good.clone());
             let found = big_pages::find(&table.world.kernel(), Tag(*b"Leak")).unwrap();
             assert_eq!(found.blocks, [good]);
-            assert!(found.notes.len() == 1 && found.notes[0].contains(&text), "{:?}", found.notes);
+            assert!(
+                found.notes.lines().len() == 1 && found.notes.lines()[0].contains(&text),
+                "{:?}",
+                found.notes.lines()
+            );
         }
     }
 }
@@ -358,11 +365,11 @@ fn a_table_that_moves_while_it_is_read_is_told() {
             let memory = Changing::new(&table.world, place.clone(), table.world.address_of(name), value);
             let told = |notes: &[String]| notes.iter().any(|note| note.contains("moved or grew while it was read"));
             let found = big_pages::read(&memory.kernel(), &|_| true).unwrap();
-            assert!(memory.has_changed() && told(&found.notes), "{name}: {:?}", found.notes);
+            assert!(memory.has_changed() && told(&found.notes.lines()), "{name}: {:?}", found.notes.lines());
             let memory = Changing::new(&table.world, place.clone(), table.world.address_of(name), value);
             let found = big_pages::find(&memory.kernel(), Tag(*b"Leak")).unwrap();
-            assert!(memory.has_changed() && told(&found.notes), "{name}, by tag: {:?}", found.notes);
+            assert!(memory.has_changed() && told(&found.notes.lines()), "{name}, by tag: {:?}", found.notes.lines());
         }
-        assert_eq!(big_pages::read(&table.world.kernel(), &|_| true).unwrap().notes, Vec::<String>::new());
+        assert_eq!(big_pages::read(&table.world.kernel(), &|_| true).unwrap().notes.lines(), Vec::<String>::new());
     }
 }

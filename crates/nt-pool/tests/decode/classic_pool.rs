@@ -202,7 +202,7 @@ fn blocks_of_every_generation_are_found() {
         let found = find(&kernel, &|_| true, Kinds::ALL, Limits::default()).unwrap();
         assert_eq!(found.blocks, pool.blocks, "{version:?}");
         let out = "pages of pool that are in a page file, and whose blocks are missing: 1";
-        assert_eq!((&found.notes[..], found.complete), (&[out.to_string()][..], false), "{version:?}");
+        assert_eq!((&found.notes.lines()[..], found.is_complete()), (&[out.to_string()][..], false), "{version:?}");
         let special = find(&kernel, &|_| true, Kinds { special: true, ..Kinds::NONE }, Limits::default()).unwrap();
         assert_eq!((special.blocks.len(), special.blocks[0].kind), (1, BlockKind::Special));
     }
@@ -223,8 +223,8 @@ fn a_broken_page_is_named_and_the_others_are_found() {
     let broken = pool.nonpaged + 0x1000 + 0x800;
     pool.world.write(broken, &[0x33]);
     let found = find(&pool.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
-    assert!(!found.complete);
-    assert!(found.notes.iter().any(|note| note.contains("fffffa8001001800")), "{:?}", found.notes);
+    assert!(!found.is_complete());
+    assert!(found.notes.lines().iter().any(|note| note.contains("fffffa8001001800")), "{:?}", found.notes.lines());
     // The block itself is whole: only what its header says of the one before is wrong.
     let mut expected = pool.blocks.clone();
     expected.iter_mut().find(|block| block.header == broken).unwrap().previous_size = 0x330;
@@ -250,9 +250,13 @@ fn a_size_that_cannot_be_costs_its_block_alone() {
         // Of a last block nothing says where it ended.
         let unnamed = found.blocks.iter().filter(|block| block.header != damaged).copied();
         assert_eq!(unnamed.collect::<Vec<_>>(), others.collect::<Vec<_>>(), "header {index}, size {size:#x}");
-        assert!(!found.complete);
+        assert!(!found.is_complete());
         let page = format!("{:013x}", damaged >> 12);
-        assert!(found.notes.iter().any(|note| note.contains(&page)), "header {index}, {size:#x}: {:?}", found.notes);
+        assert!(
+            found.notes.lines().iter().any(|note| note.contains(&page)),
+            "header {index}, {size:#x}: {:?}",
+            found.notes.lines()
+        );
     }
 }
 
@@ -269,7 +273,11 @@ fn a_damaged_first_block_does_not_take_the_only_other_one_with_it() {
         let others: Vec<_> = pool.blocks.iter().filter(|block| block.header != at).copied().collect();
         assert_eq!(found.blocks, others, "size {size:#x}");
         let page = format!("{at:016x}");
-        assert!(!found.complete && found.notes.iter().any(|note| note.contains(&page)), "{:?}", found.notes);
+        assert!(
+            !found.is_complete() && found.notes.lines().iter().any(|note| note.contains(&page)),
+            "{:?}",
+            found.notes.lines()
+        );
     }
 }
 

@@ -117,7 +117,7 @@ proptest! {
         let read = pool_log::read(&log.world.kernel(), Wanted::All).unwrap().unwrap();
         prop_assert_eq!((read.length, read.index, read.parsed), (log.length, log.index, log.length));
         prop_assert_eq!(read.traces, log.newest_first(|_| true));
-        prop_assert_eq!(read.notes, Vec::<String>::new());
+        prop_assert_eq!(read.notes.lines(), Vec::<String>::new());
     }
 
     #[test]
@@ -126,7 +126,7 @@ proptest! {
         let mut expected = log.newest_first(|_| true);
         expected.truncate(count as usize);
         prop_assert_eq!(read.traces, expected);
-        prop_assert_eq!(read.notes, Vec::<String>::new());
+        prop_assert_eq!(read.notes.lines(), Vec::<String>::new());
     }
 
     #[test]
@@ -160,7 +160,7 @@ pub(crate) fn check_ordinary(version: Version) {
         log.push(log.world.pool(5) + n * 0x100, n, log.world.pool(6), &stack[..n as usize % stack.len() + 1]);
     }
     let read = pool_log::read(&log.world.kernel(), Wanted::All).unwrap().unwrap();
-    assert_eq!((read.traces, read.notes), (log.newest_first(|_| true), vec![]), "{version:?}");
+    assert_eq!((read.traces, read.notes.lines()), (log.newest_first(|_| true), vec![]), "{version:?}");
 }
 
 proptest! {
@@ -172,7 +172,7 @@ proptest! {
         let new = |trace: &Trace| log.index.wrapping_sub(trace.sequence) < back;
         let read = pool_log::read_since(&log.world.kernel(), index).unwrap().unwrap();
         prop_assert_eq!(read.traces, log.newest_first(new));
-        prop_assert_eq!(read.notes.is_empty(), back <= log.length);
+        prop_assert_eq!(read.notes.lines().is_empty(), back <= log.length);
         let Some(trace) = log.truth.get(pick.index(log.truth.len().max(1))) else { return Ok(()) };
         let address = trace.address;
         let found = pool_log::find_since(&log.world.kernel(), address, index).unwrap().unwrap();
@@ -238,7 +238,7 @@ fn a_second_look_costs_only_what_is_new() {
         let second = pool_log::find_since(&log.world.kernel(), block, first.log.index).unwrap().unwrap();
         let expected = log.newest_first(|trace| trace.sequence > first.log.index && contains(trace, block));
         assert_eq!((second.log.traces.len(), second.log.traces), (1, expected));
-        assert_eq!((second.log.parsed, second.log.notes), (100, vec![]));
+        assert_eq!((second.log.parsed, second.log.notes.lines()), (100, vec![]));
         let cost = log.world.cost();
         assert!(cost.requests <= 10, "{version:?}: {cost:?}");
 
@@ -246,7 +246,7 @@ fn a_second_look_costs_only_what_is_new() {
         assert_eq!(all.traces, log.newest_first(|trace| trace.sequence > first.log.index));
         let late = pool_log::read_since(&log.world.kernel(), log.index.wrapping_sub(0x1001)).unwrap().unwrap();
         assert_eq!(late.traces.len(), 0x1000);
-        assert!(late.notes[0].starts_with("4097 records were written since"), "{:?}", late.notes);
+        assert!(late.notes.lines()[0].starts_with("4097 records were written since"), "{:?}", late.notes.lines());
     }
 }
 
@@ -301,7 +301,10 @@ fn a_hole_in_the_log_is_named() {
     log.world.unmap(log.address);
     let read = pool_log::read(&log.world.kernel(), Wanted::All).unwrap().unwrap();
     assert_eq!(read.traces.len(), 32);
-    assert_eq!(read.notes, [format!("nt!VfPoolTraces: 0x1000 bytes at {:016x} could not be read", log.address)]);
+    assert_eq!(
+        read.notes.lines(),
+        [format!("nt!VfPoolTraces: 0x1000 bytes at {:016x} could not be read", log.address)]
+    );
 }
 
 #[test]

@@ -451,8 +451,8 @@ pub(crate) fn check_ordinary(version: Version) {
     let heap = ordinary(version, &pieces);
     let kernel = heap.world.kernel();
     let found = find(&kernel, &|_| true, Kinds::ALL, Limits::default()).unwrap();
-    assert_eq!(found.notes, [""; 0], "{version:?}");
-    assert!(found.complete);
+    assert_eq!(found.notes.lines(), [""; 0], "{version:?}");
+    assert!(found.is_complete());
     same(&with_headers(&found.blocks), &heap.blocks).unwrap();
     assert!(heap.blocks.iter().any(|block| block.state == BlockState::Cached));
     let leak =
@@ -477,7 +477,7 @@ proptest! {
         let heap = ordinary(HEAPS[n], &pieces);
         let kernel = heap.world.kernel();
         let found = find(&kernel, &|_| true, Kinds::ALL, Limits::default()).unwrap();
-        prop_assert_eq!(&found.notes, &[""; 0]);
+        prop_assert_eq!(&found.notes.lines(), &[""; 0]);
         prop_assert_eq!(same(&with_headers(&found.blocks), &heap.blocks), Ok(()));
     }
 
@@ -515,8 +515,8 @@ fn a_plan_says_the_cost_before_it_is_paid() {
     loop {
         let limits = Limits { bytes: 0x3_0000, from, ..Limits::default() };
         let part = plan.find(&kernel, &|_| true, &large, limits).unwrap();
+        assert_eq!(part.is_complete(), part.stopped.is_none());
         parts.extend(part.blocks);
-        assert_eq!(part.complete, part.stopped.is_none());
         match part.stopped {
             Some(at) => from = at,
             None => break,
@@ -532,12 +532,16 @@ fn a_type_that_is_missing_costs_what_needs_it_and_no_more() {
     let mut heap = ordinary(WIN10_2004, &pieces);
     heap.world.forget_layout("_RTLP_HP_HEAP_GLOBALS");
     let found = ask(&heap);
-    assert_eq!((found.blocks, found.notes), (heap.blocks.clone(), vec![]), "where the keys lie is known");
+    assert_eq!((found.blocks, found.notes.lines()), (heap.blocks.clone(), vec![]), "where the keys lie is known");
     let mut heap = ordinary(WIN10_2004, &pieces);
     heap.world.forget_layout("_RTL_DYNAMIC_LOOKASIDE");
     let found = ask(&heap);
-    assert_eq!((found.blocks, found.complete), (heap.blocks.clone(), false));
-    assert!(found.notes[0].contains("lookaside") && found.notes.len() == 1, "{:?}", found.notes);
+    assert_eq!((&found.blocks, found.is_complete()), (&heap.blocks, false));
+    assert!(
+        found.notes.lines()[0].contains("lookaside") && found.notes.lines().len() == 1,
+        "{:?}",
+        found.notes.lines()
+    );
 }
 
 #[test]
@@ -549,8 +553,8 @@ fn segments_of_no_size_that_segments_have_are_not_believed() {
     for shift in [0, 13, 24, 63, 255] {
         heap.world.put(context + 8, shift, 1);
         let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
-        assert!(found.notes[0].contains(&format!("parts of 2^{shift} bytes")), "{:?}", found.notes);
-        assert!(!found.complete && !found.blocks.is_empty());
+        assert!(found.notes.lines()[0].contains(&format!("parts of 2^{shift} bytes")), "{:?}", found.notes.lines());
+        assert!(!found.is_complete() && !found.blocks.is_empty());
     }
 }
 
@@ -565,9 +569,9 @@ fn unreadable_and_foreign_parts_are_named() {
     assert_eq!(with_pointer.blocks, heap.blocks, "ExPoolState leads to the keys as well");
     heap.world.put(heap.state, 0x1234, 8);
     let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
-    assert!(found.notes[0].contains("keys"), "{:?}", found.notes);
+    assert!(found.notes.lines()[0].contains("keys"), "{:?}", found.notes.lines());
     assert!(found.blocks.iter().all(|block| block.kind == BlockKind::Special));
-    assert_eq!((found.blocks.len(), found.complete), (3, false));
+    assert_eq!((found.blocks.len(), found.is_complete()), (3, false));
     heap.world.put(heap.state, globals, 8);
     // A list that runs in a circle, one that leaves the kernel.
     for link in [0, 0x1234_5678] {
@@ -584,11 +588,11 @@ fn unreadable_and_foreign_parts_are_named() {
         heap.world.put(segment, if link == 0 { segment } else { link }, 8);
         let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
         assert_eq!(found.blocks, heap.blocks);
-        assert!(!found.complete && found.notes.len() == 1, "{:?}", found.notes);
+        assert!(!found.is_complete() && found.notes.lines().len() == 1, "{:?}", found.notes.lines());
         // Another heap's segment.
         heap.world.put(segment + 0x10, 0, 8);
         let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
-        assert!(found.notes[0].contains("signature"), "{:?}", found.notes);
+        assert!(found.notes.lines()[0].contains("signature"), "{:?}", found.notes.lines());
         assert!(found.blocks.iter().all(|block| block.header & !0xfffff != segment));
     }
     // A list that is cut: its other end leads to what is left.
@@ -604,14 +608,14 @@ fn unreadable_and_foreign_parts_are_named() {
     heap.finish();
     heap.world.put(newest, 0, 8);
     let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
-    assert_eq!((found.blocks, found.complete), (heap.blocks, false));
-    assert!(found.notes[0].contains("without coming back"), "{:?}", found.notes);
+    assert_eq!((&found.blocks, found.is_complete()), (&heap.blocks, false));
+    assert!(found.notes.lines()[0].contains("without coming back"), "{:?}", found.notes.lines());
     // A page that is not there.
     let mut heap = ordinary(WIN10_2004, &pieces);
     let lost = heap.blocks.iter().find(|block| block.kind == BlockKind::Lfh).unwrap().header & !0xfff;
     heap.world.unmap(lost + 0x2000);
     let found = find(&heap.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
-    assert!(!found.complete);
+    assert!(!found.is_complete());
     let there = |block: &&SmallBlock| block.header & !0xfff != lost + 0x2000;
     assert_eq!(found.blocks, heap.blocks.iter().filter(there).copied().collect::<Vec<_>>());
 }
@@ -632,7 +636,7 @@ fn a_chain_of_chunks_goes_on_behind_a_hole() {
         let missing: Vec<_> = expected.iter().filter(|block| !found.blocks.contains(block)).collect();
         assert!(missing.iter().all(|block| block.header == lost + 0x1000), "{missing:x?}");
         assert!(found.blocks.iter().all(|block| expected.contains(block)));
-        let named = found.notes.iter().any(|note| note.contains("what lies up to"));
-        assert!(named && !found.complete, "{:?}", found.notes);
+        let named = found.notes.lines().iter().any(|note| note.contains("what lies up to"));
+        assert!(named && !found.is_complete(), "{:?}", found.notes.lines());
     }
 }

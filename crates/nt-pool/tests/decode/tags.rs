@@ -169,7 +169,7 @@ proptest! {
     #[test]
     fn every_field_of_every_tag_is_the_truth(tables in contents()) {
         let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
-        prop_assert_eq!(report.notes, Vec::<String>::new());
+        prop_assert_eq!(report.notes.lines(), Vec::<String>::new());
         prop_assert_eq!(report.tags, tables.expected());
     }
 
@@ -182,7 +182,7 @@ proptest! {
         let wanted = &expected[pick.index(expected.len())];
         let report = tags::read_one(&tables.world.kernel(), wanted.tag).unwrap();
         prop_assert_eq!(report.tags, std::slice::from_ref(wanted));
-        prop_assert_eq!(report.notes, Vec::<String>::new());
+        prop_assert_eq!(report.notes.lines(), Vec::<String>::new());
     }
 }
 
@@ -200,7 +200,7 @@ fn ordinary(version: Version, processors: u64) -> Tables {
 pub(crate) fn check_ordinary(version: Version) {
     let tables = ordinary(version, 3);
     let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
-    assert_eq!((report.tags, report.notes), (tables.expected(), vec![]), "{version:?}");
+    assert_eq!((report.tags, report.notes.lines()), (tables.expected(), vec![]), "{version:?}");
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_tag_with_the_protected_bit_has_a_row_of_its_own() {
             tables.put_row(tables.addresses[1], slot, key, [5, 1, 64, 0, 0, 0]);
             tables.world.reset_cost();
             let report = tags::read_one(&tables.world.kernel(), Tag(*b"Leak")).unwrap();
-            assert_eq!((report.tags, report.notes), (tables.expected(), vec![]), "{version:?}");
+            assert_eq!((report.tags, report.notes.lines()), (tables.expected(), vec![]), "{version:?}");
             assert!(tables.world.cost().requests <= 12, "{version:?}: by its rows, not by the whole table");
         }
     }
@@ -278,7 +278,7 @@ fn the_processors_of_vista_are_counted_in_one_byte() {
     // What lies behind the byte is another variable.
     tables.world.write(count, &[2, 0xff, 0xff, 0xff]);
     let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
-    assert_eq!((report.tags, report.notes), (tables.expected(), vec![]));
+    assert_eq!((report.tags, report.notes.lines()), (tables.expected(), vec![]));
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn more_processors_than_tables_are_said() {
     let count = tables.world.address_of("KeNumberProcessors");
     tables.world.put(count, 0x7fff_ffff, 4);
     let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
-    assert!(report.notes[0].contains("room for 256 tables"), "{:?}", report.notes);
+    assert!(report.notes.lines()[0].contains("room for 256 tables"), "{:?}", report.notes.lines());
     assert_eq!(report.tags, tables.expected());
 }
 
@@ -308,7 +308,11 @@ fn tables_that_move_or_grow_while_they_are_read_are_told() {
             let at = tables.world.address_of(name);
             let memory = Changing::new(&tables.world, table.clone(), at, value);
             let report = tags::read(&memory.kernel(), &|_| true).unwrap();
-            assert!(memory.has_changed() && told(&report.notes), "{version:?}, {name}: {:?}", report.notes);
+            assert!(
+                memory.has_changed() && told(&report.notes.lines()),
+                "{version:?}, {name}: {:?}",
+                report.notes.lines()
+            );
             // What was read until then is shown.
             assert_eq!(report.tags, tables.expected(), "{version:?}, {name}");
         }
@@ -329,7 +333,7 @@ fn an_expansion_that_grows_while_it_is_read_is_told() {
     let memory = Changing::new(&tables.world, expansion..expansion + 0x28, at, 2);
     let report = tags::read(&memory.kernel(), &|_| true).unwrap();
     assert_eq!(report.tags, tables.expected());
-    assert_eq!(report.notes, ["the tag tables moved or grew while they were read; ask again"]);
+    assert_eq!(report.notes.lines(), ["the tag tables moved or grew while they were read; ask again"]);
 }
 
 /// Of one counter each: what is behind the end of 32 bits, and whose sign that is.
@@ -361,7 +365,7 @@ fn the_overflow_row_is_counted_like_any_other() {
             tables.put_row(table, 4096, u32::from_le_bytes(*b"Ovfl"), [9, 4, 0x500, 3, 1, 0x20]);
         }
         let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
-        assert_eq!((report.tags, report.notes), (tables.expected(), vec![]), "{version:?}");
+        assert_eq!((report.tags, report.notes.lines()), (tables.expected(), vec![]), "{version:?}");
         let report = tags::read_one(&tables.world.kernel(), Tag(*b"Ovfl")).unwrap();
         let usage = (report.tags[0].nonpaged, report.tags[0].paged);
         assert_eq!((usage.0.diff, usage.1.diff), (10, 4), "{version:?}");
@@ -394,7 +398,7 @@ fn an_unreadable_page_is_named_and_the_rest_is_shown() {
     tables.world.unmap(page);
     let report = tags::read(&tables.world.kernel(), &|tag| tag == Tag(*b"Ovfl")).unwrap();
     assert_eq!(report.tags[0].paged.frees, 5);
-    assert_eq!(report.notes, [format!("nt!PoolTrackTable: 0x1000 bytes at {page:016x} could not be read")]);
+    assert_eq!(report.notes.lines(), [format!("nt!PoolTrackTable: 0x1000 bytes at {page:016x} could not be read")]);
 }
 
 #[test]
@@ -404,7 +408,7 @@ fn a_type_without_a_counter_still_gives_the_others() {
     let report = tags::read(&tables.world.kernel(), &|_| true).unwrap();
     assert_eq!(report.tags[0].paged.bytes, 8192);
     assert_eq!(report.tags[0].nonpaged, Usage::default());
-    assert_eq!(report.notes.len(), 5);
+    assert_eq!(report.notes.lines().len(), 5);
 }
 
 #[test]
@@ -414,7 +418,11 @@ fn a_kernel_that_does_not_say_where_its_expansion_is_gets_a_note() {
     tables.world.forget_symbol("PoolTrackTableMask");
     let report = tags::read_one(&tables.world.kernel(), Tag(*b"Leak")).unwrap();
     assert_eq!(report.tags, tables.expected());
-    assert!(report.notes[0].starts_with("nt!PoolTrackTableExpansion is not known"), "{:?}", report.notes);
+    assert!(
+        report.notes.lines()[0].starts_with("nt!PoolTrackTableExpansion is not known"),
+        "{:?}",
+        report.notes.lines()
+    );
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn the_last_one_at_a_place_is_named() {
         assert_eq!(name(place + 0x1000), Some(("new.sys".into(), place + 0x1000..place + 0x3000)));
         assert_eq!(name(place + 0x3000), Some(("old.sys".into(), place..place + 0x4000)));
         assert_eq!(name(place + 0x4000), None);
-        assert!(drivers.notes.is_empty());
+        assert!(drivers.notes.lines().is_empty());
     }
 }
 
@@ -63,7 +63,7 @@ fn nothing_unloaded_and_nothing_sensible() {
     let mut drivers = unloaded::drivers(&kernel).unwrap();
     assert_eq!(drivers.drivers.len(), 1);
     assert_eq!(drivers.at(&kernel, place).unwrap(), None);
-    assert!(drivers.notes[0].contains("the name of the unloaded driver"), "{:?}", drivers.notes);
+    assert!(drivers.notes.lines()[0].contains("the name of the unloaded driver"), "{:?}", drivers.notes.lines());
 
     let table = world.address_of("MmUnloadedDrivers");
     world.put(table, 0x1000, 8);

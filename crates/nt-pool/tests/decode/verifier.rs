@@ -355,7 +355,7 @@ proptest! {
     ) {
         let (world, expected) = build(version, &drivers);
         let found = verifier::drivers(&world.kernel()).unwrap();
-        prop_assert_eq!(&found.notes, &Vec::<String>::new());
+        prop_assert_eq!(&found.notes.lines(), &Vec::<String>::new());
         prop_assert_eq!(found.drivers.len(), drivers.len());
         for ((driver, truth), allocations) in found.drivers.iter().zip(&drivers).zip(expected) {
             prop_assert_eq!(&driver.name, &truth.name);
@@ -365,7 +365,7 @@ proptest! {
             prop_assert_eq!(driver.image.as_ref().map(|image| image.end - image.start), truth.loaded.then_some(0x8000));
             let live = verifier::allocations(&world.kernel(), driver).unwrap();
             prop_assert_eq!(live.allocations, allocations);
-            prop_assert_eq!(live.notes, Vec::<String>::new());
+            prop_assert_eq!(live.notes.lines(), Vec::<String>::new());
         }
     }
 
@@ -391,14 +391,14 @@ pub(crate) fn check_ordinary(version: Version) {
     let drivers = [one("a.sys", 200), one("b.sys", 3), one("c.sys", 0), one("d.sys", 1)];
     let (world, expected) = build(version, &drivers);
     let found = verifier::drivers(&world.kernel()).unwrap();
-    assert_eq!(found.notes, Vec::<String>::new(), "{version:?}");
+    assert_eq!(found.notes.lines(), Vec::<String>::new(), "{version:?}");
     assert_eq!(found.drivers.len(), 4, "{version:?}");
     for ((driver, truth), allocations) in found.drivers.iter().zip(&drivers).zip(expected) {
         assert_eq!((&driver.name, driver.state()), (&truth.name, State::Loaded));
         assert_eq!(driver.counters.get("CurrentPagedPoolAllocations"), Some(1), "{version:?}");
         assert_eq!(driver.image.as_ref().map(|image| image.end - image.start), Some(0x8000));
         let live = verifier::allocations(&world.kernel(), driver).unwrap();
-        assert_eq!((live.allocations, live.notes), (allocations, vec![]), "{version:?}");
+        assert_eq!((live.allocations, live.notes.lines()), (allocations, vec![]), "{version:?}");
     }
 }
 
@@ -411,7 +411,11 @@ fn a_list_that_comes_back_on_itself_ends() {
     world.put(second, first, 8);
     let cyclic = verifier::drivers(&world.kernel()).unwrap();
     assert_eq!(cyclic.drivers, found.drivers);
-    assert!(cyclic.notes[0].contains(&format!("the list comes back to {first:016x}")), "{:?}", cyclic.notes);
+    assert!(
+        cyclic.notes.lines()[0].contains(&format!("the list comes back to {first:016x}")),
+        "{:?}",
+        cyclic.notes.lines()
+    );
 }
 
 #[test]
@@ -427,9 +431,9 @@ fn a_page_that_is_not_the_drivers_ends_its_list() {
     let found = verifier::allocations(&world.kernel(), &driver).unwrap();
     assert_eq!(found.allocations.len(), 127);
     assert!(
-        found.notes[0].contains(&format!("the page at {second:016x} is not one of this driver's")),
+        found.notes.lines()[0].contains(&format!("the page at {second:016x} is not one of this driver's")),
         "{:?}",
-        found.notes
+        found.notes.lines()
     );
 }
 
@@ -440,7 +444,7 @@ fn a_driver_whose_name_is_paged_out_is_still_listed() {
     world.put(first + 0x20, 0xffff_f8a0_0000_0000, 8);
     let found = verifier::drivers(&world.kernel()).unwrap();
     assert_eq!((found.drivers.len(), found.drivers[0].name.as_str()), (1, ""));
-    assert!(found.notes[0].contains(&format!("{first:016x}")), "{:?}", found.notes);
+    assert!(found.notes.lines()[0].contains(&format!("{first:016x}")), "{:?}", found.notes.lines());
 }
 
 #[test]

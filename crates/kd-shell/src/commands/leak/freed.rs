@@ -62,8 +62,8 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     let mut traces: Vec<Trace> = Vec::new();
     match found {
         None => notes.push("the kernel keeps no pool log (see !leak setup)".into()),
-        Some(mut found) => {
-            notes.append(&mut found.notes);
+        Some(found) => {
+            notes.extend(found.notes.lines());
             traces.extend_from_slice(&found.traces);
         }
     }

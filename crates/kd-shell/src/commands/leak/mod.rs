@@ -143,7 +143,7 @@ impl Namer for ModuleNames<'_> {
 fn modules(context: &Context<'_>, notes: &mut Vec<String>) -> Result<Modules, CommandError> {
     let kernel = context.kernel()?;
     let drivers = kernel.drivers()?;
-    notes.extend(drivers.notes);
+    notes.extend(drivers.notes.lines());
     let module = |driver: &Driver| Module {
         checksum: driver.checksum,
         timestamp: driver.timestamp,

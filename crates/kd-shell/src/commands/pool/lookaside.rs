@@ -8,8 +8,8 @@
 
 use std::fmt;
 
-use nt_pool::PoolKind;
 use nt_pool::lookaside::{self, Lookasides, Place};
+use nt_pool::{Notes, PoolKind};
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -127,7 +127,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         _ => {}
     }
     let list = context.pool(|kernel| lookaside::read(kernel, address))?;
-    answer(context, Lookasides { lists: vec![list], notes: Vec::new() })
+    answer(context, Lookasides { lists: vec![list], notes: Notes::default() })
 }
 
 /// Writes numbers into a list: ((offset, bytes), value).
@@ -155,7 +155,7 @@ fn per_processor(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         }
     };
     let found = context.pool(|kernel| lookaside::per_processor(kernel, processor))?;
-    if found.lists.is_empty() && found.notes.is_empty() {
+    if found.lists.is_empty() && found.notes.is_complete() {
         let which = processor.map(|number| format!("processor {number:#x}")).unwrap_or("any processor".into());
         return Err(CommandError::Failed(format!("there are no lookaside lists of {which}")));
     }

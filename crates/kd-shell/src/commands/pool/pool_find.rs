@@ -22,7 +22,7 @@ use nt_memory::{Fault, Memory, Search};
 use nt_pool::big_pages::{self, BigPage, BigPages};
 use nt_pool::sessions::{self, Session, Sessions};
 use nt_pool::small_blocks::{self, BlockKind, BlockState, Blocks, Cost, Kinds, Limits, Plan, SmallBlock};
-use nt_pool::{PoolError, PoolKind, Tag, TagPattern, tags};
+use nt_pool::{Lack, Missing, Notes, PoolError, PoolKind, Tag, TagPattern, tags};
 use serde::Serialize;
 
 use super::pool_used::{NEW_LAYOUT, pattern, unclosed, unquoted};
@@ -350,7 +350,7 @@ struct Found {
     /// The sessions, and the large allocations of each, by its number.
     sessions: Vec<Session>,
     session_large: Vec<(u32, BigPage)>,
-    notes: Vec<String>,
+    notes: Notes,
     /// Why a piece has no answer at all.
     failures: Vec<PoolError>,
     answered: bool,
@@ -371,7 +371,7 @@ impl Found {
             Ok(value) => Ok(Some(value)),
             Err(error) => {
                 let error = error.local()?;
-                self.notes.push(format!("{what}: {error}"));
+                self.notes.missing(format!("{what}: {error}"));
                 self.failures.push(error);
                 Ok(None)
             }
@@ -387,7 +387,7 @@ impl Found {
     ) -> Result<Option<T>, PoolError> {
         match self.look(what, result) {
             Err(PoolError::Fault(Fault::Cancelled)) => {
-                self.notes.push("interrupted".into());
+                self.notes.missing(Missing::because(Lack::Stopped, "interrupted"));
                 self.stopped = Some(place);
                 Ok(None)
             }
@@ -512,7 +512,7 @@ impl Found {
             };
             // However small the limit is, a walk that is taken up again and again comes to its end.
             if !question.large && (left.bytes == 0 || left.blocks == 0) && (walked || self.resumed.is_none()) {
-                self.notes.push(format!("a limit stopped the search before session {}", session.id));
+                self.notes.missing(format!("a limit stopped the search before session {}", session.id));
                 self.stopped = Some(place);
                 break;
             }
@@ -563,7 +563,7 @@ fn counted(kernel: &nt_pool::Kernel<'_>, question: &Question) -> Result<Option<[
         None => tags::read(kernel, &|tag| question.tag.matches(tag)),
     };
     let counted = match counted {
-        Ok(counted) if counted.notes.is_empty() && !counted.tags.is_empty() => counted,
+        Ok(counted) if counted.notes.is_complete() && !counted.tags.is_empty() => counted,
         Ok(_) => return Ok(None),
         Err(error) => {
             error.local()?;
@@ -689,8 +689,7 @@ impl Host for Drive<'_> {
 /// The answer, and what is to be known about it.
 struct Searched {
     answer: PoolFind,
-    notes: Vec<String>,
-    complete: bool,
+    notes: Notes,
     question: Question,
 }
 
@@ -733,7 +732,7 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         }
     };
     let skipped = counted && plan.is_none();
-    let (mut small, mut ranges, mut complete) = (Vec::new(), Vec::new(), true);
+    let (mut small, mut ranges) = (Vec::new(), Vec::new());
     let (mut estimate, mut in_bulk, mut covers) = (None, None, 0);
     let (mut searched_small, mut in_sessions) = (false, Vec::new());
     let mut limits = Limits { bytes: question.limit, from: question.from, ..Limits::default() };
@@ -773,7 +772,7 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         ranges = plan.ranges();
         if let Some(blocks) = blocks {
             searched_small = true;
-            complete &= blocks.complete;
+
             small = blocks.blocks;
             limits.bytes = limits.bytes.saturating_sub(blocks.read);
             limits.blocks = limits.blocks.saturating_sub(small.len());
@@ -781,7 +780,7 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
     }
     if question.sessions() && !skipped && found.stopped.is_none() {
         limits.from = 0;
-        let notes = found.notes.len();
+        let notes = found.notes.clone();
         let left = if counted { left(drive.spent()) } else { Cost { requests: u64::MAX, bytes: u64::MAX } };
         let (blocks, exhausted) = drive.with(|context| {
             context.pool(|kernel| {
@@ -793,7 +792,7 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         match exhausted {
             true => {
                 found.session_large.clear();
-                found.notes.truncate(notes);
+                found.notes = notes;
                 found.stopped = None;
                 drive.remark("Sessions' own pools were not searched (-session does).\n");
             }
@@ -836,19 +835,17 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         (true, false) => "all",
     };
     let mut notes = std::mem::take(&mut found.notes);
-    complete &= notes.is_empty();
     let stopped = found.stopped;
     if let Some(place) = stopped {
         let at = match place.session {
             Some(session) => format!("in session {session}"),
             None => format!("-from {}", width.pointer(place.address)),
         };
-        notes.push(format!(
+        notes.missing(Missing::because(Lack::Stopped, format!(
             "the search was to cover {} of pool; !poolfind -resume goes on where it stopped ({at}), -limit and -budget \
              set how far it goes",
             size(covers)
-        ));
-        complete = false;
+        )));
     }
     if skipped {
         let counted =
@@ -875,7 +872,7 @@ fn search(drive: &mut impl Host) -> Result<Searched, CommandError> {
         width,
         new_layout,
     };
-    Ok(Searched { answer, notes, complete, question })
+    Ok(Searched { answer, notes, question })
 }
 
 /// Four characters as the value that the kernel has.
@@ -884,7 +881,7 @@ fn key(tag: &str) -> u32 {
 }
 
 fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
-    let Searched { mut answer, notes, complete, question } = search(drive)?;
+    let Searched { mut answer, notes, question } = search(drive)?;
     let mut failed = 0;
     if let Some(command) = &question.command {
         for block in &answer.blocks {
@@ -902,7 +899,7 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         answer.written = true;
     }
     let failure = (failed > 0).then(|| CommandError::Failed(format!("the command failed for {failed} blocks")));
-    Ok(Reply { complete, failure, ..Reply::with_notes(answer, notes) })
+    Ok(Reply { failure, ..Reply::with_notes(answer, notes) })
 }
 
 /// Bytes that can be read in so much time, or the requests that carry them be spent otherwise; `spent` requests took
@@ -1066,8 +1063,8 @@ impl Host for Context<'_> {
 /// The command without a shell: all but `-x`.
 #[cfg(test)]
 pub(crate) fn answer(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let Searched { answer, notes, complete, .. } = search(context)?;
-    Ok(Reply { complete, ..Reply::with_notes(answer, notes) })
+    let Searched { answer, notes, .. } = search(context)?;
+    Ok(Reply::with_notes(answer, notes))
 }
 
 #[cfg(test)]

@@ -114,8 +114,9 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let found = context.pool(|kernel| around::read(kernel, address))?;
     let describe = |tag| (flags & NO_DESCRIPTION == 0).then(|| context.session.pool_tags.pool(tag));
     let Around { page, pool, contents, session, problem, readable, mut notes } = found;
-    let complete = notes.is_empty();
-    notes.extend(problem);
+    if let Some(problem) = problem {
+        notes.remark(problem);
+    }
     let hex = |address: u64| Hex(width.address(address));
     let mut region = pool.map_or("Unknown".into(), |pool| pool.to_string());
     let mut blocks = Vec::new();
@@ -187,7 +188,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     }
     let (address, page, described) = (hex(address), hex(page), flags & NO_DESCRIPTION == 0);
     let answer = Pool { address, page, region, readable, session, blocks, described, width, new_layout };
-    Ok(Reply { complete, ..Reply::with_notes(answer, notes) })
+    Ok(Reply::with_notes(answer, notes))
 }
 
 impl Block {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use nt_memory::PAGE_SIZE;
 use nt_pool::big_pages::BigPage;
 use nt_pool::small_blocks::{BlockKind, BlockState, Kinds, Limits, Plan};
-use nt_pool::{PoolKind, Tag, big_pages, tags};
+use nt_pool::{Notes, PoolKind, Tag, big_pages, tags};
 use serde::Serialize;
 
 use super::pool_find::{Estimate, LIMIT, size};
@@ -237,7 +237,7 @@ fn walk(
     limit: u64,
     spent: (u64, Instant),
     sizes: &mut BTreeMap<(u64, &'static str), u64>,
-) -> Result<(Small, Vec<String>), CommandError> {
+) -> Result<(Small, Notes), CommandError> {
     let plan = drive.with(|context| context.pool(|kernel| Plan::read(kernel, Kinds::ALL)))?;
     let bytes = plan.bytes(0);
     let estimate = Estimate::new(plan.cost(0, drive.reply_data() as u64), spent.0, spent.1.elapsed());
@@ -252,7 +252,7 @@ fn walk(
     let found = drive.with(|context| context.pool(|kernel| plan.find(kernel, &|_| true, large, limits)))?;
     let mut notes = found.notes;
     if found.stopped.is_some() {
-        notes.push(format!("the pool is {}; -limit sets how much of it is read", size(bytes)));
+        notes.remark(format!("the pool is {}; -limit sets how much of it is read", size(bytes)));
     }
     let mut carriers: Vec<Carrier> = Vec::new();
     for (kind, pool, held) in plan.held(large) {

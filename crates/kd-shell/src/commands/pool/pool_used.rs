@@ -191,7 +191,7 @@ fn in_sessions(
         let report = match nt_pool::sessions::tags(kernel, session, wanted) {
             Ok(report) => report,
             Err(error) => {
-                notes.push(format!("session {}: {}", session.id, error.local()?));
+                notes.missing(format!("session {}: {}", session.id, error.local()?));
                 continue;
             }
         };
@@ -210,7 +210,7 @@ fn in_sessions(
         }
     }
     if sessions.is_empty() {
-        notes.push("no process belongs to a session".into());
+        notes.missing("no process belongs to a session");
     }
     Ok(TagReport { tags: sums.into_values().collect(), notes })
 }

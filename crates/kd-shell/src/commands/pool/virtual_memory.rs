@@ -11,7 +11,7 @@
 use std::fmt;
 
 use nt_memory::{PAGE_SIZE, ReadError};
-use nt_pool::tags;
+use nt_pool::{Notes, tags};
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -60,7 +60,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let kernel = context.kernel()?;
     let width = context.width();
     let symbols = context.session.symbols.nt(kernel)?;
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     let mut totals = None;
     let mut counts = Vec::new();
     for (name, variable, in_bytes) in VARIABLES {
@@ -76,7 +76,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             Some(Ok(value)) => Some(value),
             Some(Err(ReadError::Fault(fault))) => return Err(fault.into()),
             Some(Err(hole)) => {
-                notes.push(format!("{variable}: {hole}"));
+                notes.missing(format!("{variable}: {hole}"));
                 None
             }
             None => None,

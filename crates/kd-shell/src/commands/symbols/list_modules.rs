@@ -14,6 +14,7 @@ use std::fmt;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use nt_memory::Fault;
+use nt_pool::Notes;
 use nt_symbols::{Glob, Image, ImageError, SymbolKind};
 use serde::Serialize;
 
@@ -215,7 +216,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
 fn unloaded(
     context: &mut Context<'_>,
     pattern: Option<&Glob>,
-    notes: &mut Vec<String>,
+    notes: &mut Notes,
 ) -> Result<Vec<Unloaded>, CommandError> {
     if context.session.symbols.known_nt(context.kernel()?).is_none() {
         return Ok(Vec::new());
@@ -227,7 +228,7 @@ fn unloaded(
             let file = match driver.name(kernel) {
                 Ok(file) => file,
                 Err(error) => {
-                    notes.push(format!("the name of an unloaded driver: {}", error.local()?));
+                    notes.missing(format!("the name of an unloaded driver: {}", error.local()?));
                     continue;
                 }
             };
@@ -241,7 +242,7 @@ fn unloaded(
     });
     // A kernel whose list is not as expected, or is paged out, has its modules all the same.
     listed.or_else(|error| {
-        notes.push(format!("unloaded drivers: {}", error.part()?));
+        notes.missing(format!("unloaded drivers: {}", error.part()?));
         Ok(Vec::new())
     })
 }

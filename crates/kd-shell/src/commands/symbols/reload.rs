@@ -127,7 +127,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
                     answer.unloaded_modules = Some(unloaded.drivers.len());
                     notes.extend(unloaded.notes);
                 }
-                Err(error) => notes.push(format!("unloaded drivers: {}", error.local()?)),
+                Err(error) => notes.missing(format!("unloaded drivers: {}", error.local()?)),
             },
             Err(NoSymbols::Fault(fault)) => return Err(fault.into()),
             Err(NoSymbols::Missing(_)) => {}

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use nt_pool::Notes;
 use nt_pool::pool_log::{self, PoolLog, Position, Trace, Wanted};
 
 use crate::commands::session::vertarget::interrupt_time;
@@ -55,7 +56,7 @@ pub(in crate::commands) struct Records {
     pub(in crate::commands) lowest: u64,
     /// Newest first.
     pub(in crate::commands) traces: Arc<Vec<Trace>>,
-    pub(in crate::commands) notes: Vec<String>,
+    pub(in crate::commands) notes: Notes,
     /// The log is too large to be kept.
     pub(super) too_large: bool,
 }
@@ -145,7 +146,7 @@ pub(super) fn whole(context: &mut Context<'_>, position: Position) -> Result<Opt
     let frames: usize = records.traces.iter().map(|trace| trace.frames.capacity()).sum();
     let bytes = records.traces.capacity() * size_of::<Trace>() + frames * size_of::<u64>();
     records.too_large = bytes > MAX_BYTES;
-    if records.notes.is_empty() && !records.too_large {
+    if records.notes.is_complete() && !records.too_large {
         let wanted = records.index.wrapping_sub(OVERLAP);
         let witness = records.traces.iter().find(|trace| trace.sequence == wanted).cloned();
         let kept = &mut context.session.kept_log;
@@ -180,7 +181,7 @@ pub(in crate::commands) fn of_address(
         return of_address_in_all(context, position, address);
     }
     let records = Records { lowest, ..Records::from(found.log) };
-    if records.notes.is_empty() {
+    if records.notes.is_complete() {
         let witness = context.pool(|kernel| pool_log::record(kernel, records.index.wrapping_sub(OVERLAP)))?;
         let kept = &mut context.session.kept_log;
         if kept.by_address.len() >= MAX_ADDRESSES && !kept.by_address.contains_key(&address) {
@@ -235,7 +236,8 @@ mod tests {
 
     #[test]
     fn overwritten_records_are_dropped_when_logs_are_merged() {
-        let mut log = PoolLog { length: 8, index: 2, parsed: 3, traces: vec![trace(2), trace(1)], notes: Vec::new() };
+        let mut log =
+            PoolLog { length: 8, index: 2, parsed: 3, traces: vec![trace(2), trace(1)], notes: Notes::default() };
         let older: Vec<Trace> = (0..12).map(|n| trace(0u32.wrapping_sub(n))).collect();
         merge(&mut log, &older, &|trace| trace.sequence != 0);
         let sequences: Vec<i32> = log.traces.iter().map(|trace| trace.sequence as i32).collect();

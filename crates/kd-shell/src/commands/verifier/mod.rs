@@ -1,5 +1,7 @@
 //! `!verifier`: what Driver Verifier is set to, what it watches, and its logs.
 
+use nt_pool::Notes;
+
 use crate::answer::{Answer, Reply};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
@@ -39,14 +41,14 @@ A stack is no proof of who owns a block now: the log keeps old records of an add
 #[derive(Default)]
 struct Known {
     /// What could not be read.
-    notes: Vec<String>,
+    notes: Notes,
     remarks: Vec<String>,
 }
 
 impl Known {
     /// Notes that a part of the answer is missing; an error that concerns all of it stays one.
     fn missing(&mut self, what: &str, error: CommandError) -> Result<(), CommandError> {
-        self.notes.push(format!("{what}: {}", error.part()?));
+        self.notes.missing(format!("{what}: {}", error.part()?));
         Ok(())
     }
 
