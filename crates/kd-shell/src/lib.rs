@@ -28,7 +28,6 @@ mod tests;
 pub mod text;
 mod translation;
 mod typed;
-mod unwind;
 
 pub use command::CommandInfo;
 pub use commands::{commands, refuse_watch};

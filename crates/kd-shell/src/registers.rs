@@ -3,10 +3,10 @@
 //! They are read from the raw CONTEXT record (winnt.h): the program counter, which the stop carries, costs no request.
 
 use kd_target::TargetError;
+use nt_unwind::State;
 
 use crate::error::CommandError;
 use crate::kernel::Kernel;
-use crate::unwind::State;
 
 pub(crate) const AMD64: u16 = 0x8664;
 pub(crate) const I386: u16 = 0x014c;

@@ -62,6 +62,8 @@ pub struct Session {
     pub(crate) process: Option<u64>,
     pub(crate) thread: Option<u64>,
     pub(crate) breakpoints: Vec<Breakpoint>,
+    /// What stacks have needed of images; it outlives a stop.
+    pub(crate) images: nt_unwind::Images,
     pub(crate) last_command: LastCommand,
     /// What was read of the verifier's pool log.
     pub(crate) kept_log: KeptLog,
@@ -90,6 +92,7 @@ impl Session {
             process: None,
             thread: None,
             breakpoints: Vec::new(),
+            images: nt_unwind::Images::default(),
             last_command: LastCommand::default(),
             kept_log: KeptLog::default(),
             leaks: Leaks::default(),

@@ -245,6 +245,20 @@ impl Symbols {
         Ok(image)
     }
 
+    /// As [`Symbols::image`], of what this machine has.
+    pub fn image_here(&mut self, kernel: &dyn Kernel, driver: &Driver) -> Result<Option<Arc<ImageFile>>, Fault> {
+        let key = key(kernel, driver);
+        if let Some(Some(image)) = self.images.get(&key) {
+            return Ok(Some(image.clone()));
+        }
+        let request = Request { network: false, ..self.request(kernel, driver) };
+        let image = self.source.image(&request)?.map(Arc::new);
+        if image.is_some() {
+            self.images.insert(key, image.clone());
+        }
+        Ok(image)
+    }
+
     /// The kernel's symbols if they were looked up already.
     pub fn known_nt(&self, kernel: &dyn Kernel) -> Option<Arc<dyn SymbolFile>> {
         match &self.known_load(kernel, &nt(kernel))?.load {
@@ -539,6 +553,11 @@ impl<'a> Names<'a> {
     /// The file of a loaded image.
     pub fn image(&mut self, driver: &Driver) -> Result<Option<Arc<ImageFile>>, Fault> {
         self.symbols.image(self.kernel, driver)
+    }
+
+    /// The file of a module's image, if this machine has it: no server is asked while the target stands.
+    pub fn image_here(&mut self, driver: &Driver) -> Result<Option<Arc<ImageFile>>, Fault> {
+        self.symbols.image_here(self.kernel, driver)
     }
 
     /// The symbols of a module, or what it exports.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use nt_memory::{Fault, Memory, ReadError};
 use nt_symbols::{Layout, SymbolFile};
+use nt_unwind::State;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
@@ -27,7 +28,6 @@ use crate::session::Context;
 use crate::symbols::{NoSymbols, Symbols};
 use crate::text::{Hex, Width, visible_name};
 use crate::typed::{Record, offset_of, read_pointer};
-use crate::unwind::State;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!process"],

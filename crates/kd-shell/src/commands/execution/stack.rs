@@ -9,18 +9,19 @@ use std::collections::HashSet;
 use std::fmt;
 
 use nt_memory::{Fault, ReadError};
+use nt_unwind::{ImageId, Images, Position, State, Stuck, Unwinder};
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
+use crate::kernel::Driver;
 use crate::registers::{self, AMD64, ARM64, I386, Registers};
 use crate::session::Context;
 use crate::symbols::Names;
 use crate::text::{Hex, Width, tick, visible_name};
 use crate::typed::read_pointer;
-use crate::unwind::{State, Stuck, Unwinder};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["k", "kn", "kb", "kv", "kbn", "kvn", "kc", "kcn", "kl", "kp"],
@@ -108,11 +109,18 @@ pub(in crate::commands) fn of(
 }
 
 fn walk(context: &mut Context<'_>, state: State, count: u64) -> Result<Walked, CommandError> {
+    let mut images = std::mem::take(&mut context.session.images);
+    let walked = walk_with(context, &mut images, state, count);
+    context.session.images = images;
+    walked
+}
+
+fn walk_with(context: &mut Context<'_>, images: &mut Images, state: State, count: u64) -> Result<Walked, CommandError> {
     let kernel = context.kernel()?;
     let width = context.width();
     let mut names = context.names()?;
     match kernel.version().machine {
-        AMD64 => by_unwinding(kernel.memory(), &mut names, state, count),
+        AMD64 => by_unwinding(&mut Unwinder::new(kernel.memory(), images), kernel.memory(), &mut names, state, count),
         I386 | ARM64 => by_chain(kernel.memory(), &mut names, state, count, width),
         other => Err(CommandError::Failed(format!("stacks of machine {other:04x} are not in this version"))),
     }
@@ -144,42 +152,36 @@ struct Walked {
 }
 
 fn by_unwinding(
+    unwinder: &mut Unwinder<'_>,
     memory: &dyn nt_memory::Memory,
     names: &mut Names<'_>,
     mut state: State,
     count: u64,
 ) -> Result<Walked, CommandError> {
-    let mut unwinder = Unwinder::new(memory);
     let mut walked = Walked::default();
-    let mut files = HashSet::new();
+    let mut searched = HashSet::new();
+    let mut position = Position::Interrupted;
     while (walked.frames.len() as u64) < count {
         let (address, stack) = (state.rip, state.rsp());
         let symbol = names.name_of_code(address)?;
         let driver = names.driver_at(address)?;
-        let base = driver.as_ref().map(|driver| driver.base);
         let number = walked.frames.len();
-        let step = loop {
-            let mut after = state.clone();
-            let step = unwinder.step(&mut after, base);
-            // What the target has paged out of the image may be in the image's file.
-            if let (Err(Stuck::Unreadable { address, .. }), Some(driver)) = (&step, &driver)
-                && address.checked_sub(driver.base).is_some_and(|offset| offset < driver.size.into())
-                && files.insert(driver.base)
-            {
-                if let Some(file) = names.image(driver)? {
-                    unwinder.use_file(file);
-                    continue;
-                }
-                let file = visible_name(&driver.file);
+        let step = leave(
+            unwinder,
+            names,
+            &mut state,
+            driver.as_ref(),
+            position,
+            &mut |file, address| {
                 walked.notes.push(format!(
                     "frame {number:02x}: the target cannot read {file} at {}, and the symbol path has no such image",
-                    tick(*address)
+                    tick(address)
                 ));
-            }
-            state = after;
-            break step;
-        };
+            },
+            &mut searched,
+        )?;
         let trap = *step.as_ref().unwrap_or(&false);
+        position = if trap { Position::Interrupted } else { Position::Calling };
         let mut frame = Frame {
             stack: Hex(stack),
             return_address: Hex(0),
@@ -217,6 +219,47 @@ fn by_unwinding(
         }
     }
     Ok(walked)
+}
+
+/// Leaves one frame, with the image's file where this machine has it, or where the target cannot read the image.
+fn leave(
+    unwinder: &mut Unwinder<'_>,
+    names: &mut Names<'_>,
+    state: &mut State,
+    driver: Option<&Driver>,
+    position: Position,
+    missing: &mut dyn FnMut(String, u64),
+    searched: &mut HashSet<u64>,
+) -> Result<Result<bool, Stuck>, CommandError> {
+    let image =
+        driver.map(|driver| ImageId { base: driver.base, size: driver.size, time_date_stamp: driver.timestamp });
+    if let (Some(image), Some(driver)) = (image, driver)
+        && !unwinder.images().was_seen(image)
+        && let Some(file) = names.image_here(driver)?
+    {
+        unwinder.images().use_file(image, file);
+    }
+    let mut after = state.clone();
+    let step = unwinder.step(&mut after, image, position);
+    // What the target has paged out of the image may be in a file that a server has.
+    if let (Err(Stuck::Unreadable { address, .. }), Some(image), Some(driver)) = (&step, image, driver)
+        && address.checked_sub(driver.base).is_some_and(|offset| offset < driver.size.into())
+        && !unwinder.images().has_file(image)
+        && searched.insert(driver.base)
+    {
+        let Some(file) = names.image(driver)? else {
+            missing(visible_name(&driver.file).to_string(), *address);
+            *state = after;
+            return Ok(step);
+        };
+        unwinder.images().use_file(image, file);
+        let mut again = state.clone();
+        let step = unwinder.step(&mut again, Some(image), position);
+        *state = again;
+        return Ok(step);
+    }
+    *state = after;
+    Ok(step)
 }
 
 /// Frame pointers: each frame holds its caller's pointer and, behind it, the return address.

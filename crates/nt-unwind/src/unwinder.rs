@@ -1,20 +1,8 @@
-//! Walking a stack of x64 by the unwind data of the images in the target's memory, or in their files.
-//!
-//! ```text
-//! RUNTIME_FUNCTION   u32 BeginAddress  u32 EndAddress  u32 UnwindData        sorted, in the exception directory
-//! UNWIND_INFO        u8 Version:3 Flags:5  u8 SizeOfProlog  u8 CountOfCodes  u8 FrameRegister:4 FrameOffset:4
-//!                    u16 codes[]: u8 CodeOffset  u8 UnwindOp:4 OpInfo:4
-//!                    with UNW_FLAG_CHAININFO (4): another RUNTIME_FUNCTION after an even number of codes
-//! ```
-//!
-//! <https://learn.microsoft.com/cpp/build/exception-handling-x64>. All of it is the target's: every number is checked,
-//! chains and codes are bounded.
+//! One frame after the other.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use nt_memory::{Fault, KDNET_REPLY, Memory};
 
-use nt_memory::{Fault, Memory, ReadError};
-use nt_symbols::ImageFile;
+use crate::images::{Function, ImageId, Images};
 
 const RSP: usize = 4;
 /// Chained unwind information.
@@ -23,42 +11,32 @@ const CHAIN_INFO: u8 = 4;
 
 /// The registers that unwinding restores.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct State {
-    pub(crate) rip: u64,
+pub struct State {
+    /// The program counter.
+    pub rip: u64,
     /// By their numbers in instructions: rax rcx rdx rbx rsp rbp rsi rdi r8 ...
-    pub(crate) registers: [u64; 16],
+    pub registers: [u64; 16],
 }
 
 impl State {
-    pub(crate) fn rsp(&self) -> u64 {
+    /// The stack pointer.
+    pub fn rsp(&self) -> u64 {
         self.registers[RSP]
     }
 }
 
+/// What is known of the place at which a frame's code stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Function {
-    begin: u32,
-    end: u32,
-    unwind: u32,
-}
-
-impl Function {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        Some(Self { begin: word(0)?, end: word(4)?, unwind: word(8)? })
-    }
-}
-
-/// Where an image's table of functions is.
-#[derive(Debug, Clone, Copy)]
-struct Table {
-    address: u64,
-    count: u32,
+pub enum Position {
+    /// It was stopped, or interrupted: at any instruction, also within a prolog or an epilog.
+    Interrupted,
+    /// It called the frame above. No compiler calls from within an epilog, so its code need not be read.
+    Calling,
 }
 
 /// Why a frame could not be left.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Stuck {
+pub enum Stuck {
     #[error(transparent)]
     Fault(#[from] Fault),
     /// The stack, or an image's own data.
@@ -68,145 +46,86 @@ pub(crate) enum Stuck {
     Damaged(u64),
 }
 
-/// The target's memory, and what of images only their files have.
-struct Backed<'a> {
+/// Unwinds frame by frame.
+pub struct Unwinder<'a> {
     memory: &'a dyn Memory,
-    files: Vec<Arc<ImageFile>>,
-}
-
-impl Memory for Backed<'_> {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        let good = self.memory.read(address, buffer)?.min(buffer.len());
-        let (at, rest) = (address.wrapping_add(good as u64), &mut buffer[good..]);
-        let inside = |file: &&Arc<ImageFile>| {
-            let image = file.image();
-            at.checked_sub(image.base).is_some_and(|offset| offset < u64::from(image.size_of_image))
-        };
-        match self.files.iter().find(inside) {
-            Some(file) if !rest.is_empty() => Ok(good + file.read(at, rest)?),
-            _ => Ok(good),
-        }
-    }
-}
-
-/// Unwinds frame by frame; remembers the tables of the images.
-pub(crate) struct Unwinder<'a> {
-    memory: Backed<'a>,
-    tables: HashMap<u64, Option<Table>>,
+    images: &'a mut Images,
+    /// A piece of the stack, and where it begins: a frame's words lie together.
+    window: (u64, Vec<u8>),
 }
 
 impl<'a> Unwinder<'a> {
-    pub(crate) fn new(memory: &'a dyn Memory) -> Self {
-        Self { memory: Backed { memory, files: Vec::new() }, tables: HashMap::new() }
+    pub fn new(memory: &'a dyn Memory, images: &'a mut Images) -> Self {
+        Self { memory, images, window: (0, Vec::new()) }
     }
 
-    /// From here on what the target cannot read of an image comes from its file.
-    pub(crate) fn use_file(&mut self, file: Arc<ImageFile>) {
-        self.memory.files.push(file);
+    /// What is kept of images.
+    pub fn images(&mut self) -> &mut Images {
+        self.images
     }
 
-    /// Leaves the frame of `state`; `base` is the image that `rip` is in. Returns whether it was an interrupt's or a
-    /// trap's frame.
-    pub(crate) fn step(&mut self, state: &mut State, base: Option<u64>) -> Result<bool, Stuck> {
-        let function = match base {
-            Some(base) => {
-                let rva = state.rip.wrapping_sub(base);
-                match u32::try_from(rva) {
-                    Ok(rva) => self.function(base, rva)?.map(|function| (base, rva, function)),
-                    Err(_) => None,
-                }
-            }
+    /// Leaves the frame of `state`; `image` is what `rip` lies in. Returns whether it was an interrupt's or a trap's
+    /// frame: its caller was interrupted, too.
+    pub fn step(&mut self, state: &mut State, image: Option<ImageId>, position: Position) -> Result<bool, Stuck> {
+        let inside = |image: ImageId| Some((image, u32::try_from(state.rip.checked_sub(image.base)?).ok()?));
+        let function = match image.and_then(inside) {
+            Some((image, rva)) => self.images.function(self.memory, image, rva)?.map(|function| (image, rva, function)),
             None => None,
         };
         match function {
-            Some((base, rva, function)) => self.unwind(state, base, rva, function),
+            Some((image, rva, function)) => {
+                if position == Position::Interrupted && self.leave_epilog(state)? {
+                    return Ok(false);
+                }
+                self.unwind(state, image, rva, function)
+            }
             // A function without unwind data has no frame: its return address is on top.
             None => self.pop_return(state).map(|()| false),
         }
     }
 
-    fn stack(&self, address: u64) -> Result<u64, Stuck> {
-        match self.memory.read_u64(address) {
-            Ok(value) => Ok(value),
-            Err(ReadError::Fault(fault)) => Err(fault.into()),
-            Err(ReadError::Hole { .. }) => Err(Stuck::Unreadable { what: "the stack", address }),
+    fn stack(&mut self, address: u64) -> Result<u64, Stuck> {
+        let word = |(start, bytes): &(u64, Vec<u8>)| {
+            let offset = usize::try_from(address.checked_sub(*start)?).ok()?;
+            Some(u64::from_le_bytes(bytes.get(offset..offset.checked_add(8)?)?.try_into().ok()?))
+        };
+        if let Some(value) = word(&self.window) {
+            return Ok(value);
         }
+        // Callers lie above. A full reply of a slow line would take longer than a few frames are worth.
+        let mut bytes = vec![0; self.memory.reply_size().clamp(8, KDNET_REPLY)];
+        let read = self.memory.read(address, &mut bytes)?.min(bytes.len());
+        bytes.truncate(read);
+        self.window = (address, bytes);
+        word(&self.window).ok_or(Stuck::Unreadable { what: "the stack", address })
     }
 
-    fn pop_return(&self, state: &mut State) -> Result<(), Stuck> {
+    fn pop_return(&mut self, state: &mut State) -> Result<(), Stuck> {
         state.rip = self.stack(state.rsp())?;
         state.registers[RSP] = state.rsp().wrapping_add(8);
         Ok(())
     }
 
-    fn bytes(&self, what: &'static str, address: u64, length: usize) -> Result<Vec<u8>, Stuck> {
-        let mut bytes = vec![0; length];
-        match self.memory.read(address, &mut bytes)? {
-            read if read >= length => Ok(bytes),
-            read => Err(Stuck::Unreadable { what, address: address.wrapping_add(read as u64) }),
-        }
-    }
-
-    /// The exception directory of an image; `None` when it has none.
-    fn table(&mut self, base: u64) -> Result<Option<Table>, Stuck> {
-        if let Some(table) = self.tables.get(&base) {
-            return Ok(*table);
-        }
-        let headers = |at: u64, length| self.bytes("an image's header", base.wrapping_add(at), length);
-        let new = u64::from(u32::from_le_bytes(headers(0x3c, 4)?.try_into().unwrap_or_default()));
-        // Signature, file header, then the optional header of PE32+ with its directories from 0x70 on.
-        let optional = headers(new.wrapping_add(0x18), 0x70 + 4 * 8)?;
-        let word = |at: usize| u32::from_le_bytes(optional[at..at + 4].try_into().unwrap_or_default());
-        const PE32_PLUS: u16 = 0x20b;
-        const EXCEPTION: usize = 3;
-        let magic = u16::from_le_bytes([optional[0], optional[1]]);
-        let (rva, size) = (word(0x70 + EXCEPTION * 8), word(0x74 + EXCEPTION * 8));
-        let has_table = magic == PE32_PLUS && word(0x6c) > EXCEPTION as u32 && rva != 0;
-        let table = has_table.then(|| Table { address: base.wrapping_add(rva.into()), count: size / 12 });
-        self.tables.insert(base, table);
-        Ok(table)
-    }
-
-    /// The function that holds `rva`, by halving the table.
-    fn function(&mut self, base: u64, rva: u32) -> Result<Option<Function>, Stuck> {
-        let Some(table) = self.table(base)? else { return Ok(None) };
-        let (mut low, mut high) = (0, table.count);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let at = table.address.wrapping_add(u64::from(middle) * 12);
-            let bytes = self.bytes("an image's function table", at, 12)?;
-            let Some(function) = Function::parse(&bytes) else { return Err(Stuck::Damaged(at)) };
-            match () {
-                () if rva < function.begin => high = middle,
-                () if rva >= function.end => low = middle + 1,
-                () => return Ok(Some(function)),
-            }
-        }
-        Ok(None)
-    }
-
-    fn unwind(&mut self, state: &mut State, base: u64, rva: u32, function: Function) -> Result<bool, Stuck> {
-        if self.leave_epilog(state)? {
-            return Ok(false);
-        }
+    fn unwind(&mut self, state: &mut State, image: ImageId, rva: u32, function: Function) -> Result<bool, Stuck> {
+        let address = |rva: u32| image.base.wrapping_add(rva.into());
         let mut function = function;
         for chained in 0..MAX_CHAIN {
             // An odd value leads to another entry of the table.
             if function.unwind & 1 != 0 {
-                let at = base.wrapping_add(u64::from(function.unwind & !1));
-                let bytes = self.bytes("an image's function table", at, 12)?;
-                function = Function::parse(&bytes).ok_or(Stuck::Damaged(at))?;
+                let at = function.unwind & !1;
+                let bytes = self.images.bytes(self.memory, image, "an image's function table", at.into(), 12)?;
+                function = Function::parse(&bytes).ok_or(Stuck::Damaged(address(at)))?;
                 continue;
             }
-            let at = base.wrapping_add(function.unwind.into());
-            let header = self.bytes("unwind data", at, 4)?;
+            let (start, at) = (u64::from(function.unwind), address(function.unwind));
+            let header = self.images.bytes(self.memory, image, "unwind data", start, 4)?;
             let (version, flags, count) = (header[0] & 7, header[0] >> 3, usize::from(header[2]));
             if !(1..=2).contains(&version) {
                 return Err(Stuck::Damaged(at));
             }
             let trailer = if flags & CHAIN_INFO != 0 { 12 } else { 0 };
             let even = count + (count & 1);
-            let body = self.bytes("unwind data", at.wrapping_add(4), 2 * even + trailer)?;
+            let body = self.images.bytes(self.memory, image, "unwind data", start + 4, 2 * even + trailer)?;
             let codes: Vec<[u8; 2]> = body[..2 * count].chunks_exact(2).map(|code| [code[0], code[1]]).collect();
             let offset = if chained == 0 { rva.wrapping_sub(function.begin) } else { u32::MAX };
             let is_machine_frame = self.run(state, header[3], &codes, offset, at)?;
@@ -219,11 +138,11 @@ impl<'a> Unwinder<'a> {
             }
             function = Function::parse(&body[2 * even..]).ok_or(Stuck::Damaged(at))?;
         }
-        Err(Stuck::Damaged(base.wrapping_add(function.unwind.into())))
+        Err(Stuck::Damaged(address(function.unwind)))
     }
 
     /// Undoes the prolog's operations that had been done by `offset`. True: the processor itself had pushed a frame.
-    fn run(&self, state: &mut State, frame: u8, codes: &[[u8; 2]], offset: u32, at: u64) -> Result<bool, Stuck> {
+    fn run(&mut self, state: &mut State, frame: u8, codes: &[[u8; 2]], offset: u32, at: u64) -> Result<bool, Stuck> {
         let slot = |index: usize| codes.get(index).map(|code| u64::from(u16::from_le_bytes(*code)));
         let damaged = || Stuck::Damaged(at);
         let (frame_register, frame_offset) = (usize::from(frame & 0xf), u64::from(frame >> 4) * 16);
@@ -289,7 +208,7 @@ impl<'a> Unwinder<'a> {
     /// ```text
     /// [add rsp,imm | lea rsp,[reg+disp]]  pop reg ...  ret | jmp
     /// ```
-    fn leave_epilog(&self, state: &mut State) -> Result<bool, Stuck> {
+    fn leave_epilog(&mut self, state: &mut State) -> Result<bool, Stuck> {
         let mut code = [0; 64];
         let read = self.memory.read(state.rip, &mut code)?.min(code.len());
         let mut left = &code[..read];
@@ -339,15 +258,13 @@ impl<'a> Unwinder<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use std::cell::RefCell;
 
-    use proptest::prelude::*;
-
-    use super::*;
+    use nt_memory::{Fault, Memory};
 
     /// One piece of memory.
-    struct Piece {
+    pub(crate) struct Piece {
         start: u64,
         bytes: RefCell<Vec<u8>>,
     }
@@ -362,18 +279,38 @@ mod tests {
         }
     }
 
-    const BASE: u64 = 0xfffff880_01000000;
-    const STACK: u64 = BASE + 0x8000;
+    pub(crate) const BASE: u64 = 0xfffff880_01000000;
 
     impl Piece {
-        /// An image with one function at 0x1000..0x1100 whose unwind data is `unwind`, and a stack behind it.
-        fn image(unwind: &[u8]) -> Self {
-            let piece = Self { start: BASE, bytes: RefCell::new(vec![0; 0x9000]) };
+        /// An image's headers: a section of code from 0x1000, and `count` functions listed at `table`.
+        fn new(size: usize, code: u32, table: u32, count: usize) -> Self {
+            let piece = Self { start: BASE, bytes: RefCell::new(vec![0; size]) };
+            piece.put(0, b"MZ");
             piece.put(0x3c, &0x80u32.to_le_bytes());
+            piece.put(0x80, b"PE\0\0\x64\x86\x01\0");
+            piece.put(0x94, &0xf0u16.to_le_bytes());
             piece.put(0x98, &0x20bu16.to_le_bytes());
+            piece.put(0x98 + 0x38, &(size as u32).to_le_bytes());
             piece.put(0x98 + 0x6c, &16u32.to_le_bytes());
-            piece.put(0x98 + 0x88, &0x2000u32.to_le_bytes());
-            piece.put(0x98 + 0x8c, &24u32.to_le_bytes());
+            piece.put(0x98 + 0x88, &table.to_le_bytes());
+            piece.put(0x98 + 0x8c, &(count as u32 * 12).to_le_bytes());
+            piece.put(0x188 + 8, &code.to_le_bytes());
+            piece.put(0x188 + 12, &0x1000u32.to_le_bytes());
+            piece.put(0x188 + 36, &0x6000_0020u32.to_le_bytes());
+            piece
+        }
+
+        pub(crate) fn put(&self, at: usize, bytes: &[u8]) {
+            self.bytes.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.bytes.borrow().len()
+        }
+
+        /// An image with one function at 0x1000..0x1100 whose unwind data is `unwind`, and a stack behind it.
+        pub(crate) fn image(unwind: &[u8]) -> Self {
+            let piece = Self::new(0x9000, 0x4100, 0x2000, 2);
             for (at, word) in [0x1000u32, 0x1100, 0x3000, 0x5000, 0x5100, 0x3000].iter().enumerate() {
                 piece.put(0x2000 + at * 4, &word.to_le_bytes());
             }
@@ -384,16 +321,38 @@ mod tests {
             }
             piece
         }
+    }
 
-        fn put(&self, at: usize, bytes: &[u8]) {
-            self.bytes.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+    /// An image with these functions, listed behind its code.
+    pub(crate) fn image_of(functions: &[(u32, u32)], end: u32) -> Piece {
+        let table = end.next_multiple_of(0x1000);
+        let piece = Piece::new(table as usize + functions.len() * 12, end - 0x1000, table, functions.len());
+        for (index, (begin, end)) in functions.iter().enumerate() {
+            let at = table as usize + index * 12;
+            piece.put(at, &begin.to_le_bytes());
+            piece.put(at + 4, &end.to_le_bytes());
         }
+        piece
+    }
+}
 
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::testing::{BASE, Piece};
+    use super::*;
+
+    const STACK: u64 = BASE + 0x8000;
+
+    impl Piece {
         fn step(&self, rip: u64, adjust: impl FnOnce(&mut State)) -> Result<(State, bool), Stuck> {
             let mut state = State { rip, registers: [0; 16] };
             state.registers[RSP] = STACK;
             adjust(&mut state);
-            let trap = Unwinder::new(self).step(&mut state, Some(BASE))?;
+            let id = ImageId { base: BASE, size: 0x9000, time_date_stamp: 1 };
+            let mut images = Images::default();
+            let trap = Unwinder::new(self, &mut images).step(&mut state, Some(id), Position::Interrupted)?;
             Ok((state, trap))
         }
     }
