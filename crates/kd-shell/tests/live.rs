@@ -211,8 +211,12 @@ fn a_breakpoint_is_hit_and_the_articles_stack_is_unwound() {
     let lines: Vec<&str> = screen.text.lines().collect();
     assert_eq!(lines[..2], ["Breakpoint 0 hit", "nt!ViPoolLogStackTrace:"], "{}", screen.text);
     assert!(lines[2].ends_with(" 90              nop"), "{}", screen.text);
+    let requests = |live: &Live| live.fake.stats().requests.values().sum::<u64>();
+    let before = requests(&live);
     let (screen, failed, _) = live.run("k");
     assert!(!failed, "{}", screen.errors);
+    let first = requests(&live) - before;
+    assert!(first <= 30, "{first} requests for the first stack");
     let mut lines = screen.text.lines();
     assert_eq!(lines.next(), Some("Child-SP          RetAddr           Call Site"));
     let names: String = lines.clone().map(|line| format!("{}\n", &line[36..])).collect();
@@ -232,6 +236,13 @@ fn a_breakpoint_is_hit_and_the_articles_stack_is_unwound() {
     assert!(arguments.starts_with("Child-SP          RetAddr           : Args to Child      "), "{arguments}");
     assert!(arguments.ends_with(" : nt!ViPoolLogStackTrace\n"), "{arguments}");
     assert_eq!(live.run("kc 2").0.text, "Call Site\nnt!ViPoolLogStackTrace\nnt!VeAllocatePoolWithTagPriority+0x2b6\n");
+    // After another stop, images are known: the module list, the registers and the stack are read again.
+    assert!(!live.run("g; .wait 0n20000").1);
+    let before = requests(&live);
+    assert!(!live.run("k").1);
+    let second = requests(&live) - before;
+    eprintln!("{first} requests for the first stack, {second} for one after another stop");
+    assert!(second <= 12, "{second} requests for a stack after another stop");
 
     // The same stack wherever in its functions the thread is: in prologs, bodies and epilogs.
     let (screen, failed, _) = live.run("gu");
