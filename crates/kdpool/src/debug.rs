@@ -550,7 +550,7 @@ fn monitor(log: Log, json: bool) -> Monitor {
 }
 
 /// `-y`, else `_NT_ALT_SYMBOL_PATH` before `_NT_SYMBOL_PATH`, as in kd.
-fn symbol_path(option: Option<&str>) -> String {
+pub(crate) fn symbol_path(option: Option<&str>) -> String {
     if let Some(path) = option {
         return path.to_owned();
     }
@@ -569,20 +569,27 @@ fn pool_tags(arguments: &SessionArgs) -> Result<PoolTags> {
 }
 
 fn start_tracing(arguments: &SessionArgs) -> Result<()> {
-    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::filter::Targets;
+    use tracing_subscriber::prelude::*;
     let default = match arguments.verbose {
         0 => "off",
         1 => "info,kd_target=debug,kd_shell=debug,nt_symbols=debug",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(true);
+    let chosen = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let filter: Targets = chosen.map_or_else(|| default.parse(), Ok).context("-v")?;
+    let layer = tracing_subscriber::fmt::layer();
+    let registry = tracing_subscriber::registry();
     match &arguments.trace_file {
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-            builder.with_ansi(false).with_writer(Mutex::new(file)).init();
+            let layer = layer.with_ansi(false).with_writer(Mutex::new(file));
+            registry.with(layer.with_filter(filter)).init();
         }
-        None => builder.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init(),
+        None => {
+            let layer = layer.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
+            registry.with(layer.with_filter(filter)).init();
+        }
     }
     Ok(())
 }

@@ -5,8 +5,10 @@ mod debug;
 mod decode;
 mod demo;
 mod diagnose;
+mod doctor;
 mod fake;
 mod leak;
+mod manual;
 mod options;
 mod setup;
 mod signals;
@@ -40,6 +42,9 @@ fn main() -> ExitCode {
         Some(Command::Fake(arguments)) => fake::run(&arguments),
         Some(Command::Decode(arguments)) => decode::run(arguments),
         Some(Command::Setup(arguments)) => setup::run(arguments),
+        Some(Command::Doctor(arguments)) => doctor::run(arguments),
+        Some(Command::Completions(arguments)) => manual::completions(&arguments),
+        Some(Command::Man(arguments)) => manual::man(&arguments),
     };
     result.unwrap_or_else(|error| {
         console::complain(&format!("{error:#}"));

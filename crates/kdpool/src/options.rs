@@ -6,13 +6,17 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::fake::FakeArgs;
-use crate::{decode, leak, setup};
+use crate::{decode, doctor, leak, manual, setup};
+
+/// What `--version` says: the release, the commit it was built from, and the target it was built for.
+pub(crate) const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("KDPOOL_COMMIT"), ", ", env!("KDPOOL_TARGET"), ")");
 
 /// Find who leaks Windows kernel pool, live, over KDNET or a serial line.
 #[derive(Debug, Parser)]
 #[command(
     name = "kdpool",
-    version,
+    version = VERSION,
     args_conflicts_with_subcommands = true,
     after_help = "\
 Examples:
@@ -46,6 +50,12 @@ pub(crate) enum Command {
     Decode(decode::DecodeArgs),
     /// Print what to type on the target, and the settings of a VM
     Setup(setup::SetupArgs),
+    /// Check this host: port, firewall, address, symbols, serial devices
+    Doctor(doctor::DoctorArgs),
+    /// Print the completions of a shell
+    Completions(manual::CompletionsArgs),
+    /// Write the manual pages to a folder
+    Man(manual::ManArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -41,7 +41,7 @@ pub use image::{Image, ImageError, ImageIdentity, Section, rsds, rsds_at};
 pub use image_file::ImageFile;
 pub use isf::Isf;
 pub use names::undecorated;
-pub use path::{Element, PathError, SymbolPath};
+pub use path::{Element, PathError, SymbolPath, default_store};
 pub use pdb::Pdb;
 pub use search::{Attempt, Found, FoundImage, ImageKey, NotFound, Outcome, Reach, Wanted};
 

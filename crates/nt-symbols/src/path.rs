@@ -49,8 +49,8 @@ pub struct SymbolPath {
     text: String,
 }
 
-/// Where downloads and `srv*`'s default store live.
-pub(crate) fn default_store() -> Option<PathBuf> {
+/// Where downloads and `srv*`'s default store live; `None` where the environment names no home.
+pub fn default_store() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = if cfg!(windows) {
         set("LOCALAPPDATA")
