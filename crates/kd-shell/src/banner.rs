@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Zoned;
 use nt_memory::Fault;
 
-use crate::commands::Vertarget;
 use crate::disassembly::{Disassembler, MAX_LENGTH, line};
+use crate::error::CommandError;
 use crate::kernel::Kernel;
 use crate::symbols::{Names, NoSymbols, PathElement, PathState, Symbols};
 use crate::text::{tick, time, visible, visible_name};
+use crate::vertarget::Vertarget;
 
 /// Before anything was heard of a KDNET target.
 pub fn waiting_net() -> String {
@@ -44,6 +45,18 @@ pub fn path_validation(elements: &[PathElement]) -> String {
         let _ = writeln!(text, "{response:<47}{}", element.location);
     }
     text
+}
+
+/// One line about the elements that do not exist: a warning when the others may have what is needed.
+pub(crate) fn missing_elements(elements: &[PathElement]) -> Result<Option<String>, CommandError> {
+    let missing = elements.iter().filter(|element| element.state == PathState::Error);
+    let missing: Vec<&str> = missing.map(|element| element.location.as_str()).collect();
+    let line = format!("the symbol path has what does not exist: {}", missing.join("; "));
+    match missing.len() {
+        0 => Ok(None),
+        count if count == elements.len() => Err(CommandError::Failed(line)),
+        _ => Ok(Some(line)),
+    }
 }
 
 /// The path's lines, or kd's box when there is none.

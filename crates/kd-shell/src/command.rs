@@ -39,6 +39,26 @@ pub(crate) enum Control {
     Quit,
 }
 
+/// The commands that a shell knows. The shell is given one: it names no command itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Table {
+    /// In the order in which help lists them.
+    pub(crate) commands: &'static [CommandInfo],
+    /// What help says of a command's word; of all commands when the word is empty.
+    pub(crate) help: fn(&Table, &str) -> Result<Reply, CommandError>,
+}
+
+impl Table {
+    /// The command with this word (lower case).
+    pub(crate) fn find(&self, word: &str) -> Option<&'static CommandInfo> {
+        // `bp3` is `bp` with the breakpoint's number.
+        let number = word.strip_prefix("bp").or_else(|| word.strip_prefix("bu")).unwrap_or_default();
+        let numbered = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+        let name = if numbered { &word[..2] } else { word };
+        self.commands.iter().find(|info| info.names.contains(&name))
+    }
+}
+
 /// A mistake in a command's arguments, with the way it is written.
 pub(crate) fn usage(info: &CommandInfo, what: impl std::fmt::Display) -> CommandError {
     CommandError::Usage(format!("{what}; usage: {}", info.usage))

@@ -8,19 +8,23 @@
 
 pub mod answer;
 pub mod banner;
+mod breakpoint;
 mod command;
 pub mod commands;
 mod disassembly;
 mod error;
 pub mod grammar;
+mod kept_log;
 mod kernel;
 mod leftover;
 mod log;
+mod marks;
 mod monitor;
 mod output;
 mod registers;
 mod session;
 mod shell;
+mod stack;
 mod store;
 pub mod symbols;
 #[cfg(test)]
@@ -28,6 +32,7 @@ mod tests;
 pub mod text;
 mod translation;
 mod typed;
+mod vertarget;
 
 pub use command::CommandInfo;
 pub use commands::{commands, refuse_watch};

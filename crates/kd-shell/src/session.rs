@@ -7,14 +7,17 @@ use nt_memory::Fault;
 use nt_memory::paging::Physical;
 use nt_pool::pooltag::PoolTags;
 
-use crate::commands::{Breakpoint, KeptLog, Leaks, current_process, temporary};
+use crate::breakpoint::Breakpoint;
+use crate::command::Table;
 use crate::error::CommandError;
 use crate::grammar::{Scope, ScopeError};
+use crate::kept_log::KeptLog;
 use crate::kernel::Kernel;
 use crate::log::Log;
+use crate::marks::Marks;
 use crate::symbols::{Names, Symbols};
 use crate::text::Width;
-use crate::translation::{View, read_number};
+use crate::translation::{View, current_process, read_number};
 use crate::typed::{offset_of, read_pointer};
 
 /// Output as people read it, or as programs do.
@@ -34,6 +37,20 @@ pub(crate) struct LastCommand {
 
 /// How many pseudo-registers of the user's own there are.
 pub(crate) const TEMPORARIES: usize = 20;
+
+/// The number of `$t0` to `$t19`.
+pub(crate) fn temporary(name: &str) -> Option<usize> {
+    let number = name.strip_prefix("$t").or_else(|| name.strip_prefix("$T"))?.parse().ok()?;
+    (number < TEMPORARIES).then_some(number)
+}
+
+/// Where a search of small blocks was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SearchPlace {
+    /// In whose pool, if not in the machine's.
+    pub(crate) session: Option<u32>,
+    pub(crate) address: u64,
+}
 
 pub struct Session {
     pub symbols: Symbols,
@@ -55,7 +72,7 @@ pub struct Session {
     /// Bytes in use by tag at the last `!pooltop`.
     pub(crate) pool_counts: Option<HashMap<nt_pool::Tag, u64>>,
     /// Where the last `!poolfind` that was stopped can go on: its arguments, and the place.
-    pub(crate) stopped_search: Option<(String, crate::commands::SearchPlace)>,
+    pub(crate) stopped_search: Option<(String, SearchPlace)>,
     /// Whether commands may change the target.
     pub allow_write: bool,
     /// What `.process` and `.thread` chose, until the target runs.
@@ -68,7 +85,7 @@ pub struct Session {
     /// What was read of the verifier's pool log.
     pub(crate) kept_log: KeptLog,
     /// Snapshots of `!leak`, by name.
-    pub(crate) leaks: Leaks,
+    pub(crate) leaks: Marks,
     /// `!leak watch -fail-on` came true.
     pub leak_found: bool,
 }
@@ -95,7 +112,7 @@ impl Session {
             images: nt_unwind::Images::default(),
             last_command: LastCommand::default(),
             kept_log: KeptLog::default(),
-            leaks: Leaks::default(),
+            leaks: Marks::default(),
             leak_found: false,
         }
     }
@@ -150,6 +167,7 @@ pub struct Context<'a> {
     pub arguments: &'a str,
     /// What the session has cost so far.
     pub cost: Cost,
+    pub(crate) commands: &'static Table,
 }
 
 impl<'a> Context<'a> {

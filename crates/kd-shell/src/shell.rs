@@ -13,8 +13,7 @@ use nt_memory::Fault;
 
 use crate::answer::{Done, Reply};
 use crate::banner::{self, Reason};
-use crate::command::{Action, Control};
-use crate::commands::{check_symbol_path, commands, explain, find};
+use crate::command::{Action, Control, Table};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::line::{Command, Statement, split};
@@ -23,6 +22,7 @@ use crate::output::{Output, difference, show};
 use crate::session::{Context, Debuggee, Format, LastCommand, Session};
 use crate::symbols::short_name;
 use crate::text::{tick, visible_name};
+use crate::vertarget;
 
 pub(crate) use drive::{Drive, is_cancelled};
 pub(crate) use stops::{Seen, Stopped};
@@ -62,6 +62,7 @@ pub struct Shell {
     pub format: Format,
     /// How long `.break` waits for the target.
     pub patience: Duration,
+    commands: &'static Table,
     target: Option<Target>,
     interrupt: Interrupt,
     scripts: usize,
@@ -83,11 +84,17 @@ pub struct Shell {
 
 impl Shell {
     /// `interrupt` is the one the target was attached with.
-    pub fn new(session: Session, format: Format, interrupt: Interrupt) -> Self {
+    pub(crate) fn with_commands(
+        commands: &'static Table,
+        session: Session,
+        format: Format,
+        interrupt: Interrupt,
+    ) -> Self {
         session.symbols.source().monitor().use_interrupt(interrupt.clone());
         Self {
             session,
             format,
+            commands,
             patience: Duration::from_secs(30),
             target: None,
             interrupt,
@@ -136,7 +143,7 @@ impl Shell {
 
     /// One line about what of the symbol path does not exist; an error when nothing of it does.
     pub fn check_symbol_path(&self) -> Result<Option<String>, CommandError> {
-        check_symbol_path(&self.session.symbols.source().check())
+        banner::missing_elements(&self.session.symbols.source().check())
     }
 
     /// Why the session is over, if it is.
@@ -159,7 +166,7 @@ impl Shell {
     /// The banner's first line. Nothing is read for it.
     pub fn connected(&self) -> Result<String, Fault> {
         let halted = self.halted().ok_or(Fault::Running)?;
-        Ok(crate::commands::connected(Kernel::version(halted), &Zoned::now()) + "\n")
+        Ok(vertarget::connected(Kernel::version(halted), &Zoned::now()) + "\n")
     }
 
     /// The banner of a target that stands still for the first time.
@@ -174,7 +181,7 @@ impl Shell {
     /// The line that ENTER on an empty line stands for. Memory commands go on where they ended.
     pub fn repeated(&self) -> &str {
         let word = crate::grammar::line::command(&self.last_line).map(|command| command.word);
-        let is_dump = word.is_some_and(|word| find(&word).is_some_and(|info| info.names.contains(&"db")));
+        let is_dump = word.is_some_and(|word| self.commands.find(&word).is_some_and(|info| info.names.contains(&"db")));
         match self.last_line.split_once(char::is_whitespace) {
             Some((word, _)) if is_dump && !self.last_line.contains(';') => word,
             _ => &self.last_line,
@@ -244,8 +251,10 @@ impl Shell {
         let span = tracing::info_span!("command", command = command.text);
         let _entered = span.enter();
         let mut next = Next::Continue;
-        let reply = match find(&command.word) {
-            Some(info) if matches!(command.arguments.trim(), "-?" | "/?") => Ok(explain(info)),
+        let reply = match self.commands.find(&command.word) {
+            Some(info) if matches!(command.arguments.trim(), "-?" | "/?") => {
+                (self.commands.help)(self.commands, info.names[0])
+            }
             Some(info) => match info.action {
                 Action::Answer(run) => {
                     let lost = self.lost();
@@ -255,6 +264,7 @@ impl Shell {
                         word: &command.word,
                         arguments: command.arguments,
                         cost: before,
+                        commands: self.commands,
                     })
                 }
                 Action::Control(control) => self.control(control, command.arguments, &mut next, out),
@@ -365,7 +375,7 @@ impl Shell {
         let lost = self.lost();
         let debuggee = debuggee(self.target.as_ref(), lost.as_deref());
         let (session, cost) = (&mut self.session, Cost::default());
-        let mut context = Context { debuggee, session, word: "", arguments: "", cost };
+        let mut context = Context { debuggee, session, word: "", arguments: "", cost, commands: self.commands };
         let value = evaluate_all(text, &mut context.scope())?;
         // Negative numbers are huge ones.
         match value {
@@ -381,7 +391,7 @@ impl Shell {
         const MOST: usize = 200;
         let lower = prefix.to_ascii_lowercase();
         let mut found = Vec::new();
-        for info in commands() {
+        for info in self.commands.commands {
             let names = info.names.iter().filter(|name| name.starts_with(&lower));
             found.extend(names.map(|name| Completion { text: name.to_string(), help: info.help.into() }));
         }

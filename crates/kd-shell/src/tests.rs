@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use crate::command::Action;
-use crate::commands::{commands, find};
+use crate::commands::{TABLE, commands};
 use crate::grammar::line::{Statement, split};
 use crate::output::{Output, show};
 use crate::session::{Context, Debuggee, Format, Session};
@@ -186,7 +186,7 @@ fn run(session: &mut Session, debuggee: Debuggee<'_>, line: &str, format: Format
     let mut screen = Screen::default();
     for statement in split(line).unwrap() {
         let Statement::Command(command) = statement else { panic!("{line} has a script") };
-        let info = find(&command.word).unwrap_or_else(|| panic!("no command {}", command.word));
+        let info = TABLE.find(&command.word).unwrap_or_else(|| panic!("no command {}", command.word));
         let answer = match info.action {
             Action::Answer(answer) => answer,
             Action::Drive(_) if command.word == "!poolfind" => crate::commands::find_in_pool,
@@ -198,6 +198,7 @@ fn run(session: &mut Session, debuggee: Debuggee<'_>, line: &str, format: Format
             word: &command.word,
             arguments: command.arguments,
             cost: Cost::default(),
+            commands: &TABLE,
         });
         show(command.text, reply, Cost::default(), format, &mut screen);
     }
@@ -624,6 +625,7 @@ proptest! {
                 word: info.names[0],
                 arguments: arguments.trim(),
                 cost: Cost::default(),
+                commands: &TABLE,
             });
             let mut screen = Screen::default();
             show("", reply, Cost::default(), Format::Json, &mut screen);

@@ -13,7 +13,7 @@ use nt_symbols::SymbolFile;
 use crate::error::CommandError;
 use crate::kernel::Kernel;
 use crate::registers::{AMD64, ARM64, I386};
-use crate::symbols::Symbols;
+use crate::symbols::{NoSymbols, Symbols};
 use crate::typed::{offset_of, read_pointer};
 
 /// The page tables of the stopped processor, or of a process.
@@ -69,7 +69,7 @@ impl<'a> Tables<'a> {
             (process, _) => {
                 let process = match process {
                     Some(process) => process,
-                    None => crate::commands::current_process(kernel, symbols)?,
+                    None => current_process(kernel, symbols)?,
                 };
                 directory_base(kernel, symbols, process)?
             }
@@ -248,4 +248,18 @@ pub(crate) fn read_number(memory: &dyn Memory, address: u64, size: usize) -> Res
     let mut bytes = [0; 8];
     memory.read_exact(address, &mut bytes[..size.min(8)])?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// The process of the thread that the stopped processor runs.
+pub(crate) fn current_process(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<u64, NoSymbols> {
+    let file = symbols.nt(kernel)?;
+    let (memory, width) = (kernel.memory(), kernel.width());
+    let thread = width.address(kernel.stop().thread);
+    let offset = offset_of(file.as_ref(), "_KTHREAD", "ApcState.Process")
+        .ok_or_else(|| NoSymbols::Missing("the symbols of nt do not tell a thread's process".into()))?;
+    match read_pointer(memory, thread.wrapping_add(offset), width) {
+        Ok(process) => Ok(process),
+        Err(ReadError::Fault(fault)) => Err(fault.into()),
+        Err(hole) => Err(NoSymbols::Missing(hole.to_string())),
+    }
 }

@@ -1,6 +1,10 @@
 //! The commands, one file for each or for each family.
 
-use crate::command::CommandInfo;
+use kd_target::Interrupt;
+
+use crate::command::{CommandInfo, Table};
+use crate::session::{Format, Session};
+use crate::shell::Shell;
 
 mod execution;
 mod leak;
@@ -10,18 +14,9 @@ mod session;
 mod symbols;
 mod verifier;
 
-pub(crate) use execution::breakpoints::{Breakpoint, Hit, hit};
-pub(crate) use execution::process::current as current_process;
-pub(crate) use execution::registers::temporary;
-pub(crate) use leak::Leaks;
 pub use leak::refuse_watch;
-pub(crate) use pool::pool_find::SearchPlace;
 #[cfg(test)]
 pub(crate) use pool::pool_find::answer as find_in_pool;
-pub(crate) use session::help::explain;
-pub(crate) use session::vertarget::{Vertarget, connected};
-pub(crate) use symbols::symbol_path::check as check_symbol_path;
-pub(crate) use verifier::KeptLog;
 
 const COMMANDS: &[CommandInfo] = &[
     pool::pool_used::INFO,
@@ -89,11 +84,11 @@ pub fn commands() -> &'static [CommandInfo] {
     COMMANDS
 }
 
-/// The command with this word (lower case).
-pub(crate) fn find(word: &str) -> Option<&'static CommandInfo> {
-    // `bp3` is `bp` with the breakpoint's number.
-    let number = word.strip_prefix("bp").or_else(|| word.strip_prefix("bu")).unwrap_or_default();
-    let numbered = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
-    let name = if numbered { &word[..2] } else { word };
-    COMMANDS.iter().find(|info| info.names.contains(&name))
+pub(crate) static TABLE: Table = Table { commands: COMMANDS, help: session::help::explain };
+
+impl Shell {
+    /// A shell that knows all commands. `interrupt` is the one the target was attached with.
+    pub fn new(session: Session, format: Format, interrupt: Interrupt) -> Self {
+        Shell::with_commands(&TABLE, session, format, interrupt)
+    }
 }

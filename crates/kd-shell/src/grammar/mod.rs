@@ -4,6 +4,7 @@ pub mod block;
 pub mod expression;
 pub mod line;
 pub mod range;
+pub(crate) mod words;
 
 pub use expression::{ExpressionError, Scope, ScopeError, evaluate};
 pub use line::{Statement, split};

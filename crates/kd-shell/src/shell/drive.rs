@@ -29,6 +29,7 @@ impl Drive<'_> {
             word: self.word,
             arguments: self.arguments,
             cost,
+            commands: self.shell.commands,
         })
     }
 

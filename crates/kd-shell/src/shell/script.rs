@@ -209,7 +209,7 @@ impl Shell {
         let lost = self.lost();
         let debuggee = debuggee(self.target.as_ref(), lost.as_deref());
         let (session, cost) = (&mut self.session, Cost::default());
-        let mut context = Context { debuggee, session, word: "", arguments: "", cost };
+        let mut context = Context { debuggee, session, word: "", arguments: "", cost, commands: self.commands };
         Ok(evaluate_all(text, &mut context.scope())?)
     }
 }

@@ -9,12 +9,14 @@ use serde::Serialize;
 use super::{Next, Outcome, Shell, debuggee};
 use crate::answer::{Reply, Text};
 use crate::banner::{self, Reason};
-use crate::commands::{Hit, hit};
+use crate::breakpoint::{Breakpoint, Hit, clear};
 use crate::error::CommandError;
+use crate::grammar::expression::evaluate_all;
 use crate::kernel::Kernel;
 use crate::output::Output;
 use crate::session::{Context, Format};
 use crate::text::Hex;
+use crate::translation::current_process;
 
 /// What a stop turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl Shell {
                 word: "",
                 arguments: "",
                 cost,
+                commands: self.commands,
             })?
         };
         match hit {
@@ -254,4 +257,44 @@ impl Shell {
             }
         }
     }
+}
+
+/// What the breakpoint is for that the target stands at; `None`: it does not stand at one.
+fn hit(context: &mut Context<'_>) -> Result<Option<Hit>, CommandError> {
+    const STATUS_BREAKPOINT: u32 = 0x8000_0003;
+    let kernel = context.kernel()?;
+    let (stop, width) = (kernel.stop(), kernel.width());
+    if stop.code != STATUS_BREAKPOINT {
+        return Ok(None);
+    }
+    let address = width.address(stop.program_counter);
+    let is_here = |known: &Breakpoint| known.enabled && known.address.0 == address;
+    let Some(at) = context.session.breakpoints.iter().position(is_here) else { return Ok(None) };
+    let Breakpoint { thread, process, condition, .. } = context.session.breakpoints[at].clone();
+    if thread.is_some_and(|thread| width.address(thread.0) != width.address(stop.thread)) {
+        return Ok(Some(Hit::Pass));
+    }
+    if let Some(process) = process {
+        let current = current_process(kernel, &mut context.session.symbols)?;
+        if width.address(current) != width.address(process.0) {
+            return Ok(Some(Hit::Pass));
+        }
+    }
+    // A condition that makes no sense here stops: it would be missed for ever.
+    if let Some(condition) = condition
+        && let Ok(0) = evaluate_all(&condition, &mut context.scope())
+    {
+        return Ok(Some(Hit::Pass));
+    }
+    let breakpoint = &mut context.session.breakpoints[at];
+    if breakpoint.passes_left > 1 {
+        breakpoint.passes_left -= 1;
+        return Ok(Some(Hit::Pass));
+    }
+    let (number, commands) = (breakpoint.number, breakpoint.commands.clone());
+    if breakpoint.once {
+        clear(kernel, address)?;
+        context.session.breakpoints.remove(at);
+    }
+    Ok(Some(Hit::Stop { number, commands }))
 }

@@ -8,14 +8,13 @@
 
 use std::fmt;
 
-use kd_target::TargetError;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
+use crate::breakpoint::{Breakpoint, clear};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
-use crate::grammar::expression::{evaluate, evaluate_all};
-use crate::kernel::Kernel;
+use crate::grammar::expression::evaluate;
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 
@@ -54,27 +53,6 @@ pub(in crate::commands) const CHANGE: CommandInfo = CommandInfo {
 
 /// The target's table has no more entries.
 const MAX_BREAKPOINTS: u32 = 32;
-
-/// A breakpoint of this session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Breakpoint {
-    pub(crate) number: u32,
-    pub(crate) address: Hex,
-    pub(crate) enabled: bool,
-    symbol: Option<String>,
-    /// It stops at this hit, counted from 1.
-    passes: u64,
-    passes_left: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) commands: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    condition: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    process: Option<Hex>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    thread: Option<Hex>,
-    pub(crate) once: bool,
-}
 
 #[derive(Serialize)]
 struct Breakpoints {
@@ -205,64 +183,6 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     breakpoints.push(new(number));
     breakpoints.sort_by_key(|breakpoint| breakpoint.number);
     Ok(Reply::new(Done {}))
-}
-
-/// What a stop at a breakpoint of ours means.
-pub(crate) enum Hit {
-    /// It is not to be seen.
-    Pass,
-    Stop {
-        number: u32,
-        commands: Option<String>,
-    },
-}
-
-/// `None`: the target does not stand at one.
-pub(crate) fn hit(context: &mut Context<'_>) -> Result<Option<Hit>, CommandError> {
-    const STATUS_BREAKPOINT: u32 = 0x8000_0003;
-    let kernel = context.kernel()?;
-    let (stop, width) = (kernel.stop(), kernel.width());
-    if stop.code != STATUS_BREAKPOINT {
-        return Ok(None);
-    }
-    let address = width.address(stop.program_counter);
-    let is_here = |known: &Breakpoint| known.enabled && known.address.0 == address;
-    let Some(at) = context.session.breakpoints.iter().position(is_here) else { return Ok(None) };
-    let Breakpoint { thread, process, condition, .. } = context.session.breakpoints[at].clone();
-    if thread.is_some_and(|thread| width.address(thread.0) != width.address(stop.thread)) {
-        return Ok(Some(Hit::Pass));
-    }
-    if let Some(process) = process {
-        let current = crate::commands::current_process(kernel, &mut context.session.symbols)?;
-        if width.address(current) != width.address(process.0) {
-            return Ok(Some(Hit::Pass));
-        }
-    }
-    // A condition that makes no sense here stops: it would be missed for ever.
-    if let Some(condition) = condition
-        && let Ok(0) = evaluate_all(&condition, &mut context.scope())
-    {
-        return Ok(Some(Hit::Pass));
-    }
-    let breakpoint = &mut context.session.breakpoints[at];
-    if breakpoint.passes_left > 1 {
-        breakpoint.passes_left -= 1;
-        return Ok(Some(Hit::Pass));
-    }
-    let (number, commands) = (breakpoint.number, breakpoint.commands.clone());
-    if breakpoint.once {
-        clear(kernel, address)?;
-        context.session.breakpoints.remove(at);
-    }
-    Ok(Some(Hit::Stop { number, commands }))
-}
-
-/// What is not there any more is gone as well: the target was reset.
-fn clear(kernel: &dyn Kernel, address: u64) -> Result<(), TargetError> {
-    match kernel.clear_breakpoint(address) {
-        Err(TargetError::Refused(_)) => Ok(()),
-        done => done,
-    }
 }
 
 fn list(context: &mut Context<'_>) -> Result<Reply, CommandError> {

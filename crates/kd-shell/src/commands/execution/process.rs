@@ -19,14 +19,15 @@ use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
-use crate::commands::execution::stack;
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate, evaluate_all};
 use crate::kernel::Kernel;
 use crate::registers::{self, AMD64, Registers};
 use crate::session::Context;
-use crate::symbols::{NoSymbols, Symbols};
+use crate::stack;
+use crate::symbols::Symbols;
 use crate::text::{Hex, Width, visible_name};
+use crate::translation::current_process;
 use crate::typed::{Record, offset_of, read_pointer};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -188,22 +189,8 @@ fn types_of<'a>(kernel: &'a dyn Kernel, symbols: &mut Symbols) -> Result<Types<'
         },
         None => None,
     };
-    let (time, ticks) = crate::commands::session::vertarget::time_and_ticks(kernel)?.unzip();
+    let (time, ticks) = crate::vertarget::time_and_ticks(kernel)?.unzip();
     Ok(Types { memory, symbols: file, width, time, ticks, increment })
-}
-
-/// The process of the thread that the stopped processor runs.
-pub(crate) fn current(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<u64, NoSymbols> {
-    let file = symbols.nt(kernel)?;
-    let (memory, width) = (kernel.memory(), kernel.width());
-    let thread = width.address(kernel.stop().thread);
-    let offset = offset_of(file.as_ref(), "_KTHREAD", "ApcState.Process")
-        .ok_or_else(|| NoSymbols::Missing("the symbols of nt do not tell a thread's process".into()))?;
-    match read_pointer(memory, thread.wrapping_add(offset), width) {
-        Ok(process) => Ok(process),
-        Err(ReadError::Fault(fault)) => Err(fault.into()),
-        Err(hole) => Err(NoSymbols::Missing(hole.to_string())),
-    }
 }
 
 /// The registers that a thread will have when it runs again.
@@ -251,7 +238,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             let head = width.address(kernel.base().wrapping_add(head.rva.into()));
             types.list(head, types.offset("_EPROCESS", "ActiveProcessLinks")?, &mut notes)?
         }
-        _ if address == u64::MAX => vec![current(kernel, &mut context.session.symbols)?],
+        _ if address == u64::MAX => vec![current_process(kernel, &mut context.session.symbols)?],
         address => vec![address],
     };
     let mut processes = Vec::new();
@@ -566,7 +553,7 @@ fn set_process(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     }
     let address = match context.session.process {
         Some(address) => address,
-        None => current(kernel, &mut context.session.symbols)?,
+        None => current_process(kernel, &mut context.session.symbols)?,
     };
     Ok(Reply::new(Implicit { what: "process", address: Hex(address), width }))
 }

@@ -20,6 +20,7 @@ use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::registers::{AMD64, ARM64, I386, Registers, find};
 use crate::session::Context;
+use crate::session::temporary;
 use crate::text::{Hex, visible_name};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -131,12 +132,6 @@ fn some(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
 
 fn bad_register(name: &str) -> CommandError {
     CommandError::Usage(format!("Bad register error at '{}'", visible_name(name)))
-}
-
-/// The number of `$t0` to `$t19`.
-pub(crate) fn temporary(name: &str) -> Option<usize> {
-    let number = name.strip_prefix("$t").or_else(|| name.strip_prefix("$T"))?.parse().ok()?;
-    (number < crate::session::TEMPORARIES).then_some(number)
 }
 
 fn set(context: &mut Context<'_>, name: &str, value: u64) -> Result<(), CommandError> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
+use crate::breakpoint::Breakpoint;
 use crate::command::{Action, CommandInfo, usage};
-use crate::commands::execution::stack;
 use crate::disassembly::call_length;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
@@ -14,6 +14,7 @@ use crate::kernel::Kernel;
 use crate::registers::{self, Registers};
 use crate::session::Context;
 use crate::shell::{Drive, Seen, is_cancelled};
+use crate::stack;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["t", "p"],
@@ -145,7 +146,7 @@ impl Drive<'_> {
     fn run_to(&mut self, goal: Goal) -> Result<bool, CommandError> {
         // One of the user's own may be there already; then it is not ours to take out.
         let ours = self.with(|context| {
-            let enabled = |known: &crate::commands::Breakpoint| known.enabled && known.address.0 == goal.address;
+            let enabled = |known: &Breakpoint| known.enabled && known.address.0 == goal.address;
             match context.session.breakpoints.iter().any(enabled) {
                 true => Ok(false),
                 false => context.kernel()?.set_breakpoint(goal.address).map(|()| true).map_err(CommandError::from),

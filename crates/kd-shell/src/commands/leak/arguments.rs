@@ -8,9 +8,9 @@ use nt_leaks::{Scope, Skip};
 use super::INFO;
 use super::files::FileKind;
 use crate::command::usage;
-use crate::commands::pool::pool_used::pattern;
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
+use crate::grammar::words::{duration, pattern};
 use crate::text::{visible_name, words};
 
 /// What all subcommands understand.
@@ -62,23 +62,6 @@ const LONGEST_MACHINE: usize = 64;
 fn unquoted(word: &str) -> &str {
     let inner = |mark| word.strip_prefix(mark).and_then(|word| word.strip_suffix(mark));
     inner('"').or_else(|| inner('\'')).unwrap_or(word)
-}
-
-/// `500ms`, `30s`, `10m`, `2h`; a bare number is of seconds.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let milliseconds = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" | "min" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    const LONGEST: u64 = 366 * 24 * 3_600_000;
-    let time = number.checked_mul(milliseconds).filter(|time| *time <= LONGEST)?;
-    Some(Duration::from_millis(time))
 }
 
 impl Arguments {

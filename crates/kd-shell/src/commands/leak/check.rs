@@ -10,9 +10,10 @@ use serde::Serialize;
 use super::arguments::{Arguments, Options, no_more};
 use super::files::{export, write_files};
 use super::mark::{name, place};
-use super::{DEFAULT_NAME, Held, Leaks, modules, with_pool};
+use super::{DEFAULT_NAME, Held, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
+use crate::marks::Marks;
 use crate::session::Context;
 use crate::text::Width;
 
@@ -27,7 +28,7 @@ struct Checked {
 }
 
 /// The session's last mark.
-fn newest(leaks: &Leaks) -> String {
+fn newest(leaks: &Marks) -> String {
     let newest = leaks.iter().max_by_key(|(_, held)| held.mark.snapshot.times.interrupt);
     newest.map_or(DEFAULT_NAME, |(name, _)| name).to_owned()
 }

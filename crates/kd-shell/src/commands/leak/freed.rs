@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::{INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::command::usage;
-use crate::commands::verifier::kept;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
+use crate::kept_log as kept;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 

@@ -10,18 +10,16 @@ mod setup;
 mod trace;
 mod watch;
 
-use std::collections::BTreeMap;
-
-use nt_leaks::{Harvest, Mark, Module, Modules, Namer, PdbName, Resolver};
+use nt_leaks::{Module, Modules, Namer, PdbName, Resolver};
 use nt_memory::Fault;
 use nt_symbols::ImageError;
 
-pub(crate) use self::arguments::duration;
 pub use self::watch::refuse_watch;
 use crate::answer::Reply;
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
+use crate::marks::Held;
 use crate::session::Context;
 use crate::shell::Drive;
 use crate::symbols::{Symbols, short_name, with_offset};
@@ -69,19 +67,6 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     }
 }
 
-/// A mark and what the log showed since, as long as the session lasts.
-pub(crate) struct Held {
-    mark: Mark,
-    harvest: Option<Harvest>,
-}
-
-impl Held {
-    fn new(mark: Mark) -> Self {
-        let harvest = mark.log.clone().map(Harvest::new);
-        Held { mark, harvest }
-    }
-}
-
 /// What a report's last line says of the target.
 fn left(target: &str) -> String {
     match target {
@@ -89,9 +74,6 @@ fn left(target: &str) -> String {
         _ => format!("The target is {target}."),
     }
 }
-
-/// The session's marks, by name.
-pub(crate) type Leaks = BTreeMap<String, Held>;
 
 const DEFAULT_NAME: &str = "mark";
 

@@ -17,11 +17,11 @@ use super::arguments::{Arguments, no_more, scope};
 use super::{INFO, left, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::command::usage;
-use crate::commands::execution::stack;
 use crate::error::CommandError;
 use crate::leftover::{Leftover, Note, timestamp};
 use crate::output::difference;
 use crate::shell::{Drive, is_cancelled};
+use crate::stack;
 use crate::text::Hex;
 
 const HITS: u32 = 20;

@@ -35,7 +35,7 @@ struct Value {
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if context.arguments.is_empty() {
-        return crate::commands::session::help::run(context);
+        return (context.commands.help)(context.commands, "");
     }
     let value = evaluate_all(context.arguments, &mut context.scope())?;
     let width = context.width();

@@ -25,14 +25,15 @@ use nt_pool::small_blocks::{self, BlockKind, BlockState, Blocks, Cost, Kinds, Li
 use nt_pool::{Lack, Missing, Notes, PoolError, PoolKind, Tag, TagPattern, tags};
 use serde::Serialize;
 
-use super::pool_used::{NEW_LAYOUT, pattern, unclosed, unquoted};
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
-use crate::commands::leak::duration;
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
+use crate::grammar::words::{duration, pattern, unclosed, unquoted};
 use crate::session::Context;
+use crate::session::SearchPlace;
 use crate::shell::Drive;
+use crate::text::NEW_LAYOUT;
 use crate::text::{Hex, Width, words};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -65,14 +66,6 @@ const QUICK: Cost = Cost { requests: 60, bytes: 16 << 10 };
 
 /// Requests without which it is not even begun to ask where small blocks can be: no pool is so small.
 const LEAST_PLAN: u64 = 8;
-
-/// Where a search of small blocks was stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SearchPlace {
-    /// In whose pool, if not in the machine's.
-    session: Option<u32>,
-    address: u64,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

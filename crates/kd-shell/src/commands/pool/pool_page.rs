@@ -14,12 +14,12 @@ use nt_pool::around::{self, Around, Contents};
 use nt_pool::pool_page;
 use serde::Serialize;
 
-use super::pool_used::NEW_LAYOUT;
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate_all, plain_number};
 use crate::session::Context;
+use crate::text::NEW_LAYOUT;
 use crate::text::{Hex, Width};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {

@@ -19,14 +19,16 @@ use std::fmt;
 
 use nt_pool::sessions::Sessions;
 use nt_pool::tags::{TagReport, TagUsage, Usage};
-use nt_pool::{PoolError, Tag, TagPattern};
+use nt_pool::{PoolError, Tag};
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
+use crate::grammar::words::{pattern, unclosed};
 use crate::session::Context;
+use crate::text::NEW_LAYOUT;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!poolused"],
@@ -38,9 +40,6 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               out of the\ntable unless flag 1 is given; JSON has them all.",
     action: Action::Answer(run),
 };
-
-/// The first Windows that gets the newer tables: Windows 8.
-pub(in crate::commands) const NEW_LAYOUT: u16 = 9200;
 
 const VERBOSE: u64 = 1;
 const BY_NONPAGED: u64 = 2;
@@ -213,33 +212,6 @@ fn in_sessions(
         notes.missing("no process belongs to a session");
     }
     Ok(TagReport { tags: sums.into_values().collect(), notes })
-}
-
-/// A tag as it is typed: quotes keep its blanks.
-pub(in crate::commands) fn pattern(text: &str) -> Result<TagPattern, nt_pool::BadTag> {
-    unquoted(text).parse()
-}
-
-/// The mark of a word that begins with a quote and does not end with one.
-pub(in crate::commands) fn unclosed(text: &str) -> Option<char> {
-    let mut left = text.trim_start();
-    while let Some(first) = left.chars().next() {
-        let end = match first {
-            '\'' | '"' => match left[1..].find(first) {
-                Some(end) => end + 2,
-                None => return Some(first),
-            },
-            _ => left.find(char::is_whitespace).unwrap_or(left.len()),
-        };
-        left = left[end..].trim_start();
-    }
-    None
-}
-
-/// What stands between quotes, if it does.
-pub(in crate::commands) fn unquoted(text: &str) -> &str {
-    let quoted = |mark| text.strip_prefix(mark).and_then(|text| text.strip_suffix(mark));
-    quoted('\'').or_else(|| quoted('"')).unwrap_or(text)
 }
 
 impl Text for PoolUsed {

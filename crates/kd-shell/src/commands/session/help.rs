@@ -5,8 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
-use crate::command::{Action, CommandInfo};
-use crate::commands::{commands, find};
+use crate::command::{Action, CommandInfo, Table};
 use crate::error::CommandError;
 use crate::session::Context;
 
@@ -39,25 +38,22 @@ impl From<&CommandInfo> for Entry {
     }
 }
 
-pub(in crate::commands) fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    match context.arguments.trim() {
-        "" => {
-            let commands = commands().iter().map(Entry::from).collect();
-            Ok(Reply::new(Help { commands, detailed: false }))
-        }
-        word => {
-            let word = word.to_ascii_lowercase();
-            let lm = word.starts_with("lm").then(|| find("lm")).flatten();
-            let info = find(&word).or_else(|| find(&format!("!{word}"))).or_else(|| find(&format!(".{word}"))).or(lm);
-            let info = info.ok_or_else(|| CommandError::Usage(format!("no command '{word}'; .help lists them")))?;
-            Ok(explain(info))
-        }
-    }
+fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    explain(context.commands, context.arguments.trim())
 }
 
-/// `command -?`
-pub(crate) fn explain(info: &CommandInfo) -> Reply {
-    Reply::new(Help { commands: vec![info.into()], detailed: true })
+/// What there is to know of a command, or the list of all for an empty word.
+pub(in crate::commands) fn explain(table: &Table, word: &str) -> Result<Reply, CommandError> {
+    if word.is_empty() {
+        let commands = table.commands.iter().map(Entry::from).collect();
+        return Ok(Reply::new(Help { commands, detailed: false }));
+    }
+    let word = word.to_ascii_lowercase();
+    let find = |word: &str| table.find(word);
+    let lm = word.starts_with("lm").then(|| find("lm")).flatten();
+    let info = find(&word).or_else(|| find(&format!("!{word}"))).or_else(|| find(&format!(".{word}"))).or(lm);
+    let info = info.ok_or_else(|| CommandError::Usage(format!("no command '{word}'; .help lists them")))?;
+    Ok(Reply::new(Help { commands: vec![info.into()], detailed: true }))
 }
 
 /// Columns of a terminal that nobody made wider.
@@ -135,6 +131,7 @@ impl Text for Help {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::commands;
 
     #[test]
     fn help_fits_a_terminal() {

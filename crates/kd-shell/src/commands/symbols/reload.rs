@@ -105,7 +105,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         missing: Vec::new(),
         errors: Vec::new(),
         unloaded: Vec::new(),
-        connected: crate::commands::session::vertarget::connected(kernel.version(), &jiff::Zoned::now()),
+        connected: crate::vertarget::connected(kernel.version(), &jiff::Zoned::now()),
         whole: options.module.is_none(),
     };
     if options.unload {

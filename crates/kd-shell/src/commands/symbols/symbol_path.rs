@@ -9,7 +9,7 @@ use crate::banner;
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
 use crate::session::Context;
-use crate::symbols::{PathElement, PathState};
+use crate::symbols::PathElement;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &[".sympath", ".sympath+"],
@@ -53,7 +53,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     };
     context.session.symbols.set_path(&new).map_err(CommandError::Failed)?;
     let mut reply = answer(context, true);
-    match check(&context.session.symbols.source().check()) {
+    match banner::missing_elements(&context.session.symbols.source().check()) {
         Ok(warning) => reply.warnings.extend(warning),
         Err(error) => reply.failure = Some(error),
     }
@@ -72,18 +72,6 @@ fn fix(context: &mut Context<'_>) -> Result<Reply, CommandError> {
 fn answer(context: &Context<'_>, changed: bool) -> Reply {
     let source = context.session.symbols.source();
     Reply::new(Path { path: source.path().into(), expanded: source.expanded(), elements: source.check(), changed })
-}
-
-/// One line about the elements that do not exist: a warning when the others may have what is needed.
-pub(crate) fn check(elements: &[PathElement]) -> Result<Option<String>, CommandError> {
-    let missing = elements.iter().filter(|element| element.state == PathState::Error);
-    let missing: Vec<&str> = missing.map(|element| element.location.as_str()).collect();
-    let line = format!("the symbol path has what does not exist: {}", missing.join("; "));
-    match missing.len() {
-        0 => Ok(None),
-        count if count == elements.len() => Err(CommandError::Failed(line)),
-        _ => Ok(Some(line)),
-    }
 }
 
 impl Text for Path {

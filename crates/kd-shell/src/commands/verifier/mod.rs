@@ -9,15 +9,12 @@ use crate::grammar::expression::plain_number;
 use crate::session::Context;
 
 mod help;
-pub(super) mod kept;
 mod logs;
 mod options;
 mod overview;
 mod pool_log;
 mod stacks;
 mod watch;
-
-pub(crate) use kept::KeptLog;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!verifier"],

@@ -5,9 +5,9 @@ use nt_pool::pool_log::Operation;
 
 use super::INFO;
 use crate::command::usage;
-use crate::commands::pool::pool_used;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
+use crate::grammar::words::pattern;
 use crate::session::Context;
 use crate::text::words;
 
@@ -37,7 +37,7 @@ impl Options {
             match word {
                 "-since" => options.since = Some(index(context, value("an index")?)?),
                 "-tag" => {
-                    let tag = pool_used::pattern(value("a tag")?).map_err(|error| usage(&INFO, error))?;
+                    let tag = pattern(value("a tag")?).map_err(|error| usage(&INFO, error))?;
                     options.tag = Some(tag);
                 }
                 "-driver" => options.driver = Some(value("a module")?.into()),

@@ -40,9 +40,9 @@ use serde::{Serialize, Serializer};
 use super::stacks::{Name, Stacks};
 use super::{ALLOCATIONS, DRIVERS, Known, LOGS, POOL_LOG, logs, pool_log, watch};
 use crate::answer::{Reply, Text};
-use crate::commands::pool::pool_used::NEW_LAYOUT;
 use crate::error::CommandError;
 use crate::session::Context;
+use crate::text::NEW_LAYOUT;
 use crate::text::{Hex, Width, visible_name};
 
 #[derive(Debug, Serialize)]

@@ -21,13 +21,13 @@ use nt_pool::pool_log::{self, Operation, Position, Trace, Wanted};
 use nt_pool::{TagPattern, big_pages, history, verifier};
 use serde::Serialize;
 
-use super::kept::{self, Records};
 use super::options::Options;
 use super::stacks::{Frame, Stacks};
 use super::watch::TURN_ON;
 use super::{INFO, Known, usage};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
+use crate::kept_log::{self as kept, Records};
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 

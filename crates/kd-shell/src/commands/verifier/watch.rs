@@ -2,8 +2,8 @@
 
 use nt_pool::verifier::{self, POOL_TRACKING, SPECIAL_POOL};
 
-use super::kept;
 use crate::error::CommandError;
+use crate::kept_log as kept;
 use crate::session::Context;
 
 /// How to turn it on.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use nt_pool::Notes;
 use nt_pool::pool_log::{self, PoolLog, Position, Trace, Wanted};
 
-use crate::commands::session::vertarget::interrupt_time;
 use crate::error::CommandError;
 use crate::session::Context;
+use crate::vertarget::interrupt_time;
 
 /// Records that are read again at the next look.
 const OVERLAP: u32 = 16;
@@ -47,18 +47,18 @@ struct Part {
 }
 
 /// Records of the log, from this look or earlier ones.
-pub(in crate::commands) struct Records {
-    pub(in crate::commands) length: u32,
-    pub(super) index: u32,
+pub(crate) struct Records {
+    pub(crate) length: u32,
+    pub(crate) index: u32,
     /// Slots looked at.
-    pub(super) parsed: u32,
+    pub(crate) parsed: u32,
     /// The lowest start of a block that was looked for; 0 when every record was read.
-    pub(in crate::commands) lowest: u64,
+    pub(crate) lowest: u64,
     /// Newest first.
-    pub(in crate::commands) traces: Arc<Vec<Trace>>,
-    pub(in crate::commands) notes: Notes,
+    pub(crate) traces: Arc<Vec<Trace>>,
+    pub(crate) notes: Notes,
     /// The log is too large to be kept.
-    pub(super) too_large: bool,
+    pub(crate) too_large: bool,
 }
 
 impl From<PoolLog> for Records {
@@ -96,7 +96,7 @@ impl KeptLog {
 }
 
 /// Says how long ago the log wrapped, once its rate is known.
-pub(super) fn wrapped(context: &mut Context<'_>, position: Position) -> Result<Option<String>, CommandError> {
+pub(crate) fn wrapped(context: &mut Context<'_>, position: Position) -> Result<Option<String>, CommandError> {
     let Some(now) = interrupt_time(context.kernel()?)? else { return Ok(None) };
     let kept = &mut context.session.kept_log;
     let Some(age) = kept.age(position, now) else { return Ok(None) };
@@ -110,7 +110,7 @@ pub(super) fn wrapped(context: &mut Context<'_>, position: Position) -> Result<O
 }
 
 /// Where the log stands. Forgets what was kept of another log.
-pub(in crate::commands) fn position(context: &mut Context<'_>) -> Result<Option<Position>, CommandError> {
+pub(crate) fn position(context: &mut Context<'_>) -> Result<Option<Position>, CommandError> {
     let position = context.pool(pool_log::position)?;
     let of = (context.kernel()?.base(), position.map_or(0, |position| position.length));
     let known = of == context.session.kept_log.of;
@@ -131,7 +131,7 @@ pub(in crate::commands) fn position(context: &mut Context<'_>) -> Result<Option<
 }
 
 /// The whole log.
-pub(super) fn whole(context: &mut Context<'_>, position: Position) -> Result<Option<Records>, CommandError> {
+pub(crate) fn whole(context: &mut Context<'_>, position: Position) -> Result<Option<Records>, CommandError> {
     let part = context.session.kept_log.part(None, position);
     let log = match &part {
         Some(part) => context.pool(|kernel| pool_log::read_since(kernel, part.index.wrapping_sub(OVERLAP)))?,
@@ -160,7 +160,7 @@ pub(super) fn whole(context: &mut Context<'_>, position: Position) -> Result<Opt
 ///
 /// Where the target can search and knows a block that begins right there, the answer is a few small requests away. A
 /// log that has nothing of the kind is read whole, as kd does: the address may lie in the middle of a large block.
-pub(in crate::commands) fn of_address(
+pub(crate) fn of_address(
     context: &mut Context<'_>,
     position: Position,
     address: u64,
@@ -194,7 +194,7 @@ pub(in crate::commands) fn of_address(
 }
 
 /// [`of_address`] with every record read, which also finds blocks that begin far below.
-pub(super) fn of_address_in_all(
+pub(crate) fn of_address_in_all(
     context: &mut Context<'_>,
     position: Position,
     address: u64,
@@ -208,7 +208,7 @@ pub(super) fn of_address_in_all(
 }
 
 /// The records of blocks that start at one of the addresses.
-pub(super) fn of_starts(
+pub(crate) fn of_starts(
     context: &mut Context<'_>,
     position: Position,
     addresses: &[u64],

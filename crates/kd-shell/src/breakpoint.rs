@@ -1,0 +1,46 @@
+//! The breakpoints that a session has set.
+
+use kd_target::TargetError;
+use serde::Serialize;
+
+use crate::kernel::Kernel;
+use crate::text::Hex;
+
+/// A breakpoint of this session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Breakpoint {
+    pub(crate) number: u32,
+    pub(crate) address: Hex,
+    pub(crate) enabled: bool,
+    pub(crate) symbol: Option<String>,
+    /// It stops at this hit, counted from 1.
+    pub(crate) passes: u64,
+    pub(crate) passes_left: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) commands: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) condition: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) process: Option<Hex>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) thread: Option<Hex>,
+    pub(crate) once: bool,
+}
+
+/// What a stop at a breakpoint of ours means.
+pub(crate) enum Hit {
+    /// It is not to be seen.
+    Pass,
+    Stop {
+        number: u32,
+        commands: Option<String>,
+    },
+}
+
+/// What is not there any more is gone as well: the target was reset.
+pub(crate) fn clear(kernel: &dyn Kernel, address: u64) -> Result<(), TargetError> {
+    match kernel.clear_breakpoint(address) {
+        Err(TargetError::Refused(_)) => Ok(()),
+        done => done,
+    }
+}
