@@ -200,13 +200,17 @@ pub struct Isf {
 }
 
 /// The carried tables of parts of kernels (`data/README.md`), by what `kdpool fake --arch` calls them.
-pub const CARRIED: [(&str, &[u8]); 6] = [
+pub const CARRIED: [(&str, &[u8]); 10] = [
     ("x86-vista", include_bytes!("../data/x86-6002.json")),
     ("x86", include_bytes!("../data/x86-7601.json")),
     ("x86-pae", include_bytes!("../data/x86-pae-7601.json")),
     ("x86-heap", include_bytes!("../data/x86-19041.json")),
     ("x64-heap", include_bytes!("../data/x64-19041.json")),
+    ("x64-22631", include_bytes!("../data/x64-22631.json")),
+    ("x64-26100", include_bytes!("../data/x64-26100.json")),
+    ("x64-later", include_bytes!("../data/x64-later.json")),
     ("arm64", include_bytes!("../data/arm64-16299.json")),
+    ("arm64-26100", include_bytes!("../data/arm64-26100.json")),
 ];
 
 impl Isf {

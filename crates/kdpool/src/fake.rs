@@ -87,8 +87,19 @@ enum Arch {
     X86Heap,
     /// The same on x64
     X64Heap,
+    /// Windows 11 23H2
+    #[value(name = "x64-22631")]
+    X64Windows11,
+    /// Windows 11 24H2 and Server 2025
+    #[value(name = "x64-26100")]
+    X64Windows1124h2,
+    /// A build after 24H2
+    X64Later,
     /// Windows 10 1709
     Arm64,
+    /// Windows 11 24H2 on ARM64
+    #[value(name = "arm64-26100")]
+    Arm64Windows1124h2,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -350,7 +350,7 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
     let space = builder.memory.address_space(&USER_MEMORY);
     let directory = LEAK_PROCESS + builder.isf.offset("_KPROCESS", "DirectoryTableBase")?;
     builder.memory.put(directory, &space.to_le_bytes());
-    let books = Books::open(&builder, facts.processors, places)?;
+    let books = Books::open(&builder, facts.processors, places, None)?;
     Kernel::new(builder, facts, books, Fixed { modules, ..Fixed::default() })
 }
 

@@ -24,6 +24,7 @@ use crate::kernel::Kernel;
 use crate::kernel::builder::Builder;
 use crate::kernel::memory::Memory;
 use crate::kernel::pool::{BigPage, TagRow};
+use crate::kernel::segments::{Content, RunningHeaps};
 use crate::kernel::truth::{SmallBlock, SmallState};
 use crate::kernel::verifier::{Trace, VerifiedDriver};
 
@@ -50,6 +51,16 @@ impl PoolKind {
             PoolKind::NonPagedNx => 0x200,
             PoolKind::Paged => 1,
             PoolKind::PagedSession => 0x21,
+        }
+    }
+
+    /// The value of `POOL_FLAGS`.
+    pub fn pool_flags(self) -> u64 {
+        match self {
+            PoolKind::NonPaged => 0x80,
+            PoolKind::NonPagedNx => 0x40,
+            PoolKind::Paged => 0x100,
+            PoolKind::PagedSession => 0x104,
         }
     }
 
@@ -116,6 +127,8 @@ pub(crate) struct Books {
     /// A return address in the function through which the pool tells Verifier of a free.
     free_notice: Option<u64>,
     regions: [Range<u64>; 2],
+    /// Where large blocks go in versions with segment heaps, as long as they fit there.
+    heaps: Option<RunningHeaps>,
     /// In each region, below this no page is free.
     lowest: [u64; 2],
     processors: u32,
@@ -127,7 +140,12 @@ pub(crate) struct Books {
 
 impl Books {
     /// Takes over what `builder` has written.
-    pub(crate) fn open(builder: &Builder, processors: u32, places: Places<'_>) -> Result<Books, IsfError> {
+    pub(crate) fn open(
+        builder: &Builder,
+        processors: u32,
+        places: Places<'_>,
+        heaps: Option<RunningHeaps>,
+    ) -> Result<Books, IsfError> {
         let log = match builder.variable("VfPoolTraces")? {
             0 => None,
             _ => Some(Log::open(builder, places.log)?),
@@ -142,6 +160,7 @@ impl Books {
                 .find_map(|name| builder.inside(name)),
             lowest: [places.regions[0].start, places.regions[1].start],
             regions: places.regions,
+            heaps,
             processors,
             next_life: 1,
             live: BTreeMap::new(),
@@ -260,7 +279,7 @@ impl Kernel {
         let address = match request.address {
             Some(address) if self.books.is_free(address, pages) => address,
             Some(_) => return None,
-            None => self.books.room(kind, pages)?,
+            None => self.large_room(kind, bytes)?,
         };
         if !self.books.big.has_room() {
             self.grow_big_pages()?;
@@ -288,12 +307,30 @@ impl Kernel {
         Some(address)
     }
 
+    /// A place for a large block: a range of pages in a heap, or the next free pages of its region.
+    fn large_room(&mut self, kind: PoolKind, bytes: u64) -> Option<u64> {
+        let content = Content::User { bytes, flags: 0 };
+        let range = match &mut self.books.heaps {
+            Some(heaps) => heaps.allocate(&mut self.memory, kind, content, bytes),
+            None => None,
+        };
+        range.or_else(|| self.books.room(kind, bytes.next_multiple_of(PAGE)))
+    }
+
+    /// From now on somebody may look at any time.
+    pub(crate) fn settle(&mut self) {
+        if let Some(heaps) = &mut self.books.heaps {
+            heaps.lazy = false;
+            heaps.settle(&mut self.memory);
+        }
+    }
+
     /// Counts the blocks that were there before the machine came to life: the large ones, and the small ones that
     /// somebody has. A freed block is not counted any more, whatever list it waits in.
     pub(crate) fn count_standing_blocks(&mut self) {
         let large = self.books.live.values().map(|life| (life.tag, life.kind, life.bytes.next_multiple_of(PAGE)));
         let small = self.fixed.small.iter().filter(|block| block.state == SmallState::Live);
-        let small = small.map(|block| (block.tag, block.kind, block.bytes));
+        let small = small.map(|block| (block.tag, block.kind, block.outer.map_or(block.bytes, |outer| outer.bytes)));
         let blocks: Vec<(u32, PoolKind, u64)> = large.chain(small).collect();
         for (processor, (tag, kind, bytes)) in (0..self.books.processors).cycle().zip(blocks) {
             self.books.tags.charge(&mut self.memory, processor, tag, kind, 1, bytes);
@@ -301,11 +338,14 @@ impl Kernel {
     }
 
     /// Frees a large block and returns its life; the record in the log has the block's usable size. None when no large
-    /// block starts there.
+    /// block starts there, or when it is a chunk among others of a segment heap: those are not kept up.
     ///
     /// The pool itself tells Verifier when a block that is tracked is freed, whoever does it: the free of a block whose
     /// allocation was logged is logged also without a stack. Nobody watches the free of another.
     pub fn free_large(&mut self, address: u64, stack: &[u64], thread: u64) -> Option<Life> {
+        if self.books.heaps.as_ref().is_some_and(|heaps| heaps.is_shared(address)) {
+            return None;
+        }
         let mut life = self.books.live.remove(&address)?;
         let notice = self.books.free_notice.filter(|_| life.allocated.record.is_some());
         let stack = if stack.is_empty() { notice.as_slice() } else { stack };
@@ -317,7 +357,10 @@ impl Kernel {
         let processor = (life.id / 2) as u32 % self.books.processors;
         self.books.tags.charge(&mut self.memory, processor, life.tag, life.kind, -1, pages);
         self.memory.unmap(address, pages);
-        self.books.give_back(&life);
+        let in_heap = self.books.heaps.as_mut().is_some_and(|heaps| heaps.free(&mut self.memory, address));
+        if !in_heap {
+            self.books.give_back(&life);
+        }
         life.freed = Some(Operation { time: Some(self.interrupt_time()), thread, stack: stack.to_vec(), record });
         self.books.ended.entry(address).or_default().push(life.clone());
         Some(life)
@@ -333,12 +376,12 @@ impl Kernel {
         }
         let what = (block.address, block.size, block.tag);
         let entry = self.books.tracking.allocated(&mut self.memory, driver, what, block.kind)?;
-        if self.facts.build < 17763 {
+        // Behind the header, or before one at the page's end; a large block leaves no room there.
+        let place = if block.header.is_multiple_of(PAGE) { block.header + 0x10 } else { block.header - 8 };
+        if self.facts.build < 17763 || place + 8 <= block.address {
             let mut first = [0; 4];
             self.memory.read(block.header, &mut first);
             self.memory.write(block.header, &(u32::from_le_bytes(first) | 0x4000).to_le_bytes());
-            // Behind the header, or before one at the page's end.
-            let place = if block.header.is_multiple_of(PAGE) { block.header + 0x10 } else { block.header - 8 };
             self.memory.write(place, &entry.to_le_bytes());
         }
         self.log(false, (block.address, block.size), thread, stack);

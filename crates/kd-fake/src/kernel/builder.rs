@@ -2,6 +2,7 @@
 
 use crate::isf::{Isf, IsfError, Type};
 use crate::kernel::memory::{Memory, SELF_MAP};
+use crate::kernel::rules::Rules;
 use crate::pdb::{Section, sections};
 
 /// A kernel in the making: its memory and what is known of its symbols and types.
@@ -10,6 +11,7 @@ pub struct Builder {
     pub(crate) memory: Memory,
     pub(crate) base: u64,
     pub(crate) sections: Vec<Section>,
+    pub(crate) rules: Rules,
 }
 
 impl Builder {
@@ -39,7 +41,7 @@ impl Builder {
         for section in &sections {
             memory.map(base + u64::from(section.rva), u64::from(section.size));
         }
-        Builder { isf, memory, base, sections }
+        Builder { isf, memory, base, sections, rules: Rules::default() }
     }
 
     /// Bytes of the image in memory.
@@ -74,7 +76,7 @@ impl Builder {
 
     /// Puts a pointer into memory.
     pub(crate) fn put_pointer(&mut self, address: u64, value: u64) {
-        self.memory.put(address, &value.to_le_bytes()[..self.isf.machine.pointer()]);
+        self.memory.put_pointer(address, value);
     }
 
     /// A variable of a pointer's size.
@@ -174,12 +176,7 @@ impl Builder {
 
     /// Links list entries into a circle: each entry's `Flink` to the next one, `Blink` to the one before.
     pub fn link(&mut self, entries: &[u64]) {
-        for (at, entry) in entries.iter().enumerate() {
-            let next = entries[(at + 1) % entries.len()];
-            let previous = entries[(at + entries.len() - 1) % entries.len()];
-            self.put_pointer(*entry, next);
-            self.put_pointer(entry + self.width(), previous);
-        }
+        self.memory.link(entries);
     }
 }
 
@@ -209,6 +206,14 @@ impl Place {
         let mut raw = [0; 8];
         raw[..self.width].copy_from_slice(&structure[self.offset..self.offset + self.width]);
         u64::from_le_bytes(raw) >> self.shift & self.mask
+    }
+
+    /// Sets the value in a structure in memory.
+    pub(crate) fn store(&self, memory: &mut Memory, structure: u64, value: u64) {
+        let mut bytes = vec![0; self.offset + self.width];
+        memory.read(structure, &mut bytes);
+        self.put(&mut bytes, value);
+        memory.put(structure + self.offset as u64, &bytes[self.offset..]);
     }
 
     /// Sets the value; what does not fit is cut off.

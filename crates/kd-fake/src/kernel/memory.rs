@@ -46,13 +46,13 @@ impl Memory {
                     memory.put_entry(directories[3] + slot * 8, directory | KERNEL_PAGE);
                 }
             }
-            Machine::X64 | Machine::Arm64 => memory.put_entry(root + self_map * 8, root | memory.link()),
+            Machine::X64 | Machine::Arm64 => memory.put_entry(root + self_map * 8, root | memory.entry_bits()),
         }
         memory
     }
 
     /// The bits of an entry that leads to a page or a table.
-    fn link(&self) -> u64 {
+    fn entry_bits(&self) -> u64 {
         if self.machine == Machine::Arm64 { ARM64_PAGE } else { KERNEL_PAGE }
     }
 
@@ -130,7 +130,7 @@ impl Memory {
                 let entry = self.place(table, page, shift);
                 let mut value = self.entry(entry);
                 if value & PRESENT == 0 {
-                    value = self.frame() | self.link();
+                    value = self.frame() | self.entry_bits();
                     self.put_entry(entry, value);
                 }
                 table = value & FRAME;
@@ -248,6 +248,41 @@ impl Memory {
             let counts = u64::from_le_bytes(bytes).wrapping_add(0x3_0001);
             self.write(head, &[counts.to_le_bytes(), (element | 1).to_le_bytes()].concat());
         }
+    }
+
+    /// Puts a pointer into memory that is mapped for it if need be.
+    pub(crate) fn put_pointer(&mut self, address: u64, value: u64) {
+        let width = self.pointer();
+        self.put(address, &value.to_le_bytes()[..width]);
+    }
+
+    /// Links list entries into a circle: each entry's `Flink` to the next one, `Blink` to the one before.
+    pub(crate) fn link(&mut self, entries: &[u64]) {
+        let width = self.pointer() as u64;
+        for (at, entry) in entries.iter().enumerate() {
+            let next = entries[(at + 1) % entries.len()];
+            let previous = entries[(at + entries.len() - 1) % entries.len()];
+            self.put_pointer(*entry, next);
+            self.put_pointer(entry + width, previous);
+        }
+    }
+
+    /// Writes an `RTL_RB_TREE` of `RTL_BALANCED_NODE`s, which are in ascending order.
+    pub(crate) fn tree(&mut self, tree: u64, nodes: &[u64]) {
+        let root = self.balanced(nodes, 0);
+        self.put_pointer(tree, root);
+        self.put_pointer(tree + self.pointer() as u64, nodes.first().copied().unwrap_or_default());
+    }
+
+    fn balanced(&mut self, nodes: &[u64], parent: u64) -> u64 {
+        let middle = nodes.len() / 2;
+        let Some(&node) = nodes.get(middle) else { return 0 };
+        let left = self.balanced(&nodes[..middle], node);
+        let right = self.balanced(&nodes[middle + 1..], node);
+        for (place, value) in (0..).zip([left, right, parent]) {
+            self.put_pointer(node + place * self.pointer() as u64, value);
+        }
+        node
     }
 
     pub(crate) fn read_physical(&self, address: u64, buffer: &mut [u8]) -> usize {

@@ -10,7 +10,9 @@ mod memory;
 mod modules;
 mod pool;
 mod random;
+mod rules;
 mod seeded;
+mod segments;
 mod system;
 mod truth;
 mod verifier;
@@ -31,8 +33,8 @@ use self::memory::Memory;
 pub use self::seeded::{SeededOptions, seeded, seeded_identity};
 use self::truth::Fixed;
 pub use self::truth::{
-    Carrier, LargeBlock, LoadedModule, Lookaside, LookasidePlace, PoolLog, Residence, Ring, RingRecord, Session,
-    SmallBlock, SmallState, Truth,
+    Carrier, LargeBlock, LoadedModule, Lookaside, LookasidePlace, OuterHeader, PoolLog, Residence, Ring, RingRecord,
+    Session, SmallBlock, SmallState, Truth,
 };
 use crate::isf::{Identity, Isf, IsfError};
 use crate::machine::Machine;

@@ -40,11 +40,9 @@ pub(crate) const fn tag(text: &[u8; 4]) -> u32 {
 
 /// Where the search for a tag or a page number starts, in a table of `mask + 1` slots. The product is as wide as a
 /// pointer.
-pub(crate) fn hash(machine: Machine, value: u32, mask: u64) -> usize {
-    let product = match machine.is_x86() {
-        true => u64::from(value.wrapping_mul(0x9e5f)),
-        false => 0x9e5f * u64::from(value),
-    };
+pub(crate) fn hash(machine: Machine, value: u64, mask: u64) -> usize {
+    let product = value.wrapping_mul(0x9e5f);
+    let product = if machine.is_x86() { product & 0xffff_ffff } else { product };
     ((product ^ product >> 32) & mask) as usize
 }
 
@@ -93,7 +91,7 @@ impl Builder {
         let mask = slots - 1;
         let mut places = vec![None; slots as usize];
         for row in rows {
-            let mut slot = hash(self.isf.machine, row.tag, mask);
+            let mut slot = hash(self.isf.machine, row.tag.into(), mask);
             while places[slot].is_some() {
                 slot = (slot + 1) & mask as usize;
             }
@@ -133,10 +131,10 @@ impl Builder {
     pub(crate) fn big_page_table(&mut self, table: u64, slots: u64, pages: &[BigPage]) -> Result<usize, IsfError> {
         let size = self.isf.size("_POOL_TRACKER_BIG_PAGES")?;
         let layout = EntryLayout::of(self)?;
-        self.memory.map(table, slots * size);
+        layout.clear(&mut self.memory, table, slots);
         let mut used = vec![false; slots as usize];
         for page in pages {
-            let mut slot = hash(self.isf.machine, (page.address >> 12) as u32, slots - 1);
+            let mut slot = layout.slot(self.isf.machine, page.address, slots);
             while used[slot] {
                 slot = (slot + 1) & (slots as usize - 1);
             }

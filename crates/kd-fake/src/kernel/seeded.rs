@@ -17,6 +17,7 @@ use crate::kernel::books::{Books, Places, PoolKind};
 use crate::kernel::builder::Builder;
 use crate::kernel::modules::Module;
 use crate::kernel::random::Random;
+use crate::kernel::rules::Rules;
 use crate::kernel::system::{Particulars, Process, prcb, version_flags};
 use crate::kernel::truth::{Carrier, Fixed, LoadedModule, SmallState, Truth};
 use crate::kernel::verifier::VerifiedDriver;
@@ -42,6 +43,10 @@ pub struct SeededOptions {
     pub small_sizes: Option<(u64, u64)>,
     /// Number of processors; one to four without it.
     pub processors: Option<u32>,
+    /// Whether some pages of paged pool are in a page file, so that nobody can read them.
+    pub paged_out: bool,
+    /// Whether a driver has a pool of its own, to whose heap no node leads; only kernels from 26100 on have any.
+    pub private_pool: bool,
 }
 
 impl Default for SeededOptions {
@@ -55,6 +60,8 @@ impl Default for SeededOptions {
             small_blocks: 20_000,
             small_sizes: None,
             processors: None,
+            paged_out: false,
+            private_pool: false,
         }
     }
 }
@@ -81,6 +88,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let build = build_number(isf);
     let mut map = Map::new(isf.machine, build, &mut random);
     let mut builder = Builder::zeroed(isf.clone(), map.kernel, map.self_map);
+    builder.rules = Rules::of(build, isf, &mut Random::new(seed ^ 0x7275_6c65));
     let machine = machine(&builder, build, options, &mut map, &mut random)?;
     let timestamp = 0x5000_0000 + random.below(0x1000_0000) as u32;
     let checksum = random.below(0x80_0000) as u32;
@@ -111,8 +119,10 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         crowd: options.small_blocks,
         sizes: options.small_sizes,
         operations: options.small_operations,
+        paged_out: options.paged_out,
+        private_pool: options.private_pool,
     };
-    let (small, pages) = small::write(&mut builder, &mut map, &mut random, &world)?;
+    let small::Written { small, pages, heaps } = small::write(&mut builder, &mut map, &mut random, &world)?;
     builder.big_pages(table, options.big_slots.into(), &pages)?;
 
     let mut drivers = Vec::new();
@@ -171,7 +181,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     };
     let sessions = sessions::write(&mut builder, &mut map, &mut random, &world, &in_sessions)?;
     let places = Places {
-        regions: [map.nonpaged_large(), map.paged_large()],
+        regions: [map.nonpaged_tables(), map.paged_tables()],
         pages: &pages,
         rows: &rows.main,
         overflow: &rows.expansion,
@@ -179,11 +189,12 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         drivers: &drivers,
         verified: &verified,
     };
-    let books = Books::open(&builder, facts.processors, places)?;
+    let books = Books::open(&builder, facts.processors, places, heaps)?;
     let fixed = Fixed { modules, unloaded, rings, small, sessions, lookasides };
     let mut kernel = Kernel::new(builder, facts, books, fixed)?;
     kernel.count_standing_blocks();
     live(&mut kernel, options.operations, &mut random, &stacks, &threads);
+    kernel.settle();
     if options.verifier {
         special(&mut kernel, &mut random, &stacks, &threads);
     }
@@ -209,8 +220,18 @@ fn build_number(isf: &Isf) -> u16 {
         () if has("_POOL_DESCRIPTOR", "ListHeads") => 17763,
         () if symbol("PoolVector") => 18362,
         () if !has("_POOL_TRACKER_BIG_PAGES", "ProcessBilled") => 19041,
-        () if symbol("VfHandlePoolAlloc") => 22000,
-        () => 20348,
+        () if !symbol("VfHandlePoolAlloc") => 20348,
+        // The build of the latest is not known; this is the latest that somebody measured.
+        () if isf.user_types.contains_key("_EXP_POOL_MANAGER") => 29671,
+        () if isf.user_types.contains_key("_HEAP_VS_AFFINITY_SLOT") => 26100,
+        () if isf
+            .enums
+            .get("_MI_ASSIGNED_REGION_TYPES")
+            .is_some_and(|kinds| kinds.constants.contains_key("AssignedRegionKasan")) =>
+        {
+            22631
+        }
+        () => 22000,
     }
 }
 

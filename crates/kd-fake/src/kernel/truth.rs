@@ -248,6 +248,17 @@ pub struct SmallBlock {
     pub carrier: Carrier,
     /// Whether it can be read.
     pub residence: Residence,
+    /// A cache-aligned block may have another header before its own, and that one has the whole block.
+    pub outer: Option<OuterHeader>,
+}
+
+/// The first header of a block with two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct OuterHeader {
+    /// Its address.
+    pub header: u64,
+    /// Bytes from it on, as it says.
+    pub bytes: u64,
 }
 
 /// What does not change while the machine runs.

@@ -21,7 +21,10 @@ pub(crate) fn tables() -> Vec<Isf> {
         Err(_) => println!("skipped for all but Windows 7: {} is not there", shared.display()),
     }
     files.sort();
-    files.iter().map(|file| Isf::from_xz(&std::fs::read(file).unwrap()).unwrap()).collect()
+    let mut tables: Vec<Isf> = files.iter().map(|file| Isf::from_xz(&std::fs::read(file).unwrap()).unwrap()).collect();
+    let carried = ["x64-heap", "x64-22631", "x64-26100", "x64-later", "arm64-26100"];
+    tables.extend(carried.map(|name| Isf::carried(name).unwrap().unwrap()));
+    tables
 }
 
 pub(crate) struct Reader<'a> {

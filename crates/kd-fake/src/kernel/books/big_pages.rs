@@ -4,6 +4,8 @@ use crate::isf::IsfError;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::memory::Memory;
 use crate::kernel::pool::{BigPage, hash};
+use crate::kernel::rules::Rules;
+use crate::machine::Machine;
 
 /// The layout of an entry.
 #[derive(Clone, Copy)]
@@ -17,6 +19,7 @@ pub(crate) struct EntryLayout {
     slush: Option<Place>,
     /// Server 2022 and later, with the cookie that hides it.
     billed: Option<(Place, u64)>,
+    rules: Rules,
 }
 
 impl EntryLayout {
@@ -31,18 +34,36 @@ impl EntryLayout {
             size: builder.isf.size(ty)? as usize,
             va: place("Va")?,
             key: place("Key")?,
-            kind: place("PoolType")?,
+            kind: place("PoolType").or_else(|_| place("PoolFlags"))?,
             bytes: place("NumberOfBytes")?,
             slush: place("SlushSize").ok(),
             billed,
+            rules: builder.rules,
         })
+    }
+
+    /// Maps a table in which no slot was ever used.
+    pub(crate) fn clear(&self, memory: &mut Memory, table: u64, slots: u64) {
+        let mut entry = vec![0; self.size];
+        self.va.put(&mut entry, self.rules.never_used);
+        memory.put(table, &entry.repeat(slots as usize));
+    }
+
+    /// Where the search for a block starts.
+    pub(crate) fn slot(&self, machine: Machine, address: u64, slots: u64) -> usize {
+        let page = match self.rules.whole_page_numbers {
+            true => address >> 12,
+            false => u64::from((address >> 12) as u32),
+        };
+        hash(machine, page, slots - 1)
     }
 
     pub(crate) fn write(&self, page: &BigPage) -> Vec<u8> {
         let mut entry = vec![0; self.size];
         self.va.put(&mut entry, page.address | u64::from(page.freed));
         self.key.put(&mut entry, page.tag.into());
-        self.kind.put(&mut entry, page.kind.pool_type());
+        let kind = if self.rules.pool_flags { page.kind.pool_flags() } else { page.kind.pool_type() };
+        self.kind.put(&mut entry, kind);
         self.bytes.put(&mut entry, page.bytes);
         if let Some(slush) = self.slush {
             slush.put(&mut entry, page.bytes.wrapping_neg() & 0xfff);
@@ -114,7 +135,7 @@ impl BigPages {
         self.table = table;
         self.slots *= 2;
         self.used = 0;
-        memory.map(table, self.bytes());
+        self.layout.clear(memory, table, self.slots);
         for page in live {
             self.insert(memory, page);
         }
@@ -130,7 +151,7 @@ impl BigPages {
     }
 
     fn probe(&self, address: u64, wanted: impl Fn(u64, u64) -> bool, memory: &Memory) -> Option<u64> {
-        let first = hash(memory.machine(), (address >> 12) as u32, self.slots - 1) as u64;
+        let first = self.layout.slot(memory.machine(), address, self.slots) as u64;
         (0..self.slots).map(|step| self.table + ((first + step) & (self.slots - 1)) * self.layout.size as u64).find(
             |at| {
                 let mut va = [0; 8];

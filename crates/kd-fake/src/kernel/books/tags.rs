@@ -104,7 +104,7 @@ impl Tags {
 
     /// The tag's row, a free one, or the last, which is for all that find no place.
     fn slot(&self, memory: &Memory, tag: u32) -> u64 {
-        let first = hash(memory.machine(), tag, self.slots - 1) as u64;
+        let first = hash(memory.machine(), tag.into(), self.slots - 1) as u64;
         (0..self.slots)
             .map(|step| (first + step) & (self.slots - 1))
             .find(|slot| {

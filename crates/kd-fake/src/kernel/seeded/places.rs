@@ -14,6 +14,8 @@ const TIB: u64 = 1 << 40;
 const MIB: u64 = 1 << 20;
 /// What one entry of the topmost page table spans.
 const SLOT: u64 = 512 * GIB;
+/// Room for tables behind that for large blocks.
+const TABLES: u64 = 6 * MIB;
 /// Session space before its place was chosen at each boot.
 const SESSION: u64 = 0xffff_f900_0000_0000;
 
@@ -85,7 +87,8 @@ impl Map {
         };
         let next = nonpaged.start + 8 * GIB;
         let large = (4 * GIB, 2 * GIB);
-        let session = Some(range(session, SLOT));
+        // From 24H2 on there is no region of that name.
+        let session = (build < 26100).then(|| range(session, SLOT));
         Map { build, machine, large, kernel, self_map, nonpaged, paged, special, session, next, next_module: modules }
     }
 
@@ -143,12 +146,27 @@ impl Map {
         range(self.paged.start, self.large.0)
     }
 
+    /// Room for large blocks; those of the first versions may lie behind it too.
     pub(crate) fn nonpaged_large(&self) -> Range<u64> {
         range(self.nonpaged.start + self.large.0, self.large.1)
     }
 
     pub(crate) fn paged_large(&self) -> Range<u64> {
         range(self.paged.start + self.large.0, self.large.1)
+    }
+
+    /// Of the room for large blocks, what is left for tables that grow; in versions without segment heaps, all of it.
+    pub(crate) fn nonpaged_tables(&self) -> Range<u64> {
+        self.tables(self.nonpaged.start)
+    }
+
+    pub(crate) fn paged_tables(&self) -> Range<u64> {
+        self.tables(self.paged.start)
+    }
+
+    fn tables(&self, region: u64) -> Range<u64> {
+        let start = if self.build < 17763 { self.large.0 } else { self.large.0 + self.large.1 };
+        region + start..region + self.large.0 + self.large.1 + TABLES
     }
 
     /// 32 bits: a byte for each page directory entry says what is in its range.

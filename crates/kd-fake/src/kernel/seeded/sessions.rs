@@ -29,7 +29,9 @@ pub(crate) const PROCESSES: [&str; 2] = ["csrss.exe", "winlogon.exe"];
 
 /// How many sessions the machine has: none where the table does not have their types.
 pub(crate) fn count(builder: &Builder) -> usize {
-    let known = builder.isf.size(SPACE).is_ok() && builder.isf.offset("_EPROCESS", "Session").is_ok();
+    let region = builder.isf.enums.get("_MI_ASSIGNED_REGION_TYPES");
+    let gone = region.is_some_and(|kinds| !kinds.constants.contains_key("AssignedRegionSession"));
+    let known = !gone && builder.isf.size(SPACE).is_ok() && builder.isf.offset("_EPROCESS", "Session").is_ok();
     if known { 2 } else { 0 }
 }
 
@@ -74,7 +76,10 @@ pub(crate) fn write(
         let pool = range(space.start + POOL, LARGE - POOL);
         let (small, mut pages) = small::write_session(builder, map, random, world, address, &pool)?;
         map.move_to(next);
-        let large = large(builder, random, address, space.start, &mut pages)?;
+        if world.build < 17763 {
+            large(random, space.start, &mut pages);
+        }
+        let large = table(builder, address, space.start, &pages)?;
         let tags = tags(builder, random, address, space.start, slots)?;
         builder.memory.enter(kernel);
         processes_of(builder, address, own, processes)?;
@@ -159,14 +164,8 @@ fn tags(
     Ok(usages(&sums(rows.iter().chain(&expansion))))
 }
 
-/// The table of large blocks: those that small ones' heaps hold, and others.
-fn large(
-    builder: &mut Builder,
-    random: &mut Random,
-    address: u64,
-    space: u64,
-    pages: &mut Vec<BigPage>,
-) -> Result<Vec<LargeBlock>, IsfError> {
+/// Large blocks where no heap has them.
+fn large(random: &mut Random, space: u64, pages: &mut Vec<BigPage>) {
     let texts: [&[u8; 4]; 5] = [b"Gh05", b"Usqu", b"GTmp", b"Leak", b"Pro\xe3"];
     let mut at = space + LARGE;
     for _ in 0..20 + random.below(60) {
@@ -180,6 +179,10 @@ fn large(
         });
         at += bytes.next_multiple_of(PAGE) + PAGE * random.below(8);
     }
+}
+
+/// The table of large blocks.
+fn table(builder: &mut Builder, address: u64, space: u64, pages: &[BigPage]) -> Result<Vec<LargeBlock>, IsfError> {
     let slots = (2 * pages.len() as u64).next_power_of_two();
     let used = builder.big_page_table(space + BIG_PAGES, slots, pages)?;
     for (member, value) in [("PoolTrackBigPages", space + BIG_PAGES), ("PoolTrackBigPagesSize", slots)] {

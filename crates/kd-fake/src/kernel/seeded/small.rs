@@ -15,9 +15,12 @@ use crate::kernel::books::PoolKind;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::pool::BigPage;
 use crate::kernel::random::Random;
+use crate::kernel::segments::RunningHeaps;
 use crate::kernel::truth::SmallBlock;
 
 const PAGE: u64 = 0x1000;
+/// `ExpCacheLineSize`.
+const CACHE_LINE: u64 = 0x40;
 
 /// What the allocators need of the machine.
 pub(crate) struct World {
@@ -32,25 +35,37 @@ pub(crate) struct World {
     pub(crate) operations: u32,
     /// Least and most bytes of a block.
     pub(crate) sizes: Option<(u64, u64)>,
+    /// Whether pages leave memory for a page file.
+    pub(crate) paged_out: bool,
+    /// Whether there is a pool to which no node leads.
+    pub(crate) private_pool: bool,
 }
 
-/// Runs the version's allocator and writes its pool; returns the blocks by address, and those that are in the
-/// big-page table.
+/// A machine's small blocks by address, the blocks that are in the big-page table, and the heaps of those, in versions
+/// that have them.
+pub(crate) struct Written {
+    pub(crate) small: Vec<SmallBlock>,
+    pub(crate) pages: Vec<BigPage>,
+    pub(crate) heaps: Option<RunningHeaps>,
+}
+
+/// Runs the version's allocator and writes its pool.
 pub(crate) fn write(
     builder: &mut Builder,
     map: &mut Map,
     random: &mut Random,
     world: &World,
-) -> Result<(Vec<SmallBlock>, Vec<BigPage>), IsfError> {
-    let (mut small, pages) = match world.build {
-        ..17763 => (classic::write(builder, map, random, world)?, Vec::new()),
+) -> Result<Written, IsfError> {
+    let mut written = match world.build {
+        ..17763 => {
+            let mut small = classic::write(builder, map, random, world)?;
+            small.extend(special::write_classic(builder, map, random)?);
+            Written { small, pages: Vec::new(), heaps: None }
+        }
         _ => segment::write(builder, map, random, world)?,
     };
-    if world.build < 17763 {
-        small.extend(special::write_classic(builder, map, random)?);
-    }
-    small.sort_unstable_by_key(|block| block.address);
-    Ok((small, pages))
+    written.small.sort_unstable_by_key(|block| block.address);
+    Ok(written)
 }
 
 /// The same of one session's own pool, in whose address space this is.
@@ -78,13 +93,16 @@ pub(crate) struct Owner {
     size: u64,
     /// The EPROCESS that it is charged to.
     process: Option<u64>,
+    /// Asked for at the start of a cache line, for which the block has to be larger.
+    aligned: bool,
 }
 
 impl Owner {
     /// Units that its block needs with the header; 32-bit headers leave the process for the block's end.
     fn units(&self, unit: u64) -> u64 {
         let process = if unit == 8 && self.process.is_some() { 4 } else { 0 };
-        (self.size + process + unit).div_ceil(unit)
+        let line = if self.aligned { CACHE_LINE } else { 0 };
+        (self.size + process + line + unit).div_ceil(unit)
     }
 
     /// Mostly small, of few tags, sometimes charged to a process; at most `limit` bytes.
@@ -101,6 +119,7 @@ impl Owner {
             tag: u32::from_le_bytes(**random.pick(&texts)),
             size: least + random.below(most.min(limit) - least + 1),
             process: random.once_in(5).then(|| *random.pick(&world.processes)),
+            aligned: false,
         }
     }
 }
@@ -154,8 +173,10 @@ impl Headers {
         self.size.put(&mut bytes, header.units);
         self.tag.put(&mut bytes, header.owner.map_or(header.tag, |owner| owner.tag).into());
         if let Some(owner) = header.owner {
-            // In use, charged to a process; paged and session as in POOL_TYPE.
-            let kind = 2 | header.pool.pool_type() & 0x21 | if owner.process.is_some() { 8 } else { 0 };
+            // In use, charged to a process; paged, cache-aligned and session as in POOL_TYPE.
+            let aligned = if owner.aligned { 4 } else { 0 };
+            let quota = if owner.process.is_some() { 8 } else { 0 };
+            let kind = 2 | header.pool.pool_type() & 0x21 | aligned | quota;
             self.kind.put(&mut bytes, kind);
             if let (Some(process), None) = (owner.process, self.billed) {
                 builder.put_pointer(at + header.units * self.unit - builder.width(), process);
@@ -167,18 +188,6 @@ impl Headers {
         }
         builder.memory.put(at, &bytes);
     }
-}
-
-/// Links `RTL_BALANCED_NODE`s, in ascending order, into a balanced tree; returns its root.
-fn balanced(builder: &mut Builder, nodes: &[u64], parent: u64) -> u64 {
-    let middle = nodes.len() / 2;
-    let Some(&node) = nodes.get(middle) else { return 0 };
-    let left = balanced(builder, &nodes[..middle], node);
-    let right = balanced(builder, &nodes[middle + 1..], node);
-    for (place, value) in (0..).zip([left, right, parent]) {
-        builder.put_pointer(node + place * builder.width(), value);
-    }
-    node
 }
 
 /// The block's first bytes are its own.

@@ -338,7 +338,7 @@ fn write_pool(
         let quiet = page.blocks.values().all(|block| matches!(block.state, State::Live | State::Free));
         let residence = match random.below(10) {
             0 if paged && quiet => Residence::Transition,
-            1 if paged && quiet => Residence::PagedOut,
+            1 if paged && quiet && world.paged_out => Residence::PagedOut,
             _ => Residence::Present,
         };
         let mut previous = 0;
@@ -374,6 +374,7 @@ fn write_pool(
                 process: owner.and_then(|owner| owner.process),
                 carrier: Carrier::Page,
                 residence,
+                outer: None,
             });
             previous = block.units;
         }

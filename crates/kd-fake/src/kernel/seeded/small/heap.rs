@@ -1,61 +1,39 @@
-//! The segment heap's rules, on lists of our own: ranges of pages in segments, chunks of any size (VS) and blocks of one
-//! size (LFH) in them.
+//! The segment heap's rules, on lists of our own: chunks of any size (VS) and blocks of one size (LFH) in ranges of pages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Owner, PAGE};
 use crate::kernel::books::PoolKind;
 use crate::kernel::random::Random;
+use crate::kernel::segments::{Content, MOST, Room, SHIFT, Segments};
 
-/// Largest block with both headers that does not need a page of its own.
-const SMALL: u64 = 0xfe0;
+/// Largest block with its header: `BlockSize` has eight bits.
+const SMALL: u64 = 0xff0;
+/// Largest block that is a chunk.
+const VS_LIMIT: u64 = 0x2_0000;
 /// Blocks up to this size, header included, are given to the LFH once their size is popular.
 const LFH_LIMIT: u64 = 0x200;
 const POPULAR: u32 = 12;
 /// Sizes that a lookaside list takes back, and how many of them.
 const LOOKASIDE: std::ops::RangeInclusive<u64> = 0x200..=0xf80;
 const DEPTH: usize = 64;
-/// Freed chunks that wait before all of them are given back.
+/// Freed chunks of less than so many bytes wait, until there are so many of them; then all are given back.
+const DELAYED_BELOW: u64 = 0x400;
 const DELAYED: usize = 32;
+/// Freed LFH blocks of a subsegment that wait.
+const DELAYED_BLOCKS: usize = 6;
+/// Bytes of an LFH subsegment's commit state for each page.
+pub(crate) const COMMIT_STATE: u64 = 2;
 /// Free chunks that are tried before one is taken that fits in any case.
 const NEAR: usize = 32;
-
-/// What a range of a segment's units holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Content {
-    Free,
-    /// One block of so many bytes.
-    User(u64),
-    /// A subsegment.
-    Vs,
-    Lfh,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Range {
-    pub(crate) first: u64,
-    pub(crate) units: u64,
-    pub(crate) content: Content,
-}
-
-/// 1 MiB of 4 KiB units, or 16 MiB of 64 KiB units.
-pub(crate) struct Segment {
-    pub(crate) base: u64,
-    pub(crate) context: usize,
-    pub(crate) ranges: Vec<Range>,
-}
-
-/// Bits of a unit's size, by context.
-pub(crate) const SHIFT: [u32; 2] = [12, 16];
-pub(crate) const SEGMENT_UNITS: u64 = 256;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum ChunkState {
     Free,
     Live(Owner),
     Lookaside(Owner),
-    /// Freed, and waiting to be given back; whose it was, unless it was a large one.
-    Delayed(Option<Owner>),
+    /// Freed, and waiting to be given back; whose it was.
+    Delayed(Owner),
     /// Page aligned and without a pool header: it is in the big-page table.
     Large(Owner),
 }
@@ -63,6 +41,8 @@ pub(crate) enum ChunkState {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chunk {
     pub(crate) units: u64,
+    /// Units from the chunk to its block; of a free one to the end of its own header.
+    pub(crate) lead: u64,
     pub(crate) state: ChunkState,
 }
 
@@ -97,43 +77,43 @@ pub(crate) struct Lfh {
     /// Blocks that can be handed out, and how many there are when none is.
     free: Vec<usize>,
     usable: usize,
+    /// Blocks that are freed and wait, the first one last.
+    pub(crate) delayed: Vec<usize>,
 }
 
 impl Lfh {
     fn new(bytes: u64, format: Format) -> Lfh {
         let pages = [1, 2, 4, 8].into_iter().find(|pages| pages * PAGE / bytes >= 24).unwrap_or(8);
-        // Two bits for each block, in words of 64, behind the header.
+        // The bitmap in words of 64, behind the header, and the state of the pages' commitment behind that.
         let most = pages * PAGE / bytes;
-        let first = (format.bitmap + (2 * most).div_ceil(64) * 8).next_multiple_of(format.unit);
+        let words = (format.lfh_bits * most).div_ceil(64);
+        let first = (format.bitmap + words * 8 + COMMIT_STATE * pages).next_multiple_of(format.unit);
         let count = (pages * PAGE - first) / bytes;
         let blocks = vec![None; count as usize];
-        let mut lfh = Lfh { address: 0, pages, bytes, first, blocks, free: Vec::new(), usable: 0 };
+        let (free, delayed) = (Vec::new(), Vec::new());
+        let mut lfh = Lfh { address: 0, pages, bytes, first, blocks, free, usable: 0, delayed };
         // A block that crosses a page is never handed out.
-        lfh.free = (0..lfh.blocks.len()).filter(|number| lfh.block(*number) % PAGE + bytes <= PAGE).collect();
+        lfh.free = (0..lfh.blocks.len()).filter(|number| !lfh.is_withheld(*number)).collect();
         lfh.usable = lfh.free.len();
         lfh
     }
 
+    pub(crate) fn is_withheld(&self, number: usize) -> bool {
+        self.block(number) % PAGE + self.bytes > PAGE
+    }
+
+    /// Blocks that can be handed out or are.
+    pub(crate) fn usable(&self) -> usize {
+        self.usable
+    }
+
+    /// Of those, the ones that are free.
+    pub(crate) fn free(&self) -> usize {
+        self.free.len()
+    }
+
     pub(crate) fn block(&self, number: usize) -> u64 {
         self.address + self.first + self.bytes * number as u64
-    }
-}
-
-/// Address space for segments.
-pub(crate) struct Room {
-    pub(crate) next: u64,
-    pub(crate) end: u64,
-}
-
-impl Room {
-    fn segment(&mut self, context: usize) -> Option<u64> {
-        let size = SEGMENT_UNITS << SHIFT[context];
-        let at = self.next.next_multiple_of(size);
-        if at + size > self.end {
-            return None;
-        }
-        self.next = at + size;
-        Some(at)
     }
 }
 
@@ -148,16 +128,24 @@ pub(crate) struct Format {
     pub(crate) bitmap: u64,
     /// Units that a segment's own header takes, by context.
     pub(crate) first_unit: [u64; 2],
+    /// Bits of a block in that bitmap.
+    pub(crate) lfh_bits: u64,
+    /// Whether a chunk may lie so close to a page's end that its block starts the next page, with a unit between.
+    pub(crate) late_header: bool,
+    /// Whether freed LFH blocks may wait in their subsegment.
+    pub(crate) delays_blocks: bool,
 }
 
 pub(crate) struct Heap {
     pub(crate) kind: PoolKind,
     format: Format,
-    pub(crate) segments: Vec<Segment>,
+    pub(crate) segments: Segments,
     pub(crate) vs: Vec<Vs>,
     pub(crate) lfh: Vec<Lfh>,
     /// Page ranges: address and owner.
     pub(crate) user: Vec<(u64, Owner)>,
+    /// Large blocks that are no more, oldest first.
+    pub(crate) ended: Vec<(u64, Owner)>,
     popular: BTreeMap<u64, u32>,
     /// Free chunks: units, subsegment, first unit.
     free_chunks: BTreeSet<(u64, usize, u64)>,
@@ -176,10 +164,11 @@ impl Heap {
         Heap {
             kind,
             format,
-            segments: Vec::new(),
+            segments: Segments::new(format.first_unit),
             vs: Vec::new(),
             lfh: Vec::new(),
             user: Vec::new(),
+            ended: Vec::new(),
             popular: BTreeMap::new(),
             free_chunks: BTreeSet::new(),
             live_chunks: Vec::new(),
@@ -193,52 +182,6 @@ impl Heap {
     /// Blocks in use.
     pub(crate) fn live(&self) -> usize {
         self.live_chunks.len() + self.live_blocks.len() + self.user.len()
-    }
-
-    /// The first free range that is large enough, or one of a new segment; none when the address space is used up.
-    pub(crate) fn range(&mut self, context: usize, units: u64, content: Content, room: &mut Room) -> Option<u64> {
-        let fits = |segment: &Segment| {
-            let fit = |range: &Range| range.content == Content::Free && range.units >= units;
-            (segment.context == context).then(|| segment.ranges.iter().position(fit)).flatten()
-        };
-        let found = self.segments.iter().enumerate().find_map(|(at, segment)| Some((at, fits(segment)?)));
-        let (at, slot) = match found {
-            Some(found) => found,
-            None => {
-                let first = self.format.first_unit[context];
-                let free = Range { first, units: SEGMENT_UNITS - first, content: Content::Free };
-                self.segments.push(Segment { base: room.segment(context)?, context, ranges: vec![free] });
-                (self.segments.len() - 1, 0)
-            }
-        };
-        let segment = &mut self.segments[at];
-        let free = segment.ranges[slot];
-        let mut new = vec![Range { first: free.first, units, content }];
-        if free.units > units {
-            new.push(Range { first: free.first + units, units: free.units - units, content: Content::Free });
-        }
-        segment.ranges.splice(slot..=slot, new);
-        Some(segment.base + (free.first << SHIFT[context]))
-    }
-
-    /// Gives a range back, and joins it with its neighbours.
-    fn release(&mut self, address: u64) {
-        for segment in &mut self.segments {
-            let unit = address.wrapping_sub(segment.base) >> SHIFT[segment.context];
-            if unit >= SEGMENT_UNITS {
-                continue;
-            }
-            let Some(slot) = segment.ranges.iter().position(|range| range.first == unit) else { continue };
-            let ranges = &mut segment.ranges;
-            ranges[slot].content = Content::Free;
-            if ranges.get(slot + 1).is_some_and(|range| range.content == Content::Free) {
-                ranges[slot].units += ranges.remove(slot + 1).units;
-            }
-            if slot > 0 && ranges[slot - 1].content == Content::Free {
-                ranges[slot - 1].units += ranges.remove(slot).units;
-            }
-            return;
-        }
     }
 
     /// Nothing happens when the address space is used up.
@@ -255,52 +198,68 @@ impl Heap {
         }
         if bytes <= SMALL {
             if random.once_in(2)
-                && let Some((vs, first)) = self.lookaside.get_mut(&(units + 1)).and_then(Vec::pop)
+                && let Some((vs, first)) = self.lookaside.get_mut(&units).and_then(Vec::pop)
             {
-                self.vs[vs].chunks.insert(first, Chunk { units: units + 1, state: ChunkState::Live(owner) });
+                if let Some(chunk) = self.vs[vs].chunks.get_mut(&first) {
+                    chunk.state = ChunkState::Live(owner);
+                }
                 self.live_chunks.push((vs, first));
                 return Some(());
             }
-            return self.allocate_vs(units + 1, ChunkState::Live(owner), room);
+            return self.allocate_vs(units, ChunkState::Live(owner), room, random);
         }
-        let pages = owner.size.div_ceil(PAGE);
-        if pages <= 30 {
-            // Its page-aligned bytes, and a header before them.
-            let units = owner.size.div_ceil(unit) + 1;
-            return self.allocate_vs(units, ChunkState::Large(owner), room);
+        // What needs no header has a page at least.
+        let owner = Owner { size: owner.size.max(PAGE), ..owner };
+        if owner.size <= VS_LIMIT {
+            return self.allocate_vs(owner.size.div_ceil(unit), ChunkState::Large(owner), room, random);
         }
-        let context = usize::from(pages > 0xc0);
+        self.allocate_range(owner, room, random)
+    }
+
+    /// A block of whole pages, which are its own.
+    pub(crate) fn allocate_range(&mut self, owner: Owner, room: &mut Room, random: &mut Random) -> Option<()> {
+        let context = usize::from(owner.size > MOST[0]);
         let units = owner.size.div_ceil(1 << SHIFT[context]);
-        let address = self.range(context, units, Content::User(owner.size), room)?;
+        // Nobody knows what the upper bits say.
+        let flags = if random.once_in(3) { 0x10 << random.below(3) } else { 0 };
+        let content = Content::User { bytes: owner.size, flags };
+        let address = self.segments.take(context, units, content, room)?;
         self.user.push((address, owner));
         Some(())
     }
 
-    fn allocate_vs(&mut self, units: u64, state: ChunkState, room: &mut Room) -> Option<()> {
-        let Format { unit, first_chunk, .. } = self.format;
+    /// A block of so many units, in the smallest free chunk that is large enough with what has to stay free before it;
+    /// that is never two pages.
+    fn allocate_vs(&mut self, units: u64, state: ChunkState, room: &mut Room, random: &mut Random) -> Option<()> {
+        let format = self.format;
+        let Format { unit, first_chunk, .. } = format;
         let large = matches!(state, ChunkState::Large(_));
+        let straight = random.once_in(2);
+        let place = |at| place(at, units, format, large, straight);
         let at = |vs: &Vs, first: u64| vs.address + first_chunk + first * unit;
         let fit = |&(size, vs, first): &(u64, usize, u64)| {
-            let gap = gap(at(&self.vs[vs], first), units, unit, large);
-            (gap + units <= size).then_some((size, vs, first, gap))
+            let (gap, lead) = place(at(&self.vs[vs], first));
+            (gap + lead + units <= size).then_some((size, vs, first, gap, lead))
         };
-        // The smallest that is large enough with what has to stay free before the block; that is never two pages.
         let near = self.free_chunks.range((units, 0, 0)..).take(NEAR).find_map(fit);
         let found = near.or_else(|| self.free_chunks.range((units + 2 * PAGE / unit, 0, 0)..).find_map(fit));
-        let (size, number, first, gap) = match found {
+        let (size, number, first, gap, lead) = match found {
             Some(found) => found,
             None => {
-                let pages = if large { 64 } else { 16 };
-                let address = self.range(0, pages, Content::Vs, room)?;
+                let pages = if large { 64 } else { *random.pick(&[16, 16, 32]) };
+                // The unit behind the subsegment has no chunks.
+                let address = self.segments.take(0, pages + 1, Content::Vs, room)?;
                 let size = (pages * PAGE - first_chunk) / unit;
-                let chunks = BTreeMap::from([(0, Chunk { units: size, state: ChunkState::Free })]);
+                let chunks = BTreeMap::from([(0, Chunk { units: size, lead: 0, state: ChunkState::Free })]);
                 self.vs.push(Vs { address, pages, chunks });
                 let number = self.vs.len() - 1;
                 self.free_chunks.insert((size, number, 0));
-                (size, number, 0, self::gap(address + first_chunk, units, unit, large))
+                let (gap, lead) = place(address + first_chunk);
+                (size, number, 0, gap, lead)
             }
         };
         self.free_chunks.remove(&(size, number, first));
+        let units = lead + units;
         let rest = size - gap - units;
         // A chunk of a header only cannot be free: it goes with the block.
         let (units, rest) = if rest == 1 { (units + 1, 0) } else { (units, rest) };
@@ -308,11 +267,11 @@ impl Heap {
         chunks.remove(&first);
         for (first, units) in [(first, gap), (first + gap + units, rest)] {
             if units > 0 {
-                chunks.insert(first, Chunk { units, state: ChunkState::Free });
+                chunks.insert(first, Chunk { units, lead: 0, state: ChunkState::Free });
                 self.free_chunks.insert((units, number, first));
             }
         }
-        chunks.insert(first + gap, Chunk { units, state });
+        chunks.insert(first + gap, Chunk { units, lead, state });
         self.live_chunks.push((number, first + gap));
         Some(())
     }
@@ -323,7 +282,7 @@ impl Heap {
             Some(number) => number,
             None => {
                 let mut lfh = Lfh::new(bytes, self.format);
-                lfh.address = self.range(0, lfh.pages, Content::Lfh, room)?;
+                lfh.address = self.segments.take(0, lfh.pages, Content::Lfh, room)?;
                 self.lfh.push(lfh);
                 self.available.entry(bytes).or_default().push(self.lfh.len() - 1);
                 self.lfh.len() - 1
@@ -343,8 +302,9 @@ impl Heap {
     pub(crate) fn free(&mut self, random: &mut Random) {
         let number = random.below(self.live().max(1) as u64) as usize;
         if number < self.user.len() {
-            let (address, _) = self.user.swap_remove(number);
-            self.release(address);
+            let (address, owner) = self.user.swap_remove(number);
+            self.segments.release(address);
+            self.ended.push((address, owner));
         } else if number < self.user.len() + self.live_blocks.len() {
             self.free_lfh(random);
         } else {
@@ -358,19 +318,31 @@ impl Heap {
         }
         let (number, block) = self.live_blocks.swap_remove(random.below(self.live_blocks.len() as u64) as usize);
         let lfh = &mut self.lfh[number];
-        lfh.blocks[block] = None;
-        lfh.free.push(block);
+        let freed = match self.format.delays_blocks && random.once_in(6) {
+            true => {
+                lfh.delayed.push(block);
+                if lfh.delayed.len() < DELAYED_BLOCKS {
+                    return;
+                }
+                std::mem::take(&mut lfh.delayed)
+            }
+            false => vec![block],
+        };
         let bytes = lfh.bytes;
         let available = self.available.entry(bytes).or_default();
-        if lfh.free.len() == 1 {
+        if lfh.free.is_empty() {
             available.push(number);
+        }
+        for block in freed {
+            lfh.blocks[block] = None;
+            lfh.free.push(block);
         }
         if lfh.free.len() == lfh.usable && random.once_in(2) {
             available.retain(|other| *other != number);
             lfh.blocks.clear();
             lfh.bytes = 0;
             let address = lfh.address;
-            self.release(address);
+            self.segments.release(address);
         }
     }
 
@@ -381,43 +353,45 @@ impl Heap {
         let (number, first) = self.live_chunks.swap_remove(random.below(self.live_chunks.len() as u64) as usize);
         let chunks = &mut self.vs[number].chunks;
         let Some(mut chunk) = chunks.remove(&first) else { return };
-        if let ChunkState::Live(owner) = chunk.state
-            // Those lists are the nodes', for their second and third heap.
-            && matches!(self.kind, PoolKind::NonPagedNx | PoolKind::Paged)
-            && LOOKASIDE.contains(&((chunk.units - 1) * self.format.unit))
-            // One that took a header's room with it is not of its size's list.
-            && chunk.units == owner.units(self.format.unit) + 1
-            && random.once_in(4)
-        {
-            let list = self.lookaside.entry(chunk.units).or_default();
-            if list.len() < DEPTH {
-                list.push((number, first));
-                chunks.insert(first, Chunk { units: chunk.units, state: ChunkState::Lookaside(owner) });
+        if let ChunkState::Live(owner) = chunk.state {
+            let units = owner.units(self.format.unit);
+            // The lists are the nodes', for their second and third heap.
+            if matches!(self.kind, PoolKind::NonPagedNx | PoolKind::Paged)
+                && LOOKASIDE.contains(&(units * self.format.unit))
+                && !owner.aligned
+                && random.once_in(4)
+            {
+                let list = self.lookaside.entry(units).or_default();
+                if list.len() < DEPTH {
+                    list.push((number, first));
+                    chunks.insert(first, Chunk { state: ChunkState::Lookaside(owner), ..chunk });
+                    return;
+                }
+            }
+            if chunk.units * self.format.unit < DELAYED_BELOW && !owner.aligned && random.once_in(4) {
+                chunk.state = ChunkState::Delayed(owner);
+                chunks.insert(first, chunk);
+                self.delayed.push((number, first));
+                if self.delayed.len() >= DELAYED {
+                    for (number, first) in std::mem::take(&mut self.delayed) {
+                        self.give_back(number, first);
+                    }
+                }
                 return;
             }
         }
-        if random.once_in(4) {
-            chunk.state = match chunk.state {
-                ChunkState::Live(owner) => ChunkState::Delayed(Some(owner)),
-                _ => ChunkState::Delayed(None),
-            };
-            chunks.insert(first, chunk);
-            self.delayed.push((number, first));
-            if self.delayed.len() >= DELAYED {
-                for (number, first) in std::mem::take(&mut self.delayed) {
-                    self.give_back(number, first);
-                }
-            }
-            return;
+        if let ChunkState::Large(owner) = chunk.state {
+            let address = self.vs[number].address + self.format.first_chunk + (first + chunk.lead) * self.format.unit;
+            self.ended.push((address, owner));
         }
-        chunks.insert(first, chunk);
+        self.vs[number].chunks.insert(first, chunk);
         self.give_back(number, first);
     }
 
-    /// Addresses of the chunks that wait, the last one first.
-    pub(crate) fn delayed(&self) -> impl Iterator<Item = u64> {
+    /// The chunks that wait, the last one first: subsegment and address.
+    pub(crate) fn delayed(&self) -> impl Iterator<Item = (usize, u64)> {
         let start = |(number, first): &(usize, u64)| {
-            self.vs[*number].address + self.format.first_chunk + first * self.format.unit
+            (*number, self.vs[*number].address + self.format.first_chunk + first * self.format.unit)
         };
         self.delayed.iter().rev().map(start)
     }
@@ -426,7 +400,7 @@ impl Heap {
     fn give_back(&mut self, number: usize, first: u64) {
         let chunks = &mut self.vs[number].chunks;
         let Some(mut chunk) = chunks.remove(&first) else { return };
-        chunk.state = ChunkState::Free;
+        chunk = Chunk { lead: 0, state: ChunkState::Free, ..chunk };
         let free = |chunk: &Chunk| matches!(chunk.state, ChunkState::Free);
         let next = first + chunk.units;
         if let Some(after) = chunks.get(&next).copied().filter(free) {
@@ -444,7 +418,7 @@ impl Heap {
         }
         if chunks.is_empty() {
             let address = self.vs[number].address;
-            self.release(address);
+            self.segments.release(address);
             return;
         }
         chunks.insert(first, chunk);
@@ -452,15 +426,26 @@ impl Heap {
     }
 }
 
-/// Units to leave free before a chunk, so that its block does not cross a page, or starts one.
-fn gap(at: u64, units: u64, unit: u64, large: bool) -> u64 {
-    let block = (at + unit) % PAGE;
-    let stays = if large { block == 0 } else { block + (units - 1) * unit <= PAGE };
-    if stays {
-        return 0;
+/// Units to leave free before a chunk, so that its block does not cross a page, or starts one; and units from the chunk
+/// to the block. `straight`: a block that starts a page has its chunk right before it, where there is a choice.
+fn place(at: u64, units: u64, format: Format, large: bool, straight: bool) -> (u64, u64) {
+    let Format { unit, late_header, .. } = format;
+    let offset = at % PAGE;
+    // Units to the place from which a block starts the next page with so many units between, once or a page later.
+    let before = |lead: u64| {
+        let gap = (2 * PAGE - lead * unit - offset) % PAGE / unit;
+        // What is left free needs room for a header and a node of the tree.
+        (if gap == 1 { gap + PAGE / unit } else { gap }, lead)
+    };
+    if large {
+        return before(2);
     }
-    // The header is the last of its page, the block the first of the next one.
-    let gap = (PAGE - block) / unit;
-    // What is left free needs room for a header and a node of the tree.
-    if gap < 2 { gap + PAGE / unit } else { gap }
+    if late_header && offset == PAGE - 2 * unit {
+        return (0, 2);
+    }
+    if (offset + unit) % PAGE + units * unit <= PAGE {
+        return (0, 1);
+    }
+    let (near, late) = (before(1), before(2));
+    if late_header && (near.0 > PAGE / unit || !straight && late.0 < PAGE / unit) { late } else { near }
 }

@@ -1,38 +1,38 @@
 //! The pool of Windows 10 1809 and later, written as the heap keeps it: segments with signatures, page-range
-//! descriptors, encoded chunk headers, bitmaps, the tree of free chunks and the dynamic lookaside lists.
+//! descriptors, encoded chunk headers, bitmaps, the trees of free chunks and the dynamic lookaside lists.
 
+mod lfh;
+mod vs;
+
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::heap::{Chunk, ChunkState, Content, Format, Heap, Lfh, Room, SEGMENT_UNITS, SHIFT, Segment, Vs};
-use super::{Header, Headers, Owner, PAGE, World, balanced, fill, kinds, special};
+use self::vs::VsLayout;
+use super::heap::{ChunkState, Format, Heap};
+use super::{CACHE_LINE, Header, Headers, Owner, PAGE, World, Written, fill, kinds, special};
 use crate::isf::IsfError;
 use crate::kernel::books::PoolKind;
-use crate::kernel::builder::Builder;
+use crate::kernel::builder::{Builder, Place};
 use crate::kernel::pool::BigPage;
 use crate::kernel::random::Random;
 use crate::kernel::seeded::places::Map;
-use crate::kernel::truth::{Carrier, Residence, SmallBlock, SmallState};
+use crate::kernel::segments::{Content, Room, RunningHeap, RunningHeaps, SHIFT, Segment, SegmentLayout};
+use crate::kernel::truth::{Carrier, OuterHeader, Residence, SmallBlock, SmallState};
 
 const SEGMENT_HEAP: &str = "_SEGMENT_HEAP";
 const CONTEXT: &str = "_HEAP_SEG_CONTEXT";
-const DESCRIPTOR: &str = "_HEAP_PAGE_RANGE_DESCRIPTOR";
-/// XORed into a segment's signature.
-const SEGMENT_SIGNATURE: u64 = 0xa2e6_4ead_a2e6_4ead;
-const ALLOCATED: u32 = 0xccdd_ccdd;
-/// Of `RangeFlags`: in use, the first unit of its range, and what is in it.
-const USED: u64 = 1;
-const FIRST: u64 = 2;
-const VS: u64 = 0xc;
-const LFH: u64 = 8;
+const STATE: &str = "_EX_POOL_HEAP_MANAGER_STATE";
 
 /// What all heaps share.
 struct Writer<'a> {
     headers: Headers,
     format: Format,
+    segments: SegmentLayout,
+    vs: VsLayout,
     heap_key: u64,
     lfh_key: u64,
-    /// Whether the link of a chunk that waits to be given back is behind its pool header, or in its place.
-    delayed_behind: bool,
+    lfh_key_shifted_first: bool,
+    paged_out: bool,
     random: &'a mut Random,
     small: Vec<SmallBlock>,
     pages: Vec<BigPage>,
@@ -43,7 +43,14 @@ pub(crate) fn write(
     map: &mut Map,
     random: &mut Random,
     world: &World,
-) -> Result<(Vec<SmallBlock>, Vec<BigPage>), IsfError> {
+) -> Result<Written, IsfError> {
+    let (heap_key, lfh_key) = (random.next(), random.next());
+    let globals = builder.symbol("RtlpHpHeapGlobals")?;
+    builder.put_pointer(globals, heap_key);
+    builder.put_pointer(globals + builder.width(), lfh_key);
+    builder.set_known("ExpHeapBackedPoolEnabledState", &1u32.to_le_bytes());
+    builder.set_known("ExpCacheLineSize", &(CACHE_LINE as u32).to_le_bytes());
+
     let format = format(builder, world)?;
     let nodes = if builder.isf.machine.is_x86() { 1 } else { 1 + random.below(3) };
     let of_node = || kinds(world.build).iter().map(|kind| Heap::new(*kind, format));
@@ -56,8 +63,12 @@ pub(crate) fn write(
         let mut heap = Heap::new(*kind, format);
         let room = &mut rooms[usize::from(kind.is_paged())];
         let count = 10 + random.below(60);
-        let pages: Vec<u64> = (0..count).filter_map(|_| heap.range(0, 2, Content::User(PAGE), room)).collect();
-        special.push((heap, pages));
+        special.push((special_pages(&mut heap, count, room), heap));
+    }
+    let mut private = Heap::new(PoolKind::NonPagedNx, format);
+    for _ in 0..if world.private_pool { 8 } else { 0 } {
+        let owner = Owner { size: 0x2_1000 + random.below(0x4_0000), ..Owner::random(random, world, PAGE) };
+        private.allocate_range(owner, &mut rooms[0], random);
     }
     for _ in 0..world.operations {
         let heap = random.below(heaps.len() as u64) as usize;
@@ -65,26 +76,26 @@ pub(crate) fn write(
         operate(heap, &mut rooms[usize::from(heap.kind.is_paged())], random, world);
     }
 
-    let (heap_key, lfh_key) = (random.next(), random.next());
-    let globals = builder.symbol("RtlpHpHeapGlobals")?;
-    builder.put_pointer(globals, heap_key);
-    builder.put_pointer(globals + builder.width(), lfh_key);
-    builder.set_known("ExpHeapBackedPoolEnabledState", &1u32.to_le_bytes());
     let state = builder.symbol("ExPoolState")?;
-    let manager = "_EX_POOL_HEAP_MANAGER_STATE";
     builder.put_pointer(state, globals);
-    let count = state + builder.isf.offset(manager, "NumberOfPools")?;
+    let count = state + builder.isf.offset(STATE, "NumberOfPools")?;
     builder.memory.put(count, &(nodes as u32).to_le_bytes());
-    let node = state + builder.isf.offset(manager, "PoolNode")?;
+    let node = state + builder.isf.offset(STATE, "PoolNode")?;
 
     let mut writer = Writer::new(builder, world, format, random)?;
     let size = builder.isf.size("_EX_HEAP_POOL_NODE")?;
     // The fourth heap of a node is one that this machine does not use.
     let unused = Heap::new(PoolKind::Paged, format);
+    let mut running = Vec::new();
     for (node, heaps) in (node..).step_by(size as usize).zip(heaps.chunks(kinds(world.build).len())) {
         for (slot, heap) in (0..).zip(heaps.iter().chain([&unused])) {
             let at = writer.heap(builder, map, heap)?;
             builder.put_pointer(node + builder.width() * slot, at);
+            running.push(RunningHeap {
+                kind: heap.kind,
+                contexts: contexts(builder, at)?,
+                segments: heap.segments.clone(),
+            });
         }
         let lists = node + builder.isf.offset("_EX_HEAP_POOL_NODE", "Lookasides")?;
         let size = builder.isf.size("_RTL_DYNAMIC_LOOKASIDE")?;
@@ -92,8 +103,8 @@ pub(crate) fn write(
             lookasides(builder, at, heap, format)?;
         }
     }
-    let special_heaps = state + builder.isf.offset(manager, "SpecialHeaps")?;
-    for (slot, (heap, pages)) in (0..).zip(special) {
+    let special_heaps = state + builder.isf.offset(STATE, "SpecialHeaps")?;
+    for (slot, (pages, heap)) in (0..).zip(special) {
         let at = writer.heap(builder, map, &heap)?;
         builder.put_pointer(special_heaps + builder.width() * slot, at);
         for page in pages {
@@ -101,7 +112,30 @@ pub(crate) fn write(
             builder.memory.unmap(page + PAGE, PAGE);
         }
     }
-    Ok((writer.small, writer.pages))
+    if world.private_pool {
+        let at = writer.heap(builder, map, &private)?;
+        private_pool(builder, map, state, at)?;
+    }
+    let rooms = [map.nonpaged_large(), map.paged_large()].map(|range| Room { next: range.start, end: range.end });
+    let heaps = RunningHeaps { layout: writer.segments, rooms, heaps: running, stale: Vec::new(), lazy: true };
+    Ok(Written { small: writer.small, pages: writer.pages, heaps: Some(heaps) })
+}
+
+/// A pool that a driver made for itself: no node leads to its heap.
+fn private_pool(builder: &mut Builder, map: &mut Map, state: u64, heap: u64) -> Result<(), IsfError> {
+    let own = builder.isf.offset(STATE, "PrivatePools").or_else(|_| builder.isf.offset(STATE, "PoolManager.Pools"));
+    // What such a pool looks like nobody has told.
+    let pool = map.room(PAGE);
+    builder.put_pointer(pool + 0x40, heap);
+    if let Ok(own) = own {
+        builder.put_pointer(state + own, pool);
+    }
+    Ok(())
+}
+
+fn special_pages(heap: &mut Heap, count: u64, room: &mut Room) -> Vec<u64> {
+    let content = Content::User { bytes: PAGE, flags: 0 };
+    (0..count).filter_map(|_| heap.segments.take(0, 2, content, room)).collect()
 }
 
 /// The heaps of a session, in its own address space; `space`: its `_MM_SESSION_SPACE`.
@@ -120,7 +154,14 @@ pub(crate) fn write_session(
     for _ in 0..world.operations / 4 {
         operate(&mut ordinary, &mut room, random, world);
     }
-    let pages: Vec<u64> = (0..30).filter_map(|_| special.range(0, 2, Content::User(PAGE), &mut room)).collect();
+    for _ in 0..20 + random.below(60) {
+        let owner = Owner { size: PAGE + 16 * random.below(0x800), ..Owner::random(random, world, PAGE) };
+        ordinary.allocate_range(owner, &mut room, random);
+        if random.once_in(4) {
+            ordinary.free(random);
+        }
+    }
+    let pages = special_pages(&mut special, 30, &mut room);
 
     let ty = "_EX_HEAP_SESSION_STATE";
     let state = map.room(builder.isf.size(ty)?);
@@ -141,12 +182,15 @@ pub(crate) fn write_session(
 }
 
 fn format(builder: &Builder, world: &World) -> Result<Format, IsfError> {
-    let descriptors = descriptor_size(builder)? * SEGMENT_UNITS;
+    let wide = !builder.isf.machine.is_x86();
     Ok(Format {
         unit: world.unit,
         first_chunk: builder.isf.size("_HEAP_VS_SUBSEGMENT")?.next_multiple_of(world.unit),
         bitmap: builder.isf.offset("_HEAP_LFH_SUBSEGMENT", "BlockBitmap")?,
-        first_unit: SHIFT.map(|shift| descriptors.div_ceil(1 << shift)),
+        first_unit: SegmentLayout::of(builder)?.first_unit(),
+        lfh_bits: builder.rules.lfh_bits,
+        late_header: wide,
+        delays_blocks: builder.isf.offset("_HEAP_LFH_SUBSEGMENT", "State.DelayFreeList").is_ok(),
     })
 }
 
@@ -156,14 +200,21 @@ fn operate(heap: &mut Heap, room: &mut Room, random: &mut Random, world: &World)
         heap.free(random);
         return;
     }
-    let mut owner = Owner::random(random, world, 0xfc0);
+    let mut owner = Owner::random(random, world, 0xfd0);
     match random.below(200) {
-        0..6 => owner.size = 0xff0 + random.below(0x1d000),
-        6 => owner.size = 0x20000 + random.below(0x80000),
+        0..6 => owner.size = 0xff1 + random.below(0x1d000),
+        6 => owner.size = 0x20001 + random.below(0x80000),
         7 if random.once_in(4) => owner.size = 0x10_0000 + random.below(0x20_0000),
+        8..20 if world.unit == 16 => (owner.aligned, owner.process) = (owner.size < 0xf00, None),
         _ => {}
     }
     heap.allocate(owner, room, random);
+}
+
+/// The two `_HEAP_SEG_CONTEXT`s of a heap.
+fn contexts(builder: &Builder, heap: u64) -> Result<[u64; 2], IsfError> {
+    let first = heap + builder.isf.offset(SEGMENT_HEAP, "SegContexts")?;
+    Ok([first, first + builder.isf.size(CONTEXT)?])
 }
 
 impl<'a> Writer<'a> {
@@ -173,10 +224,12 @@ impl<'a> Writer<'a> {
         Ok(Writer {
             headers: Headers::new(builder, world)?,
             format,
+            segments: SegmentLayout::of(builder)?,
+            vs: VsLayout::of(builder)?,
             heap_key: builder.pointer(globals),
             lfh_key: builder.pointer(globals + builder.width()),
-            // Where a chunk's link is, the facts do not say.
-            delayed_behind: random.once_in(2),
+            lfh_key_shifted_first: builder.rules.lfh_key_shifted_first,
+            paged_out: world.paged_out,
             random,
             small: Vec::new(),
             pages: Vec::new(),
@@ -185,188 +238,45 @@ impl<'a> Writer<'a> {
 
     /// Writes a heap and all that is in it; returns the address of its `_SEGMENT_HEAP`.
     fn heap(&mut self, builder: &mut Builder, map: &mut Map, heap: &Heap) -> Result<u64, IsfError> {
-        let at = map.room(builder.isf.size(SEGMENT_HEAP)?);
+        let own = builder.isf.size(SEGMENT_HEAP)?.next_multiple_of(0x40);
+        let at = map.room(own + vs::SLOTS_ROOM);
         let place = |builder: &Builder, path| Ok::<u64, IsfError>(at + builder.isf.offset(SEGMENT_HEAP, path)?);
         let mut object = builder.object(SEGMENT_HEAP)?;
         builder.field(&mut object, "Signature", 0xddee_ddee)?;
         builder.store(at, &object);
         let (vs, lfh) = (place(builder, "VsContext")?, place(builder, "LfhContext")?);
-
-        let contexts = place(builder, "SegContexts")?;
-        for context in 0..2 {
-            let place = contexts + builder.isf.size(CONTEXT)? * context as u64;
-            let segments: Vec<&Segment> = heap.segments.iter().filter(|segment| segment.context == context).collect();
-            let mut free = Vec::new();
-            for segment in &segments {
-                free.extend(self.segment(builder, segment, place)?);
-            }
-            free.sort_unstable();
-            let nodes: Vec<u64> = free.iter().map(|(_, node)| *node).collect();
-            let root = balanced(builder, &nodes, 0);
+        for (context, place) in contexts(builder, at)?.into_iter().enumerate() {
             let mut object = builder.object(CONTEXT)?;
             let values = [
                 ("SegmentMask", !0 << (SHIFT[context] + 8)),
                 ("UnitShift", SHIFT[context].into()),
                 ("PagesPerUnitShift", u64::from(SHIFT[context]) - 12),
                 ("FirstDescriptorIndex", self.format.first_unit[context]),
-                ("MaxAllocationSize", [0x7_f000, 0x7f_0000][context]),
+                ("MaxAllocationSize", crate::kernel::segments::MOST[context]),
                 ("LfhContext", lfh),
                 ("VsContext", vs),
                 ("Heap", at),
-                ("SegmentCount", segments.len() as u64),
-                ("FreePageRanges.Root", root),
-                ("FreePageRanges.Min", nodes.first().copied().unwrap_or_default()),
             ];
             builder.fields(&mut object, &values)?;
             builder.store(place, &object);
-            let mut links = vec![place + builder.isf.offset(CONTEXT, "SegmentListHead")?];
-            links.extend(segments.iter().map(|segment| segment.base));
-            builder.link(&links);
+            let segments: Vec<&Segment> = heap.segments.of(context).collect();
+            for segment in &segments {
+                self.segments.segment(&mut builder.memory, segment, place);
+            }
+            self.segments.index(&mut builder.memory, place, &segments);
         }
-
-        let mut free = Vec::new();
-        let mut links = vec![vs + builder.isf.offset("_HEAP_VS_CONTEXT", "SubsegmentList")?];
-        for subsegment in heap.vs.iter().filter(|vs| !vs.is_gone()) {
-            self.vs(builder, heap.kind, subsegment, &mut free)?;
-            links.push(subsegment.address);
-        }
-        builder.link(&links);
-        free.sort_unstable();
-        // The node is behind the size.
-        let nodes: Vec<u64> = free.iter().map(|(_, chunk)| chunk + builder.width()).collect();
-        let root = balanced(builder, &nodes, 0);
-        let tree = vs + builder.isf.offset("_HEAP_VS_CONTEXT", "FreeChunkTree")?;
-        builder.put_pointer(tree, root);
-        builder.put_pointer(tree + builder.width(), nodes.first().copied().unwrap_or_default());
-
-        let behind = if self.delayed_behind { 2 } else { 1 };
-        let delayed: Vec<u64> = heap.delayed().map(|chunk| chunk + behind * self.format.unit).collect();
-        builder.singly_linked(vs + builder.isf.offset("_HEAP_VS_CONTEXT", "DelayFreeContext.ListHead")?, &delayed);
-
+        self.vs_context(builder, heap, vs, at + own)?;
         self.buckets(builder, map, heap, lfh)?;
         for (address, owner) in &heap.user {
             builder.memory.map(*address, PAGE);
-            fill(builder, *address, 16, self.random);
-            self.large(*address, owner, heap.kind);
+            stale(builder, *address, 0x100, self.random);
+            self.large(*address, owner, heap.kind, false);
         }
+        self.ended(heap);
         Ok(at)
     }
 
-    /// Descriptors of a segment; returns size and descriptor of each free range.
-    fn segment(&self, builder: &mut Builder, segment: &Segment, context: u64) -> Result<Vec<(u64, u64)>, IsfError> {
-        builder.memory.map(segment.base, builder.isf.size("_HEAP_PAGE_SEGMENT")?);
-        let signature = segment.base ^ context ^ self.heap_key ^ SEGMENT_SIGNATURE;
-        let size = descriptor_size(builder)?;
-        builder.put_pointer(segment.base + builder.isf.offset("_HEAP_PAGE_SEGMENT", "Signature")?, signature);
-        let mut free = Vec::new();
-        for range in &segment.ranges {
-            let kind = match range.content {
-                Content::Free => 0,
-                Content::User(_) => USED,
-                Content::Vs => USED | VS,
-                Content::Lfh => USED | LFH,
-            };
-            for unit in 0..range.units {
-                let at = segment.base + size * (range.first + unit);
-                let mut descriptor = builder.object(DESCRIPTOR)?;
-                let first = if unit == 0 { FIRST } else { 0 };
-                let pages = 1u64 << (SHIFT[segment.context] - 12);
-                let values = [
-                    ("RangeFlags", kind | first),
-                    ("CommittedPageCount", if kind == 0 { 0 } else { pages }),
-                    ("UnitSize", if unit == 0 { range.units } else { unit }),
-                ];
-                builder.fields(&mut descriptor, &values)?;
-                if unit == 0 && kind != 0 {
-                    let unused = match range.content {
-                        Content::User(bytes) => (range.units << SHIFT[segment.context]) - bytes,
-                        _ => 0,
-                    };
-                    let values = [("TreeSignature", ALLOCATED.into()), ("UnusedBytes", unused)];
-                    builder.fields(&mut descriptor, &values)?;
-                }
-                builder.store(at, &descriptor);
-            }
-            if kind == 0 {
-                free.push((range.units, segment.base + size * range.first));
-            }
-        }
-        Ok(free)
-    }
-
-    /// A VS subsegment; adds size and address of each free chunk.
-    fn vs(
-        &mut self,
-        builder: &mut Builder,
-        kind: PoolKind,
-        vs: &Vs,
-        free: &mut Vec<(u64, u64)>,
-    ) -> Result<(), IsfError> {
-        builder.memory.map(vs.address, vs.pages * PAGE);
-        let mut committed = u64::MAX >> (64 - vs.pages);
-        let mut previous = 0;
-        let unit = self.format.unit;
-        for (at, chunk) in vs.walk(self.format) {
-            self.chunk(builder, vs.address, at, chunk, previous);
-            previous = chunk.units;
-            let end = at + chunk.units * unit;
-            match chunk.state {
-                ChunkState::Free => {
-                    free.push((chunk.units, at));
-                    // Whole pages inside a free chunk are given back now and then.
-                    let pages = (at + 2 * unit).next_multiple_of(PAGE)..end & !(PAGE - 1);
-                    if pages.start < pages.end && self.random.once_in(2) {
-                        builder.memory.unmap(pages.start, pages.end - pages.start);
-                        for page in pages.step_by(PAGE as usize) {
-                            committed &= !(1 << ((page - vs.address) / PAGE));
-                        }
-                    }
-                }
-                ChunkState::Live(owner) => self.block(builder, at + unit, owner, kind, SmallState::Live, Carrier::Vs),
-                ChunkState::Lookaside(owner) => {
-                    self.block(builder, at + unit, owner, kind, SmallState::Lookaside, Carrier::Vs);
-                }
-                ChunkState::Delayed(Some(owner)) => {
-                    self.block(builder, at + unit, owner, kind, SmallState::Deferred, Carrier::Vs);
-                }
-                ChunkState::Delayed(None) => fill(builder, at + unit, unit, self.random),
-                ChunkState::Large(owner) => {
-                    fill(builder, at + unit, unit, self.random);
-                    self.large(at + unit, &owner, kind);
-                }
-            }
-        }
-        let ty = "_HEAP_VS_SUBSEGMENT";
-        let mut object = builder.object(ty)?;
-        let size = vs.pages * PAGE / unit;
-        let full = u64::from(committed == u64::MAX >> (64 - vs.pages));
-        let values = [("CommitBitmap", committed), ("Size", size), ("Signature", size ^ 0x2bed), ("FullCommit", full)];
-        builder.fields(&mut object, &values)?;
-        builder.store(vs.address, &object);
-        Ok(())
-    }
-
-    /// `_HEAP_VS_CHUNK_HEADER`.
-    ///
-    /// ```text
-    /// 64 bits: bits 0 MemoryCost 16, 16 UnsafeSize 16, 32 UnsafePrevSize 16, 48 Allocated 8
-    /// 32 bits: bits 0 MemoryCost 1, 1 UnsafeSize 15, 16 UnsafePrevSize 15, 31 Allocated 1
-    /// ```
-    fn chunk(&self, builder: &mut Builder, subsegment: u64, at: u64, chunk: &Chunk, previous: u64) {
-        let used = !matches!(chunk.state, ChunkState::Free);
-        let sizes = match builder.width() {
-            4 => chunk.units << 1 | previous << 16 | u64::from(used) << 31,
-            _ => chunk.units << 16 | previous << 32 | u64::from(used) << 48,
-        };
-        builder.put_pointer(at, sizes ^ at ^ self.heap_key);
-        if used {
-            let page = (at >> 12) - (subsegment >> 12);
-            let encoded = (page ^ at ^ self.heap_key) & 0xff;
-            builder.put_pointer(at + builder.width(), encoded);
-        }
-    }
-
-    /// The pool's header and the block behind it.
+    /// The pool's header or headers, and the block behind them.
     fn block(
         &mut self,
         builder: &mut Builder,
@@ -378,14 +288,26 @@ impl<'a> Writer<'a> {
     ) {
         let unit = self.format.unit;
         let units = owner.units(unit);
-        let bytes = units * unit;
-        let values = Header { previous: 0, units, index: 0, pool: kind, owner: Some(owner), tag: owner.tag };
-        fill(builder, header + unit, owner.size, self.random);
-        self.headers.write(builder, header, &values);
+        let mut values = Header { previous: 0, units, index: 0, pool: kind, owner: Some(owner), tag: owner.tag };
+        let aligned = (header + 2 * unit).next_multiple_of(CACHE_LINE);
+        let own = if owner.aligned && !(header + unit).is_multiple_of(CACHE_LINE) { aligned - unit } else { header };
+        fill(builder, own + unit, owner.size, self.random);
+        let outer = (own != header).then_some(OuterHeader { header, bytes: units * unit });
+        if outer.is_some() {
+            // The first header has the whole block, the second what is behind it.
+            values.owner = Some(Owner { aligned: false, ..owner });
+            self.headers.write(builder, header, &values);
+            if own - header > unit {
+                builder.put_pointer(header + unit, self.headers.cookie ^ own);
+            }
+            let distance = (own - header) / unit;
+            (values.previous, values.units, values.owner) = (distance, units - distance, Some(owner));
+        }
+        self.headers.write(builder, own, &values);
         self.small.push(SmallBlock {
-            address: header + unit,
-            header,
-            bytes,
+            address: own + unit,
+            header: own,
+            bytes: values.units * unit,
             size: owner.size,
             tag: owner.tag,
             kind,
@@ -393,102 +315,60 @@ impl<'a> Writer<'a> {
             process: owner.process,
             carrier,
             residence: Residence::Present,
+            outer,
         });
     }
 
-    fn large(&mut self, address: u64, owner: &Owner, kind: PoolKind) {
+    fn large(&mut self, address: u64, owner: &Owner, kind: PoolKind, freed: bool) {
         let bytes = owner.size.next_multiple_of(self.format.unit);
-        self.pages.push(BigPage { address, tag: owner.tag, kind, bytes, freed: false });
+        self.pages.push(BigPage { address, tag: owner.tag, kind, bytes, freed });
     }
 
-    /// The LFH: a bucket for each size, with the list of its subsegments.
-    fn buckets(&mut self, builder: &mut Builder, map: &mut Map, heap: &Heap, context: u64) -> Result<(), IsfError> {
-        let buckets = context + builder.isf.offset("_HEAP_LFH_CONTEXT", "Buckets")?;
-        let ty = "_HEAP_LFH_BUCKET";
-        let mut sizes: Vec<u64> = heap.lfh.iter().map(|lfh| lfh.bytes).filter(|bytes| *bytes != 0).collect();
-        sizes.sort_unstable();
-        sizes.dedup();
-        for bytes in sizes {
-            let bucket = map.room(builder.isf.size(ty)?);
-            let same: Vec<&Lfh> = heap.lfh.iter().filter(|lfh| lfh.bytes == bytes).collect();
-            let mut object = builder.object(ty)?;
-            let blocks: usize = same.iter().map(|lfh| lfh.blocks.len()).sum();
-            let values = [
-                ("State.IsBucket", 1),
-                ("State.BucketIndex", bytes / self.format.unit),
-                ("State.AvailableSubsegmentCount", same.len() as u64),
-                ("TotalBlockCount", blocks as u64),
-                ("TotalSubsegmentCount", same.len() as u64),
-            ];
-            builder.fields(&mut object, &values)?;
-            builder.store(bucket, &object);
-            let mut links = vec![bucket + builder.isf.offset(ty, "State.AvailableSubsegmentList")?];
-            for lfh in same {
-                self.lfh(builder, heap.kind, lfh, bucket)?;
-                links.push(lfh.address);
+    /// Large blocks that were freed, where nothing large is now: their entries stay in the table. They came before
+    /// others or after them: who comes later may find its place taken.
+    fn ended(&mut self, heap: &Heap) {
+        let mut known: BTreeSet<u64> = self.pages.iter().map(|page| page.address).collect();
+        for (address, owner) in heap.ended.iter().rev() {
+            if known.insert(*address) {
+                self.large(*address, owner, heap.kind, true);
+                let last = self.pages.len() - 1;
+                let other = self.random.below(self.pages.len() as u64) as usize;
+                self.pages.swap(last, other);
             }
-            builder.link(&links);
-            builder.link(&[bucket + builder.isf.offset(ty, "State.FullSubsegmentList")?]);
-            builder.put_pointer(buckets + builder.width() * (bytes / self.format.unit), bucket);
         }
-        Ok(())
     }
 
-    fn lfh(&mut self, builder: &mut Builder, kind: PoolKind, lfh: &Lfh, owner: u64) -> Result<(), IsfError> {
-        let ty = "_HEAP_LFH_SUBSEGMENT";
-        builder.memory.map(lfh.address, lfh.pages * PAGE);
-        let mut bitmap = vec![0u64; (2 * lfh.blocks.len()).div_ceil(64)];
-        let mut pages = vec![false; lfh.pages as usize];
-        let mine = self.small.len();
-        for (number, block) in lfh.blocks.iter().enumerate() {
-            let Some(block) = block else { continue };
-            // The pair's upper bit: not all of the block was asked for.
-            let pair = if block.size % self.format.unit == 0 { 1 } else { 3 };
-            bitmap[number / 32] |= pair << (number % 32 * 2);
-            let at = lfh.block(number);
-            pages[((at - lfh.address) / PAGE) as usize] = true;
-            self.block(builder, at, *block, kind, SmallState::Live, Carrier::Lfh);
+    /// What becomes of a page that nobody needs in a list.
+    fn residence(&mut self, kind: PoolKind) -> Residence {
+        match self.random.below(10) {
+            0 if kind.is_paged() => Residence::Transition,
+            1 if kind.is_paged() && self.paged_out => Residence::PagedOut,
+            _ => Residence::Present,
         }
-        let used = lfh.blocks.iter().flatten().count();
-        let offsets = lfh.bytes | lfh.first << 16;
-        let key = self.lfh_key as u32 ^ (lfh.address as u32) >> 12;
-        let mut object = builder.object(ty)?;
-        let values = [
-            ("Owner", owner),
-            ("FreeCount", (lfh.blocks.len() - used) as u64),
-            ("BlockCount", lfh.blocks.len() as u64),
-            ("BlockOffsets.EncodedData", u64::from(offsets as u32 ^ key)),
-            ("CommitUnitShift", 12),
-        ];
-        builder.fields(&mut object, &values)?;
-        builder.store(lfh.address, &object);
-        let words: Vec<u8> = bitmap.into_iter().flat_map(u64::to_le_bytes).collect();
-        builder.memory.put(lfh.address + builder.isf.offset(ty, "BlockBitmap")?, &words);
-        // The first page has the header and stays.
-        for (page, used) in (lfh.address..).step_by(PAGE as usize).zip(pages).skip(1) {
-            let residence = match self.random.below(10) {
-                0 if kind.is_paged() && used => Residence::Transition,
-                1 if kind.is_paged() && used => Residence::PagedOut,
-                _ => Residence::Present,
-            };
-            match residence {
-                Residence::Present if !used && self.random.once_in(2) => builder.memory.unmap(page, PAGE),
-                Residence::Present => {}
-                Residence::Transition => builder.memory.trim(page),
-                Residence::PagedOut => builder.memory.page_out(page),
-            }
-            for block in &mut self.small[mine..] {
-                if block.header & !(PAGE - 1) == page {
-                    block.residence = residence;
-                }
-            }
-        }
-        Ok(())
     }
 }
 
-fn descriptor_size(builder: &Builder) -> Result<u64, IsfError> {
-    builder.isf.size(DESCRIPTOR)
+/// What others left behind: their data, and headers of pool that look as good as any.
+fn stale(builder: &mut Builder, at: u64, bytes: u64, random: &mut Random) {
+    let mut content = Vec::with_capacity(bytes as usize);
+    for unit in 0..bytes / 16 {
+        let left = (PAGE - (at + unit * 16) % PAGE) / 16;
+        let mut words = [0, 0];
+        match random.below(8) {
+            0 => {
+                // PreviousSize, PoolIndex, BlockSize, PoolType, PoolTag.
+                let units = 1 + random.below(left.min(0xff));
+                let kind = *random.pick(&[2, 3, 0xa]);
+                let tag = u32::from_le_bytes(**random.pick(&[b"Leak", b"File", b"Old1"]));
+                words = [units << 16 | kind << 24 | u64::from(tag) << 32, random.next()];
+            }
+            1..4 => words = [random.next(), random.next()],
+            _ => {}
+        }
+        content.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    }
+    content.resize(bytes as usize, 0xcc);
+    builder.memory.put(at, &content);
 }
 
 /// `_RTL_DYNAMIC_LOOKASIDE`: a list for each size; a block's link is behind its pool header.
@@ -496,10 +376,10 @@ fn lookasides(builder: &mut Builder, at: u64, heap: &Heap, format: Format) -> Re
     let buckets = at + builder.isf.offset("_RTL_DYNAMIC_LOOKASIDE", "Buckets")?;
     let size = builder.isf.size("_RTL_LOOKASIDE")?;
     let mut lists: Vec<Vec<u64>> = vec![Vec::new(); 64];
-    for (chunk, state) in heap.vs.iter().flat_map(|vs| vs.walk(format)) {
-        if let ChunkState::Lookaside(owner) = state.state {
-            let bucket = (owner.size.saturating_sub(0x200) / 0x40).min(63);
-            lists[bucket as usize].push(chunk + 2 * format.unit);
+    for (address, chunk) in heap.vs.iter().flat_map(|vs| vs.walk(format)) {
+        if let ChunkState::Lookaside(owner) = chunk.state {
+            let bucket = bucket(owner.units(format.unit) * format.unit);
+            lists[bucket].push(address + (chunk.lead + 1) * format.unit);
         }
     }
     let enabled =
@@ -515,4 +395,19 @@ fn lookasides(builder: &mut Builder, at: u64, heap: &Heap, format: Format) -> Re
         }
     }
     Ok(())
+}
+
+/// The list of a size: the larger the blocks, the more sizes share one.
+fn bucket(bytes: u64) -> usize {
+    let bucket = match bytes {
+        ..0x400 => (bytes - 0x200) / 0x10,
+        0x400..0x800 => 32 + (bytes - 0x400) / 0x40,
+        _ => 48 + (bytes - 0x800) / 0x80,
+    };
+    bucket as usize
+}
+
+/// A member that not every version has.
+fn known(builder: &Builder, ty: &str, path: &str) -> Option<Place> {
+    Place::of(&builder.isf, ty, path).ok()
 }

@@ -67,5 +67,6 @@ pub(crate) fn write_page(
         process: None,
         carrier: Carrier::Special,
         residence: Residence::Present,
+        outer: None,
     }
 }
