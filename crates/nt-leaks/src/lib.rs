@@ -22,7 +22,7 @@ pub use check::{
 pub use harvest::{Harvest, Operation, Record};
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};
-pub use report::{Column, flame_graph, folded, html, umdh, umdh_snapshot};
+pub use report::{Column, Page, flame_graph, folded, html, umdh, umdh_snapshot};
 pub use report::{ExportError, export_check, export_mark};
 pub use saved::Saved;
 pub use snapshot::{

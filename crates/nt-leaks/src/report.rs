@@ -6,6 +6,6 @@ mod parquet;
 mod umdh;
 
 pub use flame::{Column, flame_graph, folded};
-pub use html::html;
+pub use html::{Page, html};
 pub use parquet::{ExportError, export_check, export_mark};
 pub use umdh::{umdh, umdh_snapshot};

@@ -1,9 +1,10 @@
 //! What a report is written to beside the screen.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use nt_leaks::{CheckReport, Column, Growth, Mark, Skip, flame_graph, folded, html};
+use nt_leaks::{CheckReport, Column, Growth, Mark, Page, Skip, flame_graph, folded, html};
 use serde::Serialize;
 
 use super::arguments::Options;
@@ -64,7 +65,10 @@ pub(super) fn write_files(
                 json.map_err(|error| CommandError::Failed(error.to_string()))? + "\n"
             }
             (_, None) => continue,
-            (FileKind::Html, Some(last)) => html(last, growth, outcome, &options.skip),
+            (FileKind::Html, Some(last)) => {
+                let (trails, facts) = (BTreeMap::new(), [format!("kdpool {}", env!("CARGO_PKG_VERSION"))]);
+                html(&Page { last, growth, outcome, trails: &trails, facts: &facts, skip: &options.skip })
+            }
             (FileKind::Svg(column), Some(last)) => flame_graph(last, *column, &options.skip),
             // Folded stacks keep every frame: their readers fold by themselves.
             (FileKind::Folded(column), Some(last)) => folded(last, *column, &Skip::none()),
