@@ -89,8 +89,9 @@ fn the_article_over_serial_lines() {
 #[test]
 fn the_everyday_commands() {
     let commands = "? nt!PoolBigPageTable; lm m nt; ln fffff80001923cc6; x nt!PoolBigPage*; dps nt!PoolBigPageTable L1; \
-                    dd 0 L4; db nt!NtBuildLab L20; foo; !foo; .echo done; q";
-    let output = kdpool(&["demo", "-c", commands]);
+                    dd 0 L4; db nt!NtBuildLab L20; foo; .echo never";
+    // What follows an unknown word on its line is dropped.
+    let output = kdpool(&["demo", "-c", commands, "-c", "!foo; .echo never", "-c", ".echo done; q"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let text = stdout(&output);
     let start = text.find("int     3\n").map_or(0, |at| at + "int     3\n".len());

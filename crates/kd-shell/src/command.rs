@@ -2,8 +2,12 @@
 
 use crate::answer::Reply;
 use crate::error::CommandError;
+use crate::grammar::alias::Aliases;
+use crate::grammar::check::{Refusal, check};
+use crate::grammar::line::{Command, command};
 use crate::session::Context;
 use crate::shell::Drive;
+use crate::text::visible_name;
 
 /// What help and Tab know about a command.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +38,10 @@ pub(crate) enum Control {
     Go,
     Break,
     Continue,
+    /// Out of a `.catch`.
+    Leave,
+    /// The line again from its start, while an expression is not 0.
+    Repeat,
     Wait,
     Sleep,
     Quit,
@@ -46,6 +54,8 @@ pub(crate) struct Table {
     pub(crate) commands: &'static [CommandInfo],
     /// What help says of a command's word; of all commands when the word is empty.
     pub(crate) help: fn(&Table, &str) -> Result<Reply, CommandError>,
+    /// What to say of a word that is kd's and is not among the commands.
+    pub(crate) not_here: fn(&str) -> Option<CommandError>,
 }
 
 impl Table {
@@ -56,6 +66,25 @@ impl Table {
         let numbered = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
         let name = if numbered { &word[..2] } else { word };
         self.commands.iter().find(|info| info.names.contains(&name))
+    }
+
+    /// Why a word that is no command is refused.
+    pub(crate) fn unknown(&self, command: &Command<'_>) -> CommandError {
+        match ((self.not_here)(&command.word), command.word.strip_prefix('!')) {
+            (Some(error), _) => error,
+            (None, Some(extension)) => CommandError::UnknownExtension(visible_name(extension)),
+            (None, None) => CommandError::UnknownCommand(visible_name(command.text)),
+        }
+    }
+
+    /// Whether commands that are to be run later can be, as far as that is known now.
+    pub(crate) fn check(&self, text: &str, aliases: &Aliases) -> Result<(), CommandError> {
+        let expanded = aliases.expand(text);
+        check(&expanded, &|word| self.find(word).is_some()).map_err(|why| {
+            let word = if let Refusal::Unknown(text) = &why { command(text) } else { None };
+            let not_here = word.and_then(|command| (self.not_here)(&command.word));
+            not_here.unwrap_or_else(|| CommandError::Usage(format!("'{}' is not kept: {why}", visible_name(text))))
+        })
     }
 }
 

@@ -12,6 +12,8 @@ pub enum CommandError {
     UnknownCommand(String),
     #[error("No export {0} found (no such extension; .help lists them)")]
     UnknownExtension(String),
+    #[error("kd has {word}, kdpool has not; {nearest}")]
+    NotHere { word: &'static str, nearest: &'static str },
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -61,6 +63,16 @@ impl From<CommandError> for ScopeError {
     }
 }
 
+impl From<ScopeError> for CommandError {
+    fn from(error: ScopeError) -> Self {
+        match error {
+            ScopeError::Fault(fault) => Self::Fault(fault),
+            ScopeError::Hole(error) => Self::Read(error),
+            ScopeError::Because(why) => Self::Failed(why),
+        }
+    }
+}
+
 impl From<NoSymbols> for CommandError {
     fn from(error: NoSymbols) -> Self {
         match error {
@@ -99,6 +111,22 @@ impl From<kd_target::TargetError> for CommandError {
 }
 
 impl CommandError {
+    /// Whether the statement made no sense, so that kd would drop the rest of its line: nobody knows what was meant.
+    /// What makes sense and cannot be done lets the rest be done.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::UnknownCommand(_)
+            | Self::UnknownExtension(_)
+            | Self::NotHere { .. }
+            | Self::Usage(_)
+            | Self::Expression(_)
+            | Self::Range(_) => true,
+            Self::Failed(_) | Self::NoTarget | Self::Fault(_) | Self::Read(_) | Self::Pool(_) | Self::Target(_) => {
+                false
+            }
+        }
+    }
+
     /// Why a part of an answer is missing, when the other parts can still be given; else the error itself.
     pub fn part(self) -> Result<String, Self> {
         match self {

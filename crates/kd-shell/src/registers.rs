@@ -124,6 +124,80 @@ fn of(machine: u16) -> (&'static [Register], [&'static str; 3]) {
     }
 }
 
+/// Parts of x64's and x86's registers: the whole ones, and the names of 4, 2 and 1 bytes, and of the second byte.
+const PARTS: [(&str, [&str; 4]); 17] = [
+    ("rax", ["eax", "ax", "al", "ah"]),
+    ("rbx", ["ebx", "bx", "bl", "bh"]),
+    ("rcx", ["ecx", "cx", "cl", "ch"]),
+    ("rdx", ["edx", "dx", "dl", "dh"]),
+    ("rsi", ["esi", "si", "sil", ""]),
+    ("rdi", ["edi", "di", "dil", ""]),
+    ("rbp", ["ebp", "bp", "bpl", ""]),
+    ("rsp", ["esp", "sp", "spl", ""]),
+    ("rip", ["eip", "ip", "", ""]),
+    ("r8", ["r8d", "r8w", "r8b", ""]),
+    ("r9", ["r9d", "r9w", "r9b", ""]),
+    ("r10", ["r10d", "r10w", "r10b", ""]),
+    ("r11", ["r11d", "r11w", "r11b", ""]),
+    ("r12", ["r12d", "r12w", "r12b", ""]),
+    ("r13", ["r13d", "r13w", "r13b", ""]),
+    ("r14", ["r14d", "r14w", "r14b", ""]),
+    ("r15", ["r15d", "r15w", "r15b", ""]),
+];
+
+/// Flags of x64 and x86: the first bit, and how many.
+const FLAGS: [(&str, u32, u32); 10] = [
+    ("cf", 0, 1),
+    ("pf", 2, 1),
+    ("af", 4, 1),
+    ("zf", 6, 1),
+    ("sf", 7, 1),
+    ("tf", 8, 1),
+    ("if", 9, 1),
+    ("df", 10, 1),
+    ("of", 11, 1),
+    ("iopl", 12, 2),
+];
+
+/// KSPECIAL_REGISTERS of x64.
+const AMD64_SPECIAL: &[Register] = &[
+    ("cr0", 0x0, 8),
+    ("cr2", 0x8, 8),
+    ("cr3", 0x10, 8),
+    ("cr4", 0x18, 8),
+    ("gdtl", 0x56, 2),
+    ("gdtr", 0x58, 8),
+    ("idtl", 0x66, 2),
+    ("idtr", 0x68, 8),
+    ("tr", 0x70, 2),
+    ("ldtr", 0x72, 2),
+    ("cr8", 0xa0, 8),
+];
+
+/// KSPECIAL_REGISTERS of x86.
+const I386_SPECIAL: &[Register] = &[
+    ("cr0", 0x0, 4),
+    ("cr2", 0x4, 4),
+    ("cr3", 0x8, 4),
+    ("cr4", 0xc, 4),
+    ("gdtl", 0x2a, 2),
+    ("gdtr", 0x2c, 4),
+    ("idtl", 0x32, 2),
+    ("idtr", 0x34, 4),
+    ("tr", 0x38, 2),
+    ("ldtr", 0x3a, 2),
+];
+
+/// Where KSPECIAL_REGISTERS are in the control space, as its requests name it. On x64 that is a selector; on x86 they
+/// are behind CONTEXT in KPROCESSOR_STATE, and from Windows 8 on XCR0 makes that aligned.
+pub(crate) fn special_registers(kernel: &dyn Kernel) -> u64 {
+    match kernel.version().machine {
+        I386 if kernel.version().minor < nt_pool::build::WINDOWS_8 => 0x2cc,
+        I386 => 0x2d0,
+        _ => 2,
+    }
+}
+
 /// One processor's registers.
 pub(crate) struct Registers {
     machine: u16,
@@ -138,19 +212,29 @@ impl Registers {
 
     /// By kd's name; `None` when there is none, or when the target's record is too short for it.
     pub(crate) fn get(&self, name: &str) -> Option<u64> {
+        if let Some((first, count)) = flag(self.machine, name) {
+            return Some(self.get("efl")? >> first & ((1 << count) - 1));
+        }
         let (_, offset, size) = find(self.machine, name)?;
-        let read = self.context.get(offset..offset + size)?;
-        let mut bytes = [0; 8];
-        bytes[..size].copy_from_slice(read);
-        Some(u64::from_le_bytes(bytes))
+        Some(little_endian(self.context.get(offset..offset + size)?))
     }
 
     /// The record with one register changed; `None` when there is no such register.
     pub(crate) fn set(mut self, name: &str, value: u64) -> Option<Vec<u8>> {
+        if let Some((first, count)) = flag(self.machine, name) {
+            let mask = ((1 << count) - 1) << first;
+            let flags = self.get("efl")? & !mask | value << first & mask;
+            return self.set("efl", flags);
+        }
         let (_, offset, size) = find(self.machine, name)?;
         self.context.get_mut(offset..offset + size)?.copy_from_slice(&value.to_le_bytes()[..size]);
         Some(self.context)
     }
+}
+
+/// At most eight bytes.
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 /// The registers that a stack begins with. x86 and ARM64 keep their frame pointer where x64 has rbp.
@@ -174,19 +258,129 @@ pub(crate) fn find(machine: u16, name: &str) -> Option<Register> {
         "$retreg" => result,
         name => name,
     };
-    registers.iter().find(|register| register.0 == name).copied()
+    registers.iter().find(|register| register.0 == name).copied().or_else(|| part(machine, name))
 }
 
-/// `Ok(None)` when there is no such register.
+/// `edx`, `r8d`, `al` on x64; `dx`, `dl` on x86; `w0` on ARM64.
+fn part(machine: u16, name: &str) -> Option<Register> {
+    let (registers, _) = of(machine);
+    let whole = |name: &str| registers.iter().find(|register| register.0 == name);
+    match machine {
+        AMD64 => {
+            let (of, parts) = PARTS.iter().find(|(_, parts)| parts.contains(&name))?;
+            let at = parts.iter().position(|part| *part == name)?;
+            let (_, offset, _) = whole(of)?;
+            let [place, size] = [[0, 4], [0, 2], [0, 1], [1, 1]][at];
+            Some((parts[at], offset + place, size)).filter(|part| !part.0.is_empty())
+        }
+        I386 => {
+            let (_, parts) = PARTS[..9].iter().find(|(_, parts)| parts[1..].contains(&name))?;
+            let at = parts.iter().position(|part| *part == name)?;
+            let (_, offset, _) = whole(parts[0])?;
+            let [place, size] = [[0, 4], [0, 2], [0, 1], [1, 1]][at];
+            Some((parts[at], offset + place, size)).filter(|part| !part.0.is_empty())
+        }
+        ARM64 => match name {
+            "x29" => whole("fp").copied(),
+            "x30" => whole("lr").copied(),
+            _ => {
+                let number = name.strip_prefix('w').filter(|number| !number.is_empty())?;
+                let (name, offset, _) = registers.iter().find(|known| known.0.strip_prefix('x') == Some(number))?;
+                Some((name, *offset, 4))
+            }
+        },
+        _ => None,
+    }
+}
+
+/// A flag's first bit, and how many bits it has.
+fn flag(machine: u16, name: &str) -> Option<(u32, u32)> {
+    let known = FLAGS.iter().find(|(known, ..)| known.eq_ignore_ascii_case(name))?;
+    matches!(machine, AMD64 | I386).then_some((known.1, known.2))
+}
+
+/// Bytes of a register, a flag or a control register; `None` when there is none of this name.
+pub(crate) fn size(machine: u16, name: &str) -> Option<usize> {
+    let control = || special(machine, name).map(|(_, _, size)| size);
+    find(machine, name).map(|(_, _, size)| size).or_else(control).or(flag(machine, name).map(|_| 1))
+}
+
+fn special(machine: u16, name: &str) -> Option<Register> {
+    let registers = match machine {
+        AMD64 => AMD64_SPECIAL,
+        I386 => I386_SPECIAL,
+        _ => &[],
+    };
+    registers.iter().find(|register| register.0.eq_ignore_ascii_case(name)).copied()
+}
+
+/// Whether a register can be shown and not set: the target takes it from its hardware.
+pub(crate) fn is_special(machine: u16, name: &str) -> bool {
+    special(machine, name).is_some()
+}
+
+/// A register of the current processor, in its own width. `Ok(None)` when there is no such register.
 pub(crate) fn value(kernel: &dyn Kernel, name: &str) -> Result<Option<u64>, CommandError> {
     let (stop, machine) = (kernel.stop(), kernel.version().machine);
     if name.eq_ignore_ascii_case("$thread") && kernel.processor() == stop.processor {
         return Ok(Some(stop.thread));
     }
-    let Some((name, ..)) = find(machine, name) else { return Ok(None) };
-    if name == of(machine).1[0] && kernel.processor() == stop.processor {
-        return Ok(Some(stop.program_counter));
+    if let Some((_, offset, size)) = special(machine, name) {
+        let base = special_registers(kernel);
+        // What is asked for begins at the structure on x64, and at any byte of it on x86.
+        let (at, skipped) = if machine == I386 { (base + offset as u64, 0) } else { (base, offset) };
+        let bytes = kernel.read_control(kernel.processor(), at, (skipped + size) as u32)?;
+        return match bytes.get(skipped..skipped + size) {
+            Some(bytes) => Ok(Some(little_endian(bytes))),
+            None => Err(CommandError::Failed(format!("the target does not tell its {name}"))),
+        };
+    }
+    if flag(machine, name).is_none() {
+        let Some((name, _, size)) = find(machine, name) else { return Ok(None) };
+        if name == of(machine).1[0] && kernel.processor() == stop.processor {
+            let counter = stop.program_counter;
+            return Ok(Some(if size == 4 { counter & 0xffff_ffff } else { counter }));
+        }
     }
     let registers = Registers::read(kernel)?;
     registers.get(name).map(Some).ok_or_else(|| CommandError::Failed("the target's context record is too short".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_lie_in_their_registers() {
+        for (machine, name, expected) in [
+            (AMD64, "edx", Some(("edx", 0x88, 4))),
+            (AMD64, "r8d", Some(("r8d", 0xb8, 4))),
+            (AMD64, "al", Some(("al", 0x78, 1))),
+            (AMD64, "AH", Some(("ah", 0x79, 1))),
+            (AMD64, "sil", Some(("sil", 0xa8, 1))),
+            (AMD64, "eip", Some(("eip", 0xf8, 4))),
+            (I386, "dx", Some(("dx", 0xa8, 2))),
+            (I386, "ah", Some(("ah", 0xb1, 1))),
+            (I386, "rdx", None),
+            (I386, "r8d", None),
+            (ARM64, "w3", Some(("x3", 0x20, 4))),
+            (ARM64, "x30", Some(("lr", 0xf8, 8))),
+            (ARM64, "w", None),
+            (AMD64, "", None),
+            (I386, "", None),
+        ] {
+            assert_eq!(find(machine, name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn flags_are_bits() {
+        let mut context = vec![0; 0x100];
+        context[0x44..0x48].copy_from_slice(&0x3046u32.to_le_bytes());
+        let registers = Registers { machine: AMD64, context };
+        let get = |name| registers.get(name);
+        assert_eq!((get("zf"), get("pf"), get("cf"), get("iopl")), (Some(1), Some(1), Some(0), Some(3)));
+        let changed = registers.set("zf", 0).unwrap();
+        assert_eq!(changed[0x44..0x46], 0x3006u16.to_le_bytes());
+    }
 }

@@ -4,21 +4,20 @@ use std::collections::HashMap;
 
 use kd_target::Cost;
 use nt_memory::Fault;
-use nt_memory::paging::Physical;
 use nt_pool::pooltag::PoolTags;
 
 use crate::breakpoint::Breakpoint;
 use crate::command::Table;
 use crate::error::CommandError;
-use crate::grammar::{Scope, ScopeError};
+use crate::grammar::alias::Aliases;
 use crate::kept_log::KeptLog;
 use crate::kernel::Kernel;
 use crate::log::Log;
+use crate::lookup::Lookup;
 use crate::marks::Marks;
 use crate::symbols::{Names, Symbols};
 use crate::text::Width;
-use crate::translation::{View, current_process, read_number};
-use crate::typed::{offset_of, read_pointer};
+use crate::translation::View;
 
 /// Output as people read it, or as programs do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,8 +62,13 @@ pub struct Session {
     pub(crate) next_code: Option<u64>,
     /// `$t0` to `$t19`.
     pub(crate) temporaries: [u64; TEMPORARIES],
+    pub(crate) aliases: Aliases,
     /// Of numbers without a prefix.
     pub(crate) radix: u32,
+    /// `$exp`: what the last expression came to.
+    pub(crate) last_value: u64,
+    /// `$frame`: the frame that `.frame` chose, until the target runs.
+    pub(crate) frame: u64,
     /// What `s -[s]` saved for `s -[r]`.
     pub(crate) saved_hits: Vec<u64>,
     /// `$extret`: what the last `!` command came to; `!poolfind -x` sets it to each block's address.
@@ -100,7 +104,10 @@ impl Session {
             last_dump: None,
             next_code: None,
             temporaries: [0; TEMPORARIES],
+            aliases: Aliases::default(),
             radix: 16,
+            last_value: 0,
+            frame: 0,
             saved_hits: Vec::new(),
             extension_result: 0,
             pool_counts: None,
@@ -134,6 +141,7 @@ impl Session {
     pub(crate) fn forget_choices(&mut self) {
         self.process = None;
         self.thread = None;
+        self.frame = 0;
     }
 }
 
@@ -148,7 +156,7 @@ pub enum Debuggee<'a> {
 }
 
 impl<'a> Debuggee<'a> {
-    fn kernel(self) -> Result<&'a dyn Kernel, CommandError> {
+    pub(crate) fn kernel(self) -> Result<&'a dyn Kernel, CommandError> {
         match self {
             Self::None => Err(CommandError::NoTarget),
             Self::Lost(why) => Err(Fault::Lost(why.into()).into()),
@@ -194,18 +202,8 @@ impl<'a> Context<'a> {
     }
 
     /// Names, registers and memory for expressions.
-    pub fn scope(&mut self) -> impl Scope + '_ {
-        Lookup {
-            debuggee: self.debuggee,
-            width: self.width(),
-            temporaries: self.session.temporaries,
-            extension_result: self.session.extension_result,
-            process: self.session.process,
-            thread: self.session.thread,
-            radix: self.session.radix,
-            symbols: &mut self.session.symbols,
-            view: None,
-        }
+    pub(crate) fn scope(&mut self) -> Lookup<'_, 'a> {
+        Lookup::new(self.debuggee, self.session)
     }
 
     /// Runs `f` on what nt-pool decodes. The kernel's symbols are needed.
@@ -216,93 +214,5 @@ impl<'a> Context<'a> {
         let kernel = self.kernel()?;
         let symbols = self.session.symbols.nt(kernel)?;
         Ok(f(&kernel.pool(symbols.as_ref()))?)
-    }
-}
-
-struct Lookup<'a> {
-    debuggee: Debuggee<'a>,
-    width: Width,
-    temporaries: [u64; TEMPORARIES],
-    extension_result: u64,
-    process: Option<u64>,
-    thread: Option<u64>,
-    radix: u32,
-    symbols: &'a mut Symbols,
-    /// Made at the first read.
-    view: Option<View<'a>>,
-}
-
-impl<'a> Lookup<'a> {
-    fn kernel(&self) -> Result<&'a dyn Kernel, CommandError> {
-        self.debuggee.kernel()
-    }
-
-    /// A member of the current thread, or of the current process.
-    fn of_current(&mut self, thread: bool, type_name: &str, member: &str) -> Result<Option<u64>, CommandError> {
-        let kernel = self.kernel()?;
-        let object = match (thread, self.thread, self.process) {
-            (true, Some(thread), _) => thread,
-            (true, None, _) => self.width.address(kernel.stop().thread),
-            (false, _, Some(process)) => process,
-            (false, _, None) => current_process(kernel, self.symbols)?,
-        };
-        let nt = self.symbols.nt(kernel)?;
-        let Some(offset) = offset_of(nt.as_ref(), type_name, member) else { return Ok(None) };
-        Ok(Some(read_pointer(kernel.memory(), object.wrapping_add(offset), self.width)?))
-    }
-}
-
-impl Scope for Lookup<'_> {
-    fn symbol(&mut self, name: &str) -> Result<Option<u64>, ScopeError> {
-        let kernel = self.kernel()?;
-        if let Some(value) = crate::registers::value(kernel, name)? {
-            return Ok(Some(value));
-        }
-        Ok(Names::new(kernel, self.symbols).address_of(name).map_err(CommandError::from)?)
-    }
-
-    fn register(&mut self, name: &str) -> Result<Option<u64>, ScopeError> {
-        if let Some(number) = temporary(name) {
-            return Ok(Some(self.temporaries[number]));
-        }
-        if name.eq_ignore_ascii_case("$extret") {
-            return Ok(Some(self.extension_result));
-        }
-        let kernel = self.kernel()?;
-        let chosen = match name.to_ascii_lowercase().as_str() {
-            "$thread" => self.thread,
-            "$proc" => match self.process {
-                None => Some(current_process(kernel, self.symbols).map_err(CommandError::from)?),
-                chosen => chosen,
-            },
-            "$teb" => self.of_current(true, "_KTHREAD", "Teb")?,
-            "$peb" => self.of_current(false, "_EPROCESS", "Peb")?,
-            _ => None,
-        };
-        match chosen {
-            None => Ok(crate::registers::value(kernel, name)?),
-            chosen => Ok(chosen),
-        }
-    }
-
-    fn read(&mut self, address: u64, size: usize, physical: bool) -> Result<u64, ScopeError> {
-        let kernel = self.kernel()?;
-        if physical {
-            return Ok(read_number(&Physical(kernel), address, size)?);
-        }
-        let view = match self.view.take() {
-            Some(view) => view,
-            None => View::new(kernel, self.symbols, self.process)?,
-        };
-        let address = self.width.address(address);
-        Ok(read_number(self.view.insert(view), address, size)?)
-    }
-
-    fn pointer_size(&self) -> u8 {
-        self.width.bytes() as u8
-    }
-
-    fn radix(&self) -> u32 {
-        self.radix
     }
 }

@@ -16,7 +16,7 @@ use crate::banner::{self, Reason};
 use crate::command::{Action, Control, Table};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
-use crate::grammar::line::{Command, Statement, split};
+use crate::grammar::line::{Command, Statement, split, statements};
 use crate::kernel::Kernel;
 use crate::output::{Output, difference, show};
 use crate::session::{Context, Debuggee, Format, LastCommand, Session};
@@ -25,6 +25,7 @@ use crate::text::{tick, visible_name};
 use crate::vertarget;
 
 pub(crate) use drive::{Drive, is_cancelled};
+pub(crate) use script::read as read_script;
 pub(crate) use stops::{Seen, Stopped};
 
 /// What a line of commands came to.
@@ -52,6 +53,8 @@ pub enum Next {
 enum Leaving {
     Loop,
     Round,
+    /// The innermost `.catch`.
+    Catch,
 }
 
 /// How often a `.sleep` looks whether it is to end.
@@ -70,8 +73,12 @@ pub struct Shell {
     loops: usize,
     /// What `.break` or `.continue` said; the loop hears of it when its round is over.
     leaving: Option<Leaving>,
+    /// `.catch` blocks that are being run, one in another.
+    catches: usize,
     /// Ctrl+C ended a command: what follows it on the line is not run.
     cancelled: bool,
+    /// A statement made no sense: what follows it on the line is not run.
+    refused: bool,
     /// The line that ENTER repeats.
     last_line: String,
     /// Why the target stands still, once that was looked at.
@@ -101,7 +108,9 @@ impl Shell {
             scripts: 0,
             loops: 0,
             leaving: None,
+            catches: 0,
             cancelled: false,
+            refused: false,
             last_line: String::new(),
             reason: None,
             stepping: false,
@@ -188,7 +197,8 @@ impl Shell {
         }
     }
 
-    /// Runs one line. Every command is answered; a failing one does not keep the others from running.
+    /// Runs one line. Every command is answered. One that fails does not keep the others from running, unless it made no
+    /// sense: the rest of its line is dropped then, as in kd.
     pub fn execute(&mut self, line: &str, out: &mut dyn Output) -> Outcome {
         if !line.trim().is_empty() {
             self.last_line = line.trim().into();
@@ -196,6 +206,7 @@ impl Shell {
         // A Ctrl+C of before is not meant for this line.
         self.interrupt.take();
         self.cancelled = false;
+        self.refused = false;
         self.leaving = None;
         let log = self.session.log.clone();
         if log.path().is_some() {
@@ -206,25 +217,39 @@ impl Shell {
     }
 
     fn run_line(&mut self, line: &str, out: &mut dyn Output) -> Outcome {
-        let statements = match split(line) {
-            Ok(statements) => statements,
-            Err(error) => {
-                let error = CommandError::Usage(error.to_string());
-                show(line, Err(error), Cost::default(), self.format, out);
-                return Outcome { failed: true, next: Next::Continue };
-            }
-        };
-        self.run_statements(statements, out)
+        if let Err(error) = split(line) {
+            return self.refuse(line, CommandError::Usage(error.to_string()), out);
+        }
+        let line = self.session.aliases.expand(line).into_owned();
+        self.run_statements(statements(&line), out)
+    }
+
+    /// Runs the commands of a block: aliases that were made since stand for their text.
+    fn run_body(&mut self, body: &str, out: &mut dyn Output) -> Outcome {
+        let body = self.session.aliases.expand(body).into_owned();
+        self.run_statements(statements(&body), out)
     }
 
     fn run_statements(&mut self, statements: Vec<Statement<'_>>, out: &mut dyn Output) -> Outcome {
         let mut outcome = Outcome { failed: false, next: Next::Continue };
-        for statement in statements {
+        let (mut at, mut rounds) = (0, 0);
+        while let Some(statement) = statements.get(at) {
+            at += 1;
             let one = match statement {
-                Statement::Command(command) => self.run_command(&command, out),
+                Statement::Command(command) if command.word == "z" => {
+                    rounds += 1;
+                    match self.again(command.arguments, rounds) {
+                        Ok(again) => {
+                            at = if again { 0 } else { at };
+                            Outcome { failed: false, next: Next::Continue }
+                        }
+                        Err(error) => self.refuse(command.text, error, out),
+                    }
+                }
+                Statement::Command(command) => self.run_command(command, out),
                 Statement::Script { file, arguments: None } => self.run_script(file, out),
                 Statement::Script { file, arguments: Some(arguments) } => self.run_script_with(file, arguments, out),
-                Statement::Block(block) => self.run_block(block, out),
+                Statement::Block(block) => self.run_block(block.clone(), out),
             };
             outcome.failed |= one.failed;
             outcome.next = one.next;
@@ -237,7 +262,7 @@ impl Shell {
 
     /// Whether what follows a command is not run.
     fn is_over(&self, outcome: &Outcome) -> bool {
-        outcome.next != Next::Continue || self.cancelled || self.leaving.is_some()
+        outcome.next != Next::Continue || self.cancelled || self.refused || self.leaving.is_some()
     }
 
     fn cost(&self) -> Cost {
@@ -251,28 +276,16 @@ impl Shell {
         let span = tracing::info_span!("command", command = command.text);
         let _entered = span.enter();
         let mut next = Next::Continue;
-        let reply = match self.commands.find(&command.word) {
-            Some(info) if matches!(command.arguments.trim(), "-?" | "/?") => {
-                (self.commands.help)(self.commands, info.names[0])
+        let reply = loop {
+            let ran = self.target.is_some() && self.lost().is_none() && self.halted().is_none();
+            match self.dispatch(command, before, &mut next, out) {
+                // As in kd: what follows g on a line or in a script is run when the target has stopped again.
+                Err(CommandError::Fault(Fault::Running)) if ran => match self.wait_to_go_on(out) {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+                reply => break reply,
             }
-            Some(info) => match info.action {
-                Action::Answer(run) => {
-                    let lost = self.lost();
-                    run(&mut Context {
-                        debuggee: debuggee(self.target.as_ref(), lost.as_deref()),
-                        session: &mut self.session,
-                        word: &command.word,
-                        arguments: command.arguments,
-                        cost: before,
-                        commands: self.commands,
-                    })
-                }
-                Action::Control(control) => self.control(control, command.arguments, &mut next, out),
-                Action::Drive(run) => {
-                    run(&mut Drive { shell: self, out: &mut *out, word: &command.word, arguments: command.arguments })
-                }
-            },
-            None => Err(unknown(command)),
         };
         let cost = difference(before, self.cost());
         if command.word != ".stats" {
@@ -284,12 +297,75 @@ impl Shell {
             Some(CommandError::Fault(Fault::Cancelled)) => self.cancelled = true,
             // An expression wraps the interruption in its own words.
             Some(_) if self.session.symbols.source().monitor().was_interrupted() => self.cancelled = true,
-            _ => {}
+            // Extensions see to their arguments themselves: kd runs what follows them.
+            Some(error) => {
+                self.refused |=
+                    error.is_refusal() && (!command.is_extension() || self.commands.find(&command.word).is_none())
+            }
+            None => {}
         }
         if let Some(ended) = self.take_end() {
             next = ended;
         }
         Outcome { failed: failure.is_some(), next }
+    }
+
+    fn dispatch(
+        &mut self,
+        command: &Command<'_>,
+        before: Cost,
+        next: &mut Next,
+        out: &mut dyn Output,
+    ) -> Result<Reply, CommandError> {
+        let Some(info) = self.commands.find(&command.word) else { return Err(self.commands.unknown(command)) };
+        if matches!(command.arguments.trim(), "-?" | "/?") {
+            return (self.commands.help)(self.commands, info.names[0]);
+        }
+        match info.action {
+            Action::Answer(run) => {
+                let lost = self.lost();
+                run(&mut Context {
+                    debuggee: debuggee(self.target.as_ref(), lost.as_deref()),
+                    session: &mut self.session,
+                    word: &command.word,
+                    arguments: command.arguments,
+                    cost: before,
+                    commands: self.commands,
+                })
+            }
+            Action::Control(control) => self.control(control, command.arguments, next, out),
+            Action::Drive(run) => {
+                run(&mut Drive { shell: self, out: &mut *out, word: &command.word, arguments: command.arguments })
+            }
+        }
+    }
+
+    /// Waits until the target stops, by itself or because the user wants it, and tells of it.
+    fn wait_to_go_on(&mut self, out: &mut dyn Output) -> Result<(), CommandError> {
+        match self.wait(None, out) {
+            Ok(_) => {}
+            // Ctrl+C is the stop that was waited for.
+            Err(TargetError::Fault(Fault::Cancelled)) => self.break_in()?,
+            Err(error) => return Err(error.into()),
+        }
+        self.look_at_stop(out)?;
+        if self.format == Format::Kd
+            && let Ok(lines) = self.stop_lines()
+        {
+            out.remark(&lines);
+        }
+        Ok(())
+    }
+
+    /// `z (expression)`: whether the line is run again.
+    fn again(&mut self, condition: &str, rounds: u32) -> Result<bool, CommandError> {
+        if self.interrupt.take() {
+            return Err(Fault::Cancelled.into());
+        }
+        if rounds > script::MAX_ROUNDS {
+            return Err(CommandError::Failed(format!("it did not end within {:#x} rounds", script::MAX_ROUNDS)));
+        }
+        Ok(self.evaluate(condition)? != 0)
     }
 
     fn control(
@@ -308,6 +384,15 @@ impl Shell {
                 self.leaving = Some(Leaving::Loop);
                 Ok(Reply::new(Done {}))
             }
+            Control::Leave => {
+                if self.catches == 0 {
+                    return Err(CommandError::Usage(".leave is for the inside of a .catch".into()));
+                }
+                self.leaving = Some(Leaving::Catch);
+                Ok(Reply::new(Done {}))
+            }
+            // The line does it itself, which knows what it begins with.
+            Control::Repeat => Err(CommandError::Usage("z repeats the line that it stands on".into())),
             Control::Continue => {
                 if self.loops == 0 {
                     return Err(CommandError::Usage(".continue is for the body of a loop".into()));
@@ -492,13 +577,6 @@ fn debuggee<'a>(target: Option<&'a Target>, lost: Option<&'a str>) -> Debuggee<'
         (Some(_), Some(why)) => Debuggee::Lost(why),
         (Some(Target::Running(_)), None) => Debuggee::Running,
         (Some(Target::Halted(halted)), None) => Debuggee::Halted(halted),
-    }
-}
-
-fn unknown(command: &Command<'_>) -> CommandError {
-    match command.word.strip_prefix('!') {
-        Some(extension) => CommandError::UnknownExtension(visible_name(extension)),
-        None => CommandError::UnknownCommand(visible_name(command.text)),
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 
 use nt_memory::{Fault, ReadError};
 use nt_unwind::{ImageId, Images, Position, State, Stuck, Unwinder};
@@ -14,12 +15,12 @@ use serde::Serialize;
 
 use crate::answer::Text;
 use crate::error::CommandError;
-use crate::kernel::Driver;
+use crate::kernel::{Driver, Kernel};
 use crate::registers::{self, AMD64, ARM64, I386, Registers};
-use crate::session::Context;
-use crate::symbols::Names;
+use crate::session::{Context, Session};
+use crate::symbols::{Names, NoSymbols, Symbols};
 use crate::text::{Hex, Width, tick, visible_name};
-use crate::typed::read_pointer;
+use crate::typed::{offset_of, read_pointer};
 
 /// Frames that are walked when nobody says how many.
 pub(crate) const DEFAULT_FRAMES: u64 = 0x100;
@@ -53,43 +54,80 @@ pub(crate) struct Frame {
 
 /// The stack that begins with `state` as `kb` shows it, with notes on what is missing and remarks.
 pub(crate) fn of(context: &mut Context<'_>, state: State) -> Result<(Stack, Vec<String>, Vec<String>), CommandError> {
-    let Walked { frames, notes, remarks } = walk(context, state, DEFAULT_FRAMES)?;
+    let Walked { frames, notes, remarks } = walk(context.kernel()?, context.session, state, DEFAULT_FRAMES)?;
     let width = context.width();
     let stack = Stack { frames, numbers: false, arguments: true, names_only: false, width, of_thread: false };
     Ok((stack, notes, remarks))
 }
 
 /// The frames from `state` on, innermost first.
-pub(crate) fn walk(context: &mut Context<'_>, state: State, count: u64) -> Result<Walked, CommandError> {
-    let mut images = std::mem::take(&mut context.session.images);
-    let walked = walk_with(context, &mut images, state, count);
-    context.session.images = images;
+pub(crate) fn walk(
+    kernel: &dyn Kernel,
+    session: &mut Session,
+    state: State,
+    count: u64,
+) -> Result<Walked, CommandError> {
+    let mut images = std::mem::take(&mut session.images);
+    let walked = walk_with(kernel, &mut session.symbols, &mut images, state, count);
+    session.images = images;
     walked
 }
 
-fn walk_with(context: &mut Context<'_>, images: &mut Images, state: State, count: u64) -> Result<Walked, CommandError> {
-    let kernel = context.kernel()?;
-    let width = context.width();
-    let mut names = context.names()?;
+fn walk_with(
+    kernel: &dyn Kernel,
+    symbols: &mut Symbols,
+    images: &mut Images,
+    state: State,
+    count: u64,
+) -> Result<Walked, CommandError> {
+    let (memory, width) = (kernel.memory(), kernel.width());
+    let bounds = bounds(kernel, symbols, width.address(state.rsp()))?;
+    let mut names = Names::new(kernel, symbols);
     match kernel.version().machine {
-        AMD64 => by_unwinding(&mut Unwinder::new(kernel.memory(), images), kernel.memory(), &mut names, state, count),
-        I386 | ARM64 => by_chain(kernel.memory(), &mut names, state, count, width),
+        AMD64 => by_unwinding(&mut Unwinder::new(memory, images), memory, &mut names, state, (count, bounds)),
+        I386 | ARM64 => by_chain(memory, &mut names, state, (count, bounds), width),
         other => Err(CommandError::Failed(format!("stacks of machine {other:04x} are not in this version"))),
     }
+}
+
+/// The stack that `stack` lies in, when it is that of the thread that runs: nothing behind its base is a frame of it.
+/// `None` on another one (of a DPC, of a thread that waits), and where the symbols do not tell.
+fn bounds(kernel: &dyn Kernel, symbols: &mut Symbols, stack: u64) -> Result<Option<Range<u64>>, Fault> {
+    let nt = match symbols.nt(kernel) {
+        Ok(nt) => nt,
+        Err(NoSymbols::Fault(fault)) => return Err(fault),
+        Err(NoSymbols::Missing(_)) => return Ok(None),
+    };
+    let offset = |member| offset_of(nt.as_ref(), "_KTHREAD", member);
+    let (Some(base), Some(limit)) = (offset("StackBase"), offset("StackLimit")) else { return Ok(None) };
+    let width = kernel.width();
+    let thread = width.address(kernel.stop().thread);
+    // They lie near each other: one request has both.
+    let (first, last) = (base.min(limit), base.max(limit));
+    let mut bytes = vec![0; (last - first).min(0x100) as usize + width.bytes()];
+    if kernel.memory().read(thread.wrapping_add(first), &mut bytes)? < bytes.len() {
+        return Ok(None);
+    }
+    let pointer = |offset: u64| {
+        let bytes = bytes.get((offset - first) as usize..)?.get(..width.bytes())?;
+        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let (Some(base), Some(limit)) = (pointer(base), pointer(limit)) else { return Ok(None) };
+    Ok(Some(limit..base).filter(|bounds| bounds.contains(&stack)))
 }
 
 /// Where the processor that stopped is, and its return addresses, innermost first.
 pub(crate) fn addresses(context: &mut Context<'_>, count: u64) -> Result<Vec<u64>, CommandError> {
     let state = registers::state(&Registers::read(context.kernel()?)?);
-    Ok(walk(context, state, count)?.frames.iter().map(|frame| frame.address.0).collect())
+    Ok(walk(context.kernel()?, context.session, state, count)?.frames.iter().map(|frame| frame.address.0).collect())
 }
 
 /// Where the current function returns to, and the least stack pointer that it leaves there.
-pub(crate) fn caller(context: &mut Context<'_>, state: State) -> Result<(u64, u64), CommandError> {
-    let walked = walk(context, state, 2)?;
+pub(crate) fn caller(kernel: &dyn Kernel, session: &mut Session, state: State) -> Result<(u64, u64), CommandError> {
+    let walked = walk(kernel, session, state, 2)?;
     match walked.frames.as_slice() {
         [frame, rest @ ..] if frame.return_address.0 != 0 => {
-            let stack = rest.first().filter(|_| context.width() == Width::Eight).unwrap_or(frame).stack;
+            let stack = rest.first().filter(|_| kernel.width() == Width::Eight).unwrap_or(frame).stack;
             Ok((frame.return_address.0, stack.0))
         }
         _ => Err(CommandError::Failed(format!("the caller is not known: {}", walked.notes.join("; ")))),
@@ -108,8 +146,9 @@ fn by_unwinding(
     memory: &dyn nt_memory::Memory,
     names: &mut Names<'_>,
     mut state: State,
-    count: u64,
+    (count, bounds): (u64, Option<Range<u64>>),
 ) -> Result<Walked, CommandError> {
+    let is_behind = |stack: u64| bounds.as_ref().is_some_and(|bounds| stack > bounds.end);
     let mut walked = Walked::default();
     let mut searched = HashSet::new();
     let mut position = Position::Interrupted;
@@ -142,7 +181,9 @@ fn by_unwinding(
             arguments: Vec::new(),
             trap,
         };
-        if step.is_ok() {
+        // What was taken for its return address lies behind the stack's base: nothing called this frame.
+        let is_last = step.is_ok() && !trap && is_behind(state.rsp());
+        if step.is_ok() && !is_last {
             frame.return_address = Hex(state.rip);
             let mut home = [0; 32];
             let read = memory.read(state.rsp(), &mut home)?.min(home.len());
@@ -151,7 +192,7 @@ fn by_unwinding(
         }
         walked.frames.push(frame);
         match step {
-            Ok(_) if state.rip == 0 => break,
+            Ok(_) if is_last || state.rip == 0 => break,
             // A stack grows towards its callers; after a trap it may be another one.
             Ok(_) if state.rsp() <= stack && !trap => {
                 walked.notes.push(format!("frame {number:02x} leads back to itself: the stack is damaged"));
@@ -219,9 +260,10 @@ fn by_chain(
     memory: &dyn nt_memory::Memory,
     names: &mut Names<'_>,
     state: State,
-    count: u64,
+    (count, bounds): (u64, Option<Range<u64>>),
     width: Width,
 ) -> Result<Walked, CommandError> {
+    let is_behind = |frame: u64| bounds.as_ref().is_some_and(|bounds| frame >= bounds.end);
     let pointer = width.bytes() as u64;
     let mut walked = Walked::default();
     let (mut address, mut frame) = (width.address(state.rip), width.address(state.registers[5]));
@@ -270,10 +312,10 @@ fn by_chain(
             walked.notes.push(format!("the stack ends at frame {number:02x}: {frame} cannot be read"));
             break;
         };
-        if caller == 0 {
+        if caller == 0 || walked.frames.len() as u64 >= count {
             break;
         }
-        if next == 0 {
+        if next == 0 || is_behind(next) {
             // Where the stack begins: nothing called it.
             walked.frames.push(Frame {
                 stack: Hex(0),

@@ -12,7 +12,7 @@ use nt_symbols::SymbolFile;
 
 use crate::error::CommandError;
 use crate::kernel::Kernel;
-use crate::registers::{AMD64, ARM64, I386};
+use crate::registers::{AMD64, ARM64, I386, special_registers};
 use crate::symbols::{NoSymbols, Symbols};
 use crate::typed::{offset_of, read_pointer};
 
@@ -130,17 +130,14 @@ fn translation(kernel: &dyn Kernel) -> Result<(Scheme, Option<u64>), CommandErro
     let processor = kernel.stop().processor;
     match kernel.version().machine {
         AMD64 => {
-            // KSPECIAL_REGISTERS: Cr0 Cr2 Cr3 Cr4.
-            const SELECTOR: u64 = 2;
-            let special = kernel.read_control(processor, SELECTOR, 0x20)?;
+            // Cr0 Cr2 Cr3 Cr4.
+            let special = kernel.read_control(processor, special_registers(kernel), 0x20)?;
             const FIVE_LEVELS: u64 = 1 << 12;
             let levels = if word(&special, 0x18, 8)? & FIVE_LEVELS != 0 { 5 } else { 4 };
             Ok((Scheme::X64 { levels }, Some(word(&special, 0x10, 8)?)))
         }
         I386 => {
-            // Behind CONTEXT in KPROCESSOR_STATE; from Windows 8 on XCR0 makes it aligned.
-            let special = if kernel.version().minor < 9200 { 0x2cc } else { 0x2d0 };
-            let special = kernel.read_control(processor, special, 0x10)?;
+            let special = kernel.read_control(processor, special_registers(kernel), 0x10)?;
             const PAE: u64 = 1 << 5;
             let scheme = if word(&special, 0xc, 4)? & PAE != 0 { Scheme::Pae } else { Scheme::X86 };
             Ok((scheme, Some(word(&special, 8, 4)?)))

@@ -9,6 +9,7 @@ use crate::shell::Shell;
 mod execution;
 mod leak;
 mod memory;
+mod not_here;
 mod pool;
 mod session;
 mod symbols;
@@ -31,6 +32,8 @@ const COMMANDS: &[CommandInfo] = &[
     execution::control::GO,
     execution::control::BREAK,
     execution::control::CONTINUE,
+    execution::control::LEAVE,
+    execution::control::REPEAT,
     execution::control::WAIT,
     execution::control::SLEEP,
     execution::control::QUIT,
@@ -70,6 +73,12 @@ const COMMANDS: &[CommandInfo] = &[
     symbols::symbol_path::FIX,
     symbols::symbol_noise::INFO,
     session::stats::INFO,
+    session::alias::INFO,
+    session::alias::DELETE,
+    session::alias::LIST,
+    session::each::MODULES,
+    session::each::PROCESSES,
+    session::each::LIST,
     session::echo::INFO,
     session::print_formatted::INFO,
     session::global_flags::CLEAR_SCREEN,
@@ -84,7 +93,8 @@ pub fn commands() -> &'static [CommandInfo] {
     COMMANDS
 }
 
-pub(crate) static TABLE: Table = Table { commands: COMMANDS, help: session::help::explain };
+pub(crate) static TABLE: Table =
+    Table { commands: COMMANDS, help: session::help::explain, not_here: not_here::not_here };
 
 impl Shell {
     /// A shell that knows all commands. `interrupt` is the one the target was attached with.

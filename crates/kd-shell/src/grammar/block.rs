@@ -1,4 +1,4 @@
-//! Control flow: `.if`, `.elsif`, `.else`, `.foreach`, `.for`, `.while`.
+//! Control flow: `.if`, `.elsif`, `.else`, `j`, `.foreach`, `.for`, `.while`, `.do`, `.block`, `.catch`.
 //!
 //! ```text
 //! .if (poi(nt!Foo) == 0) { .echo none } .elsif (1) { .echo some } .else { .echo never }
@@ -7,7 +7,14 @@
 //! .foreach /f (place "file.txt") { .echo place }
 //! .for (r $t0 = 0; @$t0 < 4; r $t0 = @$t0 + 1) { dq nt!Foo + 8 * @$t0 L1 }
 //! .while (poi(nt!Foo) == 0) { g; .sleep 100; .break }
+//! .do { r $t0 = @$t0 + 1 } (@$t0 < 4)
+//! j (poi(nt!Foo) == 0) '.echo none; g' ; 'k'
+//! .block { as Foo nt!Foo }; .catch { dq poi(0) L1; .leave }
 //! ```
+
+use super::alias::is_edge;
+use super::expression::expression_end;
+use super::line::piece_end;
 
 /// One piece of control flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +34,12 @@ pub enum Block<'a> {
     },
     /// `.for`, and `.while`, which has a condition and a body only.
     Loop { first: &'a str, condition: &'a str, step: &'a str, body: &'a str },
+    /// The condition is asked after each round.
+    Do { body: &'a str, condition: &'a str },
+    /// Commands whose aliases are looked up when they are reached.
+    Plain(&'a str),
+    /// What is refused in it ends it, and nothing else.
+    Catch(&'a str),
 }
 
 /// Where the tokens come from.
@@ -46,9 +59,12 @@ pub struct BlockError {
     pub why: &'static str,
 }
 
+/// Those that begin one.
+pub const WORDS: [&str; 8] = [".if", ".foreach", ".for", ".while", ".do", ".block", ".catch", "j"];
+
 /// Whether a statement begins with one of the words.
 pub fn is_block(text: &str) -> bool {
-    [".if", ".foreach", ".for", ".while"].iter().any(|word| after_word(text, word).is_some())
+    WORDS.iter().any(|word| after_word(text, word).is_some())
 }
 
 /// The statement at the start of `text`, and what follows it.
@@ -65,7 +81,44 @@ pub fn parse(text: &str) -> Result<(Block<'_>, &str), BlockError> {
         let (body, rest) = body(rest)?;
         return Ok((Block::Loop { first: "", condition, step: "", body }, rest));
     }
+    if let Some(left) = after_word(text, ".do") {
+        let (commands, rest) = body(left)?;
+        let at = skip_ends(rest);
+        let (condition, rest) = enclosed(at, '(', ')').ok_or_else(|| error(at, "a condition in ( ) is missing"))?;
+        return Ok((Block::Do { body: commands, condition }, rest));
+    }
+    if let Some(left) = after_word(text, ".block") {
+        return body(left).map(|(commands, rest)| (Block::Plain(commands), rest));
+    }
+    if let Some(left) = after_word(text, ".catch") {
+        return body(left).map(|(commands, rest)| (Block::Catch(commands), rest));
+    }
+    if let Some(left) = after_word(text, "j") {
+        return either(left);
+    }
     for_each(after_word(text, ".foreach").unwrap_or(text))
+}
+
+/// `j expression 'commands' ; 'commands'`: quotes may be left out around one command.
+fn either(text: &str) -> Result<(Block<'_>, &str), BlockError> {
+    let at = expression_end(text).map_err(|_| error(text, "an expression is missing"))?;
+    let condition = &text[..text.len() - at.len()];
+    let (yes, rest) = choice(at)?;
+    let after = rest.trim_start();
+    let (otherwise, rest) = match after.strip_prefix(';').map(str::trim_start) {
+        Some(after) => choice(after).map(|(no, rest)| (Some(no), rest))?,
+        None if after.is_empty() => (None, after),
+        None => return Err(error(after, "; is missing before what is run when the expression is 0")),
+    };
+    Ok((Block::If { branches: vec![(condition, yes)], otherwise }, rest))
+}
+
+fn choice(text: &str) -> Result<(&str, &str), BlockError> {
+    let text = text.trim_start();
+    match text.strip_prefix('\'') {
+        Some(inside) => inside.split_once('\'').ok_or_else(|| error(text, "the quote has no end")),
+        None => Ok(text.split_at(piece_end(text))),
+    }
 }
 
 fn after_word<'a>(text: &'a str, word: &str) -> Option<&'a str> {
@@ -203,7 +256,7 @@ pub fn substitute(body: &str, variable: &str, value: &str) -> String {
     while let Some(start) = left.find(variable) {
         let (before, at) = left.split_at(start);
         let after = &at[variable.len()..];
-        let is_edge = |c: Option<char>| c.is_none_or(|c| c.is_whitespace() || ";{}()\",".contains(c));
+        let is_edge = |c: Option<char>| c.is_none_or(is_edge);
         let edge = is_edge(before.chars().next_back().or(text.chars().next_back())) && is_edge(after.chars().next());
         text.push_str(before);
         text.push_str(if edge { value } else { variable });
@@ -252,13 +305,36 @@ mod tests {
     }
 
     #[test]
+    fn one_of_two_and_blocks_that_stand_alone() {
+        for (text, condition, yes, no, left) in [
+            ("j (0) '.echo a; ed x 1; .echo b'; 'gc'", "(0)", ".echo a; ed x 1; .echo b", Some("gc"), ""),
+            ("J @eax==0xa '.echo stop';'gc'; q", "@eax==0xa", ".echo stop", Some("gc"), "; q"),
+            ("j (poi(x)>5) ''; 'gc' ", "(poi(x)>5)", "", Some("gc"), " "),
+            ("j (1) g; k; q", "(1)", "g", Some("k"), "; q"),
+            ("j(1) g", "(1)", "g", None, ""),
+        ] {
+            let (block, rest) = parse(text).unwrap();
+            let Block::If { branches, otherwise } = &block else { panic!("{text}") };
+            assert_eq!((branches[0].0.trim(), branches[0].1, *otherwise, rest), (condition, yes, no, left), "{text}");
+        }
+        for text in ["j (0) 'a; b", "j (0) 'a' b", "j", "j ", "j (0 'a'; 'b'", "j (0) 'a'; 'b"] {
+            assert!(!is_block(text) || parse(text).is_err(), "{text}");
+        }
+        assert!(!is_block("jx (1)") && is_block("j (1)"));
+        assert_eq!(parse(".do { a; b } (1); c"), Ok((Block::Do { body: " a; b ", condition: "1" }, "; c")));
+        assert_eq!(parse(".block { a; { b } } c"), Ok((Block::Plain(" a; { b } "), " c")));
+        assert_eq!(parse(".catch{a}"), Ok((Block::Catch("a"), "")));
+        assert!(parse(".do { a }").is_err() && parse(".block a").is_err());
+    }
+
+    #[test]
     fn variables_are_words() {
         assert_eq!(substitute("dd x; .echo ${x}x xx (x)", "x", "1"), "dd 1; .echo 1x xx (1)");
     }
 
     proptest! {
         #[test]
-        fn any_text_is_parsed(text in "(\\.if|\\.foreach|\\.for|\\.while)[ (){}\"/sx1;.elsif]{0,60}", value in "\\PC{0,4}") {
+        fn any_text_is_parsed(text in "(\\.if|\\.foreach|\\.for|\\.while|\\.do|j)[ (){}\"'/sx1;.elsif]{0,60}", value in "\\PC{0,4}") {
             if let Ok((Block::ForEach { variable, body, .. }, _)) = parse(&text) {
                 substitute(body, variable, &value);
             }

@@ -9,6 +9,9 @@
 //! highest   - + not hi low by wo dwo qwo poi      then numbers, symbols, @registers, 'tags', ( )
 //! ```
 //!
+//! `$spat("text", "pattern")`, `$scmp("a", "b")` and `$sicmp` compare text, `$vvalid(address, length)` asks whether memory
+//! can be read, `@@c++(...)` and `@@(...)` hold an expression of the other kind.
+//!
 //! An expression is parsed into a postfix program and run on a stack: the depth of the input never becomes depth of the
 //! call stack beyond [`MAX_DEPTH`].
 
@@ -19,6 +22,9 @@ use nom::combinator::{opt, recognize};
 use nom::sequence::{delimited, pair, preceded};
 use nom::{IResult, Parser};
 use nt_memory::{Fault, ReadError};
+use nt_symbols::matches_glob;
+
+use super::block::enclosed;
 
 /// Parentheses and unary operators inside each other.
 pub const MAX_DEPTH: usize = 64;
@@ -31,6 +37,10 @@ pub trait Scope {
     fn register(&mut self, name: &str) -> Result<Option<u64>, ScopeError>;
     /// `size` bytes (1, 2, 4, 8) at `address`, little endian.
     fn read(&mut self, address: u64, size: usize, physical: bool) -> Result<u64, ScopeError>;
+    /// Whether all of a piece of memory can be read.
+    fn is_readable(&mut self, address: u64, length: u64) -> Result<bool, ScopeError>;
+    /// The value of a C++ expression.
+    fn typed(&mut self, text: &str) -> Result<u64, ScopeError>;
     /// 4 or 8.
     fn pointer_size(&self) -> u8;
     /// Of numbers without a prefix: 8, 10 or 16.
@@ -181,8 +191,12 @@ enum Step<'a> {
     Number(u64),
     Symbol(&'a str),
     Register(&'a str),
+    /// A C++ expression.
+    Typed(&'a str),
     Unary(Unary),
     Binary(Binary),
+    /// Whether memory can be read: address, length.
+    IsReadable,
 }
 
 /// A step and the input from where it was written.
@@ -202,6 +216,11 @@ pub fn evaluate_all(input: &str, scope: &mut dyn Scope) -> Result<u64, Expressio
         "" => Ok(value),
         left => Err(ExpressionError::Syntax { at: left.into() }),
     }
+}
+
+/// What follows the longest expression at the start of `input`. Nothing is looked up for it.
+pub fn expression_end(input: &str) -> Result<&str, ExpressionError> {
+    level(input, 0, (0, 16), &mut Vec::new())
 }
 
 fn level<'a>(
@@ -238,10 +257,15 @@ fn operand<'a>(
         let after = level(after, 0, (depth + 1, radix), program)?.trim_start();
         return after.strip_prefix(')').ok_or_else(|| ExpressionError::Syntax { at: after.into() });
     }
-    if let Some(after) = input.strip_prefix("@@masm").or_else(|| input.strip_prefix("@@"))
+    if let Some(after) = input.strip_prefix("@@masm").filter(|after| after.starts_with('(')) {
+        return operand(after, (depth + 1, radix), program);
+    }
+    if let Some(after) = input.strip_prefix("@@c++").or_else(|| input.strip_prefix("@@")).map(str::trim_start)
         && after.starts_with('(')
     {
-        return operand(after, (depth + 1, radix), program);
+        let (inside, after) = enclosed(after, '(', ')').ok_or_else(|| ExpressionError::Syntax { at: after.into() })?;
+        program.push((Step::Typed(inside), input));
+        return Ok(after);
     }
     if let Some(after) = input.strip_prefix('-') {
         let after = operand(after, (depth + 1, radix), program)?;
@@ -266,6 +290,9 @@ fn operand<'a>(
     let Ok((after, word)) = name(input) else {
         return Err(ExpressionError::Syntax { at: input.into() });
     };
+    if let Some(after) = function(word, after, input, (depth, radix), program)? {
+        return Ok(after);
+    }
     if let Some(operator) = unary_word(word) {
         let after = operand(after, (depth + 1, radix), program)?;
         program.push((Step::Unary(operator), input));
@@ -280,6 +307,60 @@ fn operand<'a>(
     Ok(after)
 }
 
+/// `$spat`, `$scmp`, `$sicmp` and `$vvalid` with their arguments; returns what follows.
+fn function<'a>(
+    word: &str,
+    after: &'a str,
+    input: &'a str,
+    (depth, radix): (usize, u32),
+    program: &mut Vec<Placed<'a>>,
+) -> Result<Option<&'a str>, ExpressionError> {
+    let word = word.to_ascii_lowercase();
+    if !matches!(word.as_str(), "$spat" | "$scmp" | "$sicmp" | "$vvalid") {
+        return Ok(None);
+    }
+    let wrong = |at: &str| ExpressionError::Syntax { at: at.trim().into() };
+    let inside = after.trim_start().strip_prefix('(').ok_or_else(|| wrong(after))?;
+    let left = if word == "$vvalid" {
+        let left = level(inside, 0, (depth + 1, radix), program)?.trim_start();
+        let left = left.strip_prefix(',').ok_or_else(|| wrong(left))?;
+        let left = level(left, 0, (depth + 1, radix), program)?;
+        program.push((Step::IsReadable, input));
+        left
+    } else {
+        let (first, left) = text(inside).ok_or_else(|| wrong(inside))?;
+        let left = left.trim_start().strip_prefix(',').ok_or_else(|| wrong(left))?;
+        let (second, left) = text(left).ok_or_else(|| wrong(left))?;
+        let value = match word.as_str() {
+            "$spat" => u64::from(matches_glob(second, first)),
+            // As strcmp: 0 when they are the same.
+            "$sicmp" => order(&first.to_lowercase(), &second.to_lowercase()),
+            _ => order(first, second),
+        };
+        program.push((Step::Number(value), input));
+        left
+    };
+    let left = left.trim_start();
+    left.strip_prefix(')').map(Some).ok_or_else(|| wrong(left))
+}
+
+/// -1, 0 or 1.
+fn order(first: &str, second: &str) -> u64 {
+    first.cmp(second) as i64 as u64
+}
+
+/// A text between double quotes, or a word, and what follows.
+fn text(input: &str) -> Option<(&str, &str)> {
+    let input = input.trim_start();
+    match input.strip_prefix('"') {
+        Some(inside) => inside.split_once('"'),
+        None => {
+            let end = input.find([',', ')'])?;
+            Some((input[..end].trim_end(), &input[end..]))
+        }
+    }
+}
+
 fn run(program: &[Placed<'_>], scope: &mut dyn Scope) -> Result<u64, ExpressionError> {
     let mut stack: Vec<u64> = Vec::new();
     for (step, at) in program {
@@ -288,6 +369,13 @@ fn run(program: &[Placed<'_>], scope: &mut dyn Scope) -> Result<u64, ExpressionE
             Step::Number(value) => *value,
             Step::Symbol(name) => resolve(scope.symbol(name), at)?,
             Step::Register(name) => resolve(scope.register(name), at)?,
+            Step::Typed(text) => resolve(scope.typed(text).map(Some), at)?,
+            Step::IsReadable => {
+                let (Some(length), Some(address)) = (stack.pop(), stack.pop()) else {
+                    return Err(ExpressionError::Syntax { at: at() });
+                };
+                resolve(scope.is_readable(address, length).map(|readable| Some(readable.into())), at)?
+            }
             Step::Unary(operator) => {
                 let Some(a) = stack.pop() else { return Err(ExpressionError::Syntax { at: at() }) };
                 match *operator {
@@ -373,7 +461,7 @@ fn quoted(input: &str) -> IResult<&str, &str> {
 
 /// `@rip`, `@$ip`, `$ip`.
 fn register(input: &str) -> IResult<&str, &str> {
-    let name = || recognize(pair(opt(char('$')), take_while1(|c: char| c.is_ascii_alphanumeric())));
+    let name = || recognize(pair(opt(char('$')), take_while1(|c: char| c.is_ascii_alphanumeric() || c == '_')));
     preceded(char('@'), name()).parse(input)
 }
 
@@ -467,6 +555,14 @@ mod tests {
             Ok(0x8877_6655_4433_2211 & (u64::MAX >> (64 - 8 * size)))
         }
 
+        fn is_readable(&mut self, address: u64, length: u64) -> Result<bool, ScopeError> {
+            Ok(address >= 0x1000 && length < 0x1000)
+        }
+
+        fn typed(&mut self, text: &str) -> Result<u64, ScopeError> {
+            text.trim().parse().map_err(|_| ScopeError::Because("no number".into()))
+        }
+
         fn pointer_size(&self) -> u8 {
             8
         }
@@ -509,6 +605,14 @@ mod tests {
             }
 
             fn read(&mut self, _: u64, _: usize, _: bool) -> Result<u64, ScopeError> {
+                Ok(0)
+            }
+
+            fn is_readable(&mut self, _: u64, _: u64) -> Result<bool, ScopeError> {
+                Ok(false)
+            }
+
+            fn typed(&mut self, _: &str) -> Result<u64, ScopeError> {
                 Ok(0)
             }
 
@@ -565,6 +669,31 @@ mod tests {
         assert_eq!(value("dwo(nt!Foo)"), 0x44332211);
         assert_eq!(value("poi(poi(nt!Foo))"), 0x88776655_44332211);
         assert_eq!(value("$pqwo(1000) + @@masm(1) + @@(2)"), 0x73);
+        assert_eq!(value("@@c++( 12 ) + 1"), 13);
+        assert_eq!(error("1 + @@c++(x)"), "Couldn't resolve error at '@@c++(x)': no number");
+        assert_eq!(error("@@c++(1"), "Syntax error at '(1'");
+    }
+
+    #[test]
+    fn texts_are_compared_and_memory_is_tried() {
+        assert_eq!(value("$spat(\"myfault\", \"my*\")"), 1);
+        assert_eq!(value("$spat(\"myfault\",\"nt*\")"), 0);
+        assert_eq!(value("$scmp(\"a\",\"a\") + 1"), 1);
+        assert_eq!(value("$scmp(\"a\",\"A\") == 1"), 1);
+        assert_eq!(value("$sicmp(\"a, b)\",\"A, B)\") == 0"), 1);
+        assert_eq!(value("$sicmp(a,b)"), u64::MAX);
+        assert_eq!(value("$vvalid(1000, 4)"), 1);
+        assert_eq!(value("$vvalid(poi(nt!Foo) - poi(nt!Foo), 4) | 2"), 2);
+        assert_eq!(error("$vvalid(1000)"), "Syntax error at ')'");
+        assert_eq!(error("$spat(\"a\")"), "Syntax error at ')'");
+        assert_eq!(error("$scmp(\"a\",\"b\""), "Syntax error at ''");
+    }
+
+    #[test]
+    fn an_expression_can_be_measured() {
+        assert_eq!(expression_end("(nosuch!name + @nothing) .echo a"), Ok(" .echo a"));
+        assert_eq!(expression_end("@eax==0xa '.echo'"), Ok(" '.echo'"));
+        assert!(expression_end("").is_err() && expression_end("(1").is_err());
     }
 
     #[test]

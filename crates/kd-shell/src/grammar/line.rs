@@ -3,13 +3,16 @@
 //! ```text
 //! dd nt!Foo L4; .echo "a;b"; * a comment takes the rest; of the line
 //! $$ a comment up to the next semicolon; $<file takes; the rest
+//! j (poi(nt!Foo)) '.echo a; .echo b'; 'g'
 //! ```
+//!
+//! Quotes of both kinds keep semicolons together. One that begins a word and is never closed keeps the rest of the line:
+//! what was meant as a part of one command is never run as another.
 
 use nom::branch::alt;
-use nom::bytes::complete::{is_not, tag, tag_no_case, take_while, take_while1};
+use nom::bytes::complete::{tag, tag_no_case, take_while, take_while1};
 use nom::character::complete::{char, digit1, multispace0, not_line_ending, one_of, satisfy};
 use nom::combinator::{opt, recognize, rest, value};
-use nom::multi::many0_count;
 use nom::sequence::{pair, preceded, terminated};
 use nom::{IResult, Parser};
 
@@ -19,7 +22,10 @@ use super::block::{self, Block, BlockError, is_block};
 pub const MAX_LINE: usize = 4096;
 
 /// Other commands than the same words in lower case.
-const CASE_COUNTS: [&str; 3] = ["dD", "dS", "dW"];
+const CASE_COUNTS: [&str; 4] = ["aS", "dD", "dS", "dW"];
+
+/// Extensions whose arguments are commands: braces keep these together as quotes do.
+const TAKE_COMMANDS: [&str; 3] = ["!for_each_module", "!for_each_process", "!for_each_thread"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Statement<'a> {
@@ -42,6 +48,13 @@ pub struct Command<'a> {
     pub word: String,
     /// What follows the word, leading blanks removed. `lmvm nt` has the word `lm` and the arguments `vm nt`.
     pub arguments: &'a str,
+}
+
+impl Command<'_> {
+    /// `!poolused` and its like, which take their arguments apart themselves.
+    pub fn is_extension(&self) -> bool {
+        self.word.starts_with('!')
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,11 +106,17 @@ fn statement(input: &str) -> IResult<&str, Option<Statement<'_>>> {
             value(None, terminated(char(';'), multispace0)),
             value(None, pair(char('*'), not_line_ending)),
             script,
-            value(None, (tag("$$"), piece, opt(char(';')))),
-            terminated(piece, opt(char(';'))).map(|text: &str| command(text).map(Statement::Command)),
+            value(None, (tag("$$"), take_while(|c| c != ';'), opt(char(';')))),
+            // `as` takes the rest of the line, semicolons and all.
+            recognize((tag("as"), satisfy(char::is_whitespace), rest)).map(one_command),
+            terminated(piece, opt(char(';'))).map(one_command),
         )),
     )
     .parse(input)
+}
+
+fn one_command(text: &str) -> Option<Statement<'_>> {
+    command(text).map(Statement::Command)
 }
 
 /// `$<f` and `$><f` take the rest of the line, `$$<f` and `$$><f` end at `;`.
@@ -108,6 +127,10 @@ fn script(input: &str) -> IResult<&str, Option<Statement<'_>>> {
         Condensed,
         WithArguments,
     }
+    let way_arguments = |way| match way {
+        Way::Lines => None,
+        Way::Condensed | Way::WithArguments => Some(""),
+    };
     alt((
         preceded(tag("$><"), rest).map(|file: &str| (file, Way::Condensed)),
         preceded(tag("$<"), rest).map(|file: &str| (file, Way::Lines)),
@@ -117,27 +140,74 @@ fn script(input: &str) -> IResult<&str, Option<Statement<'_>>> {
     ))
     .map(|(text, way)| {
         let text = text.trim();
-        let (file, arguments) = match way {
-            Way::WithArguments => {
+        let quoted = text.strip_prefix('"').and_then(|text| text.split_once('"'));
+        let (file, arguments) = match (way, quoted) {
+            (Way::WithArguments, Some((file, arguments))) => (file, Some(arguments.trim())),
+            (Way::WithArguments, None) => {
                 let (file, arguments) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
                 (file, Some(arguments.trim()))
             }
-            Way::Condensed => (text, Some("")),
-            Way::Lines => (text, None),
+            (way, Some((file, ""))) => (file, way_arguments(way)),
+            (way, _) => (text, way_arguments(way)),
         };
         Some(Statement::Script { file, arguments })
     })
     .parse(input)
 }
 
-/// Everything up to a `;` that is not between double quotes. A quote that is never closed is an ordinary character.
+/// Everything up to a `;` that is not between quotes.
 fn piece(input: &str) -> IResult<&str, &str> {
-    recognize(many0_count(alt((
-        recognize((char('"'), opt(is_not("\"")), char('"'))),
-        recognize(satisfy(|c| c == '"')),
-        is_not(";\""),
-    ))))
-    .parse(input)
+    let end = piece_end(input);
+    Ok((&input[end..], &input[..end]))
+}
+
+/// Where the statement that `text` begins with ends: at a `;`, or at the end.
+pub(super) fn piece_end(text: &str) -> usize {
+    let word = text.trim_start().split(|c: char| c.is_whitespace() || c == '{').next().unwrap_or_default();
+    let braces = TAKE_COMMANDS.iter().any(|name| name.eq_ignore_ascii_case(word));
+    let (mut at, mut before, mut depth) = (0, None, 0usize);
+    while let Some(c) = text[at..].chars().next() {
+        match c {
+            ';' if depth == 0 => return at,
+            '{' if braces => depth += 1,
+            '}' if braces => depth = depth.saturating_sub(1),
+            '"' | '\'' => {
+                if let Some(end) = quote_end(text, at, before) {
+                    at = end;
+                    before = Some(c);
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        at += c.len_utf8();
+        before = Some(c);
+    }
+    text.len()
+}
+
+/// Where the quoted text ends that begins at `at`; `None` when the mark is an ordinary character: an apostrophe, or
+/// inches behind a number. A mark before which no word stands is a quote even when its end is missing.
+fn quote_end(text: &str, at: usize, before: Option<char>) -> Option<usize> {
+    let mark = text[at..].chars().next()?;
+    let inside = at + mark.len_utf8();
+    let begins = before.is_none_or(|c| !(c.is_alphanumeric() || matches!(c, '_' | '"' | '\'' | '}' | ')')));
+    if mark == '\'' && !begins {
+        return None;
+    }
+    closing(&text[inside..], mark).map(|end| inside + end + mark.len_utf8()).or(begins.then_some(text.len()))
+}
+
+/// The mark that ends a quoted text. `\"` is a quote inside, unless no other mark follows it: it ends a folder's name
+/// then.
+fn closing(inside: &str, mark: char) -> Option<usize> {
+    let mut escaped = false;
+    let end = inside.char_indices().find(|&(_, c)| {
+        let ends = c == mark && !escaped;
+        escaped = mark == '"' && c == '\\' && !escaped;
+        ends
+    });
+    end.map(|(at, _)| at).or_else(|| inside.find(mark))
 }
 
 /// `None` for blanks.
@@ -203,6 +273,13 @@ mod tests {
     fn quotes_protect_semicolons() {
         assert_eq!(words(r#".echo "a;b"; g"#), pairs(&[(".echo", r#""a;b""#), ("g", "")]));
         assert_eq!(words(r#".echo 5" disk; g"#), pairs(&[(".echo", r#"5" disk"#), ("g", "")]));
+        assert_eq!(words(".echo 'a;b' c; g"), pairs(&[(".echo", "'a;b' c"), ("g", "")]));
+        // An apostrophe is none, and what is quoted and has no end takes the rest.
+        assert_eq!(words(".echo it's; .echo that's"), pairs(&[(".echo", "it's"), (".echo", "that's")]));
+        assert_eq!(words("bp x \"r; g"), pairs(&[("bp", "x \"r; g")]));
+        assert_eq!(words("foo 'r; g"), pairs(&[("foo", "'r; g")]));
+        assert_eq!(words(r#"bp x ".echo \"a;b\"; g"; q"#), pairs(&[("bp", r#"x ".echo \"a;b\"; g""#), ("q", "")]));
+        assert_eq!(words(r#".logopen "c:\dir\"; g"#), pairs(&[(".logopen", r#""c:\dir\""#), ("g", "")]));
     }
 
     #[test]
@@ -213,6 +290,14 @@ mod tests {
         assert_eq!(words("$$>< a.txt; g"), pairs(&[("$$>a<", "a.txt|"), ("g", "")]));
         assert_eq!(words("$$< a.txt; g"), pairs(&[("$<", "a.txt"), ("g", "")]));
         assert_eq!(words("$$>a<a.txt 1 2; g"), pairs(&[("$$>a<", "a.txt|1 2"), ("g", "")]));
+        assert_eq!(words("$$>a<\"my dir/a;b.txt\" 1; g"), pairs(&[("$$>a<", "my dir/a;b.txt|1"), ("g", "")]));
+        assert_eq!(words("$><\"my dir/a.txt\""), pairs(&[("$$>a<", "my dir/a.txt|")]));
+        assert_eq!(words("$<\"my dir/a.txt\""), pairs(&[("$<", "my dir/a.txt")]));
+        assert_eq!(words("as x a; b"), pairs(&[("as", "x a; b")]));
+        assert_eq!(words("aS x a; b"), pairs(&[("aS", "x a"), ("b", "")]));
+        assert_eq!(words("$$ don't; g"), pairs(&[("g", "")]));
+        let for_each = "!for_each_module .if (1) { a; b }";
+        assert_eq!(words(&format!("{for_each}; q")), pairs(&[("!for_each_module", &for_each[17..]), ("q", "")]));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What people type: lines, commands, expressions, ranges.
 
+pub mod alias;
 pub mod block;
+pub mod check;
 pub mod expression;
 pub mod line;
 pub mod range;

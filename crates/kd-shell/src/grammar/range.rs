@@ -78,6 +78,14 @@ mod tests {
             Err(ScopeError::Because("nothing here".into()))
         }
 
+        fn is_readable(&mut self, _: u64, _: u64) -> Result<bool, ScopeError> {
+            Ok(false)
+        }
+
+        fn typed(&mut self, _: &str) -> Result<u64, ScopeError> {
+            Err(ScopeError::Because("nothing here".into()))
+        }
+
         fn pointer_size(&self) -> u8 {
             8
         }

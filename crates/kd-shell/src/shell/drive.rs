@@ -135,6 +135,16 @@ impl Drive<'_> {
         self.shell.run_line(line, self.out)
     }
 
+    /// What a line of commands prints.
+    pub(crate) fn captured(&mut self, line: &str) -> String {
+        self.shell.captured(line).0
+    }
+
+    /// Whether commands that are run one after the other are to end: the user stopped them, or one made no sense.
+    pub(crate) fn is_line_over(&self) -> bool {
+        self.shell.cancelled || self.shell.refused
+    }
+
     /// Whether the user stopped what runs.
     pub(crate) fn was_cancelled(&self) -> bool {
         self.shell.cancelled

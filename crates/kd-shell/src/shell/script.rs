@@ -7,17 +7,19 @@ use nt_memory::Fault;
 
 use super::{Leaving, Next, Outcome, Shell, debuggee};
 use crate::error::CommandError;
+use crate::grammar::alias::{Meaning, interpolate};
 use crate::grammar::block::{Block, BlockError, Tokens, substitute};
 use crate::grammar::expression::evaluate_all;
-use crate::grammar::line::statements;
+use crate::grammar::words::unquoted;
 use crate::output::{Output, show};
 use crate::session::{Context, Format};
+use crate::text::words;
 
 /// Scripts and blocks in each other.
 const MAX_NESTED: usize = 16;
 
 /// Rounds of one loop: a condition that never ends must not hold a script for ever.
-const MAX_ROUNDS: u32 = 1 << 20;
+pub(super) const MAX_ROUNDS: u32 = 1 << 20;
 
 /// The largest script.
 const MAX_SCRIPT: u64 = 1 << 20;
@@ -38,8 +40,10 @@ impl Shell {
     /// Runs the lines of a file.
     pub fn run_script(&mut self, file: &str, out: &mut dyn Output) -> Outcome {
         match read(file) {
-            Ok(text) => self
-                .nested(&format!("$<{file}"), out, |shell, out| shell.run_lines(text.lines().map(str::to_string), out)),
+            Ok(text) => {
+                let lines: Vec<String> = text.lines().map(str::to_string).collect();
+                self.nested(&format!("$<{file}"), out, |shell, out| shell.run_lines(lines.into_iter(), out))
+            }
             Err(error) => self.refuse(&format!("$<{file}"), error, out),
         }
     }
@@ -47,19 +51,26 @@ impl Shell {
     /// `$$>a<file arguments`, `$><file`: the whole file as one line, with `${$arg1}` and so on replaced.
     pub(super) fn run_script_with(&mut self, file: &str, arguments: &str, out: &mut dyn Output) -> Outcome {
         let command = format!("$$>a<{file}");
-        let mut text = match read(file) {
+        let text = match read(file) {
             // A comment would take the rest of the file with it.
             Ok(text) => text.lines().filter(|line| !line.trim_start().starts_with('*')).collect::<Vec<_>>().join(";"),
             Err(error) => return self.refuse(&command, error, out),
         };
-        for (i, argument) in arguments.split_whitespace().enumerate() {
-            text = text.replace(&format!("${{$arg{}}}", i + 1), argument);
-        }
-        self.nested(&command, out, |shell, out| shell.run_statements(statements(&text), out))
+        let arguments: Vec<&str> = words(arguments).map(unquoted).collect();
+        let argument = |name: &str| {
+            let Some(number) = name.strip_prefix("$arg").and_then(|number| number.parse::<usize>().ok()) else {
+                return Meaning::NotMine;
+            };
+            let argument = number.checked_sub(1).and_then(|at| arguments.get(at));
+            argument.map_or(Meaning::Undefined, |argument| Meaning::Text(argument.to_string()))
+        };
+        let text = interpolate(&text, &argument).into_owned();
+        self.nested(&command, out, |shell, out| shell.run_body(&text, out))
     }
 
-    fn refuse(&mut self, command: &str, error: CommandError, out: &mut dyn Output) -> Outcome {
+    pub(super) fn refuse(&mut self, command: &str, error: CommandError, out: &mut dyn Output) -> Outcome {
         self.cancelled |= matches!(error, CommandError::Fault(Fault::Cancelled));
+        self.refused |= error.is_refusal();
         show(command, Err(error), Cost::default(), self.format, out);
         Outcome { failed: true, next: Next::Continue }
     }
@@ -80,6 +91,15 @@ impl Shell {
         outcome
     }
 
+    /// What a line prints as text, and its outcome.
+    pub(super) fn captured(&mut self, line: &str) -> (String, Outcome) {
+        let mut captured = Captured::default();
+        let format = std::mem::replace(&mut self.format, Format::Kd);
+        let outcome = self.nested("{ }", &mut captured, |shell, out| shell.run_line(line, out));
+        self.format = format;
+        (captured.0, outcome)
+    }
+
     fn run_lines(&mut self, lines: impl Iterator<Item = String>, out: &mut dyn Output) -> Outcome {
         let mut outcome = Outcome { failed: false, next: Next::Continue };
         for line in lines {
@@ -88,6 +108,8 @@ impl Shell {
                 return self.refuse(&line, Fault::Cancelled.into(), out);
             }
             let one = self.run_line(&line, out);
+            // Each line is for itself.
+            self.refused = false;
             outcome.failed |= one.failed;
             outcome.next = one.next;
             if self.is_over(&outcome) {
@@ -124,8 +146,16 @@ impl Shell {
                     break;
                 }
             }
-            if outcome.next != Next::Continue || self.cancelled || self.leaving.take() == Some(Leaving::Loop) {
+            if outcome.next != Next::Continue || self.cancelled || self.refused {
                 break;
+            }
+            match self.leaving.take() {
+                None | Some(Leaving::Round) => {}
+                Some(Leaving::Loop) => break,
+                Some(Leaving::Catch) => {
+                    self.leaving = Some(Leaving::Catch);
+                    break;
+                }
             }
         }
         self.loops -= 1;
@@ -149,9 +179,7 @@ impl Shell {
                     }
                 }
                 match chosen {
-                    Some(commands) => {
-                        self.nested(".if", out, |shell, out| shell.run_statements(statements(commands), out))
-                    }
+                    Some(commands) => self.nested(".if", out, |shell, out| shell.run_body(commands, out)),
                     None => Outcome { failed: false, next: Next::Continue },
                 }
             }
@@ -160,15 +188,11 @@ impl Shell {
                     Tokens::Text(text) => Ok(text.to_string()),
                     Tokens::File(file) => read(file),
                     Tokens::Output(commands) => {
-                        let mut captured = Captured::default();
-                        let format = std::mem::replace(&mut self.format, Format::Kd);
-                        let outcome =
-                            self.nested(".foreach", &mut captured, |shell, out| shell.run_line(commands, out));
-                        self.format = format;
+                        let (text, outcome) = self.captured(commands);
                         if self.is_over(&outcome) {
                             return outcome;
                         }
-                        Ok(captured.0)
+                        Ok(text)
                     }
                 };
                 let text = match text {
@@ -182,30 +206,58 @@ impl Shell {
                 };
                 self.nested(".foreach", out, |shell, out| shell.run_rounds(".foreach", round, out))
             }
-            Ok(Block::Loop { first, condition, step, body }) => self.nested(".for", out, |shell, out| {
-                let before = shell.run_statements(statements(first), out);
-                if shell.is_over(&before) {
-                    return before;
-                }
+            Ok(Block::Loop { first, condition, step, body }) => {
+                self.nested(".for", out, |shell, out| shell.run_loop((first, condition, step), body, out))
+            }
+            Ok(Block::Do { body, condition }) => self.nested(".do", out, |shell, out| {
+                let mut first = true;
                 let round = |shell: &mut Self, out: &mut dyn Output| {
-                    if shell.evaluate(condition)? == 0 {
+                    if !std::mem::take(&mut first) && shell.evaluate(condition)? == 0 {
                         return Ok(None);
                     }
-                    let mut one = shell.run_statements(statements(body), out);
-                    shell.leaving = shell.leaving.filter(|leaving| *leaving == Leaving::Loop);
-                    if !shell.is_over(&one) {
-                        let stepped = shell.run_statements(statements(step), out);
-                        one = Outcome { failed: one.failed || stepped.failed, ..stepped };
-                    }
-                    Ok(Some(one))
+                    Ok(Some(shell.run_body(body, out)))
                 };
-                let all = shell.run_rounds(&format!("({condition})"), round, out);
-                Outcome { failed: before.failed || all.failed, ..all }
+                shell.run_rounds(&format!("({condition})"), round, out)
             }),
+            Ok(Block::Plain(body)) => self.nested(".block", out, |shell, out| shell.run_body(body, out)),
+            Ok(Block::Catch(body)) => self.nested(".catch", out, |shell, out| shell.run_catch(body, out)),
         }
     }
 
-    fn evaluate(&mut self, text: &str) -> Result<u64, CommandError> {
+    /// What is refused in the block ends it; the line goes on behind it.
+    fn run_catch(&mut self, body: &str, out: &mut dyn Output) -> Outcome {
+        self.catches += 1;
+        let outcome = self.run_body(body, out);
+        self.catches -= 1;
+        self.refused = false;
+        self.leaving = self.leaving.filter(|leaving| *leaving != Leaving::Catch);
+        // What was caught is no failure of the line.
+        Outcome { failed: false, ..outcome }
+    }
+
+    fn run_loop(&mut self, (first, condition, step): (&str, &str, &str), body: &str, out: &mut dyn Output) -> Outcome {
+        let before = self.run_body(first, out);
+        if self.is_over(&before) {
+            return before;
+        }
+        let round = |shell: &mut Self, out: &mut dyn Output| {
+            if shell.evaluate(condition)? == 0 {
+                return Ok(None);
+            }
+            let mut one = shell.run_body(body, out);
+            // .continue makes the step as well.
+            shell.leaving = shell.leaving.filter(|leaving| *leaving != Leaving::Round);
+            if !shell.is_over(&one) {
+                let stepped = shell.run_body(step, out);
+                one = Outcome { failed: one.failed || stepped.failed, ..stepped };
+            }
+            Ok(Some(one))
+        };
+        let all = self.run_rounds(&format!("({condition})"), round, out);
+        Outcome { failed: before.failed || all.failed, ..all }
+    }
+
+    pub(super) fn evaluate(&mut self, text: &str) -> Result<u64, CommandError> {
         let lost = self.lost();
         let debuggee = debuggee(self.target.as_ref(), lost.as_deref());
         let (session, cost) = (&mut self.session, Cost::default());
@@ -214,11 +266,50 @@ impl Shell {
     }
 }
 
-fn read(file: &str) -> Result<String, CommandError> {
+/// A script as Windows writes them: UTF-16 and UTF-8 with a mark at the start, UTF-8, or else the code page of western
+/// Windows, in which every byte is some character.
+pub(crate) fn read(file: &str) -> Result<String, CommandError> {
     let failed = |why: String| CommandError::Failed(format!("cannot read the script {file}: {why}"));
     let size = fs::metadata(file).map_err(|error| failed(error.to_string()))?.len();
     if size > MAX_SCRIPT {
         return Err(failed(format!("{size} bytes are too much for a script (at most {MAX_SCRIPT})")));
     }
-    fs::read_to_string(file).map_err(|error| failed(error.to_string()))
+    Ok(decode(&fs::read(file).map_err(|error| failed(error.to_string()))?))
+}
+
+fn decode(bytes: &[u8]) -> String {
+    let encoding = match encoding_rs::Encoding::for_bom(bytes) {
+        Some((encoding, _)) => encoding,
+        // Without a mark every other byte of UTF-16 text in a western language is 0.
+        None if bytes.len() > 1 && bytes.chunks_exact(2).all(|unit| unit[1] == 0 && unit[0] != 0) => {
+            encoding_rs::UTF_16LE
+        }
+        None if std::str::from_utf8(bytes).is_ok() => encoding_rs::UTF_8,
+        None => encoding_rs::WINDOWS_1252,
+    };
+    encoding.decode_with_bom_removal(bytes).0.into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_are_read_as_windows_writes_them() {
+        let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        let big = |text: &str| text.encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<u8>>();
+        let expected = ".echo a\r\n\tr\r\n";
+        for bytes in [
+            expected.as_bytes().to_vec(),
+            [b"\xef\xbb\xbf", expected.as_bytes()].concat(),
+            [b"\xff\xfe".to_vec(), wide(expected)].concat(),
+            [b"\xfe\xff".to_vec(), big(expected)].concat(),
+            wide(expected),
+        ] {
+            assert_eq!(decode(&bytes), expected, "{bytes:x?}");
+        }
+        assert_eq!(decode(b".echo caf\xe9\r\n.echo b"), ".echo café\r\n.echo b");
+        assert_eq!(decode("äöü".as_bytes()), "äöü");
+        assert_eq!(decode(b""), "");
+    }
 }

@@ -130,6 +130,8 @@ impl Shell {
                 if let Some(commands) = commands {
                     let Outcome { next, .. } =
                         self.nested("breakpoint", out, |shell, out| shell.run_line(&commands, out));
+                    // They are a line of their own.
+                    self.refused = false;
                     if next != Next::Continue {
                         self.ended = Some(next);
                     }

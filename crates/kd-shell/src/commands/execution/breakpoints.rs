@@ -130,6 +130,7 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             if !left.trim().is_empty() {
                 return Err(usage(&INFO, format!("what is '{}'?", left.trim())));
             }
+            context.commands.check(&commands, &context.session.aliases)?;
             Some(commands).filter(|commands| !commands.trim().is_empty())
         }
     };

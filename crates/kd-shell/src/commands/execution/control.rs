@@ -6,7 +6,10 @@ pub(in crate::commands) const GO: CommandInfo = CommandInfo {
     names: &["g", "gc"],
     usage: "g",
     help: "let the target run",
-    details: "In a batch or a script it returns at once; see .wait, .sleep and .break.",
+    details: "What follows on its line or in its script is run as in kd: the first command that\n\
+              needs the target to stand still waits until it has stopped, by itself or by\n\
+              Ctrl+C. That holds for -c, -cf, $<file and what is typed. .sleep, .break, .echo\n\
+              and q need no target that stands: g; .sleep 0n1000; .break runs it for a second.",
     action: Action::Control(Control::Go),
 };
 
@@ -25,6 +28,22 @@ pub(in crate::commands) const CONTINUE: CommandInfo = CommandInfo {
     help: "go on with a loop's next round",
     details: "",
     action: Action::Control(Control::Continue),
+};
+
+pub(in crate::commands) const LEAVE: CommandInfo = CommandInfo {
+    names: &[".leave"],
+    usage: ".leave",
+    help: "go on behind the .catch that this stands in",
+    details: ".catch { commands } keeps what is refused in it from dropping the rest of the line.",
+    action: Action::Control(Control::Leave),
+};
+
+pub(in crate::commands) const REPEAT: CommandInfo = CommandInfo {
+    names: &["z"],
+    usage: "commands; z (expression)",
+    help: "run the line again from its start while the expression is not 0",
+    details: "",
+    action: Action::Control(Control::Repeat),
 };
 
 pub(in crate::commands) const WAIT: CommandInfo = CommandInfo {

@@ -32,10 +32,10 @@ use crate::typed::{Record, offset_of, read_pointer};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!process"],
-    usage: "!process [address | 0 [flags [image]]]",
+    usage: "!process [address | id | -1 | 0 [flags [image]]]",
     help: "show processes",
     details: "!process 0 0 lists all of them, !process 0 0 name.exe those with that image; without an argument the current \
-              one is shown.\nFlag 1 shows times, quotas and sizes, 4 threads, 2 threads with what they wait for.",
+              one is shown,\nas with -1. An id is a process's number (!process 4). Flag 1 shows times, quotas and sizes, 4 threads, 2 threads with what they wait for.",
     action: Action::Answer(run),
 };
 
@@ -173,6 +173,34 @@ impl Types<'_> {
     }
 }
 
+impl Types<'_> {
+    /// The addresses of all processes.
+    fn processes(&self, kernel: &dyn Kernel, notes: &mut Vec<String>) -> Result<Vec<u64>, CommandError> {
+        let Some(head) = self.symbols.symbol("PsActiveProcessHead") else {
+            return Err(CommandError::Failed("the symbols of nt have no PsActiveProcessHead".into()));
+        };
+        let head = self.width.address(kernel.base().wrapping_add(head.rva.into()));
+        Ok(self.list(head, self.offset("_EPROCESS", "ActiveProcessLinks")?, notes)?)
+    }
+
+    /// The processes with this id: one, as long as the list is whole.
+    fn with_id(&self, kernel: &dyn Kernel, id: u64, notes: &mut Vec<String>) -> Result<Vec<u64>, CommandError> {
+        let offset = self.offset("_EPROCESS", "UniqueProcessId")?;
+        let mut found = Vec::new();
+        for process in self.processes(kernel, notes)? {
+            match read_pointer(self.memory, process.wrapping_add(offset), self.width) {
+                Ok(known) if known == id => found.push(process),
+                Ok(_) | Err(ReadError::Hole { .. }) => {}
+                Err(ReadError::Fault(fault)) => return Err(fault.into()),
+            }
+        }
+        match found.is_empty() {
+            true => Err(CommandError::Failed(format!("no process has the id {id:#x} (!process 0 0 lists them)"))),
+            false => Ok(found),
+        }
+    }
+}
+
 fn types<'a>(context: &mut Context<'a>) -> Result<Types<'a>, CommandError> {
     let kernel = context.kernel()?;
     types_of(kernel, &mut context.session.symbols)
@@ -231,14 +259,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let mut notes = Vec::new();
     let all = address == 0;
     let addresses = match width.address(address) {
-        0 => {
-            let Some(head) = types.symbols.symbol("PsActiveProcessHead") else {
-                return Err(CommandError::Failed("the symbols of nt have no PsActiveProcessHead".into()));
-            };
-            let head = width.address(kernel.base().wrapping_add(head.rva.into()));
-            types.list(head, types.offset("_EPROCESS", "ActiveProcessLinks")?, &mut notes)?
-        }
+        0 => types.processes(kernel, &mut notes)?,
         _ if address == u64::MAX => vec![current_process(kernel, &mut context.session.symbols)?],
+        // What is no address of the kernel's is a process's number.
+        id if !width.is_kernel(id) => types.with_id(kernel, id, &mut notes)?,
         address => vec![address],
     };
     let mut processes = Vec::new();
@@ -247,6 +271,30 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         processes.push(process);
     }
     Ok(Reply::with_notes(Processes { processes, all, width }, notes))
+}
+
+/// A process, and one of its threads when these are wanted.
+type Running = (u64, Option<u64>);
+
+/// All processes, and with `of_threads` all of their threads; notes on what is missing.
+pub(in crate::commands) fn addresses(
+    context: &mut Context<'_>,
+    of_threads: bool,
+) -> Result<(Vec<Running>, Vec<String>), CommandError> {
+    let kernel = context.kernel()?;
+    let types = types(context)?;
+    let mut notes = Vec::new();
+    let processes = types.processes(kernel, &mut notes)?;
+    if !of_threads {
+        return Ok((processes.into_iter().map(|process| (process, None)).collect(), notes));
+    }
+    let (head, link) = (types.offset("_EPROCESS", "ThreadListHead")?, types.offset("_ETHREAD", "ThreadListEntry")?);
+    let mut found = Vec::new();
+    for process in processes {
+        let threads = types.list(process.wrapping_add(head), link, &mut notes)?;
+        found.extend(threads.into_iter().map(|thread| (process, Some(thread))));
+    }
+    Ok((found, notes))
 }
 
 const WORKING_SET: &str = "Working Set Sizes (now,min,max)";
@@ -485,8 +533,13 @@ fn thread(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let kernel = context.kernel()?;
     let width = context.width();
     let address = match context.arguments.trim() {
-        "" => context.session.thread.unwrap_or(kernel.stop().thread),
+        "" => u64::MAX,
         text => evaluate(text, &mut context.scope())?.0,
+    };
+    // -1 is the current one, as nothing is.
+    let address = match address {
+        u64::MAX => context.session.thread.unwrap_or(kernel.stop().thread),
+        address => address,
     };
     let address = width.address(address);
     let types = types(context)?;

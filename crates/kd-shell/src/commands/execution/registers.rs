@@ -16,19 +16,23 @@ use serde::Serialize;
 use super::unassemble::at_counter;
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
+use crate::cpp;
 use crate::error::CommandError;
+use crate::grammar::Scope;
 use crate::grammar::expression::evaluate_all;
-use crate::registers::{AMD64, ARM64, I386, Registers, find};
-use crate::session::Context;
-use crate::session::temporary;
-use crate::text::{Hex, visible_name};
+use crate::registers::{AMD64, ARM64, I386, Registers, is_special, size};
+use crate::session::{Context, temporary};
+use crate::text::{Hex, Width, visible_name};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["r"],
     usage: "r [register[=value]] [, register ...]",
     help: "show or set registers of the current processor",
-    details: "~1s makes another processor the current one. $t0 to $t19 hold numbers of your own. Registers of the target \
-              are set\nonly when writing is allowed (.allow_write on).",
+    details: "Parts (eax, r8d, al), flags (zf) and control registers (cr3) have their names too. ~1s makes another \
+              processor the current one.\n$t0 to $t19 hold numbers of your own; r? sets one to a C++ expression. $.u0 to \
+              $.u9 are texts that $u0 to $u9 stand for.\nOthers that are known: $ip $csp $ra $retreg $proc $thread $peb \
+              $teb $tpid $tid $extret $exp $bp0 $ptrsize $pagesize\n$exr_code $exr_param0 $bug_code $bug_param1, with \
+              and without @. Registers of the target are set only when writing is\nallowed (.allow_write on).",
     action: Action::Answer(run),
 };
 
@@ -95,36 +99,46 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::new(Shown { processor: kernel.processor(), registers: values, text }))
 }
 
-/// `r rax, rbx`, `r rax=1`
+/// `r rax, rbx`, `r rax=1`, `r? $t0=sizeof(nt!_POOL_HEADER)`, `r $.u0=text`
 fn some(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
+    let (text, typed) = text.strip_prefix('?').map_or((text, false), |text| (text.trim_start(), true));
     if let Some((name, value)) = text.split_once('=') {
-        let (name, value) = (name.trim(), evaluate_all(value, &mut context.scope())?);
-        set(context, name.strip_prefix('@').unwrap_or(name), value)?;
+        let name = name.trim();
+        let name = name.strip_prefix('@').unwrap_or(name);
+        if let Some(number) = name.strip_prefix("$.u").and_then(|number| number.parse().ok()) {
+            let value = value.trim();
+            let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+            context.session.aliases.set_fixed(number, unquoted.unwrap_or(value));
+        } else {
+            let value = match typed {
+                true => cpp::number(&mut context.scope(), value)?,
+                false => evaluate_all(value, &mut context.scope())?,
+            };
+            set(context, name, value)?;
+        }
         let processor = context.kernel().map_or(0, |kernel| kernel.processor());
         return Ok(Reply::new(Shown { processor, registers: Vec::new(), text: String::new() }));
+    }
+    if typed {
+        return Err(usage(&INFO, "r? sets a register to a C++ expression: r? $t0 = sizeof(nt!_POOL_HEADER)"));
     }
     let mut shown = Shown { processor: 0, registers: Vec::new(), text: String::new() };
     for name in text.split([',', ' ']).filter(|name| !name.is_empty()) {
         let name = name.strip_prefix('@').unwrap_or(name).to_ascii_lowercase();
-        let value = match temporary(&name) {
-            Some(number) => context.session.temporaries[number],
-            None => {
-                let kernel = context.kernel()?;
-                shown.processor = kernel.processor();
-                match crate::registers::value(kernel, &name) {
-                    Ok(Some(value)) => value,
-                    Ok(None) => return Err(bad_register(&name)),
-                    Err(error) => return Err(error),
-                }
-            }
-        };
-        let digits = match context.kernel() {
+        let value = context.scope().register(&name)?.ok_or_else(|| bad_register(&name))?;
+        let (width, size) = match context.kernel() {
             Ok(kernel) => {
-                find(kernel.version().machine, &name).map_or(2 * kernel.width().bytes(), |(_, _, size)| 2 * size)
+                shown.processor = kernel.processor();
+                let size = size(kernel.version().machine, &name);
+                (kernel.width(), size.unwrap_or(kernel.width().bytes()))
             }
-            Err(_) => 16,
+            Err(_) => (Width::Eight, 8),
         };
-        let _ = writeln!(shown.text, "{name}={value:0digits$x}");
+        let value = width.address(value);
+        let _ = match size {
+            1 => writeln!(shown.text, "{name}={value:x}"),
+            size => writeln!(shown.text, "{name}={value:0digits$x}", digits = 2 * size),
+        };
         shown.registers.push(Value { name, value: Hex(value) });
     }
     Ok(Reply::new(shown))
@@ -140,7 +154,11 @@ fn set(context: &mut Context<'_>, name: &str, value: u64) -> Result<(), CommandE
         return Ok(());
     }
     let kernel = context.kernel()?;
-    if find(kernel.version().machine, name).is_none() {
+    let machine = kernel.version().machine;
+    if is_special(machine, name) {
+        return Err(CommandError::Failed(format!("{name} is shown and cannot be set: the target keeps it itself")));
+    }
+    if size(machine, name).is_none() {
         return Err(bad_register(name));
     }
     context.session.check_writing()?;

@@ -1,4 +1,4 @@
-//! `k kn kb kv`: the stack of the current processor, or of the thread that `.thread` set.
+//! `k kb kv kc`: the stack of the current processor, or of the thread that `.thread` set.
 
 use crate::answer::Reply;
 use crate::command::{Action, CommandInfo, usage};
@@ -10,9 +10,9 @@ use crate::stack::{self, DEFAULT_FRAMES, Stack, Walked};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["k", "kn", "kb", "kv", "kbn", "kvn", "kc", "kcn", "kl", "kp"],
-    usage: "k|kn|kb|kv|kc [frames]",
-    help: "show the stack: with numbers (n), arguments (b, v), names only (c)",
-    details: "On x64 frames are found through the unwind data of the images, read from the\n\
+    usage: "k|kb|kv|kc [frames]",
+    help: "show the stack: with arguments (b, v), names only (c)",
+    details: "Frames are numbered, as in today's kd; kn is k. On x64 frames are found through the unwind data of the images, read from the\n\
               target's memory or, where its pages are not there, from the image's file along\n\
               the symbol path; on x86 and ARM64 along the chain of frame pointers. On x64 the\n\
               arguments are what stands in their home places, which is not always an\n\
@@ -42,10 +42,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         Some(thread) => super::process::switched_out(context, thread)?,
         None => registers::state(&Registers::read(kernel)?),
     };
-    let Walked { frames, notes, remarks } = stack::walk(context, state, count)?;
+    let Walked { frames, notes, remarks } = stack::walk(kernel, context.session, state, count)?;
     let stack = Stack {
         frames,
-        numbers: word.contains('n'),
+        numbers: true,
         arguments: word.contains(['b', 'v']),
         names_only: word.contains('c'),
         width,

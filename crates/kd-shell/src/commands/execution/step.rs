@@ -126,7 +126,7 @@ fn up(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     let goal = drive.with(|context| {
         let kernel = context.kernel()?;
         let state = registers::state(&Registers::read(kernel)?);
-        let (address, stack) = stack::caller(context, state)?;
+        let (address, stack) = stack::caller(kernel, context.session, state)?;
         Ok::<_, CommandError>(Goal::here(kernel, address, stack))
     })?;
     match drive.run_to(goal) {

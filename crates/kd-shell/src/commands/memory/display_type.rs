@@ -7,23 +7,23 @@
 //! ```
 
 use std::fmt;
-use std::sync::Arc;
 
 use nt_memory::Memory;
-use nt_symbols::{Enumeration, Glob, SymbolFile};
+use nt_symbols::{Enumeration, Glob};
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
+use crate::cpp;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::session::Context;
 use crate::text::{Hex, visible_name};
-use crate::typed::{Member, Path, Reader, Wanted, find, lines, path, summary};
+use crate::typed::{Member, Path, Reader, Wanted, lines, path, summary};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["dt"],
-    usage: "dt [-r[n]] [-b] [-v] [-a[n]] [-y] [module!]type [field ...] [address]",
+    usage: "dt [-r[n]] [-b] [-v] [-a[n]] [-y] [module!]type [address] [field ...]",
     help: "show a type, or memory as a type",
     details: "-r shows inner types, n levels deep; -b those that are not behind pointers; -v more of each type; -a the \
               elements of\narrays; -y takes beginnings of names. Fields may have wildcards, and a dot opens one: \
@@ -67,12 +67,17 @@ struct Enumerator {
     value: i64,
 }
 
-/// Takes the options from the front of the arguments.
-fn options(text: &str) -> Result<(Wanted, &str), CommandError> {
+/// The options, which may stand anywhere, and the other words.
+fn options(text: &str) -> Result<(Wanted, Vec<&str>), CommandError> {
     let mut wanted = Wanted::default();
-    let mut left = text.trim_start();
-    while let Some(option) = left.strip_prefix('-') {
-        let (option, rest) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
+    let mut words = Vec::new();
+    for word in text.split_whitespace() {
+        let Some(option) =
+            word.strip_prefix('-').filter(|option| option.starts_with(|c: char| c.is_ascii_alphabetic()))
+        else {
+            words.push(word);
+            continue;
+        };
         let number = |default: u64| match option.get(1..).unwrap_or_default() {
             "" => Ok(default),
             digits => digits.parse().map_err(|_| usage(&INFO, format!("-{option} has no number"))),
@@ -85,14 +90,12 @@ fn options(text: &str) -> Result<(Wanted, &str), CommandError> {
             Some('y') if option == "y" => wanted.prefixes = true,
             _ => return Err(usage(&INFO, format!("unknown option '-{option}'"))),
         }
-        left = rest.trim_start();
     }
-    Ok((wanted, left))
+    Ok((wanted, words))
 }
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let (wanted, left) = options(context.arguments)?;
-    let mut words: Vec<&str> = left.split_whitespace().collect();
+    let (wanted, mut words) = options(context.arguments)?;
     let mut address = None;
     // `dt address type` is `dt type address`.
     if words.len() > 1
@@ -109,7 +112,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         None => (None, name),
     };
     let (type_name, member) = type_name.split_once('.').map_or((type_name, None), |(name, path)| (name, Some(path)));
-    let symbols = symbols(context, module.unwrap_or("nt"))?;
+    let symbols = cpp::symbols(&mut context.scope(), module.unwrap_or("nt"))?;
     if Glob::is_pattern(type_name) {
         let types = symbols.types_matching(type_name);
         let file = visible_name(&symbols.name());
@@ -124,23 +127,24 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         };
     };
     let mut paths: Vec<Path> = member.map(path).into_iter().collect();
-    for (i, word) in fields.iter().enumerate() {
+    for word in fields {
         let path = path(word);
         let first = path.first().map(String::as_str).unwrap_or_default();
-        let is_field = Glob::is_pattern(first)
-            || wanted.prefixes && i + 1 < fields.len()
-            || layout.fields.iter().any(|field| field.name.eq_ignore_ascii_case(first));
-        match is_field {
-            true => paths.push(path),
-            false if i + 1 == fields.len() => match evaluate_all(word, &mut context.scope()) {
-                Ok(value) => address = Some(value),
-                Err(_) if wanted.prefixes => paths.push(path),
-                Err(error) if first.starts_with(|c: char| c.is_ascii_digit() || "@(".contains(c)) => {
-                    return Err(error.into());
-                }
-                Err(_) => return Err(no_such_field()),
-            },
-            false => return Err(no_such_field()),
+        let is_field = |name: &str| match wanted.prefixes {
+            true => name.get(..first.len()).is_some_and(|start| start.eq_ignore_ascii_case(first)),
+            false => name.eq_ignore_ascii_case(first),
+        };
+        // The address may stand before the members, behind them, or between them.
+        if Glob::is_pattern(first) || layout.fields.iter().any(|field| is_field(&field.name)) {
+            paths.push(path);
+            continue;
+        }
+        match evaluate_all(word, &mut context.scope()) {
+            Ok(value) if address.is_none() => address = Some(value),
+            Err(error) if first.starts_with(|c: char| c.is_ascii_digit() || "@(".contains(c)) => {
+                return Err(error.into());
+            }
+            _ => return Err(no_such_field()),
         }
     }
     let width = context.width();
@@ -181,28 +185,6 @@ fn enumeration(values: &Enumeration, heading: Option<String>) -> Answer {
         enumerators: enumerators.map(|(name, value)| Enumerator { name: visible_name(name), value: *value }).collect(),
         heading,
     }
-}
-
-/// The symbols of a module by its name.
-pub(in crate::commands) fn symbols(
-    context: &mut Context<'_>,
-    module: &str,
-) -> Result<Arc<dyn SymbolFile>, CommandError> {
-    let kernel = context.kernel()?;
-    if module.eq_ignore_ascii_case("nt") {
-        return context.session.symbols.nt(kernel).map_err(CommandError::from);
-    }
-    let mut names = context.names()?;
-    let Some(driver) = names.driver_named(module)? else {
-        return Err(CommandError::Failed(format!("no module {} (lm lists them)", visible_name(module))));
-    };
-    names.file(&driver).map_err(CommandError::from)
-}
-
-/// `?? sizeof(type)` and its like share this: the size of a type, or the offset of a member.
-pub(in crate::commands) fn offset(symbols: &dyn SymbolFile, type_name: &str, member: &str) -> Option<u64> {
-    let layout = symbols.layout(type_name)?;
-    find(symbols, &layout, member).map(|(_, offset)| offset)
 }
 
 impl Text for Answer {

@@ -38,6 +38,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         return (context.commands.help)(context.commands, "");
     }
     let value = evaluate_all(context.arguments, &mut context.scope())?;
+    context.session.last_value = value;
     let width = context.width();
     let signed = match width {
         Width::Four => i64::from(value as i32),

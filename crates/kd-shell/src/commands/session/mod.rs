@@ -1,5 +1,7 @@
 //! The session itself.
 
+pub(in crate::commands) mod alias;
+pub(in crate::commands) mod each;
 pub(in crate::commands) mod echo;
 pub(in crate::commands) mod global_flags;
 pub(in crate::commands) mod help;

@@ -1,7 +1,7 @@
 //! `.printf "format", argument, ...`
 //!
 //! ```text
-//! %d %i %u %x %X %o %c  numbers, %I64x long ones     %p  a pointer     %y  a symbol
+//! %d %i %u %x %X %o %c  numbers, %I64x long ones     %p %N  a pointer     %y  a symbol
 //! %ma %mu               text at an address           %msa %msu         text of a STRING, a UNICODE_STRING
 //! ```
 
@@ -22,7 +22,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &[".printf"],
     usage: ".printf \"format\" [, argument ...]",
     help: "print numbers, pointers, symbols and text of the target by a format",
-    details: "%d %u %x %p %c %y (symbol) %ma %mu (text at an address) %msa %msu (text of a STRING or UNICODE_STRING); \\n \
+    details: "%d %u %x %p %N %c %y (symbol) %ma %mu (text at an address) %msa %msu (text of a STRING or UNICODE_STRING); \\n \
               ends a line.",
     action: Action::Answer(run),
 };
@@ -47,9 +47,9 @@ struct Directive<'a> {
 }
 
 /// Longest first.
-const KINDS: [&str; 21] = [
-    "I64d", "I64u", "I64x", "I64X", "msa", "msu", "ma", "mu", "ld", "lu", "lx", "d", "i", "u", "x", "X", "o", "c", "p",
-    "y", "%",
+const KINDS: [&str; 22] = [
+    "N", "I64d", "I64u", "I64x", "I64X", "msa", "msu", "ma", "mu", "ld", "lu", "lx", "d", "i", "u", "x", "X", "o", "c",
+    "p", "y", "%",
 ];
 
 /// Takes a directive apart behind its `%`.
@@ -141,37 +141,41 @@ fn field(context: &mut Context<'_>, wanted: &Directive<'_>, value: u64) -> Resul
         "I64x" => format!("{prefix}{value:0digits$x}"),
         "I64X" => format!("{prefix}{value:0digits$X}"),
         "c" => char::from_u32(short).unwrap_or(char::REPLACEMENT_CHARACTER).to_string(),
-        "p" => width.pointer(value),
+        "p" | "N" => width.pointer(value),
         "y" => {
             let address = width.address(value);
             let name = context.names()?.name(address)?;
             name.map_or(width.tick(address), |name| format!("{name} ({})", width.tick(address)))
         }
-        kind => {
-            let view = context.memory()?;
-            let memory: &dyn Memory = &view;
-            let unit = if kind.ends_with('u') { 2 } else { 1 };
-            let address = width.address(value);
-            let (address, length) = match kind {
-                "msa" | "msu" => {
-                    let buffer = address.wrapping_add(width.bytes() as u64);
-                    (read_pointer(memory, buffer, width)?, usize::from(memory.read_u16(address)?))
-                }
-                _ => (address, MAX_TEXT),
-            };
-            let mut bytes = vec![0; length.min(MAX_TEXT)];
-            let read = memory.read(address, &mut bytes)?.min(bytes.len());
-            if read < unit && length > 0 {
-                return Err(CommandError::Failed(format!("Memory access error: cannot read {}", width.tick(address))));
-            }
-            let units = bytes[..read].chunks_exact(unit).map(|unit| match unit {
-                [low, high] => u16::from_le_bytes([*low, *high]),
-                unit => u16::from(unit[0]),
-            });
-            let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
-            String::from_utf16_lossy(&units)
-        }
+        kind => text_at(context, kind, value)?,
     })
+}
+
+/// Text of the target: at an address (`ma`, `mu`), or of the STRING or UNICODE_STRING there (`msa`, `msu`).
+pub(in crate::commands) fn text_at(context: &mut Context<'_>, kind: &str, value: u64) -> Result<String, CommandError> {
+    let width = context.width();
+    let view = context.memory()?;
+    let memory: &dyn Memory = &view;
+    let unit = if kind.ends_with('u') { 2 } else { 1 };
+    let address = width.address(value);
+    let (address, length) = match kind {
+        "msa" | "msu" => {
+            let buffer = address.wrapping_add(width.bytes() as u64);
+            (read_pointer(memory, buffer, width)?, usize::from(memory.read_u16(address)?))
+        }
+        _ => (address, MAX_TEXT),
+    };
+    let mut bytes = vec![0; length.min(MAX_TEXT)];
+    let read = memory.read(address, &mut bytes)?.min(bytes.len());
+    if read < unit && length > 0 {
+        return Err(CommandError::Failed(format!("Memory access error: cannot read {}", width.tick(address))));
+    }
+    let units = bytes[..read].chunks_exact(unit).map(|unit| match unit {
+        [low, high] => u16::from_le_bytes([*low, *high]),
+        unit => u16::from(unit[0]),
+    });
+    let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+    Ok(String::from_utf16_lossy(&units))
 }
 
 impl Text for Printed {
