@@ -20,7 +20,7 @@ pub enum CommandError {
     Failed(String),
     #[error("there is no target")]
     NoTarget,
-    #[error(transparent)]
+    #[error("{0}{advice}", advice = for_fault(.0))]
     Fault(#[from] Fault),
     #[error(transparent)]
     Expression(ExpressionError),
@@ -28,10 +28,28 @@ pub enum CommandError {
     Range(RangeError),
     #[error(transparent)]
     Read(ReadError),
-    #[error(transparent)]
+    #[error("{0}{advice}", advice = for_pool(.0))]
     Pool(nt_pool::PoolError),
     #[error(transparent)]
     Target(kd_target::TargetError),
+}
+
+/// What helps at a prompt: libraries tell facts only.
+fn for_fault(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::Running => " (Ctrl+C, or .break)",
+        Fault::Lost(_) | Fault::Cancelled => "",
+    }
+}
+
+/// The same of what the symbols do not have.
+fn for_pool(error: &nt_pool::PoolError) -> &'static str {
+    match error {
+        nt_pool::PoolError::NoSymbol(_) | nt_pool::PoolError::NoType(_) => {
+            "; check the symbol path (.sympath) and .reload"
+        }
+        _ => "",
+    }
 }
 
 impl From<ExpressionError> for CommandError {
@@ -131,7 +149,7 @@ impl CommandError {
     pub fn part(self) -> Result<String, Self> {
         match self {
             Self::Read(error) => Ok(error.to_string()),
-            Self::Pool(error) => Ok(error.to_string()),
+            Self::Pool(error) => Ok(format!("{error}{}", for_pool(&error))),
             other => Err(other),
         }
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use kd_target::Cost;
 use nt_memory::Fault;
+use nt_pool::find::{Bounds, Place, Question};
 use nt_pool::pooltag::PoolTags;
 
 use crate::breakpoint::Breakpoint;
@@ -43,12 +44,14 @@ pub(crate) fn temporary(name: &str) -> Option<usize> {
     (number < TEMPORARIES).then_some(number)
 }
 
-/// Where a search of small blocks was stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SearchPlace {
-    /// In whose pool, if not in the machine's.
-    pub(crate) session: Option<u32>,
-    pub(crate) address: u64,
+/// A `!poolfind` that was stopped, and can go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoppedSearch {
+    pub(crate) question: Question,
+    pub(crate) bounds: Bounds,
+    /// What is run for each block.
+    pub(crate) command: Option<String>,
+    pub(crate) place: Place,
 }
 
 pub struct Session {
@@ -75,8 +78,8 @@ pub struct Session {
     pub(crate) extension_result: u64,
     /// Bytes in use by tag at the last `!pooltop`.
     pub(crate) pool_counts: Option<HashMap<nt_pool::Tag, u64>>,
-    /// Where the last `!poolfind` that was stopped can go on: its arguments, and the place.
-    pub(crate) stopped_search: Option<(String, SearchPlace)>,
+    /// The last `!poolfind` that was stopped.
+    pub(crate) stopped_search: Option<StoppedSearch>,
     /// Whether commands may change the target.
     pub allow_write: bool,
     /// What `.process` and `.thread` chose, until the target runs.

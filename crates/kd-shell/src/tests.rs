@@ -189,7 +189,6 @@ fn run(session: &mut Session, debuggee: Debuggee<'_>, line: &str, format: Format
         let info = TABLE.find(&command.word).unwrap_or_else(|| panic!("no command {}", command.word));
         let answer = match info.action {
             Action::Answer(answer) => answer,
-            Action::Drive(_) if command.word == "!poolfind" => crate::commands::find_in_pool,
             _ => panic!("{} is for a live target", command.word),
         };
         let reply = answer(&mut Context {
@@ -252,20 +251,6 @@ fn the_articles_first_answer() {
     assert_eq!(leak["result"]["tags"][0]["paged"]["diff"], 23);
     assert_eq!(leak["result"]["tags"][0]["paged"]["bytes"], 23552000);
     assert_eq!(leak["result"]["total"]["paged"]["bytes"], 23552000);
-}
-
-#[test]
-fn the_articles_second_answer() {
-    let text = text("!poolfind Leak");
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[1], "Scanning large pool allocation table for Tag: Leak (fffffa8002e00000 : fffffa8002f80000)");
-    assert_eq!(lines[3], "*fffff8a006a00000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes");
-    assert_eq!(lines[25], "*fffff8a005800000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes");
-    assert_eq!(lines.len(), 26);
-    let blocks = |line| json(line)["result"]["blocks"].as_array().unwrap().len();
-    assert_eq!(blocks("!poolfind Leak 1"), 23);
-    assert_eq!(blocks("!poolfind Leak 0"), 0);
-    assert_eq!(blocks("!poolfind Lea?"), 23);
 }
 
 /// What the article prints for `!verifier 0x80 fffff8a005800000`.
@@ -542,7 +527,6 @@ fn every_command_answers_with_one_json_object() {
     let mut session = session(&store());
     for (line, fields) in [
         ("!poolused", &["tags", "total"][..]),
-        ("!poolfind Leak", &["tag", "blocks", "table"]),
         ("!verifier 0x80 1", &["log_entries", "index", "entries"]),
         ("!verifier", &["level", "flags", "statistics"]),
         ("!verifier 3", &["drivers"]),
@@ -597,7 +581,7 @@ fn every_command_answers_with_one_json_object() {
 
 #[test]
 fn a_running_target_is_not_asked() {
-    for line in ["!poolused", "!poolfind Leak", "!verifier 0x80", "dd 1000", "lm", "vertarget", "ln 1000", "x nt!a"] {
+    for line in ["!poolused", "!verifier 0x80", "dd 1000", "lm", "vertarget", "ln 1000", "x nt!a"] {
         let screen = run(&mut session(&store()), Debuggee::Running, line, Format::Kd);
         assert_eq!(screen.text, "");
         assert_eq!(screen.errors, "the target is running; break in first (Ctrl+C, or .break)\n", "{line}");

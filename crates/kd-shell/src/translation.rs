@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use kd_target::TargetError;
 use nt_memory::paging::{self, Page, Physical, Scheme, SoftwarePte, Walk};
-use nt_memory::{Fault, Memory, PAGE_SIZE, ReadError, Search};
+use nt_memory::{Fault, Memory, PAGE_SIZE, ReadError, Search, Spent};
 use nt_symbols::SymbolFile;
 
 use crate::error::CommandError;
@@ -232,11 +232,31 @@ impl Memory for View<'_> {
         Ok(done)
     }
 
+    /// What a process has is read from physical memory each time.
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        match self.user(address) {
+            None => self.kernel.memory().reread(address, buffer),
+            Some(_) => self.read(address, buffer),
+        }
+    }
+
     fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
         match self.user(address) {
             None => self.kernel.memory().search(address, length, pattern),
             Some(_) => Ok(Search::Unsupported),
         }
+    }
+
+    fn reply_size(&self) -> usize {
+        self.kernel.memory().reply_size()
+    }
+
+    fn spent(&self) -> Spent {
+        self.kernel.memory().spent()
+    }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.kernel.read_physical(address, buffer)
     }
 }
 

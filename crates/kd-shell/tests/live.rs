@@ -52,6 +52,55 @@ fn a_target_is_let_go_broken_into_and_asked() {
 }
 
 #[test]
+fn the_articles_second_answer() {
+    let mut live = Live::article();
+    let text = live.text("!poolfind Leak");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[1], "Scanning large pool allocation table for Tag: Leak (fffffa8002e00000 : fffffa8002f80000)");
+    assert_eq!(lines[3], "*fffff8a006a00000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes");
+    assert_eq!(lines[25], "*fffff8a005800000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes");
+    assert_eq!(lines.len(), 26);
+    for (line, count) in [("!poolfind Leak 1", 23), ("!poolfind Leak 0", 0), ("!poolfind Lea?", 23)] {
+        let json = live.json(line);
+        assert_eq!(json["result"]["blocks"].as_array().unwrap().len(), count, "{line}");
+        assert_eq!((&json["complete"], &json["ok"]), (&true.into(), &true.into()), "{line}: {json}");
+        for field in ["tag", "blocks", "table", "checks"] {
+            assert!(json["result"].get(field).is_some(), "{line} has no {field}: {json}");
+        }
+    }
+    // Every hint that is printed can be typed, its options in any order.
+    let stopped = live.json("!poolfind Driv -small -global -limit 0 -bulk");
+    assert!(stopped["result"]["stopped"].is_string(), "{stopped}");
+    let rest = live.json("!poolfind -limit 400 -resume Driv -small");
+    assert_eq!((&rest["ok"], &rest["result"]["stopped"]), (&true.into(), &serde_json::Value::Null), "{rest}");
+    assert!(live.run("!poolfind -resume").0.errors.contains("no search was stopped"));
+    live.json("!poolfind Driv -small -global -limit 0 -bulk");
+    assert!(live.run("!poolfind Leak -resume").0.errors.contains("another tag"));
+    assert!(live.run("!poolfind -resume -nonpaged").0.errors.contains("another pool type"));
+    live.run("g");
+    assert!(live.run("!poolfind Leak").0.errors.contains("break in first (Ctrl+C, or .break)"));
+    live.leave();
+}
+
+/// A search that looked in the wrong place finds nothing, and the tag's counters say so.
+#[test]
+fn blocks_that_are_counted_and_not_found_are_said() {
+    let mut live = Live::article();
+    // This machine has the article's counters, and of their blocks the large ones only.
+    let wrong = live.json("!poolfind Driv -global");
+    let checks = &wrong["result"]["checks"];
+    assert_eq!((&checks[0]["name"], &checks[0]["found"]), (&"tag-counters".into(), &0.into()), "{wrong}");
+    assert!(checks[0]["expected"].as_u64() > Some(0), "{wrong}");
+    assert_eq!((&checks[0]["ok"], &wrong["complete"], &wrong["ok"]), (&false.into(), &false.into(), &true.into()));
+    let warnings = wrong["warnings"].as_array().unwrap();
+    let said = "the books do not balance: blocks that the kernel counts of the tag: ";
+    assert!(warnings.len() == 1 && warnings[0].as_str().unwrap().starts_with(said), "{wrong}");
+    let right = live.json("!poolfind Leak");
+    assert_eq!((&right["complete"], &right["warnings"]), (&true.into(), &serde_json::json!([])), "{right}");
+    live.leave();
+}
+
+#[test]
 fn scripts_and_logs() {
     let mut live = Live::article();
     let (script, log) = (live.file("a.txt"), live.file("log.txt"));

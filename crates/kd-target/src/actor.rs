@@ -21,7 +21,7 @@ use tokio::time::Instant as Deadline;
 use tracing::Instrument;
 
 use crate::continuing::Machine;
-use crate::status::{Halt, Phase, Shared};
+use crate::status::{Halt, Phase, Searching, Shared, lock};
 use crate::{Answer, Ask, Command, Event, LONGEST_LEAVE, Leave, Stop, TargetError, Version};
 
 const STATUS_BREAKPOINT: u32 = 0x8000_0003;
@@ -341,6 +341,7 @@ impl Actor {
             self.break_ins_answered = self.session.break_ins();
         }
         self.shared.reply_data.store(usize::MAX, Ordering::Relaxed);
+        *lock(&self.shared.searching) = Searching::Unknown;
         self.set_phase(Phase::Running);
         if !std::mem::take(&mut self.reboot_announced) {
             self.tell(Event::Restarted { announced: false });

@@ -22,11 +22,11 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nt_memory::{Fault, Memory, PAGE_SIZE, Search};
+use nt_memory::{Fault, Memory, PAGE_SIZE, Search, Spent};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::{Cache, Known};
-use crate::status::{Halt, KeptModules, Phase, Shared};
+use crate::status::{Halt, KeptModules, Phase, Searching, Shared, lock};
 
 pub use crate::modules::{Module, Modules};
 pub use crate::status::Interrupt;
@@ -616,6 +616,11 @@ impl Memory for Halted {
         self.reply_data()
     }
 
+    fn spent(&self) -> Spent {
+        let Cost { requests, bytes_read, frozen, .. } = self.cost();
+        Spent { requests, bytes: bytes_read, time: frozen }
+    }
+
     fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         let address = self.on_the_wire(address);
         let mut done = 0;
@@ -639,17 +644,44 @@ impl Memory for Halted {
         if self.session.shared.interrupt.take() {
             return Err(Fault::Cancelled);
         }
+        if *lock(&self.session.shared.searching) == Searching::Refused {
+            return Ok(Search::Unsupported);
+        }
         let start = self.on_the_wire(address);
-        match self.ask(Ask::Search { address: start, length, pattern: pattern.to_vec() }) {
+        let found = match self.search_once(start, length, pattern)? {
             // Told in the caller's own form.
-            Ok(Answer::Search(Search::Found(hit))) => {
-                let hit = self.on_the_wire(hit).wrapping_sub(start).wrapping_add(address);
-                Ok(Search::Found(hit))
-            }
+            Search::Found(hit) => Search::Found(self.on_the_wire(hit).wrapping_sub(start).wrapping_add(address)),
+            other => other,
+        };
+        self.learn_searching(found)?;
+        Ok(found)
+    }
+}
+
+impl Halted {
+    fn search_once(&self, start: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        match self.ask(Ask::Search { address: start, length, pattern: pattern.to_vec() }) {
             Ok(Answer::Search(search)) => Ok(search),
             Err(TargetError::Fault(fault)) => Err(fault),
             Ok(_) | Err(_) => Ok(Search::Unsupported),
         }
+    }
+
+    /// A search that failed may have met a page that is not there. One where the kernel's image begins tells.
+    fn learn_searching(&self, found: Search) -> Result<(), Fault> {
+        let known = *lock(&self.session.shared.searching);
+        let learned = match (found, known) {
+            (_, Searching::Works) => return Ok(()),
+            (Search::Found(_) | Search::NotFound, _) => Searching::Works,
+            (Search::Unsupported, _) => {
+                match self.search_once(self.on_the_wire(self.version().kernel_base), 4, b"PE\0\0")? {
+                    Search::Unsupported => Searching::Refused,
+                    _ => Searching::Works,
+                }
+            }
+        };
+        *lock(&self.session.shared.searching) = learned;
+        Ok(())
     }
 }
 

@@ -84,9 +84,21 @@ pub(crate) struct Shared {
     pub(crate) changed: Condvar,
     /// How many bytes of memory one reply of this target carries; lowered when a good reply comes back short.
     pub(crate) reply_data: AtomicUsize,
+    /// Whether the target's stub searches memory: it is not asked again and again for what it does not have.
+    pub(crate) searching: Mutex<Searching>,
     pub(crate) interrupt: Interrupt,
     /// The module list as it was read at an earlier stop; forgotten when the target says that it changes.
     pub(crate) modules: Mutex<Option<KeptModules>>,
+}
+
+/// What is known of the stub's SearchMemory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Searching {
+    #[default]
+    Unknown,
+    Works,
+    /// ReactOS's stub refuses it, and prints that into the target's output each time.
+    Refused,
 }
 
 /// A module list that was read whole.
@@ -103,6 +115,7 @@ impl Shared {
             status: Mutex::new(Status { phase: Phase::Running, cost: Cost::default(), frozen_since: None }),
             changed: Condvar::new(),
             reply_data: AtomicUsize::new(usize::MAX),
+            searching: Mutex::default(),
             interrupt: interrupt.clone(),
             modules: Mutex::new(None),
         });
@@ -146,6 +159,6 @@ impl Shared {
 }
 
 /// A thread that panicked must not keep the others from letting the target run.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -10,6 +10,7 @@
 pub mod paging;
 
 use std::ops::Range;
+use std::time::Duration;
 
 /// The source cannot be read at all any more; whatever was being computed ends here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +19,7 @@ pub enum Fault {
     #[error("the connection to the target is lost: {0}")]
     Lost(String),
     /// The target runs, and a running target does not answer.
-    #[error("the target is running; break in first (Ctrl+C, or .break)")]
+    #[error("the target is running; break in first")]
     Running,
     /// The user stopped the command.
     #[error("interrupted")]
@@ -45,6 +46,28 @@ pub enum Search {
     Unsupported,
 }
 
+/// What a source has cost since it was opened. Questions compare two of these to say what the rest will cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Questions that were put to the target.
+    pub requests: u64,
+    /// Bytes of memory that it sent.
+    pub bytes: u64,
+    /// How long the target stood still for it.
+    pub time: Duration,
+}
+
+impl Spent {
+    /// What was spent since an earlier moment.
+    pub fn since(self, earlier: Spent) -> Spent {
+        Spent {
+            requests: self.requests.saturating_sub(earlier.requests),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            time: self.time.saturating_sub(earlier.time),
+        }
+    }
+}
+
 /// What one reply over KDNET carries at least, as a rule.
 pub const KDNET_REPLY: usize = 1296;
 
@@ -67,6 +90,11 @@ pub trait Memory {
     /// Bytes that one question to the source brings at most, where that is known: so much costs as much as one byte.
     fn reply_size(&self) -> usize {
         KDNET_REPLY
+    }
+
+    /// What it has cost so far; nothing where asking costs nothing.
+    fn spent(&self) -> Spent {
+        Spent::default()
     }
 
     /// Fills the start of `buffer` from physical memory and returns how many bytes are good: none where the source has
@@ -120,8 +148,63 @@ impl<M: Memory + ?Sized> Memory for &M {
         (**self).reply_size()
     }
 
+    fn spent(&self) -> Spent {
+        (**self).spent()
+    }
+
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         (**self).read_physical(address, buffer)
+    }
+}
+
+/// Memory that stands before other memory: it sees another address space, or allows less. Use it as
+/// [`Through`]`(layer)`.
+///
+/// Every question must be answered here, and what the source is like (what a reply carries, what was spent) cannot be:
+/// a layer that forgot to pass one of these on would have its users ask in the wrong sizes, or get yesterday's bytes.
+pub trait Layer {
+    /// The memory behind.
+    fn below(&self) -> &dyn Memory;
+
+    /// As [`Memory::read`].
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault>;
+
+    /// As [`Memory::reread`].
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault>;
+
+    /// As [`Memory::search`].
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault>;
+
+    /// As [`Memory::read_physical`].
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault>;
+}
+
+/// A layer as memory.
+pub struct Through<L>(pub L);
+
+impl<L: Layer> Memory for Through<L> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.0.read(address, buffer)
+    }
+
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.0.reread(address, buffer)
+    }
+
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        self.0.search(address, length, pattern)
+    }
+
+    fn reply_size(&self) -> usize {
+        self.0.below().reply_size()
+    }
+
+    fn spent(&self) -> Spent {
+        self.0.below().spent()
+    }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.0.read_physical(address, buffer)
     }
 }
 

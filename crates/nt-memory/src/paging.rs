@@ -11,7 +11,7 @@
 //! An entry that is not valid is Windows' own: bit 11 is a page in transition (still in memory), bit 10 a prototype
 //! (shared memory keeps the truth elsewhere), anything else names a page file or nothing (`_MMPTE_SOFTWARE`).
 
-use crate::{Fault, Memory};
+use crate::{Fault, Memory, Spent};
 
 /// How a processor translates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +171,14 @@ pub struct Physical<'a, M: Memory + ?Sized>(pub &'a M);
 impl<M: Memory + ?Sized> Memory for Physical<'_, M> {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         self.0.read_physical(address, buffer)
+    }
+
+    fn reply_size(&self) -> usize {
+        self.0.reply_size()
+    }
+
+    fn spent(&self) -> Spent {
+        self.0.spent()
     }
 }
 

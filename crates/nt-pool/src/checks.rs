@@ -76,6 +76,8 @@ pub enum Book {
     FreedLists,
     /// Special pool: pages in use against those that hold a header that fits.
     SpecialPages,
+    /// Blocks of a tag: allocations less frees, by the tag's counters, against those that were found.
+    TagCounters,
 }
 
 impl Book {
@@ -97,6 +99,7 @@ impl Book {
             Book::LargeHash => "large-hash",
             Book::FreedLists => "freed-lists",
             Book::SpecialPages => "special-pages",
+            Book::TagCounters => "tag-counters",
         }
     }
 
@@ -126,6 +129,7 @@ impl fmt::Display for Book {
             Book::LargeHash => "large allocations where the kernel's hash leads",
             Book::FreedLists => "lists of freed blocks that are plausible",
             Book::SpecialPages => "pages of special pool with a header",
+            Book::TagCounters => "blocks that the kernel counts of the tag",
         })
     }
 }

@@ -21,9 +21,9 @@ pub struct Kernel<'a> {
 /// Why a question has no answer at all. Partial answers are results with notes.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    #[error("the symbols of nt have no {0}; check the symbol path (.sympath) and .reload")]
+    #[error("the symbols of nt have no {0}")]
     NoSymbol(String),
-    #[error("the symbols of nt have no type {0}; check the symbol path (.sympath) and .reload")]
+    #[error("the symbols of nt have no type {0}")]
     NoType(String),
     #[error("type {type_name} has no member {member}")]
     NoField { type_name: String, member: String },

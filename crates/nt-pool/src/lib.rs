@@ -11,6 +11,7 @@ pub mod big_pages;
 pub mod build;
 pub mod checks;
 mod classic_pool;
+pub mod find;
 pub mod history;
 mod kernel;
 mod kind;
@@ -38,6 +39,7 @@ pub mod unloaded;
 pub mod verifier;
 mod vs_subsegment;
 
+pub use checks::Check;
 pub use kernel::{Kernel, PoolError};
 pub use kind::PoolKind;
 pub use notes::{Lack, Missing, Note, Notes};

@@ -22,7 +22,7 @@ use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use nt_memory::paging::{Page, Scheme, SoftwarePte, walk};
-use nt_memory::{Fault, Memory, PAGE_SIZE, Search, read_sparse};
+use nt_memory::{Fault, Layer, Memory, PAGE_SIZE, Search, Spent, Through, read_sparse};
 
 use crate::big_pages::{self, BigPage, BigPages};
 use crate::kernel::Variable;
@@ -108,7 +108,7 @@ pub fn all(kernel: &Kernel<'_>) -> Result<Sessions, PoolError> {
         sessions.push(Session { id: 0, address, process: None, root: None, scheme });
     }
     for session in sessions.iter_mut() {
-        let memory = InSession::new(kernel.memory, session);
+        let memory = SessionKernel::new(kernel.memory, session);
         match Space::new(&memory.kernel(kernel), session)?.number("SessionId", 4)? {
             Some(id) => session.id = id as u32,
             None => notes.missing(format!("the session at {:016x} cannot be read", session.address)),
@@ -148,7 +148,7 @@ fn is_same(kernel: &Kernel<'_>, one: &Session, other: &Session) -> Result<bool, 
 
 /// The sums of a session's tag tables.
 pub fn tags(kernel: &Kernel<'_>, session: &Session, wanted: &dyn Fn(Tag) -> bool) -> Result<TagReport, PoolError> {
-    let memory = InSession::new(kernel.memory, session);
+    let memory = SessionKernel::new(kernel.memory, session);
     let kernel = memory.kernel(kernel);
     let space = Space::new(&kernel, session)?;
     let width = usize::from(kernel.pointer_size);
@@ -172,7 +172,7 @@ pub fn tags(kernel: &Kernel<'_>, session: &Session, wanted: &dyn Fn(Tag) -> bool
 
 /// A session's large allocations.
 pub fn big_pages(kernel: &Kernel<'_>, session: &Session, wanted: &dyn Fn(Tag) -> bool) -> Result<BigPages, PoolError> {
-    let memory = InSession::new(kernel.memory, session);
+    let memory = SessionKernel::new(kernel.memory, session);
     let kernel = memory.kernel(kernel);
     let space = Space::new(&kernel, session)?;
     let width = usize::from(kernel.pointer_size);
@@ -198,7 +198,7 @@ pub fn small_blocks(
     large: &[BigPage],
     limits: Limits,
 ) -> Result<Blocks, PoolError> {
-    let memory = InSession::new(kernel.memory, session);
+    let memory = SessionKernel::new(kernel.memory, session);
     let kernel = memory.kernel(kernel);
     let space = Space::new(&kernel, session)?;
     let width = usize::from(kernel.pointer_size);
@@ -260,7 +260,7 @@ fn waiting(space: &Space<'_>) -> Result<Vec<u64>, PoolError> {
 
 /// The process that a small block of a session's is charged to, as its header says.
 pub fn process(kernel: &Kernel<'_>, session: &Session, block: &SmallBlock) -> Result<Option<u64>, PoolError> {
-    let memory = InSession::new(kernel.memory, session);
+    let memory = SessionKernel::new(kernel.memory, session);
     small_blocks::process(&memory.kernel(kernel), block)
 }
 
@@ -310,10 +310,6 @@ impl<'m> InSession<'m> {
         InSession { memory, session, tables: Tables { memory, pieces: RefCell::default() } }
     }
 
-    fn kernel<'k>(&'k self, kernel: &Kernel<'k>) -> Kernel<'k> {
-        Kernel { memory: self, ..*kernel }
-    }
-
     fn translate(&self, address: u64) -> Result<Place, Fault> {
         let Session { root: Some(root), scheme, .. } = *self.session else { return Ok(Place::Unknown) };
         let walked = walk(&self.tables, scheme, SoftwarePte::of(scheme), root, address)?;
@@ -336,25 +332,57 @@ impl<'m> InSession<'m> {
     }
 }
 
-impl Memory for InSession<'_> {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+/// A kernel whose memory is that of a session's processes.
+struct SessionKernel<'m>(Through<InSession<'m>>);
+
+impl<'m> SessionKernel<'m> {
+    fn new(memory: &'m dyn Memory, session: &'m Session) -> Self {
+        SessionKernel(Through(InSession::new(memory, session)))
+    }
+
+    fn kernel<'k>(&'k self, kernel: &Kernel<'k>) -> Kernel<'k> {
+        Kernel { memory: &self.0, ..*kernel }
+    }
+}
+
+/// How memory is read at an address.
+type Read<'r> = &'r dyn Fn(u64, &mut [u8]) -> Result<usize, Fault>;
+
+impl InSession<'_> {
+    /// Reads page by page, each from where it is: `read` where the page tables do not tell.
+    fn pages(&self, address: u64, buffer: &mut [u8], read: Read<'_>) -> Result<usize, Fault> {
         let mut done = 0;
         while done < buffer.len() {
             let at = address.wrapping_add(done as u64);
             let part = ((PAGE_SIZE - at % PAGE_SIZE) as usize).min(buffer.len() - done);
             let part = &mut buffer[done..done + part];
-            let read = match self.translate(at)? {
+            let good = match self.translate(at)? {
                 Place::At(physical) => self.memory.read_physical(physical, part)?,
                 // Here the debugger's own process may have another session's page.
                 Place::Nowhere => 0,
-                Place::Unknown => self.memory.read(at, part)?,
+                Place::Unknown => read(at, part)?,
             };
-            done += read.min(part.len());
-            if read < part.len() {
+            done += good.min(part.len());
+            if good < part.len() {
                 break;
             }
         }
         Ok(done)
+    }
+}
+
+impl Layer for InSession<'_> {
+    fn below(&self) -> &dyn Memory {
+        self.memory
+    }
+
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.pages(address, buffer, &|at, part| self.memory.read(at, part))
+    }
+
+    /// Physical memory has no way to be read again: what a session's tables are is asked for once a question anyway.
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.pages(address, buffer, &|at, part| self.memory.reread(at, part))
     }
 
     fn search(&self, _: u64, _: u64, _: &[u8]) -> Result<Search, Fault> {
@@ -399,5 +427,13 @@ impl Memory for Tables<'_> {
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
         Ok(count)
+    }
+
+    fn reply_size(&self) -> usize {
+        self.memory.reply_size()
+    }
+
+    fn spent(&self) -> Spent {
+        self.memory.spent()
     }
 }

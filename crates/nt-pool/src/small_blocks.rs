@@ -255,13 +255,13 @@ impl Plan {
 
     /// Bytes that [`Plan::find`] will read from `from` on.
     pub fn bytes(&self, from: u64) -> u64 {
-        self.walked().filter(|area| area.end() > from).map(Area::cost).sum()
+        self.walked().map(|area| area.rest(from)).map(|rest| rest.end - rest.start).sum()
     }
 
     /// What [`Plan::find`] costs from `from` on where a reply carries so many bytes.
     pub fn cost(&self, from: u64, reply: u64) -> Cost {
         let mut cost = Cost::default();
-        self.walked().filter(|area| area.end() > from).for_each(|area| cost.read(area.cost(), reply.max(1)));
+        self.walked().map(|area| area.rest(from)).for_each(|rest| cost.read(rest.end - rest.start, reply.max(1)));
         cost
     }
 
@@ -272,11 +272,11 @@ impl Plan {
         let (mut cost, mut most) = (Cost::default(), Cost::default());
         let (mut areas, mut heap) = (0, 0);
         for area in self.walked().filter(|area| area.end() > from) {
-            most.read(area.cost(), reply);
+            let rest = area.rest(from);
+            most.read(rest.end - rest.start, reply);
             areas += 1;
             heap += if matches!(area.content, Content::Vs | Content::Lfh) { area.length } else { 0 };
-            let whole = area.address..area.address.saturating_add(area.cost());
-            for (part, mapped) in Mapping::But(&self.heaps.transition).of(&whole) {
+            for (part, mapped) in Mapping::But(&self.heaps.transition).of(&rest) {
                 let length = part.end - part.start;
                 match mapped && length.div_ceil(reply) > KEYS {
                     true => cost.requests += KEYS * length.div_ceil(PIECE),
@@ -286,7 +286,7 @@ impl Plan {
         }
         if self.segment_heap {
             // Entries of page tables, and the tables above them.
-            for stretch in stretches(self.walked()) {
+            for stretch in stretches(self.walked().filter(|area| area.end() > from)) {
                 cost.read((stretch.end - stretch.start) / PAGE_SIZE * 8, reply);
                 cost.requests += 1;
             }
@@ -435,6 +435,17 @@ fn in_use(large: &[BigPage]) -> Vec<Range<u64>> {
 }
 
 impl Area {
+    /// What is read of it by a walk that begins at `from`: pages one by one, everything else as a whole.
+    fn rest(&self, from: u64) -> Range<u64> {
+        let end = self.address.saturating_add(self.cost());
+        let start = match self.content {
+            _ if self.end() <= from => end,
+            Content::Pages | Content::SpecialPages | Content::MixedPages => from & !(PAGE_SIZE - 1),
+            Content::Vs | Content::Lfh | Content::Range | Content::SpecialRange => self.address,
+        };
+        start.clamp(self.address, end)..end
+    }
+
     /// Bytes that are read of it.
     fn cost(&self) -> u64 {
         match self.content {

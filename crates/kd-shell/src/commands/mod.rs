@@ -16,8 +16,6 @@ mod symbols;
 mod verifier;
 
 pub use leak::refuse_watch;
-#[cfg(test)]
-pub(crate) use pool::pool_find::answer as find_in_pool;
 
 const COMMANDS: &[CommandInfo] = &[
     pool::pool_used::INFO,

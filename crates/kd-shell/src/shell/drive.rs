@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kd_target::{Cost, TargetError};
-use nt_memory::Fault;
+use nt_memory::{Fault, Spent};
 
 use super::{Outcome, Seen, Shell, Stopped, debuggee};
 use crate::banner::Reason;
@@ -35,6 +35,12 @@ impl Drive<'_> {
 
     pub(crate) fn cost(&self) -> Cost {
         self.shell.cost()
+    }
+
+    /// The same as a pool question compares it with later.
+    pub(crate) fn spent(&self) -> Spent {
+        let Cost { requests, bytes_read, frozen, .. } = self.cost();
+        Spent { requests, bytes: bytes_read, time: frozen }
     }
 
     pub(crate) fn is_halted(&mut self) -> bool {

@@ -8,13 +8,13 @@ use crate::support::*;
 
 const VERSIONS: [Version; 3] = [VISTA_X86, WIN7_X64, WIN10_1607];
 
-struct Pool {
-    world: World,
+pub(crate) struct Pool {
+    pub(crate) world: World,
     /// Start of nonpaged, of paged and of special pool.
-    nonpaged: u64,
-    paged: u64,
+    pub(crate) nonpaged: u64,
+    pub(crate) paged: u64,
     special: u64,
-    blocks: Vec<SmallBlock>,
+    pub(crate) blocks: Vec<SmallBlock>,
 }
 
 const PTE_BASE_10: u64 = 0xffff_9a00_0000_0000;
@@ -136,7 +136,7 @@ impl Pool {
     }
 }
 
-fn ordinary(version: Version) -> Pool {
+pub(crate) fn ordinary(version: Version) -> Pool {
     let mut pool = Pool::new(version);
     let (nonpaged, paged, special) = (pool.nonpaged, pool.paged, pool.special);
     for n in 0..3 {

@@ -3,6 +3,7 @@
 
 mod big_pages;
 mod classic_pool;
+mod find;
 mod hostile;
 mod isf;
 mod pool_log;

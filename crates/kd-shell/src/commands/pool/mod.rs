@@ -1,5 +1,7 @@
 //! The pool: tags, blocks, pages, lists.
 
+mod balance;
+mod cost;
 pub(in crate::commands) mod lookaside;
 pub(in crate::commands) mod pool_find;
 pub(in crate::commands) mod pool_page;

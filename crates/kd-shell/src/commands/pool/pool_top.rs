@@ -6,15 +6,14 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::time::Instant;
 
-use nt_memory::PAGE_SIZE;
+use nt_memory::{PAGE_SIZE, Spent};
 use nt_pool::big_pages::BigPage;
 use nt_pool::small_blocks::{BlockKind, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Notes, PoolKind, Tag, big_pages, tags};
 use serde::Serialize;
 
-use super::pool_find::{Estimate, LIMIT, size};
+use super::cost::{Estimate, LIMIT, size, time};
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
@@ -144,7 +143,7 @@ fn arguments(text: &str) -> Result<Arguments, CommandError> {
 
 fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     let Arguments { count, order, small, limit } = arguments(drive.arguments)?;
-    let (before, start) = (drive.cost().requests, Instant::now());
+    let since = drive.spent();
     let (counted, large) = drive.with(|context| {
         context.pool(|kernel| Ok((tags::read(kernel, &|_| true)?, big_pages::read(kernel, &|_| true)?)))
     })?;
@@ -165,7 +164,7 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     }
     let small = match small {
         true => {
-            let spent = (drive.cost().requests.saturating_sub(before), start);
+            let spent = drive.spent().since(since);
             let walked = walk(drive, &large.blocks, limit, spent, &mut sizes)?;
             notes.extend(walked.1);
             Some(walked.0)
@@ -230,23 +229,23 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     Ok(Reply { remarks, ..Reply::with_notes(answer, notes) })
 }
 
-/// Reads the pool for its small blocks; returns what holds them, and notes. `spent`: requests since a moment.
+/// Reads the pool for its small blocks; returns what holds them, and notes. `spent`: what was spent on this question.
 fn walk(
     drive: &mut Drive<'_>,
     large: &[BigPage],
     limit: u64,
-    spent: (u64, Instant),
+    spent: Spent,
     sizes: &mut BTreeMap<(u64, &'static str), u64>,
 ) -> Result<(Small, Notes), CommandError> {
     let plan = drive.with(|context| context.pool(|kernel| Plan::read(kernel, Kinds::ALL)))?;
     let bytes = plan.bytes(0);
-    let estimate = Estimate::new(plan.cost(0, drive.reply_data() as u64), spent.0, spent.1.elapsed());
+    let expected = nt_pool::find::Estimate::new(plan.cost(0, drive.reply_data() as u64), spent);
     drive.remark(&format!(
-        "Reading {} of pool: about {} requests, the target stands still for about {} s. Cheaper: without -small, or \
+        "Reading {} of pool: about {} requests, the target stands still for about {}. Cheaper: without -small, or \
          -limit MB; Ctrl+C stops it.\n",
         size(bytes.min(limit)),
-        estimate.requests,
-        estimate.frozen_ms / 1000
+        expected.requests,
+        time(expected.time)
     ));
     let limits = Limits { bytes: limit, ..Limits::default() };
     let found = drive.with(|context| context.pool(|kernel| plan.find(kernel, &|_| true, large, limits)))?;
@@ -278,7 +277,7 @@ fn walk(
     }
     carriers.sort_by_key(|carrier| (carrier.pool, carrier.kind));
     let stopped = found.stopped.map(|at| drive.with(|context| Hex(context.width().address(at))));
-    Ok((Small { estimate, stopped, carriers }, notes))
+    Ok((Small { estimate: expected.into(), stopped, carriers }, notes))
 }
 
 /// Bytes that a block in use takes. One of special pool has its page to itself, and uses what was asked for.

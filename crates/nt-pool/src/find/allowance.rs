@@ -1,0 +1,71 @@
+//! Memory that is read no further than a cost allows.
+
+use std::cell::Cell;
+
+use nt_memory::{Fault, Layer, Memory, Search};
+
+use crate::small_blocks::Cost;
+
+pub(super) struct Allowance<'m> {
+    memory: &'m dyn Memory,
+    reply: u64,
+    left: Cell<Cost>,
+    exhausted: Cell<bool>,
+}
+
+impl<'m> Allowance<'m> {
+    pub(super) fn new(memory: &'m dyn Memory, left: Cost) -> Self {
+        let reply = (memory.reply_size() as u64).max(1);
+        Allowance { memory, reply, left: Cell::new(left), exhausted: Cell::new(false) }
+    }
+
+    pub(super) fn left(&self) -> Cost {
+        self.left.get()
+    }
+
+    /// Whether something was not read because of the cost.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.exhausted.get()
+    }
+
+    fn charge(&self, bytes: u64) -> Result<(), Fault> {
+        let left = self.left.get();
+        let requests = left.requests.checked_sub(bytes.div_ceil(self.reply).max(1));
+        match requests.zip(left.bytes.checked_sub(bytes)) {
+            Some((requests, bytes)) => {
+                self.left.set(Cost { requests, bytes });
+                Ok(())
+            }
+            None => {
+                self.exhausted.set(true);
+                Err(Fault::Cancelled)
+            }
+        }
+    }
+}
+
+impl Layer for Allowance<'_> {
+    fn below(&self) -> &dyn Memory {
+        self.memory
+    }
+
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.charge(buffer.len() as u64)?;
+        self.memory.read(address, buffer)
+    }
+
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.charge(buffer.len() as u64)?;
+        self.memory.reread(address, buffer)
+    }
+
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        self.charge(0)?;
+        self.memory.search(address, length, pattern)
+    }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.charge(buffer.len() as u64)?;
+        self.memory.read_physical(address, buffer)
+    }
+}

@@ -1,0 +1,181 @@
+//! What an answer will cost.
+
+use std::time::Duration;
+
+use nt_memory::{Spent, Through};
+
+use super::allowance::Allowance;
+use super::large::Found;
+use super::{Bounds, Place, Pool, Question, Sizes};
+use crate::small_blocks::{self, Cost, Plan};
+use crate::{Kernel, PoolError, Tag};
+
+/// What a question costs in all that the kernel's counters have answered already: small blocks are looked for as long as
+/// it stays within.
+const QUICK: Cost = Cost { requests: 60, bytes: 16 << 10 };
+
+/// Requests without which it is not even begun to ask where small blocks can be: no pool is so small.
+const LEAST_PLAN: u64 = 8;
+
+/// What a walk costs, from what was measured on this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Estimate {
+    pub requests: u64,
+    pub bytes: u64,
+    /// How long the target will stand still.
+    pub time: Duration,
+}
+
+impl Estimate {
+    /// `measured`: what requests took just now.
+    pub fn new(cost: Cost, measured: Spent) -> Self {
+        let Cost { requests, bytes } = cost;
+        let each = measured.time.as_micros() / u128::from(measured.requests.max(1));
+        let micros = u64::try_from(each.saturating_mul(requests.into())).unwrap_or(u64::MAX);
+        Estimate { requests, bytes, time: Duration::from_micros(micros) }
+    }
+}
+
+/// How small blocks are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The target looks for the tag's bytes itself, and what it finds is read.
+    Search(Tag),
+    /// All of the pool is read.
+    Bulk,
+}
+
+/// A question whose cheap part is answered.
+#[derive(Debug)]
+pub struct Quote {
+    pub(super) question: Question,
+    pub(super) since: Spent,
+    pub(super) found: Found,
+    /// Where small blocks can be; `None` when they are not looked for.
+    pub(super) plan: Option<Plan>,
+    pub(super) way: Way,
+    /// The kernel's counters have answered already.
+    pub(super) counted: bool,
+    pub(super) reply: u64,
+    /// Bytes of pool where the machine's small blocks can be, from where the search begins.
+    pub covers: u64,
+    /// What looking for them is expected to cost; `None` when they are not looked for.
+    pub expected: Option<Estimate>,
+    /// What reading all of it would cost, when the target searches itself instead.
+    pub bulk: Option<Estimate>,
+}
+
+impl Quote {
+    /// Answers what is cheap. `since`: what the memory had cost before the question was put; what was spent then and
+    /// now tells how fast this connection is.
+    pub fn new(kernel: &Kernel<'_>, question: Question, since: Spent) -> Result<Quote, PoolError> {
+        let mut found = Found::default();
+        found.read_large(kernel, &question)?;
+        let mut quote = Quote {
+            counted: question.wants_small()
+                && question.sizes == Sizes::All
+                && question.pool != Some(Pool::Special)
+                && found.has_all(&question),
+            question,
+            since,
+            found,
+            plan: None,
+            way: Way::Bulk,
+            reply: (kernel.memory.reply_size() as u64).max(1),
+            covers: 0,
+            expected: None,
+            bulk: None,
+        };
+        quote.plan(kernel)?;
+        quote.estimate(kernel)?;
+        Ok(quote)
+    }
+
+    fn plan(&mut self, kernel: &Kernel<'_>) -> Result<(), PoolError> {
+        if !self.question.wants_small() {
+            return Ok(());
+        }
+        self.plan = match self.counted {
+            true => self.quick_plan(kernel)?,
+            false => {
+                let place = Place { session: None, address: self.question.start() };
+                self.found.piece("small blocks are missing", place, Plan::read(kernel, self.question.kinds()))?
+            }
+        };
+        Ok(())
+    }
+
+    /// What is left of [`QUICK`].
+    pub(super) fn quick(&self, kernel: &Kernel<'_>) -> Cost {
+        let spent = kernel.memory.spent().since(self.since);
+        Cost { requests: QUICK.requests.saturating_sub(spent.requests), bytes: QUICK.bytes.saturating_sub(spent.bytes) }
+    }
+
+    /// Where small blocks can be, if that and looking there costs no more than is left.
+    fn quick_plan(&self, kernel: &Kernel<'_>) -> Result<Option<Plan>, PoolError> {
+        let left = self.quick(kernel);
+        if left.requests < LEAST_PLAN {
+            return Ok(None);
+        }
+        let memory = Through(Allowance::new(kernel.memory, left));
+        let plan = match Plan::read(&Kernel { memory: &memory, ..*kernel }, self.question.kinds()) {
+            Ok(plan) => plan,
+            Err(_) if memory.0.is_exhausted() => return Ok(None),
+            Err(error) => {
+                error.local()?;
+                return Ok(None);
+            }
+        };
+        let left = memory.0.left();
+        let from = self.question.start();
+        let fits = |cost: Cost| cost.requests <= left.requests && cost.bytes <= left.bytes;
+        let searches = self.question.tag.exact().is_some() && !self.question.bulk;
+        // To read everything the table of large allocations would be read in whole.
+        let quick = plan.cost(from, self.reply) == Cost::default()
+            || searches && fits(plan.search_cost(from, self.reply, 0)) && small_blocks::is_searchable(kernel)?;
+        Ok(quick.then_some(plan))
+    }
+
+    /// Says what the plan costs, and chooses the way.
+    fn estimate(&mut self, kernel: &Kernel<'_>) -> Result<(), PoolError> {
+        let Some(plan) = &self.plan else { return Ok(()) };
+        let (from, reply, hits) = (self.question.start(), self.reply, self.found.expected());
+        let table = self.found.table.end.wrapping_sub(self.found.table.start);
+        let with_table =
+            |cost: Cost| Cost { requests: cost.requests + table.div_ceil(reply), bytes: cost.bytes + table };
+        let mut bulk = plan.cost(from, reply);
+        // What is read in whole needs the table of large allocations in whole.
+        if self.found.whole.is_none() {
+            bulk = with_table(bulk);
+        }
+        let mut search = None;
+        if let Some(tag) = self.question.tag.exact().filter(|_| !self.question.bulk) {
+            let mut cost = plan.search_cost(from, reply, hits);
+            if hits > 0 && !plan.segment_heap {
+                cost = with_table(cost);
+            }
+            let cheaper = self.counted || cost.requests < bulk.requests;
+            if cheaper && small_blocks::is_searchable(kernel)? {
+                search = Some(cost);
+                self.way = Way::Search(tag);
+            }
+        }
+        let measured = kernel.memory.spent().since(self.since);
+        let all = Estimate::new(bulk, measured);
+        self.covers = plan.bytes(from);
+        self.expected = Some(search.map_or(all, |cost| Estimate::new(cost, measured)));
+        self.bulk = search.map(|_| all);
+        Ok(())
+    }
+
+    /// Bytes of pool that may be read, or the requests that carry them be spent otherwise: as many as the bounds allow
+    /// where the rest takes as long as what was asked until now.
+    pub fn allowed(&self, kernel: &Kernel<'_>, bounds: Bounds) -> u64 {
+        let Some(budget) = bounds.budget else { return bounds.bytes };
+        let spent = kernel.memory.spent().since(self.since);
+        let left = budget.saturating_sub(spent.time).as_micros();
+        let requests = left.saturating_mul(spent.requests.max(1).into()) / spent.time.as_micros().max(1);
+        let bytes = u64::try_from(requests.saturating_mul(self.reply.into())).unwrap_or(u64::MAX).max(0x1000);
+        bounds.bytes.min(bytes)
+    }
+}
