@@ -152,6 +152,42 @@ pub(crate) fn call_length(machine: u16, bytes: &[u8]) -> Option<usize> {
     }
 }
 
+/// Where the instruction begins whose four-byte constant lies at `at` in `bytes`. `start` is where an instruction is known
+/// to begin, as a function does; without one the bytes before the constant tell: `b8` to `bf` (mov) and `68` (push) stand
+/// right before it, with a prefix as the case may be.
+pub(crate) fn instruction_of_constant(machine: u16, bytes: &[u8], start: Option<usize>, at: usize) -> Option<usize> {
+    /// Prefixes, opcode, ModRM, SIB and displacement.
+    const BEFORE: usize = 11;
+    let bits = match machine {
+        AMD64 => 64,
+        I386 => 32,
+        _ => return None,
+    };
+    let holds = |from: usize| {
+        let mut decoder = Decoder::new(bits, bytes.get(from..)?, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        let offsets = decoder.get_constant_offsets(&instruction);
+        let is = offsets.has_immediate() && offsets.immediate_size() == 4 && from + offsets.immediate_offset() == at;
+        (!instruction.is_invalid()).then_some((instruction.len(), is))
+    };
+    if let Some(start) = start {
+        let mut from = start;
+        while from <= at {
+            match holds(from) {
+                Some((_, true)) => return Some(from),
+                Some((length, false)) => from += length,
+                None => break,
+            }
+        }
+    }
+    let candidates: Vec<usize> =
+        (1..=BEFORE.min(at)).map(|back| at - back).filter(|from| matches!(holds(*from), Some((_, true)))).collect();
+    let nearest = *candidates.first()?;
+    // A REX prefix belongs to what follows it.
+    let prefixed = candidates.get(1).filter(|from| **from + 1 == nearest && bits == 64 && bytes[**from] & 0xf0 == 0x40);
+    Some(prefixed.copied().unwrap_or(nearest))
+}
+
 /// ``fffff801`0bf95810 4c89442418      mov     …``
 pub(crate) fn line(width: Width, address: u64, bytes: &[u8], text: &str) -> String {
     let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -193,7 +229,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_instruction_around_a_constant_is_found() {
+        let tag = *b"Leak";
+        // xor ecx,ecx; mov r8d,'kaeL'; ret
+        let code = [&[0x33, 0xc9, 0x41, 0xb8][..], &tag, &[0xc3]].concat();
+        assert_eq!(instruction_of_constant(AMD64, &code, None, 4), Some(2));
+        assert_eq!(instruction_of_constant(AMD64, &code, Some(0), 4), Some(2));
+        // push 'kaeL'
+        let code = [&[0x8b, 0xc1, 0x68][..], &tag].concat();
+        assert_eq!(instruction_of_constant(I386, &code, None, 3), Some(2));
+        // mov dword ptr [rsp+28h],'kaeL'
+        let code = [&[0x90, 0xc7, 0x44, 0x24, 0x28][..], &tag].concat();
+        assert_eq!(instruction_of_constant(AMD64, &code, None, 5), Some(1));
+        // Text, and no instruction.
+        assert_eq!(instruction_of_constant(AMD64, b"\0\0\0\0Leak", None, 4), None);
+    }
+
     proptest! {
+        #[test]
+        fn any_bytes_have_an_instruction_or_none(bytes: Vec<u8>, start in proptest::option::of(0usize..64), at in 0usize..64) {
+            let _ = instruction_of_constant(AMD64, &bytes, start, at);
+            let _ = instruction_of_constant(I386, &bytes, start, at);
+        }
+
         #[test]
         fn any_bytes_are_disassembled(bytes: [u8; 16], address: u64, x86: bool) {
             let mut disassembler = Disassembler::new(if x86 { I386 } else { AMD64 }).unwrap();

@@ -33,6 +33,7 @@ pub mod small_blocks;
 pub mod special_page;
 mod table;
 mod tag;
+pub mod tag_owner;
 mod tag_search;
 pub mod tags;
 pub mod unloaded;

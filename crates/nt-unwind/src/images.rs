@@ -164,6 +164,11 @@ impl Images {
         loaded
     }
 
+    /// Where the function that holds an RVA begins and ends; `None`: no unwind data names one.
+    pub fn bounds(&mut self, memory: &dyn Memory, id: ImageId, rva: u32) -> Result<Option<(u32, u32)>, Stuck> {
+        Ok(self.function(memory, id, rva)?.map(|function| (function.begin, function.end)))
+    }
+
     /// `length` bytes at `rva`.
     pub(crate) fn bytes(
         &mut self,

@@ -25,6 +25,7 @@ const COMMANDS: &[CommandInfo] = &[
     pool::pool_top::INFO,
     pool::lookaside::INFO,
     pool::lookaside::PER_PROCESSOR,
+    pool::tag_owner::INFO,
     verifier::INFO,
     leak::INFO,
     execution::control::GO,

@@ -8,4 +8,5 @@ pub(in crate::commands) mod pool_page;
 pub(in crate::commands) mod pool_top;
 pub(in crate::commands) mod pool_used;
 pub(in crate::commands) mod pool_val;
+pub(in crate::commands) mod tag_owner;
 pub(in crate::commands) mod virtual_memory;
