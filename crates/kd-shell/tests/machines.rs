@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kd_fake::Machine;
 use kd_fake::isf::{CARRIED, Isf};
-use kd_fake::kernel::{Carrier, Residence, SeededOptions, SmallState, Truth, seeded, seeded_identity, write_pdb};
+use kd_fake::kernel::{
+    Carrier, Kernel, Residence, SeededOptions, SmallState, Truth, seeded, seeded_identity, write_pdb,
+};
 use serde_json::Value;
 use target::Live;
 
@@ -36,12 +38,14 @@ fn other_processors_are_shown_in_their_own_words() {
         isf.identity = seeded_identity(&isf, SEED);
         let directory = tempfile::tempdir().expect("directory");
         write_pdb(directory.path(), &isf).expect("symbols");
-        let (kernel, truth) = seeded(&isf, SEED, &SeededOptions::default()).expect("a machine");
+        let (mut kernel, truth) = seeded(&isf, SEED, &SeededOptions::default()).expect("a machine");
+        let planted = plant(&mut kernel, isf.machine, &truth);
         let mut live = Live::attach(kernel, directory, |_| {});
         the_machine(&mut live, isf.machine, &truth);
         the_pool(&mut live, isf.machine, &truth);
         the_verifier(&mut live, isf.machine, &truth);
         the_leak(&mut live, &truth);
+        the_owner(&mut live, &truth, planted);
         for command in
             ["!verifier", "!verifier 0x40", "!verifier 0x100", "!vm", "!lookaside", "!process 0 0", "!pooltop"]
         {
@@ -147,4 +151,35 @@ fn the_leak(live: &mut Live, truth: &Truth) {
     let large = truth.large.iter().filter(|life| life.tag & 0x7fff_ffff == u32::from_le_bytes(*b"Leak")).count();
     assert!(summary["still"].as_u64().is_some_and(|still| still >= large as u64), "{large} large ones: {summary}");
     assert_eq!((&summary["freed"], &summary["new"]), (&Value::from(0), &Value::from(0)), "{summary}");
+}
+
+/// Puts a tag into a driver's instructions; returns the driver's name and the place.
+fn plant(kernel: &mut Kernel, machine: Machine, truth: &Truth) -> (String, u64) {
+    let driver = truth.modules.iter().find(|module| module.base != truth.kernel_base).expect("a driver");
+    let tag = *b"Zq7x";
+    let code = match machine {
+        // mov r8d,'x7qZ'
+        Machine::X64 => [&[0x41, 0xb8][..], &tag, &[0xc3]].concat(),
+        // push 'x7qZ'
+        Machine::X86 | Machine::X86Pae => [&[0x68][..], &tag, &[0xc3]].concat(),
+        // mov w2,#0x715a; movk w2,#0x7837,lsl #16
+        Machine::Arm64 => [0x528e_2b42u32, 0x72af_06e2].map(u32::to_le_bytes).concat(),
+    };
+    let at = driver.base + 0x600;
+    kernel.write_virtual(at, &code);
+    let mut written = vec![0; code.len()];
+    assert_eq!((kernel.read_virtual(at, &mut written), &written), (code.len(), &code), "the image is not in memory");
+    (driver.name.split('.').next().expect("a name").into(), at)
+}
+
+fn the_owner(live: &mut Live, truth: &Truth, (name, at): (String, u64)) {
+    let owners = live.result("!tagowner Zq7x");
+    let places = owners["places"].as_array().expect("places");
+    assert_eq!(places.len(), 1, "{owners}");
+    assert_eq!(owners["searched"], truth.modules.len(), "{owners}");
+    assert_eq!(places[0]["module"], name.as_str(), "{owners}");
+    let address = number(&places[0]["address"]);
+    assert!((at..at + 8).contains(&address), "{owners}");
+    let none = live.text("!tagowner No0n");
+    assert!(none.starts_with("No0n is in none of "), "{none}");
 }

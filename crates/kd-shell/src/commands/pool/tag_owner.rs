@@ -25,7 +25,6 @@ use crate::session::Context;
 use crate::symbols::short_name;
 use crate::text::{Hex, Width, visible_name, words};
 
-
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!tagowner"],
     usage: "!tagowner tag [module ...]",
