@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kd_fake::isf::Isf;
-use kd_fake::kernel::{self, Kernel, SeededOptions};
+use kd_fake::kernel::{self, Kernel, Mutation, SeededOptions};
 use kd_fake::{FakeHandle, FakeOptions, FakeTransport, Faults, Machine, Start};
 
 /// The fake Windows 7 with the article's leak, for any debugger to attach to.
@@ -66,6 +66,12 @@ pub(crate) struct FakeArgs {
     /// Another machine than the article's, of a kernel that is carried, with a state that the seed decides
     #[arg(long, value_enum, conflicts_with = "isf")]
     arch: Option<Arch>,
+    /// With --isf or --arch: some pages of paged pool are in a page file, where no debugger can read them
+    #[arg(long)]
+    paged_out: bool,
+    /// With --isf or --arch: a rule of its pool is broken on purpose, to try what a debugger makes of it
+    #[arg(long, value_name = "RULE", hide = true)]
+    mutate: Option<Mutation>,
     /// Write the machine's physical memory to this file, for tools that read raw memory images; without --store its
     /// kernel has the identity of the --isf table, so that they find their symbols by it
     #[arg(long, value_name = "FILE")]
@@ -209,7 +215,13 @@ fn machine(arguments: &FakeArgs) -> Result<(Kernel, Option<Isf>)> {
     if arguments.export_raw.is_none() || arguments.store.is_some() {
         table.identity = kernel::seeded_identity(&table, arguments.seed);
     }
-    let (kernel, _) = kernel::seeded(&table, arguments.seed, &SeededOptions::default())
+    let options = SeededOptions {
+        paged_out: arguments.paged_out,
+        mutation: arguments.mutate,
+        balanced: true,
+        ..SeededOptions::default()
+    };
+    let (kernel, _) = kernel::seeded(&table, arguments.seed, &options)
         .with_context(|| format!("{name} does not describe a kernel that can be built"))?;
     Ok((kernel, Some(table)))
 }

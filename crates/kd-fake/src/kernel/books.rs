@@ -317,6 +317,10 @@ impl Kernel {
         range.or_else(|| self.books.room(kind, bytes.next_multiple_of(PAGE)))
     }
 
+    pub(crate) fn spoil_tag(&mut self, tag: u32, counter: usize, change: u64) {
+        self.books.tags.spoil(&mut self.memory, tag, counter, change);
+    }
+
     /// From now on somebody may look at any time.
     pub(crate) fn settle(&mut self) {
         if let Some(heaps) = &mut self.books.heaps {

@@ -8,6 +8,7 @@ mod code;
 mod image;
 mod memory;
 mod modules;
+mod mutation;
 mod pool;
 mod random;
 mod rules;
@@ -30,6 +31,7 @@ pub use self::builder::{Builder, Object};
 use self::clock::Clock;
 pub(crate) use self::code::TRAP_FRAME;
 use self::memory::Memory;
+pub use self::mutation::{Mutation, mutated_layout};
 pub use self::seeded::{SeededOptions, seeded, seeded_identity};
 use self::truth::Fixed;
 pub use self::truth::{

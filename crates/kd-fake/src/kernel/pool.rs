@@ -38,10 +38,13 @@ pub(crate) const fn tag(text: &[u8; 4]) -> u32 {
     u32::from_le_bytes(*text)
 }
 
+/// What tags are multiplied with.
+pub(crate) const FACTOR: u64 = 0x9e5f;
+
 /// Where the search for a tag or a page number starts, in a table of `mask + 1` slots. The product is as wide as a
 /// pointer.
-pub(crate) fn hash(machine: Machine, value: u64, mask: u64) -> usize {
-    let product = value.wrapping_mul(0x9e5f);
+pub(crate) fn hash(machine: Machine, value: u64, factor: u64, mask: u64) -> usize {
+    let product = value.wrapping_mul(factor);
     let product = if machine.is_x86() { product & 0xffff_ffff } else { product };
     ((product ^ product >> 32) & mask) as usize
 }
@@ -91,7 +94,7 @@ impl Builder {
         let mask = slots - 1;
         let mut places = vec![None; slots as usize];
         for row in rows {
-            let mut slot = hash(self.isf.machine, row.tag.into(), mask);
+            let mut slot = hash(self.isf.machine, row.tag.into(), FACTOR, mask);
             while places[slot].is_some() {
                 slot = (slot + 1) & mask as usize;
             }

@@ -1,6 +1,8 @@
 //! What a kernel does that its types do not show.
 
 use crate::isf::Isf;
+use crate::kernel::Mutation;
+use crate::kernel::pool::FACTOR;
 use crate::kernel::random::Random;
 
 /// The rules of a machine's pool. Those of versions that nobody has measured are drawn from what is possible.
@@ -18,6 +20,10 @@ pub(crate) struct Rules {
     pub(crate) never_used: u64,
     /// Whether the big-page table has POOL_FLAGS where it had a POOL_TYPE.
     pub(crate) pool_flags: bool,
+    /// Makes a slot of the big-page table of a page number.
+    pub(crate) factor: u64,
+    /// What is wrong on purpose.
+    pub(crate) mutation: Option<Mutation>,
 }
 
 impl Default for Rules {
@@ -30,13 +36,15 @@ impl Default for Rules {
             whole_page_numbers: false,
             never_used: 0,
             pool_flags: false,
+            factor: FACTOR,
+            mutation: None,
         }
     }
 }
 
 impl Rules {
-    pub(crate) fn of(build: u16, isf: &Isf, random: &mut Random) -> Rules {
-        match build {
+    pub(crate) fn of(build: u16, isf: &Isf, mutation: Option<Mutation>, random: &mut Random) -> Rules {
+        let mut rules = match build {
             ..20348 => Rules::default(),
             // The hash changed somewhere between 19041 and 26100.
             20348..26100 => Rules { whole_page_numbers: random.once_in(2), ..Rules::default() },
@@ -48,7 +56,22 @@ impl Rules {
                 never_used: 1,
                 // The member's name is known, its values are not.
                 pool_flags: isf.offset("_POOL_TRACKER_BIG_PAGES", "PoolFlags").is_ok() && random.once_in(2),
+                ..Rules::default()
             },
+        };
+        rules.mutation = mutation;
+        match mutation {
+            Some(Mutation::LfhOtherBits) => rules.lfh_bits = 3 - rules.lfh_bits,
+            Some(Mutation::SegmentSignature) => rules.segment_constant ^= 0x5a5a_5a5a_0000_0000,
+            Some(Mutation::PageHash) => rules.factor = 0x9e61,
+            Some(Mutation::NeverUsed) => rules.never_used = 1 - rules.never_used,
+            _ => {}
         }
+        rules
+    }
+
+    /// Whether this is wrong on purpose.
+    pub(crate) fn breaks(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
     }
 }

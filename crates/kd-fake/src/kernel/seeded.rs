@@ -21,7 +21,7 @@ use crate::kernel::rules::Rules;
 use crate::kernel::system::{Particulars, Process, prcb, version_flags};
 use crate::kernel::truth::{Carrier, Fixed, LoadedModule, SmallState, Truth};
 use crate::kernel::verifier::VerifiedDriver;
-use crate::kernel::{Kernel, KernelFacts};
+use crate::kernel::{Kernel, KernelFacts, Mutation, mutated_layout};
 use crate::machine::Machine;
 
 /// How a seeded machine is built.
@@ -47,6 +47,10 @@ pub struct SeededOptions {
     pub paged_out: bool,
     /// Whether a driver has a pool of its own, to whose heap no node leads; only kernels from 26100 on have any.
     pub private_pool: bool,
+    /// Whether every tag's counters say what its blocks are. Else most tags have counters only, as large as they come.
+    pub balanced: bool,
+    /// What is wrong with its pool.
+    pub mutation: Option<Mutation>,
 }
 
 impl Default for SeededOptions {
@@ -62,6 +66,8 @@ impl Default for SeededOptions {
             processors: None,
             paged_out: false,
             private_pool: false,
+            balanced: false,
+            mutation: None,
         }
     }
 }
@@ -87,8 +93,12 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let mut random = Random::new(seed ^ 0x6b64_706f_6f6c);
     let build = build_number(isf);
     let mut map = Map::new(isf.machine, build, &mut random);
-    let mut builder = Builder::zeroed(isf.clone(), map.kernel, map.self_map);
-    builder.rules = Rules::of(build, isf, &mut Random::new(seed ^ 0x7275_6c65));
+    let layouts = match options.mutation {
+        Some(Mutation::Layout(number)) => mutated_layout(isf, number).0,
+        _ => isf.clone(),
+    };
+    let mut builder = Builder::zeroed(layouts, map.kernel, map.self_map);
+    builder.rules = Rules::of(build, isf, options.mutation, &mut Random::new(seed ^ 0x7275_6c65));
     let machine = machine(&builder, build, options, &mut map, &mut random)?;
     let timestamp = 0x5000_0000 + random.below(0x1000_0000) as u32;
     let checksum = random.below(0x80_0000) as u32;
@@ -106,7 +116,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     map.write(&mut builder, &mut random)?;
 
     let (modules, unloaded) = modules(&mut builder, &mut map, &mut random, (timestamp, checksum), &machine)?;
-    let rows = tags::write(&mut builder, &mut map, &mut random, machine.processors.len())?;
+    let rows = tags::write(&mut builder, &mut map, &mut random, machine.processors.len(), options.balanced)?;
     let table = map.room(u64::from(options.big_slots) * 0x20);
     // Kernels up to Windows 7 have none.
     builder.set_known("ExpPoolQuotaCookie", &random.next().to_le_bytes());
@@ -121,6 +131,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         operations: options.small_operations,
         paged_out: options.paged_out,
         private_pool: options.private_pool,
+        balanced: options.balanced,
     };
     let small::Written { small, pages, heaps } = small::write(&mut builder, &mut map, &mut random, &world)?;
     builder.big_pages(table, options.big_slots.into(), &pages)?;
@@ -197,6 +208,9 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     kernel.settle();
     if options.verifier {
         special(&mut kernel, &mut random, &stacks, &threads);
+    }
+    if let Some(mutation) = options.mutation {
+        kernel.spoil(isf, mutation);
     }
     let truth = kernel.truth();
     Ok((kernel, truth))

@@ -1,9 +1,11 @@
 //! Segments of a heap, and the ranges of pages in them: the descriptors in memory, which change while the machine runs.
 
 use crate::isf::IsfError;
+use crate::kernel::Mutation;
 use crate::kernel::books::PoolKind;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::memory::Memory;
+use crate::kernel::rules::Rules;
 
 /// Bits of a unit's size, by context: 1 MiB of 4 KiB units, or 16 MiB of 64 KiB units.
 pub(crate) const SHIFT: [u32; 2] = [12, 16];
@@ -179,7 +181,7 @@ pub(crate) struct SegmentLayout {
     count: Place,
     tree: u64,
     heap_key: u64,
-    constant: u64,
+    rules: Rules,
 }
 
 impl SegmentLayout {
@@ -200,7 +202,7 @@ impl SegmentLayout {
             count: Place::of(isf, CONTEXT, "SegmentCount")?,
             tree: isf.offset(CONTEXT, "FreePageRanges")?,
             heap_key: builder.pointer(builder.symbol("RtlpHpHeapGlobals")?),
-            constant: builder.rules.segment_constant,
+            rules: builder.rules,
         })
     }
 
@@ -212,7 +214,7 @@ impl SegmentLayout {
     /// A segment's header and all its descriptors.
     pub(crate) fn segment(&self, memory: &mut Memory, segment: &Segment, context: u64) {
         memory.map(segment.base, self.header);
-        let signature = segment.base ^ context ^ self.heap_key ^ self.constant;
+        let signature = segment.base ^ context ^ self.heap_key ^ self.rules.segment_constant;
         memory.put_pointer(segment.base + self.signature, signature);
         for range in &segment.ranges {
             self.range(memory, segment, range);
@@ -221,11 +223,12 @@ impl SegmentLayout {
 
     /// The descriptors of a range. Of a free one only the first means anything, but no other is in use.
     fn range(&self, memory: &mut Memory, segment: &Segment, range: &Range) {
+        let (vs, lfh) = if self.rules.breaks(Mutation::RangeFlags) { (LFH, VS) } else { (VS, LFH) };
         let (kind, more, unused) = match range.content {
             Content::Free => (0, 0, 0),
             Content::User { bytes, flags } => (USED, flags, (range.units << SHIFT[segment.context]) - bytes),
-            Content::Vs => (USED | VS, 0, 0),
-            Content::Lfh => (USED | LFH, 0, 0),
+            Content::Vs => (USED | vs, 0, 0),
+            Content::Lfh => (USED | lfh, 0, 0),
         };
         let size = self.descriptor as usize;
         let mut bytes = vec![0; size * range.units as usize];
@@ -247,7 +250,8 @@ impl SegmentLayout {
         let mut links = vec![context + self.list];
         links.extend(segments.iter().map(|segment| segment.base));
         memory.link(&links);
-        self.count.store(memory, context, segments.len() as u64);
+        let surplus = u64::from(self.rules.breaks(Mutation::SegmentCount));
+        self.count.store(memory, context, segments.len() as u64 + surplus);
         let mut free: Vec<(u64, u64)> = Vec::new();
         for segment in segments {
             let ranges = segment.ranges.iter().filter(|range| range.content == Content::Free);

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod mutations;
 mod reader;
 mod small;
 
@@ -129,6 +130,8 @@ fn big_pages(reader: &Reader<'_>, truth: &Truth) {
 /// Each block is found from where its hash says, before a slot that was never used; some lie a slot or more behind.
 fn probes(reader: &Reader<'_>, truth: &Truth, table: u64, slots: u64, size: u64) {
     let never = if truth.build < 26100 { 0 } else { 1 };
+    let slots_reading = |value| (0..slots).filter(|slot| reader.pointer(table + slot * size) == value).count();
+    assert!(slots_reading(never) > 0 && slots_reading(1 - never) == 0);
     let distance = |address: u64, whole: bool| {
         let page = if whole { address >> 12 } else { u64::from((address >> 12) as u32) };
         let product = page.wrapping_mul(0x9e5f);
@@ -256,6 +259,10 @@ fn verifier(reader: &Reader<'_>, truth: &Truth) {
         assert!(found.iter().all(|block| large.contains(&block.0)));
     }
     assert!(loaded.is_empty());
+    let settings = &truth.verifier_settings;
+    let counted = settings["CurrentPagedPoolAllocations"] + settings["CurrentNonPagedPoolAllocations"];
+    let tracked: usize = truth.verifier_drivers.iter().map(|driver| driver.allocations.len()).sum();
+    assert_eq!(counted as usize, tracked);
 }
 
 /// Table, index, length, bytes of a record, integers (name, place, width), place of the stack, frames.

@@ -1,6 +1,7 @@
 //! `PoolBigPageTable`: an open hash table by page number.
 
 use crate::isf::IsfError;
+use crate::kernel::Mutation;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::memory::Memory;
 use crate::kernel::pool::{BigPage, hash};
@@ -55,7 +56,7 @@ impl EntryLayout {
             true => address >> 12,
             false => u64::from((address >> 12) as u32),
         };
-        hash(machine, page, slots - 1)
+        hash(machine, page, self.rules.factor, slots - 1)
     }
 
     pub(crate) fn write(&self, page: &BigPage) -> Vec<u8> {
@@ -64,7 +65,8 @@ impl EntryLayout {
         self.key.put(&mut entry, page.tag.into());
         let kind = if self.rules.pool_flags { page.kind.pool_flags() } else { page.kind.pool_type() };
         self.kind.put(&mut entry, kind);
-        self.bytes.put(&mut entry, page.bytes);
+        let surplus = if self.rules.breaks(Mutation::BigPageBytes) { 0x1000 } else { 0 };
+        self.bytes.put(&mut entry, page.bytes + surplus);
         if let Some(slush) = self.slush {
             slush.put(&mut entry, page.bytes.wrapping_neg() & 0xfff);
         }

@@ -9,7 +9,7 @@ use crate::isf::IsfError;
 use crate::kernel::PoolKind;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::memory::Memory;
-use crate::kernel::pool::{TagRow, hash};
+use crate::kernel::pool::{FACTOR, TagRow, hash};
 
 /// What a tag has of one kind of pool. Sums of processors' tables wrap, as the kernel's do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -104,7 +104,7 @@ impl Tags {
 
     /// The tag's row, a free one, or the last, which is for all that find no place.
     fn slot(&self, memory: &Memory, tag: u32) -> u64 {
-        let first = hash(memory.machine(), tag.into(), self.slots - 1) as u64;
+        let first = hash(memory.machine(), tag.into(), FACTOR, self.slots - 1) as u64;
         (0..self.slots)
             .map(|step| (first + step) & (self.slots - 1))
             .find(|slot| {
@@ -113,6 +113,14 @@ impl Tags {
                 matches!(u32::from_le_bytes(key), key if key == 0 || key == tag)
             })
             .unwrap_or(self.slots)
+    }
+
+    /// Adds to a tag's counters (allocations, frees, bytes) in the master table what is in no other book.
+    pub(crate) fn spoil(&self, memory: &mut Memory, tag: u32, counter: usize, change: u64) {
+        let row = self.tables[0] + self.slot(memory, tag) * self.row;
+        for (offset, width) in self.counters.map(|pool| pool[counter]) {
+            add(memory, row + offset, width, change);
+        }
     }
 
     pub(crate) fn sums(&self) -> Vec<TagUsage> {

@@ -1,14 +1,16 @@
 //! Terminal sessions: each has a pool of its own, at the same addresses as every other's, which only its processes see.
 
+use std::collections::BTreeMap;
+
 use super::places::Map;
 use super::small::{self, World};
 use super::{range, tags};
 use crate::isf::{IsfError, Type};
-use crate::kernel::books::{PoolKind, sums, usages};
+use crate::kernel::books::{PoolKind, Usage, sums, usages};
 use crate::kernel::builder::Builder;
 use crate::kernel::pool::{BigPage, TagRow, tag};
 use crate::kernel::random::Random;
-use crate::kernel::truth::{LargeBlock, Session};
+use crate::kernel::truth::{LargeBlock, Session, SmallBlock, SmallState};
 
 const SPACE: &str = "_MM_SESSION_SPACE";
 const PAGE: u64 = 0x1000;
@@ -80,7 +82,8 @@ pub(crate) fn write(
             large(random, space.start, &mut pages);
         }
         let large = table(builder, address, space.start, &pages)?;
-        let tags = tags(builder, random, address, space.start, slots)?;
+        let live = counts(&small, &pages);
+        let tags = tags(builder, random, address, space.start, slots, &live, world.balanced)?;
         builder.memory.enter(kernel);
         processes_of(builder, address, own, processes)?;
         all.push(Session { id, address, processes: processes.clone(), tags, large, small });
@@ -106,6 +109,20 @@ fn tags_place(builder: &Builder) -> Result<TagsPlace, IsfError> {
     })
 }
 
+/// What the blocks of a session are, by tag.
+fn counts(small: &[SmallBlock], pages: &[BigPage]) -> BTreeMap<u32, Usage> {
+    let small = small.iter().filter(|block| block.state == SmallState::Live);
+    let small = small.map(|block| (block.tag, block.outer.map_or(block.bytes, |outer| outer.bytes)));
+    let large = pages.iter().filter(|page| !page.freed).map(|page| (page.tag, page.bytes.next_multiple_of(PAGE)));
+    let mut counts: BTreeMap<u32, Usage> = BTreeMap::new();
+    for (tag, bytes) in small.chain(large) {
+        let usage = counts.entry(tag).or_default();
+        usage.allocs += 1;
+        usage.bytes += bytes;
+    }
+    counts
+}
+
 /// Rows of a tag table, without the last.
 fn slots(builder: &Builder) -> Result<u64, IsfError> {
     let TagsPlace::Inside = tags_place(builder)? else { return Ok(64) };
@@ -120,21 +137,25 @@ fn tags(
     address: u64,
     space: u64,
     slots: u64,
+    live: &BTreeMap<u32, Usage>,
+    balanced: bool,
 ) -> Result<Vec<crate::kernel::TagUsage>, IsfError> {
     let (_, counter) = builder.isf.member("_POOL_TRACKER_TABLE", "NonPagedAllocs")?;
     let wide = builder.isf.size_of(counter)? == 8;
-    let mut rows: Vec<TagRow> = Vec::new();
+    let mut rows: Vec<TagRow> =
+        live.iter().map(|(tag, paged)| TagRow { tag: *tag, nonpaged: Usage::default(), paged: *paged }).collect();
     for _ in 0..slots / 2 + random.below(slots / 4) {
-        let row = tags::row(tags::name(random), wide, random);
-        if rows.iter().all(|other| other.tag != row.tag) {
+        let row = tags::row(tags::name(random), wide, balanced, random);
+        // Some places stay free: a search ends there.
+        if (rows.len() as u64) < slots / 4 * 3 && rows.iter().all(|other| other.tag != row.tag) {
             rows.push(row);
         }
     }
-    let last = tags::row(tag(b"Ovfl"), wide, random);
+    let last = tags::row(tag(b"Ovfl"), wide, balanced, random);
     let expansion: Vec<TagRow> = (0..random.below(5))
         .map(|number| {
             let name = if number % 2 == 0 { random.pick(&rows).tag } else { tags::name(random) };
-            tags::row(name, wide, random)
+            tags::row(name, wide, balanced, random)
         })
         .collect();
     let mut bytes = Vec::new();

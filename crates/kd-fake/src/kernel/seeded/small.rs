@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::places::Map;
 use crate::isf::IsfError;
+use crate::kernel::Mutation;
 use crate::kernel::books::PoolKind;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::pool::BigPage;
@@ -39,6 +40,8 @@ pub(crate) struct World {
     pub(crate) paged_out: bool,
     /// Whether there is a pool to which no node leads.
     pub(crate) private_pool: bool,
+    /// Whether tags have no counters but those of their blocks.
+    pub(crate) balanced: bool,
 }
 
 /// A machine's small blocks by address, the blocks that are in the big-page table, and the heaps of those, in versions
@@ -135,6 +138,8 @@ pub(crate) struct Headers {
     billed: Option<Place>,
     cookie: u64,
     unit: u64,
+    /// Units that a header says too much, on purpose.
+    surplus: u64,
 }
 
 /// What a header says.
@@ -161,6 +166,7 @@ impl Headers {
             tag: place("PoolTag")?,
             billed: place("ProcessBilled").ok(),
             unit: world.unit,
+            surplus: u64::from(builder.rules.breaks(Mutation::HeaderSize)),
             // From Windows 8 on the process is hidden.
             cookie: if world.build < 9200 { 0 } else { builder.variable("ExpPoolQuotaCookie")? },
         })
@@ -170,7 +176,7 @@ impl Headers {
         let mut bytes = vec![0; self.unit as usize];
         self.previous.put(&mut bytes, header.previous);
         self.index.put(&mut bytes, header.index);
-        self.size.put(&mut bytes, header.units);
+        self.size.put(&mut bytes, header.units + self.surplus);
         self.tag.put(&mut bytes, header.owner.map_or(header.tag, |owner| owner.tag).into());
         if let Some(owner) = header.owner {
             // In use, charged to a process; paged, cache-aligned and session as in POOL_TYPE.

@@ -20,6 +20,7 @@ pub(crate) fn write(
     map: &mut Map,
     random: &mut Random,
     processors: usize,
+    balanced: bool,
 ) -> Result<Rows, IsfError> {
     // Allocs and frees have 32 bits, with a sign, up to 1703.
     let (_, counter) = builder.isf.member("_POOL_TRACKER_TABLE", "NonPagedAllocs")?;
@@ -30,7 +31,7 @@ pub(crate) fn write(
     for _ in 0..slots / 2 + random.below(slots / 4) {
         let name = name(random);
         if used.insert(name) {
-            main.push(row(name, wide, random));
+            main.push(row(name, wide, balanced, random));
         }
     }
     let count = if random.once_in(2) { 0 } else { 1 + random.below(20) };
@@ -38,10 +39,10 @@ pub(crate) fn write(
         .map(|_| {
             // Half of them have a row in the tables too.
             let name = if random.once_in(2) { random.pick(&main).tag } else { name(random) };
-            row(name, wide, random)
+            row(name, wide, balanced, random)
         })
         .collect();
-    let last = row(tag(b"Ovfl"), wide, random);
+    let last = row(tag(b"Ovfl"), wide, balanced, random);
     let size = builder.isf.size("_POOL_TRACKER_TABLE")? * (slots + 1);
     let tables: Vec<u64> = (0..processors).map(|_| map.room(size)).collect();
     let place = TagTables { tables: &tables, slots, expansion: map.room(0x2000) };
@@ -72,14 +73,15 @@ pub(crate) fn name(random: &mut Random) -> u32 {
     u32::from_le_bytes(name)
 }
 
-pub(crate) fn row(tag: u32, wide: bool, random: &mut Random) -> TagRow {
+/// `balanced`: all that was allocated is freed, for there are no blocks of it.
+pub(crate) fn row(tag: u32, wide: bool, balanced: bool, random: &mut Random) -> TagRow {
     let mut usage = || {
         if random.once_in(3) {
             return Usage::default();
         }
         let limit = 1 << if wide { 4 + random.below(34) } else { 4 + random.below(26) };
         let frees = random.below(limit);
-        let live = if random.once_in(5) { 0 } else { random.below(limit) };
+        let live = if random.once_in(5) || balanced { 0 } else { random.below(limit) };
         // Counters of 32 bits have wrapped on a machine that runs for long.
         let frees = if !wide && random.once_in(6) { frees + 0xffff_ff80 } else { frees };
         Usage { allocs: frees + live, frees, bytes: live * 16 * (1 + random.below(64)) }

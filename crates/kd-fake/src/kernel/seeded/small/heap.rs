@@ -132,6 +132,8 @@ pub(crate) struct Format {
     pub(crate) lfh_bits: u64,
     /// Whether a chunk may lie so close to a page's end that its block starts the next page, with a unit between.
     pub(crate) late_header: bool,
+    /// Units of a VS range behind its subsegment.
+    pub(crate) spare_units: u64,
     /// Whether freed LFH blocks may wait in their subsegment.
     pub(crate) delays_blocks: bool,
 }
@@ -248,7 +250,7 @@ impl Heap {
             None => {
                 let pages = if large { 64 } else { *random.pick(&[16, 16, 32]) };
                 // The unit behind the subsegment has no chunks.
-                let address = self.segments.take(0, pages + 1, Content::Vs, room)?;
+                let address = self.segments.take(0, pages + format.spare_units, Content::Vs, room)?;
                 let size = (pages * PAGE - first_chunk) / unit;
                 let chunks = BTreeMap::from([(0, Chunk { units: size, lead: 0, state: ChunkState::Free })]);
                 self.vs.push(Vs { address, pages, chunks });

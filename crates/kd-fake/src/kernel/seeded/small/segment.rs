@@ -11,10 +11,12 @@ use self::vs::VsLayout;
 use super::heap::{ChunkState, Format, Heap};
 use super::{CACHE_LINE, Header, Headers, Owner, PAGE, World, Written, fill, kinds, special};
 use crate::isf::IsfError;
+use crate::kernel::Mutation;
 use crate::kernel::books::PoolKind;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::pool::BigPage;
 use crate::kernel::random::Random;
+use crate::kernel::rules::Rules;
 use crate::kernel::seeded::places::Map;
 use crate::kernel::segments::{Content, Room, RunningHeap, RunningHeaps, SHIFT, Segment, SegmentLayout};
 use crate::kernel::truth::{Carrier, OuterHeader, Residence, SmallBlock, SmallState};
@@ -31,7 +33,7 @@ struct Writer<'a> {
     vs: VsLayout,
     heap_key: u64,
     lfh_key: u64,
-    lfh_key_shifted_first: bool,
+    rules: Rules,
     paged_out: bool,
     random: &'a mut Random,
     small: Vec<SmallBlock>,
@@ -190,6 +192,7 @@ fn format(builder: &Builder, world: &World) -> Result<Format, IsfError> {
         first_unit: SegmentLayout::of(builder)?.first_unit(),
         lfh_bits: builder.rules.lfh_bits,
         late_header: wide,
+        spare_units: u64::from(!builder.rules.breaks(Mutation::VsNoSpareUnit)),
         delays_blocks: builder.isf.offset("_HEAP_LFH_SUBSEGMENT", "State.DelayFreeList").is_ok(),
     })
 }
@@ -228,7 +231,7 @@ impl<'a> Writer<'a> {
             vs: VsLayout::of(builder)?,
             heap_key: builder.pointer(globals),
             lfh_key: builder.pointer(globals + builder.width()),
-            lfh_key_shifted_first: builder.rules.lfh_key_shifted_first,
+            rules: builder.rules,
             paged_out: world.paged_out,
             random,
             small: Vec::new(),

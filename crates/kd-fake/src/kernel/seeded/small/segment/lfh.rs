@@ -4,6 +4,7 @@ use super::super::PAGE;
 use super::super::heap::{COMMIT_STATE, Heap, Lfh};
 use super::{Writer, stale};
 use crate::isf::IsfError;
+use crate::kernel::Mutation;
 use crate::kernel::books::PoolKind;
 use crate::kernel::builder::Builder;
 use crate::kernel::seeded::places::Map;
@@ -84,22 +85,24 @@ impl Writer<'_> {
 
     fn lfh_header(&mut self, builder: &mut Builder, lfh: &Lfh, owner: u64) -> Result<(), IsfError> {
         let offsets = lfh.bytes | lfh.first << 16;
-        let page = match self.lfh_key_shifted_first {
+        let other = if self.rules.breaks(Mutation::LfhKey) { 0x0400_0010 } else { 0 };
+        let page = match self.rules.lfh_key_shifted_first {
             true => (lfh.address >> 12) as u32,
             false => (lfh.address as u32) >> 12,
         };
         let mut object = builder.object(SUBSEGMENT)?;
         let values = [
-            ("FreeCount", lfh.free() as u64),
+            ("FreeCount", lfh.free() as u64 + u64::from(self.rules.breaks(Mutation::LfhFreeCount))),
             ("BlockCount", lfh.usable() as u64),
-            ("BlockOffsets.EncodedData", u64::from(offsets as u32 ^ self.lfh_key as u32 ^ page)),
+            ("BlockOffsets.EncodedData", u64::from(offsets as u32 ^ self.lfh_key as u32 ^ page ^ other)),
             ("CommitUnitShift", 12),
         ];
         builder.fields(&mut object, &values)?;
         let behind = self.format.bitmap + self.bitmap(lfh).len() as u64 * 8;
         let narrow = builder.isf.member(SUBSEGMENT, "CommitStateOffset").and_then(|(_, ty)| builder.isf.size_of(ty));
         let behind = if narrow.is_ok_and(|size| size == 1) { behind / COMMIT_UNIT } else { behind };
-        let withheld = (lfh.blocks.len() - lfh.usable()) as u64;
+        let counted = !self.rules.breaks(Mutation::LfhWithheld);
+        let withheld = if counted { (lfh.blocks.len() - lfh.usable()) as u64 } else { 0 };
         let known = [
             ("Owner", owner),
             ("WitheldBlockCount", withheld),
@@ -134,6 +137,9 @@ impl Writer<'_> {
             // What is behind the last block is nobody's.
             (lfh.blocks.len() as u64..words.len() as u64 * 64)
                 .for_each(|at| words[(at / 64) as usize] |= 1 << (at % 64));
+        }
+        if self.rules.breaks(Mutation::LfhShiftedBitmap) {
+            words.iter_mut().for_each(|word| *word = word.rotate_left(bits as u32));
         }
         words
     }

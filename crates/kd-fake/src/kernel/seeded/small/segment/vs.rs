@@ -4,6 +4,7 @@ use super::super::PAGE;
 use super::super::heap::{Chunk, ChunkState, Heap, Vs};
 use super::{Writer, known, stale};
 use crate::isf::IsfError;
+use crate::kernel::Mutation;
 use crate::kernel::books::PoolKind;
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::truth::{Carrier, Residence, SmallState};
@@ -119,7 +120,8 @@ impl Writer<'_> {
         let (map, entry) = (room, builder.isf.size("_HEAP_VS_SLOT_MAP")?);
         let size = builder.isf.size(SLOT)?;
         let first = (map + (mask + 1) * entry).next_multiple_of(SLOT_UNIT);
-        let reference = |at: u64| (at - context) / SLOT_UNIT;
+        let unit = if self.rules.breaks(Mutation::SlotUnit) { SLOT_UNIT / 2 } else { SLOT_UNIT };
+        let reference = |at: u64| (at - context) / unit;
         let values = [("SlotMapRef", reference(map)), ("AffinityMask", mask), ("EliminatePointers", u64::from(xored))];
         let mut object = builder.object(CONTEXT)?;
         builder.fields(&mut object, &values)?;
@@ -130,11 +132,12 @@ impl Writer<'_> {
         let mut homes = Vec::new();
         for slot in &slots {
             builder.memory.map(*slot, size);
+            let wrong = if self.rules.breaks(Mutation::SlotContext) { 0x100 } else { 0 };
             if let Some(owner) = owner {
-                owner.store(&mut builder.memory, *slot, context);
+                owner.store(&mut builder.memory, *slot, context + wrong);
             }
             if let Some(distance) = distance {
-                distance.store(&mut builder.memory, *slot, slot - context);
+                distance.store(&mut builder.memory, *slot, slot - context + wrong);
             }
             let place = |path| Ok::<u64, IsfError>(slot + builder.isf.offset(SLOT, path)?);
             homes.push(Home {
@@ -179,7 +182,8 @@ impl Writer<'_> {
             self.chunk(builder, vs.address, at, chunk, previous);
             previous = chunk.units;
             let end = at + chunk.units * unit;
-            let block = at + chunk.lead * unit;
+            let lead = if self.rules.breaks(Mutation::HeaderCrossesPage) { chunk.lead.min(1) } else { chunk.lead };
+            let block = at + lead * unit;
             let page = |at: u64| ((at - vs.address) / PAGE) as usize;
             if !matches!(chunk.state, ChunkState::Live(_) | ChunkState::Large(_)) {
                 quiet[page(at)] = false;
@@ -216,11 +220,13 @@ impl Writer<'_> {
 
     fn subsegment(&mut self, builder: &mut Builder, vs: &Vs, slot: u64, committed: u64, full: bool) {
         // Of the chunks only.
-        let size = (vs.pages * PAGE - self.format.first_chunk) / self.format.unit;
+        let header = if self.rules.breaks(Mutation::VsSizeWithHeader) { 0 } else { self.format.first_chunk };
+        let size = (vs.pages * PAGE - header) / self.format.unit;
+        let signature = if self.rules.breaks(Mutation::VsSignature) { SIGNATURE ^ 0x10 } else { SIGNATURE };
         let mut bytes = vec![0; self.vs.subsegment as usize];
         self.vs.committed.put(&mut bytes, committed);
         self.vs.size.put(&mut bytes, size);
-        self.vs.signature.put(&mut bytes, size ^ SIGNATURE);
+        self.vs.signature.put(&mut bytes, size ^ signature);
         self.vs.full.put(&mut bytes, full.into());
         if let Some(place) = self.vs.slot {
             place.put(&mut bytes, slot);
@@ -231,7 +237,7 @@ impl Writer<'_> {
     /// The range's last unit holds no chunks. It is committed now and then, with what others left there.
     fn spare_unit(&mut self, builder: &mut Builder, vs: &Vs) {
         let at = vs.address + vs.pages * PAGE;
-        if !self.random.once_in(3) {
+        if self.format.spare_units == 0 || !self.random.once_in(3) {
             return;
         }
         stale(builder, at, PAGE, self.random);
@@ -273,11 +279,14 @@ impl Writer<'_> {
     /// `_HEAP_VS_CHUNK_HEADER`: its sizes are XORed with its address and the heap's key.
     fn chunk(&self, builder: &mut Builder, subsegment: u64, at: u64, chunk: &Chunk, previous: u64) {
         let used = !matches!(chunk.state, ChunkState::Free);
+        let surplus = u64::from(self.rules.breaks(Mutation::VsPreviousSize) && (at / 16).is_multiple_of(7));
+        let previous = previous + surplus;
+        let key = if self.rules.breaks(Mutation::VsKey) { self.heap_key } else { at ^ self.heap_key };
         let mut bytes = vec![0; self.vs.header as usize];
         for (place, value) in self.vs.sizes.iter().zip([chunk.units, previous, u64::from(used)]) {
             place.put(&mut bytes, value);
         }
-        for (byte, key) in bytes[..builder.width() as usize].iter_mut().zip((at ^ self.heap_key).to_le_bytes()) {
+        for (byte, key) in bytes[..builder.width() as usize].iter_mut().zip(key.to_le_bytes()) {
             *byte ^= key;
         }
         if used {
