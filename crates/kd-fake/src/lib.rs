@@ -1,3 +1,5 @@
+#![doc = include_str!("../README.md")]
+//!
 //! A fake Windows kernel that is being debugged.
 //!
 //! It speaks KD over KDNET (UDP) and over serial lines (pseudo terminal, Unix socket, TCP), and shares no code with the

@@ -1,3 +1,5 @@
+#![doc = include_str!("../README.md")]
+//!
 //! Carriers of KD traffic, and layers that can be put around any of them.
 //!
 //! [`KdSpec::parse`] reads a `-k` string, [`open`] gives the [`Link`] it names. A layer ([`Trace`], [`Capture`],

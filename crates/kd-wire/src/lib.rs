@@ -1,3 +1,5 @@
+#![doc = include_str!("../README.md")]
+//!
 //! The Windows kernel debugger's wire protocols, without sockets or clocks.
 //!
 //! * [`packet`]: the packets that serial lines and KDNET share, and how to find them in a byte stream.

@@ -1,3 +1,5 @@
+#![doc = include_str!("../README.md")]
+//!
 //! A target's memory as a source of bytes.
 //!
 //! Decoders of kernel structures (`nt-pool` and its users) read through [`Memory`] and never learn where the bytes come

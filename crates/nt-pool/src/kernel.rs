@@ -59,6 +59,12 @@ pub(crate) struct Variable {
 }
 
 impl<'a> Kernel<'a> {
+    /// A kernel whose image is at `base`. `pointer_size` is 4 or 8; `build` is what GetVersion or `nt!NtBuildNumber` says
+    /// (7601, 26100): a few rules that no type shows depend on it.
+    pub fn new(memory: &'a dyn Memory, symbols: &'a dyn SymbolFile, base: u64, pointer_size: u8, build: u16) -> Self {
+        Kernel { memory, symbols, base, pointer_size, build }
+    }
+
     /// Reads variables that will be asked for one by one, so that those that lie near each other cost one request. For
     /// sources that remember what they have read. `perhaps`: not worth a request of their own.
     pub fn read_ahead(&self, names: &[&str], perhaps: &[&str]) -> Result<(), Fault> {

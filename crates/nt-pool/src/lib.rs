@@ -1,3 +1,5 @@
+#![doc = include_str!("../README.md")]
+//!
 //! The kernel's pool and Driver Verifier's books, decoded from memory.
 //!
 //! This crate knows no transport and no offsets: it reads through [`nt_memory::Memory`] and takes every place and

@@ -1,3 +1,5 @@
+#![doc = include_str!("../README.md")]
+//!
 //! Symbols and types of Windows modules.
 //!
 //! [`SymbolFile`] is what the rest of kdpool knows: names, addresses and layouts of one module, whatever file holds
