@@ -265,7 +265,8 @@ impl Shell {
         outcome.next != Next::Continue || self.cancelled || self.refused || self.leaving.is_some()
     }
 
-    fn cost(&self) -> Cost {
+    /// What the session has asked of its target so far.
+    pub fn cost(&self) -> Cost {
         self.target.as_ref().map(Target::cost).unwrap_or_default()
     }
 

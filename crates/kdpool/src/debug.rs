@@ -23,7 +23,7 @@ use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
 use nt_memory::Fault;
 use rustyline::completion::Pair;
 use rustyline::error::ReadlineError;
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 
 use crate::console::{Announcer, Console, complain, remark};
 use crate::diagnose::{ConnectEvidence, explain, explain_open};
@@ -86,7 +86,7 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
         Err(error) => return Ok(usage(&format!("{error:#}"))),
     };
     let runtime = crate::runtime()?;
-    let wire = match make_wire_session(&runtime, &plan.spec) {
+    let wire = match make_wire_session(runtime.handle(), &plan.spec) {
         Ok(wire) => wire,
         Err(error) => return Ok(usage(&format!("{error:#}"))),
     };
@@ -104,33 +104,13 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
         };
         remark(&waiting, json);
     }
-    let evidence =
-        Arc::new(Mutex::new(ConnectEvidence::new(plan.spec.clone(), kd_link::local_addresses().unwrap_or_default())));
-    let mut link: Box<dyn Link> = Box::new(Counted { inner: link, evidence: evidence.clone() });
-    if let Some(path) = &plan.capture {
-        let file = File::create(path).with_context(|| format!("cannot write the capture {}", path.display()))?;
-        let port = if let KdSpec::Net(net) = &plan.spec { net.port } else { 0 };
-        link = Box::new(Capture::new(link, Box::new(file), port)?);
-    }
-    let link = Box::new(Trace::new(link));
-
     let interrupt = Interrupt::default();
-    let (running, events) = kd_target::attach(runtime.handle(), link, wire, plan.break_on_connect, interrupt.clone());
+    let announcer = Announcer::new(json);
+    let Attached { running, evidence, restarted } =
+        attach(runtime.handle(), &plan, link, wire, &interrupt, &announcer, &shell.log)?;
     // From here on the target may be halted at any moment; dropping `running` lets it run.
     runtime.spawn(signals::interrupt_on_ctrl_c(interrupt.clone()));
     runtime.spawn(signals::leave_on_termination(running.leaver()));
-
-    let announcer = Announcer::new(json);
-    let restarted = Arc::new(AtomicBool::new(false));
-    let listener = Listener {
-        spec: plan.spec.clone(),
-        evidence: evidence.clone(),
-        announcer: announcer.clone(),
-        log: shell.log.clone(),
-        restarted: restarted.clone(),
-        verbose: plan.session.verbose > 0,
-    };
-    std::thread::spawn(move || listener.listen(events));
 
     let halted = match connect(running, &plan, &evidence, json) {
         Ok(halted) => halted,
@@ -147,6 +127,48 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
         talked: false,
     };
     work.all(&plan, &announcer)
+}
+
+/// A session on its way.
+pub(crate) struct Attached {
+    pub(crate) running: Running,
+    /// What was seen on the line so far.
+    pub(crate) evidence: Arc<Mutex<ConnectEvidence>>,
+    /// The target started anew since somebody looked.
+    pub(crate) restarted: Arc<AtomicBool>,
+}
+
+/// Puts a session on the open link, and listens to what happens there by itself.
+pub(crate) fn attach(
+    runtime: &Handle,
+    plan: &Plan,
+    link: Box<dyn Link>,
+    wire: HostSession,
+    interrupt: &Interrupt,
+    announcer: &Announcer,
+    log: &Log,
+) -> Result<Attached> {
+    let evidence =
+        Arc::new(Mutex::new(ConnectEvidence::new(plan.spec.clone(), kd_link::local_addresses().unwrap_or_default())));
+    let mut link: Box<dyn Link> = Box::new(Counted { inner: link, evidence: evidence.clone() });
+    if let Some(path) = &plan.capture {
+        let file = File::create(path).with_context(|| format!("cannot write the capture {}", path.display()))?;
+        let port = if let KdSpec::Net(net) = &plan.spec { net.port } else { 0 };
+        link = Box::new(Capture::new(link, Box::new(file), port)?);
+    }
+    let link = Box::new(Trace::new(link));
+    let (running, events) = kd_target::attach(runtime, link, wire, plan.break_on_connect, interrupt.clone());
+    let restarted = Arc::new(AtomicBool::new(false));
+    let listener = Listener {
+        spec: plan.spec.clone(),
+        evidence: evidence.clone(),
+        announcer: announcer.clone(),
+        log: log.clone(),
+        restarted: restarted.clone(),
+        verbose: plan.session.verbose > 0,
+    };
+    std::thread::spawn(move || listener.listen(events));
+    Ok(Attached { running, evidence, restarted })
 }
 
 /// Runs one line that needs no target.
@@ -402,7 +424,7 @@ fn tell_why(evidence: &Mutex<ConnectEvidence>, started: Instant, break_asked: bo
     explain(&evidence).iter().for_each(|line| complain(line));
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -506,7 +528,7 @@ impl rustyline::highlight::Highlighter for Completer {}
 impl rustyline::validate::Validator for Completer {}
 impl rustyline::Helper for Completer {}
 
-fn make_wire_session(runtime: &Runtime, spec: &KdSpec) -> Result<HostSession> {
+pub(crate) fn make_wire_session(runtime: &Handle, spec: &KdSpec) -> Result<HostSession> {
     Ok(match spec {
         KdSpec::Net(net) => {
             let mut seed = [0; 32];
@@ -520,7 +542,7 @@ fn make_wire_session(runtime: &Runtime, spec: &KdSpec) -> Result<HostSession> {
     })
 }
 
-fn make_shell_session(arguments: &SessionArgs) -> Result<Session> {
+pub(crate) fn make_shell_session(arguments: &SessionArgs) -> Result<Session> {
     let path = symbol_path(arguments.symbol_path.as_deref());
     let source = PathSource::new(&path).map_err(|error| anyhow::anyhow!("-y: {error}"))?;
     let log = Log::default();
@@ -568,7 +590,7 @@ fn pool_tags(arguments: &SessionArgs) -> Result<PoolTags> {
     Ok(tags.or(PoolTags::built_in()))
 }
 
-fn start_tracing(arguments: &SessionArgs) -> Result<()> {
+pub(crate) fn start_tracing(arguments: &SessionArgs) -> Result<()> {
     use tracing_subscriber::filter::Targets;
     use tracing_subscriber::prelude::*;
     let default = match arguments.verbose {

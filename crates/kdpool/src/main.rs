@@ -9,6 +9,7 @@ mod doctor;
 mod fake;
 mod leak;
 mod manual;
+mod mcp;
 mod options;
 mod setup;
 mod signals;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Some(Command::Decode(arguments)) => decode::run(arguments),
         Some(Command::Setup(arguments)) => setup::run(arguments),
         Some(Command::Doctor(arguments)) => doctor::run(arguments),
+        Some(Command::Mcp(arguments)) => mcp::run(arguments),
         Some(Command::Completions(arguments)) => manual::completions(&arguments),
         Some(Command::Man(arguments)) => manual::man(&arguments),
     };

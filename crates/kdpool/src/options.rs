@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::fake::FakeArgs;
-use crate::{decode, doctor, leak, manual, setup};
+use crate::{decode, doctor, leak, manual, mcp, setup};
 
 /// What `--version` says: the release, the commit it was built from, and the target it was built for.
 pub(crate) const VERSION: &str =
@@ -52,15 +52,18 @@ pub(crate) enum Command {
     Setup(setup::SetupArgs),
     /// Check this host: port, firewall, address, symbols, serial devices
     Doctor(doctor::DoctorArgs),
+    /// Answer an agent's questions, as tools of the Model Context Protocol on standard input and output
+    Mcp(mcp::McpArgs),
     /// Print the completions of a shell
     Completions(manual::CompletionsArgs),
     /// Write the manual pages to a folder
     Man(manual::ManArgs),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// kd's lines
+    #[default]
     Kd,
     /// One JSON object per command and line (docs/json.md)
     Json,
@@ -90,7 +93,7 @@ pub(crate) struct DebugArgs {
 }
 
 /// What to do once attached.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct SessionArgs {
     /// Symbol path; else _NT_SYMBOL_PATH
     #[arg(short = 'y', value_name = "PATH")]
