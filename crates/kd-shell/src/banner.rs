@@ -129,6 +129,18 @@ pub enum Reason {
     Step,
 }
 
+/// `Break instruction exception - code 80000003 (first chance)`
+pub(crate) fn exception(stop: &kd_target::Stop) -> String {
+    let what = match stop.code {
+        BREAKPOINT => "Break instruction exception",
+        SINGLE_STEP => "Single step exception",
+        ACCESS_VIOLATION => "Access violation",
+        _ => "Unknown exception",
+    };
+    let chance = if stop.first_chance { "first chance" } else { "!!! second chance !!!" };
+    format!("{what} - code {:08x} ({chance})", stop.code)
+}
+
 /// Why the target stands still, and where.
 pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols, reason: Reason) -> Result<String, Fault> {
     let stop = kernel.stop();
@@ -139,14 +151,7 @@ pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols, reason: Reason) -> Re
             let _ = writeln!(text, "Breakpoint {number} hit");
         }
         Reason::Exception => {
-            let what = match stop.code {
-                BREAKPOINT => "Break instruction exception",
-                SINGLE_STEP => "Single step exception",
-                ACCESS_VIOLATION => "Access violation",
-                _ => "Unknown exception",
-            };
-            let chance = if stop.first_chance { "first chance" } else { "!!! second chance !!!" };
-            let _ = writeln!(text, "{what} - code {:08x} ({chance})", stop.code);
+            let _ = writeln!(text, "{}", exception(stop));
             if stop.code == BREAKPOINT && stop.asked {
                 text.push_str(BREAK_IN);
             }

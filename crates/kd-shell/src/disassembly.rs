@@ -26,6 +26,34 @@ pub(crate) struct Disassembled {
     pub(crate) length: usize,
     /// `mov     qword ptr [rsp+18h],r8`
     pub(crate) text: String,
+    pub(crate) flow: Flow,
+}
+
+/// Where it goes on behind an instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flow {
+    Next,
+    /// Here, or at the next one.
+    Branch(u64),
+    /// Here; `None` when that is not in the instruction.
+    Jump(Option<u64>),
+    /// This is called, and then it is the next one; `None` when the place is not in the instruction.
+    Call(Option<u64>),
+    /// Nowhere: a return, or an instruction that ends in the kernel's hands.
+    End,
+}
+
+fn flow(instruction: &Instruction) -> Flow {
+    let is_near = matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
+    let target = is_near.then(|| instruction.near_branch_target());
+    match instruction.mnemonic() {
+        Mnemonic::Jmp => Flow::Jump(target),
+        Mnemonic::Call => Flow::Call(target),
+        Mnemonic::Ret | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => Flow::End,
+        Mnemonic::Sysret | Mnemonic::Sysretq | Mnemonic::Sysexit | Mnemonic::Ud2 => Flow::End,
+        // What else has a place in the code is a branch: jcc, loop, jrcxz.
+        _ => target.map_or(Flow::Next, Flow::Branch),
+    }
 }
 
 /// The name that an operand's address is shown with.
@@ -83,8 +111,11 @@ impl Disassembler {
         match instruction.code() {
             // kd shows bytes that are no instruction one by one.
             Code::INVALID if bytes.len() < MAX_LENGTH && instruction.len() >= bytes.len() => return Ok(None),
-            Code::INVALID => return Ok(Some(Disassembled { length: 1, text: "???".into() })),
-            Code::Int3 => return Ok(Some(Disassembled { length: instruction.len(), text: "int     3".into() })),
+            Code::INVALID => return Ok(Some(Disassembled { length: 1, text: "???".into(), flow: Flow::End })),
+            Code::Int3 => {
+                let (length, text) = (instruction.len(), "int     3".into());
+                return Ok(Some(Disassembled { length, text, flow: Flow::Next }));
+            }
             _ => {}
         }
         let target = match instruction.op0_kind() {
@@ -105,7 +136,8 @@ impl Disassembler {
         *self.named.0.borrow_mut() = shown;
         let mut text = String::new();
         self.formatter.format(&instruction, &mut text);
-        Ok(Some(Disassembled { length: instruction.len(), text: text.trim_end().into() }))
+        let (length, text) = (instruction.len(), text.trim_end().into());
+        Ok(Some(Disassembled { length, text, flow: flow(&instruction) }))
     }
 
     /// One instruction with names of the target's modules.
@@ -131,6 +163,36 @@ fn is_absolute(instruction: &Instruction) -> bool {
         && instruction.memory_base() == none
         && instruction.memory_index() == none
         && instruction.segment_prefix() == none
+}
+
+/// Where the instructions before the end of `bytes` begin: the longest row of them that ends there, at most `count`, from
+/// `start` on when that is known to be the start of one.
+pub(crate) fn backwards(machine: u16, bytes: &[u8], start: Option<usize>, count: usize) -> Vec<usize> {
+    let bits = if machine == AMD64 { 64 } else { 32 };
+    let first = bytes.len().saturating_sub(count.saturating_mul(MAX_LENGTH));
+    let mut best = Vec::new();
+    for from in start.into_iter().chain(first..bytes.len()) {
+        let (mut at, mut found) = (from, Vec::new());
+        while at < bytes.len() {
+            let instruction = Decoder::new(bits, &bytes[at..], DecoderOptions::NONE).decode();
+            if instruction.code() == Code::INVALID {
+                break;
+            }
+            found.push(at);
+            at += instruction.len();
+        }
+        if at != bytes.len() {
+            continue;
+        }
+        let found = found.split_off(found.len().saturating_sub(count));
+        if start == Some(from) || found.len() >= count {
+            return found;
+        }
+        if found.len() > best.len() {
+            best = found;
+        }
+    }
+    best
 }
 
 /// The length of the instruction that `bytes` begin with if it is a call.
@@ -246,11 +308,27 @@ mod tests {
         assert_eq!(instruction_of_constant(AMD64, b"\0\0\0\0Leak", None, 4), None);
     }
 
+    #[test]
+    fn instructions_before_a_place_are_found() {
+        // push rbp; mov rbp,rsp; sub rsp,28h; call; ret
+        let code = [0x55, 0x48, 0x8b, 0xec, 0x48, 0x83, 0xec, 0x28, 0xe8, 1, 2, 3, 4, 0xc3];
+        assert_eq!(backwards(AMD64, &code, Some(0), 3), [4, 8, 13]);
+        assert_eq!(backwards(AMD64, &code, None, 2), [8, 13]);
+        assert_eq!(backwards(AMD64, &code, Some(1), 8), [1, 4, 8, 13]);
+        assert!(backwards(AMD64, &[], None, 8).is_empty());
+    }
+
     proptest! {
         #[test]
         fn any_bytes_have_an_instruction_or_none(bytes: Vec<u8>, start in proptest::option::of(0usize..64), at in 0usize..64) {
             let _ = instruction_of_constant(AMD64, &bytes, start, at);
             let _ = instruction_of_constant(I386, &bytes, start, at);
+        }
+
+        #[test]
+        fn rows_backwards_end_where_they_must(bytes in prop::collection::vec(any::<u8>(), 0..80), count in 1usize..9) {
+            let found = backwards(AMD64, &bytes, None, count);
+            prop_assert!(found.len() <= count && found.is_sorted());
         }
 
         #[test]

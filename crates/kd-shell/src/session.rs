@@ -215,7 +215,36 @@ impl<'a> Context<'a> {
         f: impl FnOnce(&nt_pool::Kernel<'_>) -> Result<T, nt_pool::PoolError>,
     ) -> Result<T, CommandError> {
         let kernel = self.kernel()?;
+        let version = kernel.version();
+        if version.minor < nt_pool::build::WINDOWS_VISTA {
+            return Err(CommandError::Failed(format!(
+                "pool is read from Windows Vista on, and this kernel is of NT {}; lm, x, k, r, u, dt, d*, s, !process \
+                 and breakpoints work",
+                nt_version(version.minor)
+            )));
+        }
         let symbols = self.session.symbols.nt(kernel)?;
         Ok(f(&kernel.pool(symbols.as_ref()))?)
     }
+
+    /// As [`Context::pool`], of what every kernel has.
+    pub fn decode<T>(
+        &mut self,
+        f: impl FnOnce(&nt_pool::Kernel<'_>) -> Result<T, nt_pool::PoolError>,
+    ) -> Result<T, CommandError> {
+        let kernel = self.kernel()?;
+        let symbols = self.session.symbols.nt(kernel)?;
+        Ok(f(&kernel.pool(symbols.as_ref()))?)
+    }
+}
+
+/// The version that Windows before Vista tells by its build.
+fn nt_version(build: u16) -> String {
+    let name = match build {
+        ..=1381 => "4.0",
+        1382..=2195 => "5.0",
+        2196..=2600 => "5.1",
+        _ => "5.2",
+    };
+    format!("{name} (build {build})")
 }

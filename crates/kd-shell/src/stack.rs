@@ -366,6 +366,24 @@ fn unframed(
     Ok(is_call.then_some(top))
 }
 
+impl Frame {
+    /// ``fffff880`06d2fc28 fffff800`01923cc6 nt!ViPoolLogStackTrace``
+    pub(crate) fn line(&self, out: &mut dyn fmt::Write, width: Width) -> fmt::Result {
+        write!(out, "{} {} ", width.tick(self.stack.0), width.tick(self.return_address.0))?;
+        self.place(out, width)
+    }
+
+    /// Where it is, and the end of the line.
+    fn place(&self, out: &mut dyn fmt::Write, width: Width) -> fmt::Result {
+        let at = match &self.symbol {
+            Some(symbol) => symbol.clone(),
+            None => format!("0x{}", width.tick(self.address.0)),
+        };
+        let trap = if self.trap { format!(" (TrapFrame @ {})", width.tick(self.stack.0)) } else { String::new() };
+        writeln!(out, "{at}{trap}")
+    }
+}
+
 impl Text for Stack {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         if self.of_thread {
@@ -400,12 +418,7 @@ impl Text for Stack {
                     Width::Four => write!(out, "{} ", arguments.join(" "))?,
                 }
             }
-            let at = match &frame.symbol {
-                Some(symbol) => symbol.clone(),
-                None => format!("0x{}", tick(frame.address)),
-            };
-            let trap = if frame.trap { format!(" (TrapFrame @ {})", tick(frame.stack)) } else { String::new() };
-            writeln!(out, "{at}{trap}")?;
+            frame.place(out, self.width)?;
         }
         Ok(())
     }

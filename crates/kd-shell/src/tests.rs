@@ -392,6 +392,17 @@ fn a_path_that_does_not_exist_is_said_in_one_line() {
     assert!(text(&format!(".sympath \"/no/such/place;{}\"", store())).ends_with("does not exist: /no/such/place\n"));
     assert!(error("!poolused 0 TooLong").contains("four characters"));
     assert!(error("!poolused 6").contains("exclude each other"));
+    let rows = |line: &str| json(line)["result"]["tags"].as_array().unwrap().clone();
+    for (line, whole) in
+        [("!poolused /t5 2", "!poolused 2"), ("!poolused 4 /t 5", "!poolused 4"), ("!poolused /t0n5", "!poolused")]
+    {
+        assert_eq!(rows(line), rows(whole)[..5], "{line}");
+        assert_eq!(json(line)["result"]["total"], json(whole)["result"]["total"]);
+    }
+    assert!(
+        error("!poolused /t 2 4 TooLong").contains("four characters")
+            && error("!poolused /tx").contains("a number of rows")
+    );
     assert!(error("!poolused zz").contains("the flags are a number"));
     assert!(error("!poolused 100").contains("unknown flags 0x100"));
     assert!(error("dq 0").contains("cannot read 00000000`00000000"));

@@ -314,3 +314,147 @@ fn a_script_goes_on_when_the_target_stops_again() {
     assert!(!failed && screen.text.ends_with("\non\n"), "{} {}", screen.text, screen.errors);
     live.leave();
 }
+
+#[test]
+fn code_is_shown_backwards_and_by_function() {
+    let mut live = Live::article();
+    let place = "nt!VeAllocatePoolWithTagPriority+0x2b6";
+    let forwards = live.text("u nt!VeAllocatePoolWithTagPriority+0x2b1 L1");
+    let call = forwards.lines().last().unwrap().to_string();
+    let before = live.text(&format!("ub {place} L1"));
+    assert_eq!(before.lines().last(), Some(call.as_str()), "{before}");
+    let more = live.text(&format!("ub {place} L4"));
+    assert!(more.lines().count() >= 5 && more.ends_with(&(call.clone() + "\n")), "{more}");
+    let whole = live.text(&format!("uf {place}"));
+    assert!(whole.starts_with("nt!VeAllocatePoolWithTagPriority:\n") && whole.contains(&call), "{whole}");
+    assert!(whole.lines().any(|line| line.trim_end().ends_with("ret")), "{whole}");
+    let calls = live.text(&format!("uf /c {place}"));
+    assert!(calls.starts_with("nt!VeAllocatePoolWithTagPriority\n  nt!VeAllocatePoolWithTagPriority+0x"), "{calls}");
+    assert!(calls.contains("    call to nt!ViPoolLogStackTrace\n"), "{calls}");
+    assert!(live.run("uf /x nt!NtFlushKey").1 && live.run("ub 0").1);
+    live.leave();
+}
+
+#[test]
+fn processors_frames_and_events() {
+    let mut live = Live::article();
+    let one = live.text("k");
+    let rows: Vec<&str> = one.lines().collect();
+    assert!(rows[0] == " # Child-SP          RetAddr           Call Site" && rows[1].starts_with("00 "), "{one}");
+    for count in [1, 2, 3] {
+        assert_eq!(live.text(&format!("k {count}")).lines().count().min(count + 1), (count + 1).min(rows.len()));
+    }
+    assert_eq!(live.text("kn"), one);
+    let all = live.text("~*k 1");
+    assert_eq!(all.matches("Processor ").count(), all.matches(" # Child-SP").count());
+    assert!(all.matches("\nProcessor 1:\n").count() == 1, "{all}");
+    assert_eq!(live.text("~0r rip").lines().count(), 1);
+    assert_eq!(
+        live.text("~*e \"r rip; .echo x\"").matches("x\n").count(),
+        live.text("~*r rip").matches("rip=").count()
+    );
+    assert_eq!(live.shell.prompt().as_deref(), Some("0: kd> "));
+    assert!(live.run("~*nosuch").1 && live.run("~99k").1 && live.run("~x").1);
+    assert_eq!(live.text(".frame 0"), format!("{}\n", rows[1]));
+    assert_eq!(live.text(".frame; ? @$frame"), format!("{}\nEvaluate expression: 0 = 00000000`00000000\n", rows[1]));
+    assert!(live.run(".frame 100").0.errors.starts_with("Cannot find frame 0x100"));
+    assert!(
+        live.text(".lastevent").starts_with("Last event: Break instruction exception - code 80000003 (first chance)\n")
+    );
+    let quiet = live.text(".bugcheck");
+    assert!(quiet.starts_with("Bugcheck code 00000000\nArguments 00000000`00000000 "), "{quiet}");
+    live.leave();
+}
+
+#[test]
+fn modules_are_listed_as_they_are_asked_for() {
+    let mut live = Live::article();
+    let line = |live: &mut Live, command: &str| {
+        let text = live.text(command);
+        text.lines()
+            .find(|line| line.contains("   myfault "))
+            .unwrap_or_else(|| panic!("{command}: {text}"))
+            .to_string()
+    };
+    assert!(line(&mut live, "lm n").ends_with("   myfault  myfault.sys"));
+    assert!(line(&mut live, "lm f").contains("   myfault  \\"), "{}", line(&mut live, "lm f"));
+    let timed = line(&mut live, "lm t n");
+    assert!(timed.contains("   myfault  myfault.sys  ") && timed.ends_with(" 2009 (4A671DED)"), "{timed}");
+    assert_eq!(line(&mut live, "lmtn"), timed);
+    let sorted = live.text("lm sm");
+    let names: Vec<String> = sorted
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .map(|line| line[38..].split_whitespace().next().unwrap().to_lowercase())
+        .collect();
+    assert!(names.is_sorted() && names.len() > 2, "{names:?}");
+    let (screen, failed, _) = live.run("lmD");
+    assert!(!failed && screen.text == live.text("lm") && screen.remarks.contains("no links"), "{}", screen.remarks);
+    assert!(live.run("lm s").1 && live.run("lm z").1);
+    assert_eq!(live.run("x nt!Ke*NoSuch*Ticks*").0.text, "");
+    assert!(!live.run("x nt!Ke*NoSuch*Ticks*").1);
+    let info = live.text("!lmi myfault");
+    for part in ["Module: myfault\n", "Base Address: fffff88004287000\n", "Machine Type: 34404 (X64)\n", "Size: 8000\n"]
+    {
+        assert!(info.contains(part), "{part}: {info}");
+    }
+    assert_eq!(live.text("!lmi fffff880`04287100"), info);
+    let kernel = live.text("!lmi nt");
+    assert!(kernel.contains("RSDS - GUID: {8F1D2C67-6B64-4F6F-9C1A-6B64706F6F6C}\n"), "{kernel}");
+    assert!(kernel.contains(" Age: 1, Pdb: ntkrnlmp.pdb\n") && kernel.contains("PDB - public symbols\n"), "{kernel}");
+    assert!(live.run("!lmi nosuch").1);
+    live.leave();
+}
+
+/// Without a symbol path names come from what images export, and the list says so.
+#[test]
+fn export_symbols_are_told_of_once_they_are_used() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let mut live = Live::attach(kd_fake::kernel::article(), directory, |_| {});
+    live.run("k");
+    let (screen, failed, _) = live.run("x nt!Ke*NoSuch*");
+    assert_eq!((screen.text.as_str(), screen.errors.as_str(), failed), ("", "", false));
+    let list = live.text("lm");
+    assert!(list.lines().any(|line| line.contains("   nt ") && line.contains("(export symbols)")), "{list}");
+    live.leave();
+}
+
+#[test]
+fn threads_have_their_stacks_or_a_word_why_not() {
+    let mut live = Live::article();
+    let (screen, failed, _) = live.run("!process fffffa80`02c05060 7");
+    assert!(!failed, "{}", screen.errors);
+    let threads = screen.text.matches("THREAD ").count();
+    let told = screen.text.matches("Child-SP").count()
+        + screen.text.matches("Kernel stack not resident.").count()
+        + screen.text.matches("no stack: ").count();
+    assert!(threads > 0 && told == threads, "{}", screen.text);
+    let result = live.result("!process 0 7");
+    for process in result["processes"].as_array().unwrap() {
+        for thread in process["threads"].as_array().into_iter().flatten() {
+            assert!(thread.get("stack").is_some() || thread.get("no_stack").is_some(), "{thread}");
+        }
+    }
+    live.leave();
+}
+
+#[test]
+fn what_kd_has_and_kdpool_has_not_says_what_comes_nearest() {
+    let mut live = Live::article();
+    for (word, nearest) in [
+        ("bm nt!*", "bp"),
+        ("dpp rsp", "dps"),
+        (".writemem f 0 L1", ".logopen"),
+        ("!object 0", "!drvobj"),
+        ("!irp 0", "dt nt!_IRP"),
+    ] {
+        let (screen, failed, _) = live.run(word);
+        assert!(failed && screen.errors.lines().count() == 1, "{word}");
+        assert!(screen.errors.starts_with("kd has ") && screen.errors.contains(nearest), "{word}: {}", screen.errors);
+    }
+    for word in ["!stacks", "!dh nt", "dx @$curprocess", "!analyze -v", ".reload2"] {
+        assert!(live.run(word).1, "{word}");
+    }
+    live.leave();
+}

@@ -117,7 +117,7 @@ fn state(driver: &VerifierDriver) -> &'static str {
 }
 
 /// pool-internals 7.3: bit, words of 8.1's debugger, standard; what is beyond 0x1000 is newer than Windows 7.
-const FLAGS: [(u64, &str, bool); 21] = [
+const FLAGS: [(u64, &str, bool); 24] = [
     (0x0, "Automatic Checks", true),
     (0x1, "Special pool", true),
     (0x2, "Force IRQL checking", true),
@@ -134,11 +134,14 @@ const FLAGS: [(u64, &str, bool); 21] = [
     (0x2000, "Invariant MDL checking for stack", false),
     (0x4000, "Invariant MDL checking for driver", false),
     (0x8000, "Power framework delay fuzzing", false),
+    (0x10000, "Port/miniport interface checking", false),
     (0x40000, "Systematic low resources simulation", false),
     (0x80000, "DDI compliance checking (additional)", false),
+    (0x100000, "(not documented)", false),
     (0x200000, "NDIS/WIFI verification", false),
     (0x800000, "Kernel synchronization delay fuzzing", false),
     (0x1000000, "VM switch verification", false),
+    (0x2000000, "Code integrity checks", false),
 ];
 
 /// The same, in the words of Windows 7's debugger.
@@ -160,10 +163,11 @@ fn settings_and_drivers(live: &mut Live, machine: &Machine<'_>) {
     let level = machine.setting("Level");
     let result = live.result("!verifier 3");
     assert_eq!(result["level"], level);
-    let known = FLAGS.iter().filter(|(bit, ..)| truth.build >= 9200 || *bit < 0x1000);
+    let known = known_flags(truth.build).copied();
     let flags: Vec<Value> = known
+        .chain(unnamed(level, truth.build))
         .map(|(bit, name, standard)| {
-            serde_json::json!({"bit": bit, "name": name, "standard": standard, "enabled": level & bit == *bit})
+            serde_json::json!({"bit": bit, "name": name, "standard": standard, "enabled": level & bit == bit})
         })
         .collect();
     assert_eq!(result["flags"], Value::from(flags));
@@ -202,8 +206,10 @@ fn settings_and_drivers(live: &mut Live, machine: &Machine<'_>) {
     assert_eq!((&alone["level"], &alone["statistics"]), (&result["level"], &result["statistics"]));
     assert!(alone.get("drivers").is_none());
 
+    // Today's layout, whatever the target is; the old one where it is asked for.
     let mut text = live.text("!verifier 3");
-    assert_eq!(text, overview(machine, &result));
+    assert_eq!(text, overview(machine, &result, false));
+    assert_eq!(live.text("!verifier 3 -old"), overview(machine, &result, true));
     for (number, driver) in truth.verifier_drivers.iter().enumerate() {
         let one = live.result(&format!("!verifier 3 {}", driver.name));
         assert_eq!(one["drivers"], Value::from(vec![result["drivers"][number].clone()]));
@@ -212,13 +218,30 @@ fn settings_and_drivers(live: &mut Live, machine: &Machine<'_>) {
     }
 }
 
+/// The options that a version has.
+fn known_flags(build: u16) -> impl Iterator<Item = &'static (u64, &'static str, bool)> {
+    let first = |bit: u64| match bit {
+        0x1_0000 | 0x10_0000 | 0x200_0000 => 10240,
+        0x4_0000 | 0x8_0000 | 0x20_0000 | 0x80_0000 | 0x100_0000 => 9600,
+        0x2000.. => 9200,
+        _ => 0,
+    };
+    FLAGS.iter().filter(move |(bit, ..)| build >= first(*bit))
+}
+
+/// Those that are set and that no name is known for.
+fn unnamed(level: u64, build: u16) -> impl Iterator<Item = (u64, &'static str, bool)> {
+    let named = known_flags(build).fold(0, |named, (bit, ..)| named | bit);
+    let bits = (0..32).map(|bit| 1 << bit).filter(move |bit| level & !named & bit != 0);
+    bits.map(|bit| (bit, if bit == 0x40 { "Enhanced I/O verification (automatic)" } else { "Unknown option" }, false))
+}
+
 /// kd's text of the whole, in the layout of the version; the order of a driver's allocations, which is that of the
 /// kernel's pages, is that of the answer as JSON.
-fn overview(machine: &Machine<'_>, result: &Value) -> String {
+fn overview(machine: &Machine<'_>, result: &Value, old: bool) -> String {
     use std::fmt::Write as _;
 
     let (truth, level) = (&machine.truth, machine.setting("Level"));
-    let old = truth.build < 9200;
     let indent = if old { "" } else { "  " };
     let mut text = String::new();
     if old {
@@ -226,16 +249,24 @@ fn overview(machine: &Machine<'_>, result: &Value) -> String {
         for (_, name) in FLAGS_7.iter().filter(|(bit, _)| level & bit != 0) {
             writeln!(text, "    {name}").unwrap();
         }
+        let named = FLAGS_7.iter().fold(0, |named, (bit, _)| named | bit);
+        for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| level & !named & bit != 0) {
+            writeln!(text, "    Unknown option {bit:#x}").unwrap();
+        }
         text.push('\n');
     } else {
         write!(text, "\nVerify Flags Level 0x{level:08x}\n\n  STANDARD FLAGS:\n").unwrap();
-        for (bit, name, standard) in FLAGS {
+        for (bit, name, standard) in known_flags(truth.build) {
+            let (bit, standard) = (*bit, *standard);
             if bit == 4 {
                 text.push_str("\n  ADDITIONAL FLAGS:\n");
             }
             assert!(standard == (bit != 4 && !text.contains("ADDITIONAL")));
             let mark = if level & bit == bit { 'X' } else { ' ' };
             writeln!(text, "    [{mark}] (0x{bit:08x}) {name}").unwrap();
+        }
+        for (bit, name, _) in unnamed(level, truth.build) {
+            writeln!(text, "    [X] (0x{bit:08x}) {name}").unwrap();
         }
         text.push_str("\n    [X] Indicates flag is enabled\n\n\n");
     }
@@ -269,7 +300,10 @@ fn overview(machine: &Machine<'_>, result: &Value) -> String {
             let title = format!("{when} {name} pool allocations");
             let count = machine.setting(&format!("{when}{pool}PoolAllocations"));
             let bytes = machine.setting(&format!("{prefix}{pool}Bytes"));
-            writeln!(text, "{indent}{title:<39}{count:#x} for {bytes:08X} bytes").unwrap();
+            match old {
+                true => writeln!(text, "{title:<39}{count:#x} for {bytes:08X} bytes").unwrap(),
+                false => writeln!(text, "  {title:<39}{count:#x} for {bytes:08x} bytes").unwrap(),
+            }
         }
     }
     text.push_str("\nDriver Verification List\n");
@@ -294,15 +328,15 @@ fn overview(machine: &Machine<'_>, result: &Value) -> String {
                 writeln!(text, "{title:<26}{:08x}    {:08x}", counter(nonpaged), counter(paged)).unwrap();
             }
         } else {
-            writeln!(text, "\n  MODULE: 0x{entry:016x} {name} ({state})\n").unwrap();
+            writeln!(text, "\n  nt!_VF_TARGET_DRIVER 0x{entry:016x}: {name} ({state})\n").unwrap();
             writeln!(text, "    Pool Allocation Statistics: ( NonPagedPool / PagedPool )\n").unwrap();
             for (title, nonpaged, paged) in rows {
                 let (nonpaged, paged) = (counter(nonpaged), counter(paged));
-                writeln!(text, "      {:<26}( 0x{nonpaged:08X} / 0x{paged:08X} )", format!("{title}:")).unwrap();
+                writeln!(text, "      {:<26}( 0x{nonpaged:08x} / 0x{paged:08x} )", format!("{title}:")).unwrap();
             }
-            writeln!(text, "      Contiguous Memory Bytes:       0x{:08X}", counter("ContiguousMemoryBytes")).unwrap();
+            writeln!(text, "      Contiguous Memory Bytes:       0x{:08x}", counter("ContiguousMemoryBytes")).unwrap();
             let peak = counter("PeakContiguousMemoryBytes");
-            writeln!(text, "      Peak Contiguous Memory Bytes:  0x{peak:08X}").unwrap();
+            writeln!(text, "      Peak Contiguous Memory Bytes:  0x{peak:08x}").unwrap();
         }
         let blocks: HashMap<u64, &TrackedBlock> =
             driver.allocations.iter().map(|block| (block.address, block)).collect();
@@ -311,7 +345,7 @@ fn overview(machine: &Machine<'_>, result: &Value) -> String {
                 true => "\nPoolAddress  SizeInBytes    Tag       CallersAddress\n",
                 false => {
                     "\n    Pool Allocations:\n\n      \
-                     Address             Length      Tag   Caller            \n      \
+                     Address             Length      Tag   Caller Address    \n      \
                      ------------------  ----------  ----  ------------------\n"
                 }
             });

@@ -590,14 +590,35 @@ fn pool_tags(arguments: &SessionArgs) -> Result<PoolTags> {
     Ok(tags.or(PoolTags::built_in()))
 }
 
+/// Our own crates: what the line editor and others tell of themselves is neither asked for nor always harmless.
+const OURS: [&str; 10] = [
+    "kdpool",
+    "kd_fake",
+    "kd_link",
+    "kd_shell",
+    "kd_target",
+    "kd_wire",
+    "nt_leaks",
+    "nt_pool",
+    "nt_symbols",
+    "nt_unwind",
+];
+
+/// What `-v` (1) and `-v -v` show.
+fn log_targets(verbose: u8) -> String {
+    let level = |target: &str| match (verbose, target) {
+        (0, _) => "off",
+        (1, "kd_target" | "kd_shell" | "nt_symbols") => "debug",
+        (1, _) => "info",
+        _ => "trace",
+    };
+    OURS.map(|target| format!("{target}={}", level(target))).join(",")
+}
+
 pub(crate) fn start_tracing(arguments: &SessionArgs) -> Result<()> {
     use tracing_subscriber::filter::Targets;
     use tracing_subscriber::prelude::*;
-    let default = match arguments.verbose {
-        0 => "off",
-        1 => "info,kd_target=debug,kd_shell=debug,nt_symbols=debug",
-        _ => "trace",
-    };
+    let default = log_targets(arguments.verbose);
     let chosen = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
     let filter: Targets = chosen.map_or_else(|| default.parse(), Ok).context("-v")?;
     let layer = tracing_subscriber::fmt::layer();

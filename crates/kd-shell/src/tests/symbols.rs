@@ -35,7 +35,11 @@ fn without_a_symbol_file_an_image_has_its_exports() {
     let listed = bare(&mut session, "lm m nt").text;
     assert!(listed.contains("   nt         (export symbols)       ntoskrnl.exe\n"), "{listed}");
     // What is not exported is not there, and the reason is said.
-    for line in ["? nt!PoolBigPageTable", "x nt!PoolBig*", "!poolused", "dt nt!_POOL_HEADER", "!poolfind Leak"] {
+    assert_eq!(
+        (bare(&mut session, "x nt!PoolBig*").text, bare(&mut session, "x nt!PoolBig*").errors),
+        Default::default()
+    );
+    for line in ["? nt!PoolBigPageTable", "!poolused", "dt nt!_POOL_HEADER", "!poolfind Leak"] {
         let shown = bare(&mut session, line);
         assert!(shown.errors.contains("no symbols of nt: no symbol file for ntkrnlmp.pdb"), "{line}: {}", shown.errors);
     }

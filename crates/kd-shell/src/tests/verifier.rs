@@ -15,7 +15,19 @@ fn remarks(line: &str) -> String {
 
 #[test]
 fn the_driver_that_leaks() {
-    let text = text("!verifier 3 myfault.sys");
+    let todays = text("!verifier 3 myfault.sys");
+    assert!(todays.starts_with("\nVerify Flags Level 0x"), "{todays}");
+    assert!(
+        todays.contains("  nt!_VF_TARGET_DRIVER 0xfffffa80") && todays.contains(": myfault.sys (Loaded)\n"),
+        "{todays}"
+    );
+    let caller = "      0xfffff8a005800000  0x000fa000  Leak  0xfffff880042881f6  myfault+0x11f6\n";
+    assert!(todays.contains(caller) && todays.contains("  Caller Address"), "{todays}");
+    // A module's name means its records.
+    assert_eq!(json("!verifier 0x80 myfault.sys")["result"], json("!verifier 0x80 -driver myfault.sys")["result"]);
+    assert_eq!(json("!verifier 0x80 myfault")["result"], json("!verifier 0x80 -driver myfault")["result"]);
+    assert!(error("!verifier 0x80 -old").contains("the logs have one layout"));
+    let text = text("!verifier 3 -old myfault.sys");
     assert!(text.starts_with("\nVerify Level "), "{text}");
     assert!(text.contains("\nSummary of All Verifier Statistics\n\nRaiseIrqls                             0x0\n"));
     assert!(text.contains("\nPoolAddress  SizeInBytes    Tag       CallersAddress\n"), "{text}");

@@ -8,7 +8,7 @@ mod settings;
 
 pub use allocations::{Allocation, Allocations, allocations};
 pub use drivers::{Driver, Drivers, State, any_driver, drivers};
-pub use flags::{Flag, flags, flags_windows_7};
+pub use flags::{Flag, flags, flags_windows_7, unnamed_windows_7};
 pub use logs::{Entry, EntryLog, LogKind, log};
 pub use settings::{Settings, settings};
 

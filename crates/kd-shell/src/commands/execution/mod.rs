@@ -2,6 +2,8 @@
 
 pub(in crate::commands) mod breakpoints;
 pub(in crate::commands) mod control;
+pub(in crate::commands) mod driver_object;
+pub(in crate::commands) mod events;
 pub(in crate::commands) mod process;
 pub(in crate::commands) mod registers;
 pub(in crate::commands) mod stack;

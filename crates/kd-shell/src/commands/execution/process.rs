@@ -35,7 +35,8 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: "!process [address | id | -1 | 0 [flags [image]]]",
     help: "show processes",
     details: "!process 0 0 lists all of them, !process 0 0 name.exe those with that image; without an argument the current \
-              one is shown,\nas with -1. An id is a process's number (!process 4). Flag 1 shows times, quotas and sizes, 4 threads, 2 threads with what they wait for.",
+              one is shown,\nas with -1. An id is a process's number (!process 4). Flag 1 shows times, quotas and sizes, 4 threads, 2 threads with what they wait \
+              for, 6 and 7\nalso their stacks (of waiting threads on x64).",
     action: Action::Answer(run),
 };
 
@@ -109,6 +110,12 @@ struct Thread {
     start: Option<Hex>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     details: Vec<(&'static str, String)>,
+    /// With flags 2 and 4 of `!process`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stack: Option<stack::Stack>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_stack: Option<String>,
 }
 
 /// The kernel's types, and where they are read from.
@@ -266,11 +273,20 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         address => vec![address],
     };
     let mut processes = Vec::new();
+    let mut remarks = Vec::new();
     for address in addresses {
-        let Some(process) = process(&types, address, !all, flags, image, &mut notes)? else { continue };
+        let Some(mut process) = process(&types, address, !all, flags, image, &mut notes)? else { continue };
+        if flags & STACKS == STACKS {
+            for thread in &mut process.threads {
+                add_stack(context, thread, &mut notes, &mut remarks)?;
+            }
+        }
         processes.push(process);
     }
-    Ok(Reply::with_notes(Processes { processes, all, width }, notes))
+    remarks.dedup();
+    let mut reply = Reply::with_notes(Processes { processes, all, width }, notes);
+    reply.remarks = remarks;
+    Ok(reply)
 }
 
 /// A process, and one of its threads when these are wanted.
@@ -296,6 +312,45 @@ pub(in crate::commands) fn addresses(
     }
     Ok((found, notes))
 }
+
+/// Threads (4) with more than a line (2).
+const STACKS: u64 = 6;
+
+/// Walks the stack of a thread, or says why it cannot be walked.
+fn add_stack(
+    context: &mut Context<'_>,
+    thread: &mut Thread,
+    notes: &mut Vec<String>,
+    remarks: &mut Vec<String>,
+) -> Result<(), CommandError> {
+    if thread.details.iter().any(|(what, _)| *what == NOT_RESIDENT) {
+        thread.no_stack = Some("Kernel stack not resident.".into());
+        return Ok(());
+    }
+    let (address, width) = (thread.address.0, context.width());
+    match state_of(context, address).and_then(|state| stack::of(context, state)) {
+        Ok((stack, more, said)) => {
+            thread.stack = Some(stack);
+            notes.extend(more.into_iter().map(|note| format!("thread {}: {note}", width.pointer(address))));
+            remarks.extend(said);
+        }
+        Err(CommandError::Fault(fault)) => return Err(fault.into()),
+        Err(error) => thread.no_stack = Some(format!("no stack: {error}")),
+    }
+    Ok(())
+}
+
+/// The registers of a thread: those of the processor that stopped, or those that it will have when it runs again.
+fn state_of(context: &mut Context<'_>, thread: u64) -> Result<State, CommandError> {
+    let kernel = context.kernel()?;
+    match thread == context.width().address(kernel.stop().thread) {
+        true => Ok(registers::state(&Registers::read(kernel)?)),
+        false => switched_out(context, thread),
+    }
+}
+
+/// What is said of a thread whose stack is paged out.
+const NOT_RESIDENT: &str = "Kernel stack not resident";
 
 const WORKING_SET: &str = "Working Set Sizes (now,min,max)";
 
@@ -493,6 +548,8 @@ fn read_thread(types: &Types<'_>, address: u64, detailed: bool) -> Result<Thread
         let attached =
             get("Tcb.ApcStateIndex").filter(|index| index & 1 != 0).and_then(|_| get("Tcb.ApcState.Process"));
         add("Attached Process", attached.map(|process| types.width.pointer(process)));
+        let resident = get("Tcb.KernelStackResident").is_none_or(|resident| resident != 0);
+        add(NOT_RESIDENT, (!resident).then(String::new));
         add("Wait Start TickCount", get("Tcb.WaitTime").map(|tick| tick.to_string()));
         let since =
             types.ticks.zip(get("Tcb.WaitTime")).map(|(now, then)| u64::from((now as u32).wrapping_sub(then as u32)));
@@ -526,6 +583,8 @@ fn read_thread(types: &Types<'_>, address: u64, detailed: bool) -> Result<Thread
         image,
         start: hex(&["Win32StartAddress", "StartAddress"]),
         details,
+        stack: None,
+        no_stack: None,
     })
 }
 
@@ -551,12 +610,7 @@ fn thread(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let thread = read_thread(&types, address, true)?;
     let mut notes =
         if record.is_readable() { Vec::new() } else { vec!["the thread is not readable as a whole".into()] };
-    let running = address == width.address(kernel.stop().thread);
-    let state = match running {
-        true => Ok(registers::state(&Registers::read(kernel)?)),
-        false => switched_out(context, address),
-    };
-    let (stack, mut remarks) = match state.and_then(|state| stack::of(context, state)) {
+    let (stack, mut remarks) = match state_of(context, address).and_then(|state| stack::of(context, state)) {
         Ok((stack, more, remarks)) => {
             notes.extend(more);
             (Some(stack), remarks)
@@ -678,6 +732,16 @@ impl Text for Processes {
                 thread_line(out, thread, self.width)?;
                 if !thread.details.is_empty() {
                     thread_lines(out, "        ", thread, self.width)?;
+                }
+                if let Some(why) = &thread.no_stack {
+                    writeln!(out, "        {why}")?;
+                }
+                if let Some(stack) = &thread.stack {
+                    let mut lines = String::new();
+                    stack.text(&mut lines)?;
+                    for line in lines.lines() {
+                        writeln!(out, "        {line}")?;
+                    }
                 }
                 if !thread.details.is_empty() {
                     writeln!(out)?;

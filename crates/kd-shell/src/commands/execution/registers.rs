@@ -20,8 +20,10 @@ use crate::cpp;
 use crate::error::CommandError;
 use crate::grammar::Scope;
 use crate::grammar::expression::evaluate_all;
+use crate::grammar::words::unquoted;
 use crate::registers::{AMD64, ARM64, I386, Registers, is_special, size};
 use crate::session::{Context, temporary};
+use crate::shell::{Drive, Next};
 use crate::text::{Hex, Width, visible_name};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -38,10 +40,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
 
 pub(in crate::commands) const PROCESSOR: CommandInfo = CommandInfo {
     names: &["~"],
-    usage: "~[number s]",
-    help: "choose the current processor, whose registers and stack are shown",
-    details: "~1s chooses processor 1; ~ alone says which one is current.",
-    action: Action::Answer(processor),
+    usage: "~[number s | number|* command]",
+    help: "choose the current processor, or run a command for one or for all",
+    details: "~1s chooses processor 1; ~1k shows its stack; ~*k shows those of all; ~*e \"r; k\" runs several commands; ~ \
+              alone says\nwhich one is current.",
+    action: Action::Drive(processor),
 };
 
 #[derive(Serialize)]
@@ -231,24 +234,62 @@ fn flags(machine: u16, efl: u64) -> String {
     )
 }
 
-fn processor(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let kernel = context.kernel()?;
-    let text = context.arguments.trim();
-    if let Some(number) = text.strip_suffix(['s', 'S']) {
-        // Processors are counted in decimal.
-        let number = number.trim().parse().map_err(|_| usage(&PROCESSOR, format!("'{text}' names no processor")))?;
-        kernel.set_processor(number)?;
-    } else if !text.is_empty() {
-        return Err(usage(&PROCESSOR, format!("'{text}' is not understood")));
+fn processor(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
+    let text = drive.arguments.trim();
+    let (current, count) =
+        drive.with(|context| context.kernel().map(|kernel| (kernel.processor(), kernel.stop().processors)))?;
+    let shown = |processor, text| Ok(Reply::new(Shown { processor, registers: Vec::new(), text }));
+    if text.is_empty() {
+        return shown(current, format!("processor {current} of {count}\n"));
     }
-    let processor = kernel.processor();
-    // Choosing is silent, as in kd: the prompt says it.
-    let text = if text.is_empty() {
-        format!("processor {processor} of {}\n", kernel.stop().processors)
-    } else {
-        String::new()
+    // Processors are counted in decimal.
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (chosen, command) = match text.strip_prefix('*') {
+        Some(rest) => ((0..count.min(u16::MAX.into()) as u16).collect(), rest.trim()),
+        None => {
+            let number = text[..end].parse();
+            let number: u16 = number.map_err(|_| usage(&PROCESSOR, format!("'{text}' names no processor")))?;
+            (vec![number], text[end..].trim())
+        }
     };
-    Ok(Reply::new(Shown { processor, registers: Vec::new(), text }))
+    if let (&[number], "s" | "S") = (chosen.as_slice(), command) {
+        // Choosing is silent, as in kd: the prompt says it.
+        drive.with(|context| context.kernel()?.set_processor(number).map_err(CommandError::from))?;
+        return shown(number, String::new());
+    }
+    let command = match command.split_once(char::is_whitespace) {
+        Some(("e" | "E", commands)) => unquoted(commands.trim()),
+        _ => command,
+    };
+    if command.is_empty() || command == "s" {
+        return Err(usage(&PROCESSOR, "a command for the processors is missing"));
+    }
+    drive.with(|context| context.commands.check(command, &context.session.aliases))?;
+    run_on(drive, &chosen, current, command)?;
+    shown(current, String::new())
+}
+
+/// Runs a command with each processor the current one in turn.
+fn run_on(drive: &mut Drive<'_>, chosen: &[u16], current: u16, command: &str) -> Result<(), CommandError> {
+    let mut failed = false;
+    for number in chosen {
+        drive.with(|context| context.kernel()?.set_processor(*number).map_err(CommandError::from))?;
+        if chosen.len() > 1 {
+            drive.say(&format!("\nProcessor {number}:\n"));
+        }
+        let outcome = drive.run(command);
+        failed |= outcome.failed;
+        if outcome.next != Next::Continue || drive.is_line_over() || !drive.is_halted() {
+            break;
+        }
+    }
+    if drive.is_halted() {
+        drive.with(|context| context.kernel()?.set_processor(current).map_err(CommandError::from))?;
+    }
+    match failed {
+        true => Err(CommandError::Failed("not all of the commands succeeded".into())),
+        false => Ok(()),
+    }
 }
 
 impl Text for Shown {

@@ -1,12 +1,18 @@
 //! `k kb kv kc`: the stack of the current processor, or of the thread that `.thread` set.
 
-use crate::answer::Reply;
+use std::fmt;
+
+use nt_unwind::State;
+use serde::Serialize;
+
+use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::registers::{self, Registers};
 use crate::session::Context;
-use crate::stack::{self, DEFAULT_FRAMES, Stack, Walked};
+use crate::stack::{self, DEFAULT_FRAMES, Frame, Stack, Walked};
+use crate::text::Width;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["k", "kn", "kb", "kv", "kbn", "kvn", "kc", "kcn", "kl", "kp"],
@@ -19,6 +25,14 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               argument. The number of frames may be written\n\
               k 5 or k L5.",
     action: Action::Answer(run),
+};
+
+pub(in crate::commands) const FRAME: CommandInfo = CommandInfo {
+    names: &[".frame"],
+    usage: ".frame [number]",
+    help: "show one frame of the stack; $frame is its number",
+    details: "",
+    action: Action::Answer(frame),
 };
 
 const MAX_FRAMES: u64 = 0xffff;
@@ -38,10 +52,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let width = context.width();
     let word = context.word;
     let of_thread = context.session.thread.is_some();
-    let state = match context.session.thread {
-        Some(thread) => super::process::switched_out(context, thread)?,
-        None => registers::state(&Registers::read(kernel)?),
-    };
+    let state = state(context)?;
     let Walked { frames, notes, remarks } = stack::walk(kernel, context.session, state, count)?;
     let stack = Stack {
         frames,
@@ -52,4 +63,51 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         of_thread,
     };
     Ok(Reply { remarks, ..Reply::with_notes(stack, notes) })
+}
+
+fn frame(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let kernel = context.kernel()?;
+    let number = match context.arguments.trim() {
+        "" => context.session.frame,
+        text if text.starts_with('/') => {
+            return Err(usage(&FRAME, format!("'{text}': registers of frames are not kept; r shows the processor's")));
+        }
+        text => evaluate_all(text, &mut context.scope())?,
+    };
+    if number >= MAX_FRAMES {
+        return Err(usage(&FRAME, format!("0 to {MAX_FRAMES:#x}")));
+    }
+    let state = state(context)?;
+    let Walked { mut frames, notes, .. } = stack::walk(kernel, context.session, state, number + 1)?;
+    if frames.len() as u64 <= number {
+        let why = format!("Cannot find frame 0x{number:x}, previous scope unchanged; there are {:#x}", frames.len());
+        return Err(CommandError::Failed(why));
+    }
+    context.session.frame = number;
+    let one = OneFrame { number, width: context.width(), frame: frames.remove(number as usize) };
+    Ok(Reply::with_notes(one, notes))
+}
+
+/// Of the thread that `.thread` chose, or of the current processor.
+fn state(context: &mut Context<'_>) -> Result<State, CommandError> {
+    match context.session.thread {
+        Some(thread) => super::process::switched_out(context, thread),
+        None => Ok(registers::state(&Registers::read(context.kernel()?)?)),
+    }
+}
+
+#[derive(Serialize)]
+struct OneFrame {
+    number: u64,
+    #[serde(flatten)]
+    frame: Frame,
+    #[serde(skip)]
+    width: Width,
+}
+
+impl Text for OneFrame {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "{:02x} ", self.number)?;
+        self.frame.line(out, self.width)
+    }
 }

@@ -1,19 +1,21 @@
-//! `u [address [end | L count]]`: instructions.
+//! `u [address [end | L count]]`, `ub`, `uf`: instructions.
 //!
 //! ```text
 //! ECHO!EchoEvtIoWrite:
 //! fffff801`0bf95810 4c89442418      mov     qword ptr [rsp+18h],r8
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use nt_memory::read_sparse;
+use nt_memory::{Memory, read_sparse};
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
-use crate::disassembly::{Disassembler, MAX_LENGTH, line};
+use crate::disassembly::{self, Disassembler, Flow, MAX_LENGTH, line};
 use crate::error::CommandError;
+use crate::grammar::expression::evaluate_all;
 use crate::grammar::range;
 use crate::session::Context;
 use crate::text::{Hex, Width};
@@ -26,7 +28,28 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     action: Action::Answer(run),
 };
 
+pub(in crate::commands) const BACKWARDS: CommandInfo = CommandInfo {
+    names: &["ub"],
+    usage: "ub [address [L instructions]]",
+    help: "disassemble what is before an address",
+    details: "Instructions are found from the start of the function where that is known, else as the longest row that\nends at \
+              the address. x64 and x86.",
+    action: Action::Answer(backwards),
+};
+
+pub(in crate::commands) const FUNCTION: CommandInfo = CommandInfo {
+    names: &["uf"],
+    usage: "uf [/c] [address]",
+    help: "disassemble a function, or list what it calls (/c)",
+    details: "From the start of the function that the address is in, along its branches, as far as they stay in its image and \
+              do not\nenter another function. x64 and x86.",
+    action: Action::Answer(function),
+};
+
 const DEFAULT_INSTRUCTIONS: u64 = 8;
+
+/// Of one function.
+const MAX_OF_FUNCTION: usize = 0x4000;
 
 /// One display; more is asked for piece by piece.
 const MAX_BYTES: u64 = 1 << 20;
@@ -34,8 +57,19 @@ const MAX_BYTES: u64 = 1 << 20;
 #[derive(Serialize)]
 struct Listing {
     instructions: Vec<Instruction>,
+    /// Of the last one, and where the next one is.
+    #[serde(skip)]
+    function: Option<String>,
+    #[serde(skip)]
+    next: Option<u64>,
     #[serde(skip)]
     width: Width,
+}
+
+impl Listing {
+    fn new(width: Width) -> Self {
+        Self { instructions: Vec::new(), function: None, next: None, width }
+    }
 }
 
 #[derive(Serialize)]
@@ -81,8 +115,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let readable = sparse.holes.first().map_or(sparse.bytes.len(), |hole| hole.start.wrapping_sub(start) as usize);
     let code = &sparse.bytes[..readable.min(sparse.bytes.len())];
     let mut names = context.names()?;
-    let mut listing = Listing { instructions: Vec::new(), width };
-    let (mut at, mut function) = (0, None);
+    let mut listing = Listing::new(width);
+    let mut at = 0;
     while (listing.instructions.len() as u64) < most {
         let address = start.wrapping_add(at as u64);
         if end.is_some_and(|end| address.wrapping_sub(start) >= end.wrapping_sub(start)) {
@@ -90,16 +124,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         }
         let left = &code[at..];
         let Some(one) = disassembler.named(&left[..left.len().min(MAX_LENGTH)], address, &mut names)? else { break };
-        let symbol = names.name(address)?;
-        let of = symbol.as_ref().map(|symbol| symbol.split('+').next().unwrap_or_default().to_string());
-        let is_new = at == 0 || of != function;
-        function = of;
-        listing.instructions.push(Instruction {
-            address: Hex(address),
-            symbol: symbol.filter(|_| is_new),
-            bytes: left[..one.length].iter().map(|byte| format!("{byte:02x}")).collect(),
-            text: one.text,
-        });
+        listing.push(address, &left[..one.length], one.text, names.name(address)?);
         at += one.length;
     }
     let ended = listing.instructions.len() as u64 == most || end.is_some();
@@ -115,6 +140,186 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         reply.warnings.push(format!("cannot read {stopped}"));
     }
     Ok(reply)
+}
+
+/// A disassembler for the target's instructions.
+fn disassembler(context: &Context<'_>) -> Result<Disassembler, CommandError> {
+    let machine = context.kernel()?.version().machine;
+    let why = || CommandError::Failed(format!("instructions of machine {machine:04x} are not in this version"));
+    Disassembler::new(machine).ok_or_else(why)
+}
+
+/// The start of the function that an address is in, as far as names tell.
+fn start_of(context: &mut Context<'_>, address: u64) -> Result<Option<u64>, CommandError> {
+    let width = context.width();
+    let near = context.names()?.near(address)?;
+    Ok(near.and_then(|near| Some(width.address(near.base.wrapping_add(near.before?.rva.into())))))
+}
+
+fn backwards(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let kernel = context.kernel()?;
+    let width = context.width();
+    disassembler(context)?;
+    let (end, count) = match range::parse(context.arguments, 1, &mut context.scope())? {
+        Some(range) => (range.address, range.count.unwrap_or(DEFAULT_INSTRUCTIONS)),
+        None => (context.session.next_code.unwrap_or(kernel.stop().program_counter), DEFAULT_INSTRUCTIONS),
+    };
+    let end = width.address(end);
+    if count > MAX_BYTES / MAX_LENGTH as u64 {
+        return Err(usage(&BACKWARDS, format!("that is more than the {MAX_BYTES:#x} bytes of one display")));
+    }
+    // As far as a function's start may be, else as far as so many instructions reach.
+    const FAR: u64 = 0x2000;
+    let reach = (count * MAX_LENGTH as u64).min(end);
+    let start = start_of(context, end.wrapping_sub(1))?.filter(|start| end > *start && end - start <= FAR.max(reach));
+    let from = start.map_or(end - reach, |start| start.min(end - reach));
+    let mut bytes = vec![0; (end - from) as usize];
+    let view = context.memory()?;
+    let mut first = from;
+    // What is unreadable at the front is not needed.
+    while first < end && view.read(first, &mut bytes[(first - from) as usize..])? < (end - first) as usize {
+        first = (first | 0xfff).saturating_add(1).min(end);
+    }
+    let code = &bytes[(first - from) as usize..];
+    let known = start.filter(|start| *start >= first).map(|start| (start - first) as usize);
+    let starts = disassembly::backwards(kernel.version().machine, code, known, count as usize);
+    let Some(first_start) = starts.first() else {
+        let why = format!("Memory access error: no instructions before {}", width.tick(end));
+        return Err(CommandError::Failed(why));
+    };
+    let at = first.wrapping_add(*first_start as u64);
+    let mut listing = Listing::new(width);
+    let (mut disassembler, mut names) = (disassembler(context)?, context.names()?);
+    let mut place = at;
+    while place < end {
+        let left = &code[(place - first) as usize..];
+        let Some(one) = disassembler.named(left, place, &mut names)? else { break };
+        listing.push(place, &left[..one.length], one.text, names.name(place)?);
+        place += one.length as u64;
+    }
+    context.session.next_code = Some(at);
+    Ok(Reply::new(listing))
+}
+
+fn function(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let kernel = context.kernel()?;
+    let width = context.width();
+    let text = context.arguments.trim();
+    let (calls_only, text) = match text.strip_prefix("/c") {
+        Some(rest) if rest.is_empty() || rest.starts_with(char::is_whitespace) => (true, rest.trim()),
+        _ => (false, text),
+    };
+    if text.starts_with('/') {
+        return Err(usage(&FUNCTION, format!("unknown option '{text}'")));
+    }
+    let address = match text {
+        "" => kernel.stop().program_counter,
+        text => evaluate_all(text, &mut context.scope())?,
+    };
+    let address = width.address(address);
+    let start = start_of(context, address)?.unwrap_or(address);
+    let mut disassembler = disassembler(context)?;
+    let view = context.memory()?;
+    let mut names = context.names()?;
+    let function = names.name(start)?;
+    let base = function.as_deref().map(|name| name.split('+').next().unwrap_or(name).to_string());
+    let (mut found, mut waiting, mut notes) = (BTreeMap::new(), vec![start], Vec::new());
+    while let Some(mut at) = waiting.pop() {
+        while !found.contains_key(&at) {
+            if found.len() >= MAX_OF_FUNCTION {
+                notes.push(format!("cut after {MAX_OF_FUNCTION:#x} instructions"));
+                waiting.clear();
+                break;
+            }
+            let mut code = [0; MAX_LENGTH];
+            let read = view.read(at, &mut code)?.min(MAX_LENGTH);
+            let Some(one) = disassembler.named(&code[..read], at, &mut names)? else {
+                notes.push(format!("cannot read {}", width.tick(at)));
+                break;
+            };
+            let next = at.wrapping_add(one.length as u64);
+            let (target, goes_on) = match one.flow {
+                Flow::Next | Flow::Call(_) => (None, true),
+                Flow::Branch(target) => (Some(target), true),
+                Flow::Jump(target) => (target, false),
+                Flow::End => (None, false),
+            };
+            found.insert(at, (code[..one.length].to_vec(), one));
+            if let Some(target) = target.map(|target| width.address(target)) {
+                // Another function that is jumped to is another function.
+                let name = names.name(target)?;
+                let of = name.as_deref().map(|name| name.split('+').next().unwrap_or(name));
+                if of == base.as_deref() || name.is_none() {
+                    waiting.push(target);
+                }
+            }
+            match goes_on {
+                true => at = next,
+                false => break,
+            }
+        }
+    }
+    let mut listing = Listing::new(width);
+    let mut calls = Calls { calls: Vec::new(), function: function.unwrap_or_else(|| width.tick(start)), width };
+    for (at, (bytes, one)) in found {
+        if let Flow::Call(target) = one.flow {
+            let to = match target {
+                Some(target) => names.name(width.address(target))?.unwrap_or_else(|| width.tick(target)),
+                None => one.text.trim_start_matches("call").trim().to_string(),
+            };
+            calls.calls.push(Called { address: Hex(at), from: names.name(at)?, to });
+        }
+        if !calls_only {
+            listing.push(at, &bytes, one.text, names.name(at)?);
+        }
+    }
+    Ok(match calls_only {
+        true => Reply::with_notes(calls, notes),
+        false => Reply::with_notes(listing, notes),
+    })
+}
+
+/// What a function calls.
+#[derive(Serialize)]
+struct Calls {
+    function: String,
+    calls: Vec<Called>,
+    #[serde(skip)]
+    width: Width,
+}
+
+#[derive(Serialize)]
+struct Called {
+    address: Hex,
+    from: Option<String>,
+    to: String,
+}
+
+impl Text for Calls {
+    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(out, "{}", self.function)?;
+        for Called { address, from, to } in &self.calls {
+            let at = self.width.tick(address.0);
+            writeln!(out, "  {} ({at}):\n    call to {to}", from.as_deref().unwrap_or(&at))?;
+        }
+        Ok(())
+    }
+}
+
+impl Listing {
+    fn push(&mut self, address: u64, bytes: &[u8], text: String, symbol: Option<String>) {
+        let of = |symbol: &str| symbol.split('+').next().unwrap_or_default().to_string();
+        let function = symbol.as_deref().map(of);
+        let gap = self.next.replace(address.wrapping_add(bytes.len() as u64)) != Some(address);
+        let is_new = gap || function != self.function;
+        self.function = function;
+        self.instructions.push(Instruction {
+            address: Hex(address),
+            symbol: symbol.filter(|_| is_new),
+            bytes: bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            text,
+        });
+    }
 }
 
 /// The two lines of the current instruction, after the registers.

@@ -32,9 +32,9 @@ use crate::text::NEW_LAYOUT;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!poolused"],
-    usage: "!poolused [flags [tag]]",
+    usage: "!poolused [/t rows] [flags [tag]]",
     help: "pool in use, by tag",
-    details: "Flags: 1 allocations and frees too, 2 sort by nonpaged pool, 4 sort by paged pool, 8 the pool of \
+    details: "/t5 shows the first five rows. Flags: 1 allocations and frees too, 2 sort by nonpaged pool, 4 sort by paged pool, 8 the pool of \
               all sessions (win32k's)\nand not the system's. Allocs without flag 1 are the allocations that were not \
               freed yet. A tag may have wildcards (* ?). Tags with nothing in use are left \
               out of the\ntable unless flag 1 is given; JSON has them all.",
@@ -113,9 +113,10 @@ struct PoolUsed {
 }
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let (flags, tag) = match context.arguments.split_once(char::is_whitespace) {
+    let (most, arguments) = top(context.arguments)?;
+    let (flags, tag) = match arguments.split_once(char::is_whitespace) {
         Some((flags, tag)) => (flags, tag.trim()),
-        None => (context.arguments, ""),
+        None => (arguments.as_str(), ""),
     };
     let flags = match flags {
         "" => 0,
@@ -172,10 +173,28 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         total.nonpaged.add(row.nonpaged);
         total.paged.add(row.paged);
     }
+    // The total is of all of them.
+    if let Some(most) = most {
+        rows.truncate(most);
+    }
     let (verbose, new_layout) = (flags & VERBOSE != 0, build >= NEW_LAYOUT);
     let sessions = (flags & SESSION != 0).then_some(sessions);
     let answer = PoolUsed { tags: rows, total, sessions, order, verbose, new_layout };
     Ok(Reply::with_notes(answer, notes))
+}
+
+/// `/t5`, or `/t 5`, wherever it stands: how many rows are wanted; and the other arguments.
+fn top(arguments: &str) -> Result<(Option<usize>, String), CommandError> {
+    let (before, after) = match arguments.find("/t") {
+        Some(at) if arguments[..at].is_empty() || arguments[..at].ends_with(char::is_whitespace) => {
+            (&arguments[..at], arguments[at + 2..].trim_start())
+        }
+        _ => return Ok((None, arguments.into())),
+    };
+    let (number, rest) = after.split_at(after.find(char::is_whitespace).unwrap_or(after.len()));
+    let most = plain_number(number).and_then(|most| usize::try_from(most).ok()).filter(|most| *most > 0);
+    let most = most.ok_or_else(|| usage(&INFO, format!("/t takes a number of rows, not '{number}'")))?;
+    Ok((Some(most), format!("{} {}", before.trim(), rest.trim()).trim().to_string()))
 }
 
 /// The sums of all sessions.

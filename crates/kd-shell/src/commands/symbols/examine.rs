@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use nt_symbols::{Glob, SymbolFile, SymbolKind};
+use nt_symbols::{Glob, SymbolFile};
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -95,12 +95,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
                 return Err(CommandError::Failed(why));
             };
             let file = names.file(&driver)?;
-            let found = matches(kernel, &driver, file.as_ref(), pattern);
-            if found.is_empty() && file.kind() == SymbolKind::Exports {
-                // It may be a name that only a symbol file has.
-                return Err(names.missing(&driver).into());
-            }
-            found
+            matches(kernel, &driver, file.as_ref(), pattern)
         }
         true => {
             let mut found = Vec::new();

@@ -28,13 +28,14 @@ use crate::text::{Hex, Width, visible_name};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["lm"],
-    usage: "lm [v] [o] [l] [e] [k] [u] [m pattern] [a address]",
+    usage: "lm [v] [f|n|t] [sm] [o] [l] [e] [k] [u] [m pattern] [a address]",
     help: "list the loaded modules, and those that were unloaded",
-    details: "m: only modules whose name matches (* ?); a: only the one that holds the address; v: more about each; o: \
-              without the\nunloaded ones; l: with symbols; e: without symbols although they were looked for; k: the \
-              kernel's (all are); u: those of\nuser mode (none). lmvm nt is lm v m nt. Symbols are looked up when something \
-              needs them; until then a module is\n(deferred). Unloaded modules are known when the kernel's symbols are \
-              loaded.",
+    details: "m: only modules whose name matches (* ?); a: only the one that holds the address; v: more about each; f: where \
+              the image is;\nn: its name; t: its time (lm t n); sm: ordered by name; o: without the unloaded ones; l: with \
+              symbols; e: without symbols\nalthough they were looked for; k: the kernel's (all are); u: those of user mode \
+              (none). lmvm nt is lm v m nt, lmD the list\nwith links, which a console has not. Symbols are looked up when \
+              something needs them; until then a module is (deferred).\nUnloaded modules are known when the kernel's \
+              symbols are loaded.",
     action: Action::Answer(run),
 };
 
@@ -46,7 +47,23 @@ struct ModuleList {
     #[serde(skip)]
     verbose: bool,
     #[serde(skip)]
+    columns: Columns,
+    #[serde(skip)]
     width: Width,
+}
+
+/// What a line has in place of the symbols: `f`, `n` and `t`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Columns {
+    path: bool,
+    image: bool,
+    time: bool,
+}
+
+impl Columns {
+    fn any(self) -> bool {
+        self.path || self.image || self.time
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -63,10 +80,10 @@ struct Module {
     /// The file that the symbols come from.
     symbol_file: Option<String>,
     checksum: u32,
-    /// With `v` only.
+    /// With `v` and `f` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
-    /// With `v` only: seconds since 1970, or a hash of the build.
+    /// With `v` and `t` only: seconds since 1970, or a hash of the build.
     #[serde(skip_serializing_if = "Option::is_none")]
     timestamp: Option<u32>,
     /// With `v` only: the time stamp is a hash of the build (`/Brepro`).
@@ -107,6 +124,9 @@ impl Status {
 #[derive(Default)]
 struct Options<'a> {
     verbose: bool,
+    columns: Columns,
+    by_name: bool,
+    links: bool,
     loaded_only: bool,
     with_symbols: bool,
     with_errors: bool,
@@ -122,13 +142,22 @@ fn options(text: &str) -> Result<Options<'_>, CommandError> {
     while let Some(letter) = left.chars().next() {
         let after = left[letter.len_utf8()..].trim_start();
         match letter.to_ascii_lowercase() {
+            'f' => options.columns.path = true,
+            'n' => options.columns.image = true,
+            't' => options.columns.time = true,
+            'd' => options.links = true,
+            's' if after.to_ascii_lowercase().starts_with('m') => {
+                options.by_name = true;
+                left = after[1..].trim_start();
+                continue;
+            }
             'v' => options.verbose = true,
             'o' => options.loaded_only = true,
             'l' => options.with_symbols = true,
             'e' => options.with_errors = true,
             'u' => options.user_mode = true,
-            // What is shown anyway, or ordered so.
-            'k' | 'n' | 's' | 'f' => {}
+            // All that are listed are the kernel's.
+            'k' => {}
             letter @ ('m' | 'a') => {
                 let (argument, rest) = after.split_at(after.find(char::is_whitespace).unwrap_or(after.len()));
                 if argument.is_empty() {
@@ -153,8 +182,9 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         Some(text) => Some(crate::grammar::expression::evaluate_all(text, &mut context.scope())?),
         None => None,
     };
+    let Options { verbose, columns, .. } = options;
     if options.user_mode {
-        let list = ModuleList { modules: Vec::new(), unloaded: Vec::new(), verbose: options.verbose, width };
+        let list = ModuleList { modules: Vec::new(), unloaded: Vec::new(), verbose, columns, width };
         return Ok(Reply::new(list));
     }
     let mut names = Names::new(kernel, &mut context.session.symbols);
@@ -189,9 +219,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             continue;
         }
         let start = width.address(driver.base);
-        let (path, (timestamp, reproducible)) = match options.verbose {
-            true => (kernel.driver_path(driver.base)?, timestamp(kernel, &driver)?),
-            false => (None, (None, false)),
+        let path = if verbose || columns.path { kernel.driver_path(driver.base)? } else { None };
+        let (timestamp, reproducible) = match verbose || columns.time {
+            true => timestamp(kernel, &driver)?,
+            false => (None, false),
         };
         modules.push(Module {
             name,
@@ -207,9 +238,16 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             reproducible,
         });
     }
+    if options.by_name {
+        modules.sort_by_key(|module| module.name.to_ascii_lowercase());
+    }
     let only_some = options.loaded_only || options.with_symbols || options.with_errors || address.is_some();
     let unloaded = if only_some { Vec::new() } else { unloaded(context, pattern.as_ref(), &mut notes)? };
-    Ok(Reply::with_notes(ModuleList { modules, unloaded, verbose: options.verbose, width }, notes))
+    let mut reply = Reply::with_notes(ModuleList { modules, unloaded, verbose, columns, width }, notes);
+    if options.links {
+        reply.remarks.push("D: a console has no links to click; the list is that of lm.".into());
+    }
+    Ok(reply)
 }
 
 /// The drivers that the kernel remembers. No symbols are fetched for them.
@@ -221,7 +259,7 @@ fn unloaded(
     if context.session.symbols.known_nt(context.kernel()?).is_none() {
         return Ok(Vec::new());
     }
-    let listed = context.pool(|kernel| {
+    let listed = context.decode(|kernel| {
         let unloaded = nt_pool::unloaded::drivers(kernel)?;
         let mut listed = Vec::new();
         for driver in &unloaded.drivers {
@@ -263,13 +301,34 @@ fn timestamp(kernel: &dyn Kernel, driver: &Driver) -> Result<(Option<u32>, bool)
 }
 
 /// `Wed Jul  8 15:43:44 2015 (559DA7A0)`
-fn when(timestamp: Option<u32>) -> String {
+pub(super) fn when(timestamp: Option<u32>) -> String {
     let time = timestamp.and_then(|seconds| Timestamp::from_second(seconds.into()).ok());
     match (timestamp, time) {
         (Some(stamp), Some(time)) => {
             format!("{} ({stamp:08X})", time.to_zoned(TimeZone::system()).strftime("%a %b %e %H:%M:%S %Y"))
         }
         _ => "unavailable".into(),
+    }
+}
+
+impl Columns {
+    /// `ntoskrnl.exe Wed Jul  8 15:43:44 2015 (559DA7A0)`
+    fn of(self, module: &Module) -> String {
+        let image = visible_name(&module.file);
+        let mut text = match &module.path {
+            Some(path) if self.path => visible_name(path),
+            _ if self.path => image,
+            _ if self.image => format!("{image:<12}"),
+            _ => String::new(),
+        };
+        if self.time {
+            let time = match module.timestamp.filter(|_| module.reproducible) {
+                Some(hash) => format!("{hash:08X} (build hash)"),
+                None => when(module.timestamp),
+            };
+            text.push_str(&format!(" {time}"));
+        }
+        text.trim_start().to_string()
     }
 }
 
@@ -283,6 +342,14 @@ impl Text for ModuleList {
             let (start, end) = (self.width.tick(module.start.0), self.width.tick(module.end.0));
             let file = module.symbol_file.as_deref().unwrap_or_default();
             let flag = if module.mismatched { 'M' } else { ' ' };
+            if self.columns.any() && !self.verbose {
+                writeln!(
+                    out,
+                    "{}",
+                    format!("{start} {end}   {:<8} {}", module.name, self.columns.of(module)).trim_end()
+                )?;
+                continue;
+            }
             writeln!(out, "{start} {end}   {:<8} {flag} {:<23}{file}", module.name, module.symbols.text())?;
             if self.verbose {
                 let image = visible_name(&module.file);
@@ -344,6 +411,7 @@ mod tests {
                 end: Hex(0xfffff801f9f61000),
             }],
             verbose,
+            columns: Columns::default(),
             width: Width::Eight,
         }
     }
@@ -380,5 +448,13 @@ mod tests {
         assert_eq!(parsed("v m nt"), Some((true, Some("nt".into()))));
         assert_eq!(parsed("m"), None);
         assert_eq!(parsed("z"), None);
+        assert_eq!(parsed("s"), None);
+        let parsed = |text| options(text).map(|o| (o.columns, o.by_name, o.links, o.pattern)).ok();
+        let (path, image, time) = (true, true, true);
+        assert_eq!(parsed("t n"), Some((Columns { image, time, path: false }, false, false, None)));
+        assert_eq!(parsed("f"), Some((Columns { path, ..Columns::default() }, false, false, None)));
+        assert_eq!(parsed("sm"), Some((Columns::default(), true, false, None)));
+        assert_eq!(parsed("sm m n*"), Some((Columns::default(), true, false, Some("n*"))));
+        assert_eq!(parsed("D"), Some((Columns::default(), false, true, None)));
     }
 }

@@ -1,6 +1,7 @@
 //! Modules and names.
 
 pub(in crate::commands) mod examine;
+pub(in crate::commands) mod image_info;
 pub(in crate::commands) mod list_modules;
 pub(in crate::commands) mod list_nearest;
 pub(in crate::commands) mod reload;

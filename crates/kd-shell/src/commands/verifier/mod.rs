@@ -18,13 +18,13 @@ mod watch;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!verifier"],
-    usage: "!verifier [flags [image] | log [quantity | address] [options] | ?]",
+    usage: "!verifier [flags [image] [-old] | log [quantity | address] [options] | ?]",
     help: "Driver Verifier: settings, verified drivers and what they have allocated, logs with call stacks",
     details: "\
 Flags: 0 settings and statistics, 1 verified drivers, 3 also their outstanding allocations; an image restricts these to
-one driver. Logs: 4 injected faults, 8 IRQL transitions, 0x40 forced-pending IRPs, 0x80 pool, 0x100 IRPs, 0x200 critical
+one driver; -old shows them as Windows 7's debugger did. Logs: 4 injected faults, 8 IRQL transitions, 0x40 forced-pending IRPs, 0x80 pool, 0x100 IRPs, 0x200 critical
 regions, 0x400 cancelled IRPs that are watched; newest first, with a quantity or with an address (of a block, an IRP or
-a thread). Other sums of flags show each part in turn.
+a thread); 0x80 with a module's name is -driver. Other sums of flags show each part in turn.
 Options of 0x80: -since INDEX (what was written after that; JSON has the index), -tag TAG (of large blocks and of
 verified drivers' blocks that have the tag now, and of freed large blocks while the kernel's table still shows them: the
 log holds no tags), -driver MODULE (anywhere on the stack), -op alloc|free, -outstanding (allocations without a
@@ -54,6 +54,9 @@ impl Known {
     }
 }
 
+/// The layout of Windows 7's debugger.
+const OLD_LAYOUT: &str = "-old";
+
 /// The parts of an answer, by kd's flags. Those from 4 on are logs.
 const DRIVERS: u64 = 0x1;
 const ALLOCATIONS: u64 = 0x2;
@@ -63,9 +66,15 @@ const LOGS: [u64; 9] = [0x4, 0x8, 0x20, 0x40, POOL_LOG, 0x100, 0x200, 0x400, 0x8
 const ALL: u64 = 0xfff;
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let (flags, argument) = match context.arguments.split_once(char::is_whitespace) {
+    let words: Vec<&str> = context.arguments.split_whitespace().collect();
+    let old = words.contains(&OLD_LAYOUT);
+    let text = match old {
+        true => words.into_iter().filter(|word| *word != OLD_LAYOUT).collect::<Vec<_>>().join(" "),
+        false => context.arguments.to_string(),
+    };
+    let (flags, argument) = match text.split_once(char::is_whitespace) {
         Some((flags, argument)) => (flags, argument.trim()),
-        None => (context.arguments, ""),
+        None => (text.as_str(), ""),
     };
     let flags = match flags {
         "" => 0,
@@ -82,9 +91,12 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if flags & !ALL != 0 {
         return Err(usage(&INFO, format!("unknown flags {:#x}", flags & !ALL)));
     }
+    if old && LOGS.contains(&flags) {
+        return Err(usage(&INFO, format!("{OLD_LAYOUT} is for the settings and drivers; the logs have one layout")));
+    }
     match flags {
         POOL_LOG => pool_log::reply(context, argument),
         log if LOGS.contains(&log) => logs::reply(context, log, argument),
-        flags => overview::reply(context, flags, argument),
+        flags => overview::reply(context, flags, argument, old),
     }
 }

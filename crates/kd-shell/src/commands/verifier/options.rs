@@ -6,7 +6,7 @@ use nt_pool::pool_log::Operation;
 use super::INFO;
 use crate::command::usage;
 use crate::error::CommandError;
-use crate::grammar::expression::evaluate_all;
+use crate::grammar::expression::{evaluate_all, plain_number};
 use crate::grammar::words::pattern;
 use crate::session::Context;
 use crate::text::words;
@@ -81,6 +81,14 @@ impl Options {
 
     /// An address or a quantity. kd's documentation does not say how it tells them apart.
     fn place(&mut self, context: &mut Context<'_>, text: &str) -> Result<(), CommandError> {
+        // A module's name stands for its base elsewhere, where no block begins: its driver's records are meant.
+        if !text.contains(char::is_whitespace)
+            && plain_number(text).is_none()
+            && (text.to_ascii_lowercase().ends_with(".sys") || context.names()?.image_named(text)?.is_some())
+        {
+            self.driver = Some(text.into());
+            return Ok(());
+        }
         match address_or_quantity(context, text)? {
             Place::Address(address) => self.address = Some(address),
             Place::Quantity(quantity) => self.quantity = Some(quantity),

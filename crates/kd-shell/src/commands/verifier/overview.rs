@@ -1,6 +1,6 @@
 //! `!verifier [flags [image]]`: settings, statistics, verified drivers and what they have allocated.
 //!
-//! Kernels before Windows 8 get the layout of their debuggers:
+//! The layout is today's debugger's, whatever the target is; with `-old` it is that of Windows 7's:
 //!
 //! ```text
 //! Verify Level 9bb ... enabled options are:
@@ -17,7 +17,7 @@
 //! fffffa8003b6f670 Loaded           000000a0       00000854    videoprt.sys
 //! ```
 //!
-//! Newer ones that of Windows 8.1 and later:
+//! Today's:
 //!
 //! ```text
 //! Verify Flags Level 0x000209bb
@@ -28,7 +28,7 @@
 //! Driver Verification List
 //! ------------------------
 //!
-//!   MODULE: 0x84226b28 MyDriver.sys (Loaded)
+//!   nt!_VF_TARGET_DRIVER 0x84226b28: MyDriver.sys (Loaded)
 //! ```
 
 use std::fmt;
@@ -42,7 +42,6 @@ use super::{ALLOCATIONS, DRIVERS, Known, LOGS, POOL_LOG, logs, pool_log, watch};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
 use crate::session::Context;
-use crate::text::NEW_LAYOUT;
 use crate::text::{Hex, Width, visible_name};
 
 #[derive(Debug, Serialize)]
@@ -59,7 +58,7 @@ struct Overview {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     logs: Vec<Log>,
     #[serde(skip)]
-    new_layout: bool,
+    old_layout: bool,
     #[serde(skip)]
     width: Width,
 }
@@ -123,7 +122,12 @@ fn lower<S: Serializer>(state: &str, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&state.to_ascii_lowercase())
 }
 
-pub(super) fn reply(context: &mut Context<'_>, flags: u64, image: &str) -> Result<Reply, CommandError> {
+pub(super) fn reply(
+    context: &mut Context<'_>,
+    flags: u64,
+    image: &str,
+    old_layout: bool,
+) -> Result<Reply, CommandError> {
     let kernel = context.kernel()?;
     let (width, build) = (kernel.width(), kernel.version().minor);
     let mut known = Known::default();
@@ -160,7 +164,7 @@ pub(super) fn reply(context: &mut Context<'_>, flags: u64, image: &str) -> Resul
         statistics: settings.counters,
         drivers,
         logs,
-        new_layout: build >= NEW_LAYOUT,
+        old_layout,
         width,
     };
     Ok(known.reply(overview))
@@ -240,9 +244,9 @@ fn drivers(
 
 impl Text for Overview {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        match self.new_layout {
-            false => self.windows_7(out)?,
-            true => self.windows_8(out)?,
+        match self.old_layout {
+            true => self.windows_7(out)?,
+            false => self.todays(out)?,
         }
         for log in &self.logs {
             writeln!(out)?;
@@ -296,6 +300,9 @@ impl Overview {
         for option in verifier::flags_windows_7(self.level) {
             writeln!(out, "    {option}")?;
         }
+        for bit in verifier::unnamed_windows_7(self.level) {
+            writeln!(out, "    Unknown option {bit:#x}")?;
+        }
         writeln!(out, "\nSummary of All Verifier Statistics\n")?;
         for (name, counter) in STATISTICS {
             match name {
@@ -337,7 +344,7 @@ impl Overview {
         Ok(())
     }
 
-    fn windows_8(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+    fn todays(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         writeln!(out, "\nVerify Flags Level 0x{:08x}", self.level)?;
         for (title, standard) in [("STANDARD", true), ("ADDITIONAL", false)] {
             writeln!(out, "\n  {title} FLAGS:")?;
@@ -362,27 +369,27 @@ impl Overview {
         writeln!(out)?;
         for (name, allocations, bytes) in IN_USE {
             let (allocations, bytes) = (self.statistic(allocations), self.statistic(bytes));
-            writeln!(out, "  {name:<39}{allocations:#x} for {bytes:08X} bytes")?;
+            writeln!(out, "  {name:<39}{allocations:#x} for {bytes:08x} bytes")?;
         }
         let Some(drivers) = &self.drivers else { return Ok(()) };
         writeln!(out, "\nDriver Verification List\n------------------------")?;
         for driver in drivers {
             let (entry, name, state) = (self.width.pointer(driver.entry.0), &driver.name, driver.state);
-            writeln!(out, "\n  MODULE: 0x{entry} {name} ({state})\n")?;
+            writeln!(out, "\n  nt!_VF_TARGET_DRIVER 0x{entry}: {name} ({state})\n")?;
             writeln!(out, "    Pool Allocation Statistics: ( NonPagedPool / PagedPool )\n")?;
             let counter = |name| driver.counters.get(name).unwrap_or(0);
             for (name, nonpaged, paged) in OF_DRIVER {
                 let name = format!("{name}:");
-                writeln!(out, "      {name:<26}( 0x{:08X} / 0x{:08X} )", counter(nonpaged), counter(paged))?;
+                writeln!(out, "      {name:<26}( 0x{:08x} / 0x{:08x} )", counter(nonpaged), counter(paged))?;
             }
             let contiguous = counter("ContiguousMemoryBytes");
-            writeln!(out, "      Contiguous Memory Bytes:       0x{contiguous:08X}")?;
-            writeln!(out, "      Peak Contiguous Memory Bytes:  0x{:08X}", counter("PeakContiguousMemoryBytes"))?;
+            writeln!(out, "      Contiguous Memory Bytes:       0x{contiguous:08x}")?;
+            writeln!(out, "      Peak Contiguous Memory Bytes:  0x{:08x}", counter("PeakContiguousMemoryBytes"))?;
             let Some(allocations) = &driver.allocations else { continue };
             if !allocations.is_empty() {
                 let wide = 2 + 2 * self.width.bytes();
                 writeln!(out, "\n    Pool Allocations:\n")?;
-                writeln!(out, "      {:<wide$}  {:<10}  Tag   {:<wide$}", "Address", "Length", "Caller")?;
+                writeln!(out, "      {:<wide$}  {:<10}  Tag   {:<wide$}", "Address", "Length", "Caller Address")?;
                 writeln!(out, "      {:-<wide$}  {:-<10}  ----  {:-<wide$}", "", "", "")?;
             }
             for Allocation { address, size, tag, caller, symbol } in allocations {
@@ -419,7 +426,7 @@ mod tests {
             statistics: counters(statistics),
             drivers: Some(vec![driver]),
             logs: Vec::new(),
-            new_layout: build >= NEW_LAYOUT,
+            old_layout: build < 9200,
             width,
         };
         let mut text = String::new();
@@ -554,8 +561,7 @@ fffff9800146afc0     0x00000034     Vprt      fffff88002c62963
             ("PeakNonPagedPoolAllocations", 0x13),
             ("PeakNonPagedBytes", 0x4a4a0),
         ];
-        // A line of the sample ends with blanks; here a mark stands for them.
-        let text = overview(0x209bb, &statistics, driver, 9600, Width::Four).replace("Caller    \n", "Caller    |\n");
+        let text = overview(0x209bb, &statistics, driver, 9600, Width::Four);
         assert_eq!(
             text,
             "
@@ -605,25 +611,25 @@ Summary of All Verifier Statistics
   Current paged pool allocations         0x0 for 00000000 bytes
   Peak paged pool allocations            0x0 for 00000000 bytes
   Current nonpaged pool allocations      0x3 for 00001058 bytes
-  Peak nonpaged pool allocations         0x13 for 0004A4A0 bytes
+  Peak nonpaged pool allocations         0x13 for 0004a4a0 bytes
 
 Driver Verification List
 ------------------------
 
-  MODULE: 0x84226b28 MyDriver.sys (Loaded)
+  nt!_VF_TARGET_DRIVER 0x84226b28: MyDriver.sys (Loaded)
 
     Pool Allocation Statistics: ( NonPagedPool / PagedPool )
 
       Current Pool Allocations: ( 0x00000003 / 0x00000000 )
       Current Pool Bytes:       ( 0x00001058 / 0x00000000 )
       Peak Pool Allocations:    ( 0x00000013 / 0x00000000 )
-      Peak Pool Bytes:          ( 0x0004A4A0 / 0x00000000 )
+      Peak Pool Bytes:          ( 0x0004a4a0 / 0x00000000 )
       Contiguous Memory Bytes:       0x00000000
       Peak Contiguous Memory Bytes:  0x00000000
 
     Pool Allocations:
 
-      Address     Length      Tag   Caller    |
+      Address     Length      Tag   Caller Address
       ----------  ----------  ----  ----------
       0x982a8fe0  0x00000020  VMdl  0x9a3bf6ac  MyDriver!DeviceControlDispatch
       0x8645a000  0x00001008  mdrv  0x9a3bf687  MyDriver!DeviceControlDispatch
