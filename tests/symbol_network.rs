@@ -129,8 +129,8 @@ impl Run {
         let cache = tempfile::tempdir().unwrap();
         let path = format!("srv*{}*{url}/sym", cache.path().display());
         let mut command = Command::new(env!("CARGO_BIN_EXE_kdpool"));
-        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "RUST_LOG"]
-        {
+        let proxies = ["_NT_SYMBOL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+        for name in proxies.into_iter().chain(["SSL_CERT_FILE", "SSL_CERT_DIR", "RUST_LOG"]) {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
         command.envs(variables.iter().copied());
@@ -216,4 +216,45 @@ fn a_proxy_that_does_not_answer_is_said() {
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let run = Run::new(&format!("http://{NAME}"), &[("HTTP_PROXY", &format!("http://{gone}"))]);
     run.assert_missing("efused");
+    let named = format!("the proxy {gone} (HTTP_PROXY): ");
+    assert!(run.errors().contains(&named), "{named}: {}", run.errors());
+}
+
+/// What Windows' debuggers go through, with and without a scheme; it goes before the others.
+#[test]
+fn the_symbol_proxy_of_windows_debuggers() {
+    let server = plain_server();
+    for scheme in ["", "http://"] {
+        let (address, asked) = proxy(server);
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let variables =
+            [("_NT_SYMBOL_PROXY", &*format!("{scheme}{address}")), ("HTTP_PROXY", &format!("http://{gone}"))];
+        Run::new(&format!("http://{NAME}"), &variables).assert_found();
+        assert_eq!(asked.lock().unwrap().len(), 1);
+    }
+    // Its name and password stay out of what is said.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let run = Run::new(&format!("http://{NAME}"), &[("_NT_SYMBOL_PROXY", &format!("http://me:sesame@{gone}"))]);
+    run.assert_missing(&format!("the proxy {gone} (_NT_SYMBOL_PROXY): "));
+    assert!(!run.errors().contains("sesame"), "{}", run.errors());
+}
+
+/// The server is not blamed for what a proxy says.
+#[test]
+fn a_proxy_that_refuses_is_named() {
+    for (status, why) in [("407 Who", "asks for a name and password"), ("502 Bad Gateway", "answers with status 502")] {
+        let address = listen(move |stream| {
+            let mut reader = BufReader::new(stream.try_clone()?);
+            while request(&mut reader)?.is_some() {
+                (&stream).write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes())?;
+            }
+            Ok(())
+        });
+        let run = Run::new(&format!("http://{NAME}"), &[("_NT_SYMBOL_PROXY", &address.to_string())]);
+        run.assert_missing(&format!("the proxy {address} (_NT_SYMBOL_PROXY) {why}"));
+        let run = Run::new(&format!("https://{NAME}"), &[("HTTPS_PROXY", &format!("http://{address}"))]);
+        run.assert_missing(&format!("the proxy {address} (HTTPS_PROXY)"));
+    }
+    let run = Run::new(&format!("http://{NAME}"), &[("_NT_SYMBOL_PROXY", "what is this")]);
+    assert!(run.errors().contains("_NT_SYMBOL_PROXY names no proxy that can be used"), "{}", run.errors());
 }

@@ -30,8 +30,10 @@ pub use faults::{FaultRates, Faults};
 pub use host::{local_address_toward, local_addresses, normalised};
 pub use pcap::{CaptureError, CaptureReader, Captured, CapturedData, Direction, Skipped};
 pub use rate::RateLimit;
-pub use spec::{DEFAULT_BAUD, KdSpec, KeyText, NetSpec, NetTarget, PipeSpec, SerialSpec, SpecError, TcpSpec};
-pub use stream::StreamLink;
+pub use spec::{
+    DEFAULT_BAUD, KEY_VARIABLE, KdSpec, KeyText, NetSpec, NetTarget, PipeSpec, SerialSpec, SpecError, TcpSpec,
+};
+pub use stream::{StreamLink, Waiting};
 pub use trace::Trace;
 pub use udp::UdpLink;
 
@@ -63,11 +65,16 @@ pub trait Link: Send {
 ///
 /// A stream with `reconnect` opens at once and connects in [`Link::recv`], which then gives [`Frame::Reopened`].
 pub async fn open(spec: &KdSpec) -> Result<Box<dyn Link>, OpenError> {
+    open_reporting(spec, Box::new(|_| {})).await
+}
+
+/// As [`open`]; `waiting` is told why a stream with `reconnect` does not open.
+pub async fn open_reporting(spec: &KdSpec, waiting: Waiting) -> Result<Box<dyn Link>, OpenError> {
     Ok(match spec {
         KdSpec::Net(net) => Box::new(UdpLink::bind(net)?),
-        KdSpec::Serial(serial) => Box::new(StreamLink::serial(serial.clone())?),
-        KdSpec::Pipe(pipe) => Box::new(StreamLink::pipe(pipe.clone()).await?),
-        KdSpec::Tcp(tcp) => Box::new(StreamLink::tcp(tcp.clone()).await?),
+        KdSpec::Serial(serial) => Box::new(StreamLink::serial(serial.clone())?.reporting(waiting)),
+        KdSpec::Pipe(pipe) => Box::new(StreamLink::pipe(pipe.clone()).await?.reporting(waiting)),
+        KdSpec::Tcp(tcp) => Box::new(StreamLink::tcp(tcp.clone()).await?.reporting(waiting)),
     })
 }
 

@@ -5,18 +5,29 @@
 //!
 //! | carrier | string |
 //! |---|---|
-//! | KDNET | `net:port=50000,key=1.2.3.4[,target=HOST]` |
+//! | KDNET | `net:port=50000,key=1.2.3.4[,target=HOST]`, `key=@FILE` or without `key=` (below) |
 //! | serial device | `com:port=/dev/ttyUSB0[,baud=115200]` |
 //! | a VM's serial pipe | `com:pipe,port=PATH[,resets=N][,reconnect]` |
 //! | serial over TCP | `com:ipport=N,port=HOST[,reconnect]` |
+//!
+//! A key on a command line stands in the list of processes, for every user of the machine to read, and in the shell's
+//! history. So it may also be the first line of a file (`key=@FILE`), or the value of [`KEY_VARIABLE`].
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 use zeroize::Zeroizing;
 
 /// The line rate when `baud=` is not given; what `bcdedit /dbgsettings serial` uses by default too.
 pub const DEFAULT_BAUD: u32 = 115_200;
+
+/// Where the key is looked for when a `net:` string has none.
+pub const KEY_VARIABLE: &str = "KDPOOL_KEY";
+
+/// The most that is read of a key's file: a key has 55 letters at most, and any file may be named.
+const MAX_KEY_FILE: u64 = 4096;
 
 /// A parsed `-k` string.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +102,18 @@ impl KeyText {
         Ok(Self(Zeroizing::new(text.to_owned())))
     }
 
+    /// The first line of a file.
+    pub fn from_file(path: &str) -> Result<Self, SpecError> {
+        let mut text = Zeroizing::new(Vec::new());
+        File::open(path)
+            .and_then(|file| file.take(MAX_KEY_FILE).read_to_end(&mut text))
+            .map_err(|error| SpecError::KeyFile { path: path.to_owned(), why: reason(&error) })?;
+        // Notepad may have put a byte order mark before it.
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+        let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        Self::parse(str::from_utf8(line).unwrap_or_default().trim())
+    }
+
     /// The key itself, for the code that derives the cipher keys from it.
     pub fn expose(&self) -> &str {
         &self.0
@@ -126,12 +149,14 @@ pub enum SpecError {
     StreamOnly(&'static str),
     #[error("net: the key has {0} part(s), but must be four base-36 numbers joined by dots, as in 1.2.3.4")]
     KeyParts(usize),
+    #[error("net: cannot read the key's file {path}: {why}")]
+    KeyFile { path: String, why: String },
     #[error("net: part {0} of the key is not a base-36 number of 1 to 13 digits (0-9, a-z)")]
     KeyPart(usize),
 }
 
 impl KdSpec {
-    /// Parses a `-k` string.
+    /// Parses a `-k` string. The key is read from where the string says, so this may read a file or the environment.
     pub fn parse(text: &str) -> Result<Self, SpecError> {
         let (carrier, options) =
             text.trim().split_once(':').ok_or_else(|| SpecError::NoCarrier(without_key(text.trim())))?;
@@ -139,6 +164,15 @@ impl KdSpec {
             "net" => parse_net(options),
             "com" => parse_com(options),
             _ => Err(SpecError::Carrier(carrier.trim().to_owned())),
+        }
+    }
+
+    /// Whether the carrier is waited for until it opens, and opened again when it breaks.
+    pub fn reconnects(&self) -> bool {
+        match self {
+            Self::Net(_) | Self::Serial(_) => false,
+            Self::Pipe(pipe) => pipe.reconnect,
+            Self::Tcp(tcp) => tcp.reconnect,
         }
     }
 
@@ -211,7 +245,17 @@ fn parse_net(options: &str) -> Result<KdSpec, SpecError> {
         }
     }
     let port = given(NET, "port=N, the UDP port the target was told", port)?;
-    let key = given(NET, "key=w.x.y.z, the key the target was told", key)?;
+    let key = match key.filter(|key| !key.is_empty()) {
+        Some(key) => match key.strip_prefix('@') {
+            Some(file) => KeyText::from_file(given(NET, "a file's name after key=@", Some(file))?)?,
+            None => KeyText::parse(key)?,
+        },
+        None => {
+            let key = std::env::var(KEY_VARIABLE).ok().map(Zeroizing::new).filter(|key| !key.trim().is_empty());
+            let what = "key=w.x.y.z, the key the target was told, or key=@FILE, or the key in KDPOOL_KEY";
+            KeyText::parse(key.ok_or(SpecError::Missing { carrier: NET, what })?.trim())?
+        }
+    };
     let target = match target {
         None => None,
         Some(text) => Some(match given(NET, "a name or an address after target=", text.into())? {
@@ -220,7 +264,7 @@ fn parse_net(options: &str) -> Result<KdSpec, SpecError> {
             host => NetTarget::Host(host.trim_start_matches('[').trim_end_matches(']').to_owned()),
         }),
     };
-    Ok(KdSpec::Net(NetSpec { port: number16(NET, "port", port)?, key: KeyText::parse(key)?, target }))
+    Ok(KdSpec::Net(NetSpec { port: number16(NET, "port", port)?, key, target }))
 }
 
 fn parse_com(options: &str) -> Result<KdSpec, SpecError> {
@@ -317,6 +361,12 @@ fn number(carrier: &'static str, option: &'static str, text: &str, min: u32, max
 fn number16(carrier: &'static str, option: &'static str, text: &str) -> Result<u16, SpecError> {
     // In range by `max`.
     Ok(number(carrier, option, text, 1, u16::MAX.into())? as u16)
+}
+
+/// An error's text without the number that only programs need.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }
 
 /// A string that did not parse may still hold a key: everything from `key` on is cut.
@@ -416,6 +466,27 @@ mod tests {
             let error = KdSpec::parse(text).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("secretpart"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_key_may_lie_in_a_file() {
+        let folder = std::env::temp_dir().join(format!("kd-link-key-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("a key.txt");
+        let spec = format!("net:port=50000,key=@{}", file.display());
+        for text in ["1.2.3.4", "1.2.3.4\r\nwritten down on Monday\n", "\u{feff} 1.2.3.4 \n"] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(KdSpec::parse(&spec), Ok(net(50000, None)), "{text:?}");
+        }
+        std::fs::write(&file, "secretpart1.b.c\n").unwrap();
+        let error = KdSpec::parse(&spec).unwrap_err().to_string();
+        assert!(error.contains("3 part(s)") && !error.contains("secretpart"), "{error}");
+        std::fs::write(&file, [0xff; 5000]).unwrap();
+        assert!(KdSpec::parse(&spec).is_err());
+        std::fs::remove_dir_all(&folder).unwrap();
+        let error = KdSpec::parse(&spec).unwrap_err().to_string();
+        assert!(error.starts_with("net: cannot read the key's file ") && error.contains("a key.txt: "), "{error}");
+        assert!(KdSpec::parse("net:port=50000,key=@").unwrap_err().to_string().contains("a file's name"));
     }
 
     #[test]

@@ -24,7 +24,12 @@ pub struct StreamLink {
     buffer: Vec<u8>,
     /// Why the last attempt to open failed; said once, not at every attempt.
     complaint: String,
+    /// Who wants to know of it.
+    waiting: Option<Waiting>,
 }
+
+/// Told why a stream with `reconnect` cannot be opened: the first time, and whenever the reason is another one.
+pub type Waiting = Box<dyn Fn(&OpenError) + Send + Sync>;
 
 enum Source {
     Serial(SerialSpec),
@@ -67,7 +72,12 @@ impl StreamLink {
     }
 
     fn new(source: Source, stream: Option<Stream>) -> Self {
-        Self { source, stream, buffer: vec![0; READ_SIZE], complaint: String::new() }
+        Self { source, stream, buffer: vec![0; READ_SIZE], complaint: String::new(), waiting: None }
+    }
+
+    /// Somebody is told why it does not open.
+    pub fn reporting(self, waiting: Waiting) -> Self {
+        Self { waiting: Some(waiting), ..self }
     }
 
     fn reconnects(&self) -> bool {
@@ -100,6 +110,9 @@ impl StreamLink {
                         let complaint = error.to_string();
                         if complaint != self.complaint {
                             tracing::info!("waiting: {complaint}");
+                            if let Some(waiting) = &self.waiting {
+                                waiting(&error);
+                            }
                             self.complaint = complaint;
                         }
                         tokio::time::sleep(REOPEN_INTERVAL).await;
@@ -220,7 +233,7 @@ const DEVICE_PERMISSION_HINT: &str = if cfg!(target_os = "linux") {
 async fn open_pipe(spec: &PipeSpec) -> Result<Stream, OpenError> {
     let what = spec.port.clone();
     tokio::net::UnixStream::connect(&spec.port).await.map(Stream::Pipe).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => OpenError::NotFound { what, hint: PIPE_HINT, source },
+        io::ErrorKind::NotFound => OpenError::NotFound { what, hint: pipe_hint(spec), source },
         io::ErrorKind::PermissionDenied => OpenError::Permission { what, hint: SOCKET_PERMISSION_HINT, source },
         io::ErrorKind::ConnectionRefused => {
             let is_socket = std::fs::metadata(&spec.port)
@@ -233,7 +246,11 @@ async fn open_pipe(spec: &PipeSpec) -> Result<Stream, OpenError> {
 
 #[cfg(unix)]
 const SOCKET_PERMISSION_HINT: &str = ": the socket belongs to the user that runs the VM";
-const PIPE_HINT: &str = " (is the VM running?); `reconnect` waits for it";
+
+/// Whoever waits for it already needs no advice to do so.
+fn pipe_hint(spec: &PipeSpec) -> &'static str {
+    if spec.reconnect { " (is the VM running?)" } else { " (is the VM running?); `reconnect` waits for it" }
+}
 
 #[cfg(windows)]
 async fn open_pipe(spec: &PipeSpec) -> Result<Stream, OpenError> {
@@ -243,7 +260,7 @@ async fn open_pipe(spec: &PipeSpec) -> Result<Stream, OpenError> {
     let opened = tokio::net::windows::named_pipe::ClientOptions::new().open(&spec.port);
     opened.map(Stream::Pipe).map_err(|source| match source.kind() {
         _ if source.raw_os_error() == Some(PIPE_BUSY) => OpenError::Busy { what, source },
-        io::ErrorKind::NotFound => OpenError::NotFound { what, hint: PIPE_HINT, source },
+        io::ErrorKind::NotFound => OpenError::NotFound { what, hint: pipe_hint(spec), source },
         io::ErrorKind::PermissionDenied => {
             OpenError::Permission { what, hint: ": run as administrator to open a VM's pipe", source }
         }

@@ -141,8 +141,8 @@ pub(crate) fn exception(stop: &kd_target::Stop) -> String {
     format!("{what} - code {:08x} ({chance})", stop.code)
 }
 
-/// Why the target stands still, and where.
-pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols, reason: Reason) -> Result<String, Fault> {
+/// Why the target stands still, and where. With `explain` a break-in has kd's box.
+pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols, reason: Reason, explain: bool) -> Result<String, Fault> {
     let stop = kernel.stop();
     let mut text = String::new();
     match reason {
@@ -152,7 +152,7 @@ pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols, reason: Reason) -> Re
         }
         Reason::Exception => {
             let _ = writeln!(text, "{}", exception(stop));
-            if stop.code == BREAKPOINT && stop.asked {
+            if stop.code == BREAKPOINT && stop.asked && explain {
                 text.push_str(BREAK_IN);
             }
         }

@@ -1,12 +1,13 @@
 //! What a command is, for those who list, find and run commands.
 
 use crate::answer::Reply;
-use crate::error::CommandError;
+use crate::error::{CommandError, Unknown};
 use crate::grammar::alias::Aliases;
 use crate::grammar::check::{Refusal, check};
 use crate::grammar::line::{Command, command};
 use crate::session::Context;
 use crate::shell::Drive;
+use crate::suggest;
 use crate::text::visible_name;
 
 /// What help and Tab know about a command.
@@ -53,12 +54,18 @@ pub(crate) struct Table {
     /// In the order in which help lists them.
     pub(crate) commands: &'static [CommandInfo],
     /// What help says of a command's word; of all commands when the word is empty.
-    pub(crate) help: fn(&Table, &str) -> Result<Reply, CommandError>,
+    /// Laid out for so many columns.
+    pub(crate) help: fn(&Table, &str, usize) -> Result<Reply, CommandError>,
     /// What to say of a word that is kd's and is not among the commands.
     pub(crate) not_here: fn(&str) -> Option<CommandError>,
 }
 
 impl Table {
+    /// Every word that is a command.
+    pub(crate) fn words(&self) -> impl Iterator<Item = &'static str> {
+        self.commands.iter().flat_map(|info| info.names.iter().copied())
+    }
+
     /// The command with this word (lower case).
     pub(crate) fn find(&self, word: &str) -> Option<&'static CommandInfo> {
         // `bp3` is `bp` with the breakpoint's number.
@@ -70,10 +77,11 @@ impl Table {
 
     /// Why a word that is no command is refused.
     pub(crate) fn unknown(&self, command: &Command<'_>) -> CommandError {
+        let unknown = |text| Unknown { text: visible_name(text), meant: suggest::command(&command.word, self.words()) };
         match ((self.not_here)(&command.word), command.word.strip_prefix('!')) {
             (Some(error), _) => error,
-            (None, Some(extension)) => CommandError::UnknownExtension(visible_name(extension)),
-            (None, None) => CommandError::UnknownCommand(visible_name(command.text)),
+            (None, Some(extension)) => CommandError::UnknownExtension(unknown(extension)),
+            (None, None) => CommandError::UnknownCommand(unknown(command.text)),
         }
     }
 

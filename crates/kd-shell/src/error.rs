@@ -8,10 +8,10 @@ use crate::symbols::NoSymbols;
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// kd's words for a word it does not know.
-    #[error("Couldn't resolve error at '{0}' (no such command; .help lists them)")]
-    UnknownCommand(String),
-    #[error("No export {0} found (no such extension; .help lists them)")]
-    UnknownExtension(String),
+    #[error("Couldn't resolve error at '{}' (no such command; {})", .0.text, .0.hint())]
+    UnknownCommand(Unknown),
+    #[error("No export {} found (no such extension; {})", .0.text, .0.hint())]
+    UnknownExtension(Unknown),
     #[error("kd has {word}, kdpool has not; {nearest}")]
     NotHere { word: &'static str, nearest: &'static str },
     #[error("{0}")]
@@ -49,6 +49,22 @@ fn for_pool(error: &nt_pool::PoolError) -> &'static str {
             "; check the symbol path (.sympath) and .reload"
         }
         _ => "",
+    }
+}
+
+/// A word that is no command, and what it was probably meant to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown {
+    pub text: String,
+    pub meant: Option<&'static str>,
+}
+
+impl Unknown {
+    fn hint(&self) -> String {
+        match self.meant {
+            Some(name) => format!("did you mean {name}?"),
+            None => ".help lists them".into(),
+        }
     }
 }
 

@@ -30,7 +30,7 @@ const PREFIX: &str = "changed-";
 const FORGOTTEN: Duration = Duration::from_secs(60 * 24 * 3600);
 
 /// Where notes are kept: `KDPOOL_STATE`, else where this system keeps the state of programs.
-fn directory() -> Option<PathBuf> {
+pub fn state_folder() -> Option<PathBuf> {
     let of = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     of("KDPOOL_STATE")
         .or_else(|| of("XDG_STATE_HOME").map(|home| home.join("kdpool")))
@@ -43,10 +43,10 @@ pub(crate) struct Note(PathBuf);
 
 impl Note {
     pub(crate) fn write(leftover: &Leftover) -> io::Result<Note> {
-        let directory = directory().ok_or_else(|| io::Error::other("no directory for it; set KDPOOL_STATE"))?;
-        fs::create_dir_all(&directory)?;
+        let directory = state_folder().ok_or_else(|| io::Error::other("no directory for it; set KDPOOL_STATE"))?;
+        nt_leaks::create_private_folder(&directory)?;
         let path = directory.join(format!("{PREFIX}{:x}-{}.json", leftover.base, std::process::id()));
-        fs::write(&path, serde_json::to_string(leftover)?)?;
+        nt_leaks::write_private(&path, serde_json::to_string(leftover)?)?;
         Ok(Note(path))
     }
 
@@ -68,7 +68,7 @@ pub(crate) fn timestamp(kernel: &dyn Kernel) -> Result<u32, Fault> {
 
 /// Undoes what earlier sessions left changed in this kernel; one line for each. Without notes nothing is asked.
 pub(crate) fn undo(kernel: &dyn Kernel) -> Result<Vec<String>, CommandError> {
-    let Some(directory) = directory() else { return Ok(Vec::new()) };
+    let Some(directory) = state_folder() else { return Ok(Vec::new()) };
     undo_in(&directory, kernel)
 }
 

@@ -1,6 +1,6 @@
 //! The log file: all that is shown, and what was typed.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ struct Open {
 impl Log {
     /// Starts a log, in place of one that is open.
     pub fn open(&self, path: &Path, append: bool) -> io::Result<()> {
-        let file = OpenOptions::new().create(true).write(true).append(append).truncate(!append).open(path)?;
+        let file = nt_leaks::open_private(path, append)?;
         *self.lock() = Some(Open { path: path.into(), file });
         Ok(())
     }

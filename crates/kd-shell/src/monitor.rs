@@ -19,6 +19,9 @@ const ABORT: &str = "\n\
 /// A place for words that come in the middle of a command.
 pub type Sink = Box<dyn Fn(&str)>;
 
+/// Asks whoever sits at the terminal; false is no.
+pub type Ask = Box<dyn Fn(&str) -> bool>;
+
 /// Watches the searches of a session.
 #[derive(Default)]
 pub struct Monitor {
@@ -26,6 +29,9 @@ pub struct Monitor {
     lines: Option<Sink>,
     /// Progress, for somebody who looks at it.
     terminal: Option<Sink>,
+    ask: Option<Ask>,
+    /// The question about a symbol path was put.
+    asked: Cell<bool>,
     noisy: Cell<bool>,
     interrupt: RefCell<Interrupt>,
     /// How long this command has been loading symbols, without the search under way.
@@ -47,11 +53,26 @@ impl Monitor {
         Self { lines: Some(lines), terminal, ..Self::default() }
     }
 
+    /// Somebody is there who can be asked.
+    pub fn asking(self, ask: Ask) -> Self {
+        Self { ask: Some(ask), ..self }
+    }
+
+    /// Whether Microsoft's server is to be used, as there is no symbol path; asked once.
+    pub(crate) fn wants_server(&self) -> bool {
+        let Some(ask) = self.ask.as_ref().filter(|_| !self.asked.replace(true)) else { return false };
+        let place = nt_symbols::default_store().map_or_else(|| "memory".into(), |store| store.display().to_string());
+        ask(&format!(
+            "No symbol path is set. Use Microsoft's symbol server, and keep what it sends in {}?",
+            visible_name(&place)
+        ))
+    }
+
     pub(crate) fn use_interrupt(&self, interrupt: Interrupt) {
         self.interrupt.replace(interrupt);
     }
 
-    pub(crate) fn set_noisy(&self, noisy: bool) {
+    pub fn set_noisy(&self, noisy: bool) {
         self.noisy.set(noisy);
     }
 

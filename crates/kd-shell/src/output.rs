@@ -31,6 +31,10 @@ pub trait Output {
     fn ask(&mut self, _question: &str) -> Option<bool> {
         None
     }
+    /// How wide lines may be that are laid out for people.
+    fn columns(&self) -> usize {
+        crate::layout::COLUMNS
+    }
     /// Whether somebody sits at a terminal.
     fn is_interactive(&self) -> bool {
         false

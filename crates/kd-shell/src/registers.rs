@@ -114,6 +114,11 @@ const ARM64_CONTEXT: &[Register] = &[
     ("cpsr", 0x4, 4),
 ];
 
+/// What the registers of a machine are called.
+pub(crate) fn names(machine: u16) -> impl Iterator<Item = &'static str> {
+    of(machine).0.iter().map(|(name, _, _)| *name)
+}
+
 /// The registers of a machine and the names of its program counter, stack pointer and result.
 fn of(machine: u16) -> (&'static [Register], [&'static str; 3]) {
     match machine {

@@ -1,6 +1,8 @@
 //! What the shell remembers between commands, and what a command gets to see.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use kd_target::Cost;
 use nt_memory::Fault;
@@ -9,6 +11,7 @@ use nt_pool::pooltag::PoolTags;
 
 use crate::breakpoint::Breakpoint;
 use crate::command::Table;
+use crate::consent::Consent;
 use crate::error::CommandError;
 use crate::grammar::alias::Aliases;
 use crate::kept_log::KeptLog;
@@ -82,6 +85,10 @@ pub struct Session {
     pub(crate) stopped_search: Option<StoppedSearch>,
     /// Whether commands may change the target.
     pub allow_write: bool,
+    /// Who is told what a command will cost; nobody in a session without people.
+    pub consent: Option<Arc<Consent>>,
+    /// Columns of the terminal that help is laid out for.
+    pub(crate) columns: usize,
     /// What `.process` and `.thread` chose, until the target runs.
     pub(crate) process: Option<u64>,
     pub(crate) thread: Option<u64>,
@@ -116,6 +123,8 @@ impl Session {
             pool_counts: None,
             stopped_search: None,
             allow_write: false,
+            consent: None,
+            columns: crate::layout::COLUMNS,
             process: None,
             thread: None,
             breakpoints: Vec::new(),
@@ -202,6 +211,14 @@ impl<'a> Context<'a> {
 
     pub fn names(&mut self) -> Result<Names<'_>, CommandError> {
         Ok(Names::new(self.kernel()?, &mut self.session.symbols))
+    }
+
+    /// Whether something may be done that was said to take so long; a no is the error.
+    pub(crate) fn consent(&self, what: &str, time: Duration) -> Result<(), CommandError> {
+        match &self.session.consent {
+            Some(consent) if !consent.allows(what, time) => Err(CommandError::Failed("not done".into())),
+            _ => Ok(()),
+        }
     }
 
     /// Names, registers and memory for expressions.

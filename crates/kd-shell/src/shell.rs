@@ -1,5 +1,6 @@
 //! A session's shell: lines in, answers out.
 
+mod complete;
 mod drive;
 mod script;
 mod stops;
@@ -8,7 +9,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use jiff::Zoned;
-use kd_target::{Cost, Event, Halted, Interrupt, Target, TargetError};
+use kd_target::{Cost, Event, Halted, Interrupt, Meter, Target, TargetError};
 use nt_memory::Fault;
 
 use crate::answer::{Done, Reply};
@@ -87,6 +88,10 @@ pub struct Shell {
     stepping: bool,
     /// The commands of a breakpoint want the session to end.
     ended: Option<Next>,
+    /// kd's box about a break-in was shown: it says the same each time.
+    explained_break: bool,
+    /// The target's tags, for Tab, once they were read.
+    seen_tags: Option<Vec<nt_pool::Tag>>,
 }
 
 impl Shell {
@@ -115,11 +120,21 @@ impl Shell {
             reason: None,
             stepping: false,
             ended: None,
+            explained_break: false,
+            seen_tags: None,
         }
     }
 
     pub fn set_target(&mut self, target: Target) {
+        if let Some(consent) = &self.session.consent {
+            target.use_gate(consent.clone());
+        }
         self.target = Some(target);
+    }
+
+    /// Looks at the target's cost while a command runs.
+    pub fn meter(&self) -> Option<Meter> {
+        self.target.as_ref().map(Target::meter)
     }
 
     /// The target, to end its session.
@@ -140,6 +155,7 @@ impl Shell {
     pub fn forget_target(&mut self) {
         self.session.symbols.forget();
         self.session.breakpoints.clear();
+        self.seen_tags = None;
     }
 
     /// The target if it stands still.
@@ -202,6 +218,10 @@ impl Shell {
     pub fn execute(&mut self, line: &str, out: &mut dyn Output) -> Outcome {
         if !line.trim().is_empty() {
             self.last_line = line.trim().into();
+        }
+        self.session.columns = out.columns();
+        if let Some(consent) = &self.session.consent {
+            consent.begin();
         }
         // A Ctrl+C of before is not meant for this line.
         self.interrupt.take();
@@ -320,7 +340,7 @@ impl Shell {
     ) -> Result<Reply, CommandError> {
         let Some(info) = self.commands.find(&command.word) else { return Err(self.commands.unknown(command)) };
         if matches!(command.arguments.trim(), "-?" | "/?") {
-            return (self.commands.help)(self.commands, info.names[0]);
+            return (self.commands.help)(self.commands, info.names[0], self.session.columns);
         }
         match info.action {
             Action::Answer(run) => {
@@ -617,6 +637,10 @@ impl Output for Tee<'_> {
             self.log.write(&format!("{question} {}\n", if yes { "yes" } else { "no" }));
         }
         answer
+    }
+
+    fn columns(&self) -> usize {
+        self.out.columns()
     }
 
     fn is_interactive(&self) -> bool {

@@ -12,7 +12,15 @@ use nt_symbols::{
 use crate::monitor::Monitor;
 use crate::symbols::{Again, Load, PathElement, PathState, Request, SymbolSource};
 
-const EMPTY_PATH: &str = "the symbol path is empty; set it with -y, _NT_SYMBOL_PATH or .sympath";
+/// What to do about it, to the letter.
+fn empty_path(network: bool) -> Load {
+    let kept = nt_symbols::default_store().map_or_else(String::new, |store| format!(", kept in {}", store.display()));
+    let why = format!(
+        "no symbol path is set; -y 'srv*' on the command line (or .symfix) takes them from Microsoft's server{kept}"
+    );
+    // Whoever needs them may be asked for a path.
+    Load::Missing { why, again: if network { Again::Never } else { Again::WhenAsking } }
+}
 
 /// The image's RSDS record leads to its PDB. When the image is paged out its file is looked for first.
 pub struct PathSource {
@@ -23,10 +31,18 @@ pub struct PathSource {
 }
 
 impl PathSource {
+    /// A path of which every element is of use.
     pub fn new(path: &str) -> Result<Self, String> {
-        let path = SymbolPath::parse(path).map_err(|error| error.to_string())?;
+        let (source, refused) = Self::read(path);
+        refused.into_iter().next().map_or(Ok(source), Err)
+    }
+
+    /// What of the path is of use; a line about each of the other elements.
+    pub fn read(path: &str) -> (Self, Vec<String>) {
+        let (path, refused) = SymbolPath::read(path);
         let servers = Servers::new(Http::default());
-        Ok(Self { text: path.to_string(), path, servers, monitor: Monitor::default() })
+        let source = Self { text: path.to_string(), path, servers, monitor: Monitor::default() };
+        (source, refused.iter().map(ToString::to_string).collect())
     }
 
     /// Somebody watches the searches.
@@ -125,12 +141,17 @@ impl SymbolSource for PathSource {
         &self.text
     }
 
-    fn set_path(&mut self, path: &str) -> Result<(), String> {
-        self.path = SymbolPath::parse(path).map_err(|error| error.to_string())?;
-        self.text = self.path.to_string();
+    fn set_path(&mut self, text: &str) -> Result<Vec<String>, String> {
+        let (path, refused) = SymbolPath::read(text);
+        let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        if path.is_empty() && !refused.is_empty() {
+            return Err(refused.join("; "));
+        }
+        self.text = path.to_string();
+        self.path = path;
         // What was wrong with the servers may have been the reason to change the path.
         self.servers = Servers::new(Http::default());
-        Ok(())
+        Ok(refused)
     }
 
     fn expanded(&self) -> String {
@@ -150,14 +171,14 @@ impl SymbolSource for PathSource {
 
     fn find(&self, request: &Request<'_>) -> Result<Load, Fault> {
         if self.path.is_empty() {
-            return Ok(never(EMPTY_PATH.into()));
+            return Ok(empty_path(request.network));
         }
         self.watch(|| self.search(request))
     }
 
     fn find_pdb(&self, name: &str, id: PdbId) -> Result<Load, Fault> {
         if self.path.is_empty() {
-            return Ok(never(EMPTY_PATH.into()));
+            return Ok(empty_path(true));
         }
         let reach = Reach { servers: Some(&self.servers), observer: &self.monitor, ignore_mismatch: false };
         self.watch(|| {

@@ -18,7 +18,9 @@ use crate::text::{Width, visible_name};
 pub trait SymbolSource {
     /// The symbol path as the user wrote it.
     fn path(&self) -> &str;
-    fn set_path(&mut self, path: &str) -> Result<(), String>;
+    /// Sets the path to what of it is of use, and returns a line about each of the other elements. Nothing of use at all
+    /// is an error, and changes nothing.
+    fn set_path(&mut self, path: &str) -> Result<Vec<String>, String>;
     /// The path with its defaults filled in.
     fn expanded(&self) -> String;
     /// What each element of the path is good for.
@@ -168,10 +170,28 @@ impl Symbols {
         self.source.as_ref()
     }
 
-    pub fn set_path(&mut self, path: &str) -> Result<(), String> {
-        self.source.set_path(path)?;
+    pub fn set_path(&mut self, path: &str) -> Result<Vec<String>, String> {
+        let refused = self.source.set_path(path)?;
         self.forget();
-        Ok(())
+        Ok(refused)
+    }
+
+    /// Whether symbols of another build are taken where there are no others (`.symopt+ 40`).
+    pub fn takes_mismatched(&self) -> bool {
+        self.ignore_mismatch
+    }
+
+    pub fn take_mismatched(&mut self, take: bool) {
+        self.ignore_mismatch = take;
+        self.forget();
+    }
+
+    /// Names are needed and there is no path: whoever sits there is asked, once.
+    fn choose_path(&mut self) {
+        if self.network && self.source.path().is_empty() && self.source.monitor().wants_server() {
+            // Its one element is always of use.
+            let _ = self.set_path("srv*");
+        }
     }
 
     /// `.reload`: everything is looked up anew.
@@ -195,9 +215,9 @@ impl Symbols {
 
     /// Runs `f` with symbols of another build taken where there are no others (`.reload /i`).
     pub fn with_mismatched<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
-        self.ignore_mismatch = true;
+        let before = std::mem::replace(&mut self.ignore_mismatch, true);
         let result = f(self);
-        self.ignore_mismatch = false;
+        self.ignore_mismatch = before;
         result
     }
 
@@ -221,6 +241,7 @@ impl Symbols {
     }
 
     fn look_up(&mut self, kernel: &dyn Kernel, driver: &Driver) -> Result<&mut Known, Fault> {
+        self.choose_path();
         let base = kernel.base();
         if self.kernel_base != base {
             self.forget();

@@ -359,7 +359,7 @@ fn the_banner_and_the_stop_cost_few_reads() {
     let machine = Machine::new();
     let mut session = session(&store());
     let mut banner = banner::target(&machine, &mut session.symbols).unwrap();
-    banner.push_str(&banner::stopped(&machine, &mut session.symbols, banner::Reason::Exception).unwrap());
+    banner.push_str(&banner::stopped(&machine, &mut session.symbols, banner::Reason::Exception, true).unwrap());
     assert!(machine.reads.get() <= 10, "{} reads", machine.reads.get());
     let lines: Vec<&str> = banner.lines().collect();
     assert_eq!(lines[1], "************* Path validation summary **************");
@@ -383,7 +383,7 @@ fn without_a_symbol_path_kd_shows_a_box() {
     assert!(banner.starts_with("Symbol search path is: *** Invalid ***\n****"));
     assert!(banner.lines().skip(1).take(5).all(|line| line.len() == 76));
     let screen = run(&mut session(""), Debuggee::Halted(&machine), "!poolused", Format::Kd);
-    assert!(screen.errors.contains("symbol path is empty"), "{}", screen.errors);
+    assert!(screen.errors.contains("no symbol path is set; -y 'srv*' on the command line"), "{}", screen.errors);
 }
 
 #[test]

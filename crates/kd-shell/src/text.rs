@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::time::Duration;
 
 use jiff::Zoned;
 use serde::{Serialize, Serializer};
@@ -124,6 +125,28 @@ pub fn time(when: &Zoned) -> String {
     )
 }
 
+/// A quantity for people: `164 KB`, `8 MB`.
+pub fn in_bytes(bytes: u64) -> String {
+    match bytes {
+        ..1024 => format!("{bytes} bytes"),
+        ..0xa0_0000 => format!("{} KB", bytes >> 10),
+        ..0x2_8000_0000 => format!("{} MB", bytes >> 20),
+        _ => format!("{} GB", bytes >> 30),
+    }
+}
+
+/// A time for people, with two figures or three: `120 ms`, `3.4 s`, `45 s`, `12 min`, `3.5 h`.
+pub fn lasting(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    match seconds {
+        ..0.995 => format!("{} ms", (seconds * 1000.0).round()),
+        ..9.95 => format!("{seconds:.1} s"),
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7200.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
 /// Words between blanks. Blanks between quotes are kept, and so are the quotes.
 pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
     let mut left = text.trim_start();
@@ -144,6 +167,27 @@ pub(crate) fn is_plain(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_and_quantities_for_people() {
+        for (ms, text) in [
+            (0, "0 ms"),
+            (4, "4 ms"),
+            (990, "990 ms"),
+            (1000, "1.0 s"),
+            (3440, "3.4 s"),
+            (45_200, "45 s"),
+            (720_000, "12 min"),
+            (12_600_000, "3.5 h"),
+        ] {
+            assert_eq!(lasting(Duration::from_millis(ms)), text);
+        }
+        for (bytes, text) in
+            [(12, "12 bytes"), (164 << 10, "164 KB"), (8 << 20, "8192 KB"), (64 << 20, "64 MB"), (32 << 30, "32 GB")]
+        {
+            assert_eq!(in_bytes(bytes), text);
+        }
+    }
 
     #[test]
     fn addresses_have_the_targets_width() {

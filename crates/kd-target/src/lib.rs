@@ -12,23 +12,28 @@
 mod actor;
 mod cache;
 mod continuing;
+mod gate;
 mod modules;
+mod pace;
 mod status;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nt_memory::{Fault, Memory, PAGE_SIZE, Search, Spent};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::{Cache, Known};
+use crate::gate::AtGate;
 use crate::status::{Halt, KeptModules, Phase, Searching, Shared, lock};
 
+pub use crate::gate::{Gate, LargeRead};
 pub use crate::modules::{Module, Modules};
+pub use crate::pace::Pace;
 pub use crate::status::Interrupt;
 
 /// What GetVersion answered.
@@ -228,6 +233,21 @@ impl Leaver {
     }
 }
 
+/// Looks at what a session costs while another thread works with the target.
+#[derive(Debug, Clone)]
+pub struct Meter(Arc<Shared>);
+
+impl Meter {
+    pub fn cost(&self) -> Cost {
+        self.0.status().cost()
+    }
+
+    /// How fast this link has been so far.
+    pub fn pace(&self) -> Pace {
+        *self.0.pace()
+    }
+}
+
 /// The connection; it moves between the two states of [`Target`].
 struct Session {
     shared: Arc<Shared>,
@@ -309,6 +329,16 @@ impl Target {
             }
             halted => halted,
         }
+    }
+
+    /// From now on `gate` looks at large reads.
+    pub fn use_gate(&self, gate: Arc<dyn Gate>) {
+        self.session().shared.gate().0 = Some(gate);
+    }
+
+    /// For whoever shows progress.
+    pub fn meter(&self) -> Meter {
+        Meter(self.session().shared.clone())
     }
 
     pub fn cost(&self) -> Cost {
@@ -530,8 +560,13 @@ impl Halted {
             return Err(Fault::Cancelled);
         }
         let asked = length.min(shared.reply_data.load(Ordering::Relaxed));
-        match self.ask(ask(asked)) {
-            Ok(Answer::Bytes { bytes, ended }) => Ok((bytes.slice(..bytes.len().min(asked)), ended)),
+        let started = Instant::now();
+        let answer = self.ask(ask(asked));
+        match answer {
+            Ok(Answer::Bytes { bytes, ended }) => {
+                shared.pace().add(bytes.len(), started.elapsed());
+                Ok((bytes.slice(..bytes.len().min(asked)), ended))
+            }
             Ok(other) => Err(Fault::Lost(unexpected(&other).to_string())),
             Err(TargetError::Fault(fault)) => Err(fault),
             Err(error) => Err(Fault::Lost(error.to_string())),
@@ -609,7 +644,15 @@ impl Halted {
 
 impl Memory for Halted {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        read_through(&self.cache, self.on_the_wire(address), buffer, |at, gap| self.fill(at, gap))
+        let shared = &self.session.shared;
+        let gate = AtGate::new(shared.gate().0.clone());
+        read_through(&self.cache, self.on_the_wire(address), buffer, |at, gap| {
+            let pace = *shared.pace();
+            if !gate.passes(gap, self.reply_data(), pace) {
+                return Err(Fault::Cancelled);
+            }
+            self.fill(at, gap)
+        })
     }
 
     fn reply_size(&self) -> usize {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use nt_memory::Fault;
 
-use crate::{Cost, Modules, Stop, Version};
+use crate::gate::Gate;
+use crate::{Cost, Modules, Pace, Stop, Version};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Phase {
@@ -78,6 +79,15 @@ impl Interrupt {
     }
 }
 
+#[derive(Default)]
+pub(crate) struct GateSlot(pub(crate) Option<Arc<dyn Gate>>);
+
+impl std::fmt::Debug for GateSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "a gate" } else { "no gate" })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) status: Mutex<Status>,
@@ -87,6 +97,10 @@ pub(crate) struct Shared {
     /// Whether the target's stub searches memory: it is not asked again and again for what it does not have.
     pub(crate) searching: Mutex<Searching>,
     pub(crate) interrupt: Interrupt,
+    /// Who looks at large reads.
+    pub(crate) gate: Mutex<GateSlot>,
+    /// What reads took so far.
+    pub(crate) pace: Mutex<Pace>,
     /// The module list as it was read at an earlier stop; forgotten when the target says that it changes.
     pub(crate) modules: Mutex<Option<KeptModules>>,
 }
@@ -117,6 +131,8 @@ impl Shared {
             reply_data: AtomicUsize::new(usize::MAX),
             searching: Mutex::default(),
             interrupt: interrupt.clone(),
+            gate: Mutex::default(),
+            pace: Mutex::default(),
             modules: Mutex::new(None),
         });
         interrupt.watch(&shared);
@@ -125,6 +141,14 @@ impl Shared {
 
     pub(crate) fn status(&self) -> MutexGuard<'_, Status> {
         lock(&self.status)
+    }
+
+    pub(crate) fn gate(&self) -> MutexGuard<'_, GateSlot> {
+        lock(&self.gate)
+    }
+
+    pub(crate) fn pace(&self) -> MutexGuard<'_, Pace> {
+        lock(&self.pace)
     }
 
     pub(crate) fn kept_modules(&self) -> MutexGuard<'_, Option<KeptModules>> {

@@ -7,25 +7,44 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anstyle::{AnsiColor, Style};
 use console::{Term, truncate_str};
 use kd_shell::Output;
+use kd_shell::text::visible_name;
 use rustyline::ExternalPrinter;
+
+use crate::{progress, terminal};
 
 const ERROR: Style = AnsiColor::Red.on_default();
 
 /// One line about what went wrong, in colour where people look.
 pub(crate) fn complain(line: &str) {
     // With standard error gone there is nobody to tell.
-    let _ = writeln!(anstream::stderr().lock(), "{ERROR}{line}{ERROR:#}");
+    progress::aside(|| drop(writeln!(anstream::stderr().lock(), "{ERROR}{line}{ERROR:#}")));
 }
 
-/// Lines for people that are no result: to standard output as kd writes them, or, when that carries JSON, to standard
-/// error.
-pub(crate) fn remark(text: &str, json: bool) {
-    if json {
-        let _ = anstream::stderr().lock().write_all(text.as_bytes());
-    } else {
-        let mut out = io::stdout().lock();
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    }
+/// Lines for people that are no result: to standard output as kd writes them, or `aside`, to standard error, when a
+/// program reads standard output.
+pub(crate) fn remark(text: &str, aside: bool) {
+    progress::aside(|| {
+        if aside {
+            // With standard error gone there is nobody to tell.
+            let _ = anstream::stderr().lock().write_all(text.as_bytes());
+        } else {
+            let mut out = io::stdout().lock();
+            // A reader that went away shows at the next answer.
+            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        }
+    });
+}
+
+/// Whether somebody sits there who sees what is written and can answer.
+pub(crate) fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+/// Asks whoever sits there.
+pub(crate) fn ask(question: &str) -> bool {
+    progress::clear();
+    remark(&format!("{} [y/N] ", visible_name(question)), false);
+    terminal::answer().is_some_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// What commands write to.
@@ -40,10 +59,11 @@ pub(crate) struct Console {
 impl Output for Console {
     fn write(&mut self, text: &str) {
         self.table = 0;
-        let mut out = io::stdout().lock();
-        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-            self.closed = true;
-        }
+        let written = progress::aside(|| {
+            let mut out = io::stdout().lock();
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        });
+        self.closed |= written.is_err();
     }
 
     fn error(&mut self, line: &str) {
@@ -51,8 +71,7 @@ impl Output for Console {
     }
 
     fn remark(&mut self, line: &str) {
-        // With standard error gone there is nobody to tell.
-        let _ = anstream::stderr().lock().write_all(line.as_bytes());
+        remark(line, true);
     }
 
     fn clear(&mut self) {
@@ -72,23 +91,25 @@ impl Output for Console {
         let width = usize::from(terminal.size().1);
         let lines: Vec<_> = table.lines().map(|line| truncate_str(line, width, "")).collect();
         // A terminal that went away shows at the next write.
-        let _ = terminal.clear_last_lines(self.table);
+        let _ = progress::aside(|| terminal.clear_last_lines(self.table));
         self.write(&(lines.join("\n") + "\n"));
         self.table = lines.len();
     }
 
     fn ask(&mut self, question: &str) -> Option<bool> {
-        if !self.is_interactive() {
-            return None;
-        }
-        self.write(&format!("{question} [y/N] "));
-        let mut answer = String::new();
-        io::stdin().read_line(&mut answer).ok()?;
-        Some(matches!(answer.trim(), "y" | "Y" | "yes"))
+        self.is_interactive().then(|| ask(question))
+    }
+
+    fn columns(&self) -> usize {
+        /// Wider lines are hard to read.
+        const MOST: usize = 120;
+        let terminal = Term::stdout();
+        let columns = terminal.size_checked().map(|(_, columns)| usize::from(columns));
+        columns.filter(|columns| *columns > 0).unwrap_or(80).min(MOST)
     }
 
     fn is_interactive(&self) -> bool {
-        io::stdin().is_terminal() && io::stdout().is_terminal()
+        is_interactive()
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) enum OutputFormat {
 pub(crate) struct DecodeArgs {
     /// Capture file, pcapng or pcap, of KDNET or of a serial line
     file: PathBuf,
-    /// The KDNET key of the session, w.x.y.z
+    /// The KDNET key of the session, w.x.y.z, or @FILE that holds it
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
     /// Only datagrams from or to this UDP port
@@ -48,7 +48,12 @@ pub(crate) struct DecodeArgs {
 const HELD_LINES: usize = 1 << 16;
 
 pub(crate) fn run(args: DecodeArgs) -> anyhow::Result<ExitCode> {
-    let key = match args.key.as_deref().map(str::parse::<Key>).transpose() {
+    let text = args.key.as_deref().map(|key| match key.strip_prefix('@') {
+        Some(file) => kd_link::KeyText::from_file(file).map_err(|error| error.to_string()),
+        None => kd_link::KeyText::parse(key).map_err(|error| error.to_string()),
+    });
+    let key = text.map(|text| text?.expose().parse::<Key>().map_err(|error| error.to_string())).transpose();
+    let key = match key {
         Ok(key) => key,
         Err(error) => {
             // Not clap's own error: that would show the key.

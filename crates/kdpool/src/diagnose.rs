@@ -1,6 +1,6 @@
 //! Why a connection does not come up, in a few lines.
 //!
-//! The key is printed in one place: in the line to type on a target that has not been told it yet.
+//! The key is never printed: what is said here ends up in logs, and in reports of faults.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -32,6 +32,8 @@ pub(crate) struct ConnectEvidence {
     pub(crate) bad_checksums: u64,
     /// KDNET keys are agreed, or a stream has carried a whole packet.
     pub(crate) keys_established: bool,
+    /// Why a carrier that is waited for does not open.
+    pub(crate) away: Option<String>,
 }
 
 /// Different senders remembered; stray traffic must not fill memory.
@@ -53,6 +55,7 @@ impl ConnectEvidence {
             serial_noise: 0,
             bad_checksums: 0,
             keys_established: false,
+            away: None,
         }
     }
 
@@ -92,6 +95,9 @@ fn remember(senders: &mut Vec<IpAddr>, sender: IpAddr) {
 /// The lines to print when the target has not stopped within the time.
 pub(crate) fn explain(evidence: &ConnectEvidence) -> Vec<String> {
     let seconds = evidence.elapsed.as_secs();
+    if let Some(why) = &evidence.away {
+        return vec![why.clone(), format!("It was tried again and again for {seconds} s.")];
+    }
     if evidence.keys_established {
         return vec![
             format!("The connection is up, but the target did not stop within {seconds} s."),
@@ -185,7 +191,8 @@ fn nothing_arrives(evidence: &ConnectEvidence, net: &NetSpec, seconds: u64) -> V
         Some(IpAddr::V4(v4)) => ("hostip", v4.to_string()),
         None => ("hostip", "THIS-HOST".to_owned()),
     };
-    lines.push(format!("    bcdedit /dbgsettings net {element}:{host} port:{port} key:{}", net.key.expose()));
+    lines.push(format!("    bcdedit /dbgsettings net {element}:{host} port:{port} key:KEY"));
+    lines.push("    (KEY is the one that this debugger was given)".to_owned());
     if evidence.host.len() > 1 {
         lines.push(format!("    (or another address of this host: {})", list(&evidence.host[1..])));
     }
@@ -257,8 +264,20 @@ mod tests {
 
     fn text(evidence: &ConnectEvidence) -> String {
         let text = explain(evidence).join("\n");
-        assert_eq!(text.contains("secret"), text.starts_with("Nothing arrived on UDP"), "is the key shown? {text}");
+        assert!(!text.contains("secret"), "the key is shown: {text}");
         text
+    }
+
+    #[test]
+    fn what_does_not_open_is_the_reason() {
+        for spec in ["com:pipe,port=/no/such.sock,reconnect", "com:ipport=4555,port=vmhost,reconnect"] {
+            let mut evidence = evidence(spec);
+            evidence.away = Some("/no/such.sock does not exist (is the VM running?)".into());
+            assert_eq!(
+                explain(&evidence),
+                ["/no/such.sock does not exist (is the VM running?)", "It was tried again and again for 30 s."]
+            );
+        }
     }
 
     #[test]
@@ -268,7 +287,7 @@ mod tests {
             "Nothing arrived on UDP port 50005 within 30 s.",
             "does the firewall let UDP port 50005 in?",
             "\n    bcdedit /debug on\n",
-            "\n    bcdedit /dbgsettings net hostip:192.168.1.10 port:50005 key:secretone.secrettwo.c.d\n",
+            "\n    bcdedit /dbgsettings net hostip:192.168.1.10 port:50005 key:KEY\n",
             "(or another address of this host: 10.0.0.5)",
             "QEMU",
         ] {

@@ -68,7 +68,7 @@ pub(crate) fn run(arguments: DoctorArgs) -> Result<ExitCode> {
         Ok(spec) => spec,
         Err(error) => return Ok(debug::usage(&format!("-k: {error}"))),
     };
-    let named = debug::symbol_path(arguments.symbol_path.as_deref());
+    let named = crate::inputs::symbol_path(arguments.symbol_path.as_deref());
     let path = if named.is_empty() { "srv*" } else { &named };
     let path = match SymbolPath::parse(path) {
         Ok(path) => path,

@@ -82,7 +82,7 @@ fn text(path: &Path) -> Result<&str, String> {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  kdpool leak --tag Leak --every 30s --times 5 --fail-on confirmed -k net:port=50000,key=1.2.3.4 -y /symbols
+  kdpool leak --tag Leak --every 30s --times 5 --fail-on confirmed -k net:port=50000,key=@key.txt -y 'srv*'
 
 Exit status: as of kdpool, and 5 when --fail-on came true. The target runs between the stops and afterwards.")]
 pub(crate) struct LeakArgs {
@@ -154,8 +154,8 @@ pub(crate) fn run(arguments: LeakArgs) -> Result<ExitCode> {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  kdpool report leak.json -y srv*/symbols --html leak.html
-  kdpool report monday.leak.json friday.leak.json -y srv*/symbols")]
+  kdpool report leak.json -y 'srv*' --html leak.html
+  kdpool report monday.leak.json friday.leak.json -y 'srv*'")]
 pub(crate) struct ReportArgs {
     /// A mark's file, a report's (--json, or what --format json printed), or two marks of one machine to compare
     #[arg(value_name = "FILE", num_args = 1..=2, required = true)]

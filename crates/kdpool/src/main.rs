@@ -7,19 +7,25 @@ mod demo;
 mod diagnose;
 mod doctor;
 mod fake;
+mod inputs;
 mod leak;
 mod manual;
 mod mcp;
 mod options;
+mod pipe;
+mod progress;
 mod setup;
 mod signals;
+mod spelling;
+mod terminal;
+mod work;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::options::{Cli, Command, from_kd};
+use crate::options::{Cli, Command};
 
 /// Exit statuses beside 0 (all commands succeeded).
 pub(crate) const COMMAND_FAILED: u8 = 1;
@@ -30,7 +36,11 @@ pub(crate) const CONNECTION_LOST: u8 = 4;
 pub(crate) const LEAK_FOUND: u8 = 5;
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches_from(from_kd(std::env::args_os()));
+    let arguments = match spelling::from_kd(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(why) => return debug::usage(&why),
+    };
+    let matches = Cli::command().get_matches_from(arguments);
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),

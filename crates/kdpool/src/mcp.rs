@@ -13,11 +13,11 @@ use kd_target::{Interrupt, Target};
 use tokio::runtime::Handle;
 
 use crate::console::Announcer;
-use crate::debug::{self, Plan};
+use crate::debug::{self, Opened, Plan};
 use crate::demo::Demo;
 use crate::diagnose::{explain, explain_open};
 use crate::options::{self, Carrier, SessionArgs, VERSION};
-use crate::{COMMAND_FAILED, signals};
+use crate::{COMMAND_FAILED, inputs, signals};
 
 /// Answer an agent's questions over the Model Context Protocol.
 #[derive(Debug, Args)]
@@ -80,13 +80,15 @@ pub(crate) fn run(arguments: McpArgs) -> Result<ExitCode> {
             format: options::Format::Json,
             verbose: arguments.verbose,
             trace_file: arguments.trace_file,
+            // The lease bounds what a question may cost.
+            yes: true,
             ..SessionArgs::default()
         },
         hint: "",
     };
     debug::start_tracing(&plan.session)?;
     // What is wrong with the arguments is said before a client is served.
-    if let Err(error) = debug::make_shell_session(&plan.session) {
+    if let Err(error) = inputs::session(&plan.session, true) {
         return Ok(debug::usage(&format!("{error:#}")));
     }
     let runtime = crate::runtime()?;
@@ -108,25 +110,24 @@ pub(crate) fn run(arguments: McpArgs) -> Result<ExitCode> {
 fn connect(runtime: &Handle, plan: &Plan) -> Result<Session, String> {
     let words = |error: anyhow::Error| format!("{error:#}");
     let wire = debug::make_wire_session(runtime, &plan.spec).map_err(words)?;
-    let link = runtime.block_on(kd_link::open(&plan.spec)).map_err(|error| explain_open(&error).join("\n"))?;
-    let session = debug::make_shell_session(&plan.session).map_err(words)?;
+    let opened = Opened::open(runtime, plan, Announcer::new(true)).map_err(|error| explain_open(&error).join("\n"))?;
+    let session = inputs::session(&plan.session, true).map_err(words)?;
     let interrupt = Interrupt::default();
-    let announcer = Announcer::new(true);
-    let attached = debug::attach(runtime, plan, link, wire, &interrupt, &announcer, &session.log).map_err(words)?;
-    let leaver = attached.running.leaver();
+    let evidence = opened.evidence.clone();
+    let (running, restarted) = opened.attach(runtime, plan, wire, &interrupt, &session.log).map_err(words)?;
+    let leaver = running.leaver();
     runtime.spawn(async move {
         signals::any_end().await;
         leaver.leave().await;
         std::process::exit(130);
     });
     let mut shell = Shell::new(session, Format::Json, interrupt.clone());
-    shell.set_target(Target::Running(attached.running));
-    let evidence = attached.evidence;
+    shell.set_target(Target::Running(running));
     let started = std::time::Instant::now();
     let explain = move || {
         let mut evidence = debug::lock(&evidence);
         evidence.elapsed = started.elapsed();
         explain(&evidence)
     };
-    Ok(Session { shell, interrupt, restarted: attached.restarted, explain: Box::new(explain) })
+    Ok(Session { shell, interrupt, restarted, explain: Box::new(explain) })
 }

@@ -1,6 +1,5 @@
 //! The command line, as kd spells it.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -19,15 +18,24 @@ pub(crate) const VERSION: &str =
     version = VERSION,
     args_conflicts_with_subcommands = true,
     after_help = "\
+CONNECTION is one of
+  net:port=N,key=W.X.Y.Z[,target=HOST]    KDNET; key=@FILE reads the key,
+                                          without key= it is in KDPOOL_KEY
+  com:port=DEVICE[,baud=N]                a serial line
+  com:pipe,port=PATH[,resets=N][,reconnect]
+                                          a VM's serial port as pipe or socket
+  com:ipport=N,port=HOST[,reconnect]      a serial port over TCP
+
 Examples:
   kdpool demo
-  kdpool -k net:port=50000,key=1.2.3.4 -y srv*/symbols -bonc
-  kdpool -k com:port=/dev/ttyUSB0,baud=115200 -y /symbols
-  kdpool -k com:pipe,port=/tmp/kd.sock,resets=0,reconnect -y /symbols
-  kdpool -k com:ipport=4555,port=vmhost -y /symbols -bonc -c \"!poolused 4; !poolfind Leak; q\"
+  kdpool -k net:port=50000,key=@key.txt -y 'srv*' -bonc
+  kdpool -k com:port=/dev/ttyUSB0,baud=115200 -y 'srv*'
+  kdpool -k com:pipe,port=/tmp/kd.sock,resets=0,reconnect -y 'srv*'
+  kdpool -k com:ipport=4555,port=vmhost -y 'srv*' -b -c '!poolused 4; !poolfind Leak; q'
 
-Exit status: 0 all commands succeeded, 1 a command failed, 2 usage, 3 no connection, 4 connection lost.
-Unlike kd, kdpool lets the target run when it leaves, however it leaves; `q -halted` leaves it standing."
+Exit status: 0 all commands succeeded, 1 one failed, 2 usage, 3 no connection,
+4 connection lost. Unlike kd, kdpool lets the target run when it leaves, however
+it leaves; `q -halted` leaves it standing."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -71,12 +79,12 @@ pub(crate) enum Format {
 
 /// How to attach.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Connection")]
 pub(crate) struct DebugArgs {
-    /// Connection: net:port=N,key=K[,target=HOST] | com:port=DEV[,baud=N] | com:pipe,port=PATH[,resets=N][,reconnect] |
-    /// com:ipport=N,port=HOST; alone it takes _NT_DEBUG_PORT and _NT_DEBUG_BAUD_RATE
+    /// Where the target is (see below); alone it takes _NT_DEBUG_PORT and _NT_DEBUG_BAUD_RATE
     #[arg(short = 'k', value_name = "CONNECTION", num_args = 0..=1, default_missing_value = "")]
     pub(crate) connection: Option<String>,
-    /// Break in as soon as the session begins (also -bonc)
+    /// Break in as soon as the session begins (also -bonc, -b)
     #[arg(long)]
     pub(crate) bonc: bool,
     /// Give up when the target has not stopped by then [default: wait for ever at a terminal, else 60]
@@ -94,6 +102,7 @@ pub(crate) struct DebugArgs {
 
 /// What to do once attached.
 #[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Session")]
 pub(crate) struct SessionArgs {
     /// Symbol path; else _NT_SYMBOL_PATH
     #[arg(short = 'y', value_name = "PATH")]
@@ -105,10 +114,10 @@ pub(crate) struct SessionArgs {
     #[arg(long = "cf", value_name = "FILE")]
     pub(crate) script: Option<PathBuf>,
     /// Log file, overwritten (also -logo FILE)
-    #[arg(long, value_name = "FILE", conflicts_with = "loga")]
+    #[arg(long, value_name = "FILE", conflicts_with = "loga", help_heading = "Output")]
     pub(crate) logo: Option<PathBuf>,
     /// Log file, appended to (also -loga FILE)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) loga: Option<PathBuf>,
     /// Pool tag descriptions; else KDPOOL_POOLTAG, else pooltag.txt beside the program
     #[arg(long, value_name = "FILE")]
@@ -117,13 +126,22 @@ pub(crate) struct SessionArgs {
     #[arg(long)]
     pub(crate) allow_write: bool,
     /// Output format
-    #[arg(long, value_enum, default_value_t = Format::Kd)]
+    #[arg(long, value_enum, default_value_t = Format::Kd, help_heading = "Output")]
     pub(crate) format: Format,
     /// Show what happens on the wire; twice for more (RUST_LOG for a finer choice)
-    #[arg(short = 'v', action = clap::ArgAction::Count)]
+    #[arg(short = 'v', action = clap::ArgAction::Count, help_heading = "Output")]
     pub(crate) verbose: u8,
+    /// Without kd's banner (also -quiet, -kqm)
+    #[arg(long, help_heading = "Output")]
+    pub(crate) quiet: bool,
+    /// Tell every place where symbols are looked for (also -n)
+    #[arg(long, help_heading = "Output")]
+    pub(crate) noisy: bool,
+    /// Do what takes the target more than a minute's stand-still without asking
+    #[arg(long)]
+    pub(crate) yes: bool,
     /// Write those messages to a file instead of standard error
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) trace_file: Option<PathBuf>,
 }
 
@@ -151,21 +169,4 @@ pub(crate) struct DemoArgs {
     pub(crate) capture: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
-}
-
-/// kd's long options with one dash, which clap does not know.
-const ONE_DASH: [&str; 4] = ["-bonc", "-cf", "-logo", "-loga"];
-
-/// The arguments with kd's spelling turned into clap's.
-pub(crate) fn from_kd(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    arguments
-        .into_iter()
-        .map(|argument| match argument.to_str() {
-            Some("-?") => "--help".into(),
-            Some(text) if ONE_DASH.iter().any(|name| text.eq_ignore_ascii_case(name)) => {
-                format!("-{}", text.to_ascii_lowercase()).into()
-            }
-            _ => argument,
-        })
-        .collect()
 }

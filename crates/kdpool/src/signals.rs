@@ -10,9 +10,27 @@ pub(crate) async fn any_end() {
     }
 }
 
-/// Raises `interrupt` at every Ctrl+C for as long as the process lives.
+/// Raises `interrupt` at every Ctrl+C for as long as the process lives; on Windows at Ctrl+Break too, which is what
+/// programs can send that have their own console.
 pub(crate) async fn interrupt_on_ctrl_c(interrupt: Interrupt) {
-    while tokio::signal::ctrl_c().await.is_ok() {
+    #[cfg(windows)]
+    let mut on_break = tokio::signal::windows::ctrl_break().ok();
+    loop {
+        #[cfg(windows)]
+        let more = tokio::select! {
+            pressed = tokio::signal::ctrl_c() => pressed.is_ok(),
+            pressed = async {
+                match &mut on_break {
+                    Some(on_break) => on_break.recv().await,
+                    None => std::future::pending().await,
+                }
+            } => pressed.is_some(),
+        };
+        #[cfg(not(windows))]
+        let more = tokio::signal::ctrl_c().await.is_ok();
+        if !more {
+            return;
+        }
         interrupt.raise();
     }
 }
@@ -47,12 +65,11 @@ async fn termination() -> i32 {
 
 #[cfg(windows)]
 async fn termination() -> i32 {
-    use tokio::signal::windows::{ctrl_break, ctrl_close, ctrl_shutdown};
-    let (Ok(mut on_break), Ok(mut close), Ok(mut shutdown)) = (ctrl_break(), ctrl_close(), ctrl_shutdown()) else {
+    use tokio::signal::windows::{ctrl_close, ctrl_shutdown};
+    let (Ok(mut close), Ok(mut shutdown)) = (ctrl_close(), ctrl_shutdown()) else {
         return std::future::pending().await;
     };
     tokio::select! {
-        _ = on_break.recv() => {}
         _ = close.recv() => {}
         _ = shutdown.recv() => {}
     }

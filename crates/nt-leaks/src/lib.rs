@@ -11,6 +11,7 @@ mod identity;
 mod line;
 mod mark;
 mod print;
+mod private_file;
 mod report;
 mod saved;
 mod snapshot;
@@ -22,6 +23,7 @@ pub use check::{
 pub use harvest::{Harvest, Operation, Record};
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};
+pub use private_file::{create_private_folder, open_private, write_private};
 pub use report::{Column, Page, flame_graph, folded, html, umdh, umdh_snapshot};
 pub use report::{ExportError, export_check, export_mark};
 pub use saved::Saved;

@@ -116,7 +116,7 @@ impl Mark {
         let text = self.to_json().map_err(|error| failed(error.into()))?;
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
-        fs::write(&part, text).and_then(|()| fs::rename(&part, path)).map_err(|error| {
+        crate::write_private(Path::new(&part), text).and_then(|()| fs::rename(&part, path)).map_err(|error| {
             // Nothing to be kept; the error says what went wrong.
             let _ = fs::remove_file(&part);
             failed(error)

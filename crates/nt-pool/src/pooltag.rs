@@ -1,9 +1,16 @@
 //! What tags stand for: Microsoft's `pooltag.txt` and a small table of our own.
 //!
 //! A line of `pooltag.txt` is `Tag - binary - description`; the binary is padded with blanks or `<unknown>`, `rem` in
-//! the first column starts a comment, and a tag may have wildcards (`*` any run, `?` one character).
+//! the first column starts a comment, and a tag may have wildcards (`*` any run, `?` one character). Blanks or tabs
+//! stand around the dashes.
+//!
+//! The file has no declared encoding. Microsoft's is plain ASCII, but people add lines of their own with what is at
+//! hand: Notepad saves UTF-8 with a byte order mark, PowerShell's `>` UTF-16.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+
+use encoding_rs::{Encoding, UTF_8, UTF_16LE, WINDOWS_1252};
 
 use crate::Tag;
 use crate::tag::TagPattern;
@@ -32,28 +39,33 @@ pub struct PoolTags {
     exact: HashMap<Tag, Description>,
     /// Most specific first.
     patterns: Vec<(TagPattern, Description)>,
+    unread: Option<Unread>,
+}
+
+/// Lines of a file that say nothing of any tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unread {
+    pub lines: usize,
+    /// The first one's number, from 1.
+    pub first: usize,
 }
 
 impl PoolTags {
     /// The tags that most machines have, in words of our own.
     pub fn built_in() -> Self {
         let mut tags = PoolTags::default();
-        for line in BUILT_IN.lines() {
-            tags.add_line(line);
-        }
+        tags.add(BUILT_IN);
         tags
     }
 
-    /// A `pooltag.txt`. The file has no declared encoding; bytes that are not UTF-8 are replaced. Lines that are not
-    /// of its form are passed over, as the debuggers do.
+    /// A `pooltag.txt` in UTF-8, UTF-16 or Windows' old encoding. Lines that are not of its form are passed over, as the
+    /// debuggers do, and counted ([`PoolTags::unread`]).
     pub fn parse(file: &[u8]) -> Result<Self, TooLarge> {
         if file.len() > MAX_FILE {
             return Err(TooLarge(file.len()));
         }
         let mut tags = PoolTags::default();
-        for line in String::from_utf8_lossy(file).lines() {
-            tags.add_line(line);
-        }
+        tags.add(&decoded(file));
         // Stable: of two patterns that are equally specific the earlier line stays first.
         tags.patterns.sort_by_key(|(pattern, _)| pattern.vagueness());
         Ok(tags)
@@ -69,6 +81,16 @@ impl PoolTags {
         }
         self.patterns.extend(other.patterns);
         self
+    }
+
+    /// The tags that are listed as they are.
+    pub fn tags(&self) -> impl Iterator<Item = Tag> {
+        self.exact.keys().copied()
+    }
+
+    /// What of the file could not be read.
+    pub fn unread(&self) -> Option<Unread> {
+        self.unread
     }
 
     pub fn describe(&self, tag: Tag) -> Option<&Description> {
@@ -94,26 +116,61 @@ impl PoolTags {
         }
     }
 
-    fn add_line(&mut self, line: &str) {
+    fn add(&mut self, text: &str) {
+        for (number, line) in (1..).zip(text.lines()) {
+            if self.add_line(line).is_none() {
+                self.unread.get_or_insert(Unread { lines: 0, first: number }).lines += 1;
+            }
+        }
+    }
+
+    /// `None`: the line should say something, and nobody knows what.
+    fn add_line(&mut self, line: &str) -> Option<()> {
         let comment = line.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("rem"));
         // A tag may begin with "rem" itself; a comment's word ends there.
-        if comment && line.as_bytes().get(3).is_none_or(|byte| byte.is_ascii_whitespace()) {
-            return;
+        let comment = comment && line.as_bytes().get(3).is_none_or(|byte| byte.is_ascii_whitespace());
+        if comment || line.trim().is_empty() {
+            return Some(());
         }
-        let Some((tag, rest)) = line.split_once(" - ") else { return };
-        let (binary, text) = rest.split_once(" - ").unwrap_or(("", rest));
+        let (tag, rest) = at_dash(line)?;
+        let (binary, text) = at_dash(rest).unwrap_or(("", rest));
         let binary = Some(binary.trim()).filter(|binary| !binary.is_empty() && *binary != "<unknown>");
         let description = Description { text: text.trim().into(), binary: binary.map(Into::into) };
-        // Blanks after the fourth character are padding, those before it are the tag's.
+        // Blanks after the fourth character are padding, those before it are the tag's; tabs never are.
+        let tag = tag.trim_end_matches('\t');
         let tag = if tag.len() > 4 { tag.trim_end() } else { tag };
-        let Ok(pattern) = tag.parse::<TagPattern>() else { return };
+        let pattern = tag.parse::<TagPattern>().ok()?;
         match pattern.exact() {
             Some(tag) => {
                 self.exact.entry(tag).or_insert(description);
             }
             None => self.patterns.push((pattern, description)),
         }
+        Some(())
     }
+}
+
+/// What stands before and after the first dash between blanks or tabs.
+fn at_dash(text: &str) -> Option<(&str, &str)> {
+    const BLANK: [char; 2] = [' ', '\t'];
+    let dash = text.match_indices('-').map(|(at, _)| at).find(|&at| {
+        let after = &text[at + 1..];
+        text[..at].ends_with(BLANK) && (after.is_empty() || after.starts_with(BLANK))
+    })?;
+    // Both neighbours are one byte.
+    Some((&text[..dash - 1], text.get(dash + 2..).unwrap_or_default()))
+}
+
+fn decoded(file: &[u8]) -> Cow<'_, str> {
+    // ASCII in UTF-16: every second byte is 0, which no text in another encoding has.
+    let wide = || file.len() > 3 && file[..file.len().min(64)].chunks_exact(2).all(|pair| pair[1] == 0 && pair[0] != 0);
+    let encoding = match Encoding::for_bom(file) {
+        Some((encoding, _)) => encoding,
+        None if wide() => UTF_16LE,
+        None if std::str::from_utf8(file).is_ok() => UTF_8,
+        None => WINDOWS_1252,
+    };
+    encoding.decode(file).0
 }
 
 /// Our own table, in the same form as the file.
@@ -232,6 +289,38 @@ mod tests {
     }
 
     #[test]
+    fn every_encoding_and_every_blank_is_read() {
+        let text =
+            "rem Tag\r\nLeak\t-\tmydrv.sys\t-\tBüffer of mine\r\nIrp\t\t- <unknown> \t - \tIo\r\nAbcd - x.sys -\r\n";
+        let wide = |bytes: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(bytes).collect::<Vec<u8>>();
+        let (little, big) = (wide(u16::to_le_bytes), wide(u16::to_be_bytes));
+        let old: Vec<u8> = text.chars().map(|c| c as u8).collect();
+        for (name, file) in [
+            ("UTF-8", text.as_bytes().to_vec()),
+            ("UTF-8 with a mark", [b"\xef\xbb\xbf", text.as_bytes()].concat()),
+            ("UTF-16", [b"\xff\xfe", &little[..]].concat()),
+            ("UTF-16, the other way round", [b"\xfe\xff", &big[..]].concat()),
+            ("UTF-16 without a mark", little.clone()),
+            ("Windows-1252", old),
+        ] {
+            let tags = PoolTags::parse(&file).unwrap();
+            assert_eq!(tags.poolused(Tag(*b"Leak")), "Büffer of mine , Binary: mydrv.sys", "{name}");
+            assert_eq!(tags.poolused(Tag(*b"Irp ")), "Io ", "{name}");
+            assert_eq!(tags.poolused(Tag(*b"Abcd")), " , Binary: x.sys", "{name}");
+            assert_eq!(tags.unread(), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn lines_that_say_nothing_are_counted() {
+        let tags = tags("Leak - a.sys - b\n\nno dash\nToolong - a - b\nLea-x.sys-c\nrem - a - b\nremark\n");
+        assert_eq!(tags.exact.len(), 1);
+        assert_eq!(tags.unread(), Some(Unread { lines: 4, first: 3 }));
+        assert_eq!(tags.or(PoolTags::built_in()).unread().map(|unread| unread.lines), Some(4));
+        assert_eq!(PoolTags::built_in().unread(), None);
+    }
+
+    #[test]
     fn the_most_specific_line_wins() {
         let tags =
             tags("* - - all\nUsb* - u - star\nUsb? - q - mark\nUsbX - x - exact\nUs* - s - short\n?sb? - m - two\n");
@@ -255,5 +344,7 @@ mod tests {
     fn a_file_that_is_no_pooltag_file_is_refused() {
         assert_eq!(PoolTags::parse(&vec![b'a'; MAX_FILE + 1]).unwrap_err(), TooLarge(MAX_FILE + 1));
         assert!(PoolTags::parse(&[0xff, 0xfe, 0, b'\n', b' ', b'-']).unwrap().exact.is_empty());
+        let text = PoolTags::parse(b"\x7fELF\x02\x01\n\x00\x00\xff\xfe\n").unwrap();
+        assert!(text.exact.is_empty() && text.unread() == Some(Unread { lines: 2, first: 1 }));
     }
 }

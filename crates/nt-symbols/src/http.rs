@@ -35,23 +35,46 @@ const MAX_REDIRECTS: u32 = 5;
 const LEAST: u64 = 4096;
 const PART: usize = 0x10000;
 
-/// Gets files with GET requests; through the proxy that the environment names, if any.
+/// Gets files with GET requests; through the proxy that the environment names, if any: `_NT_SYMBOL_PROXY`, which is for
+/// symbol servers alone, else `HTTP_PROXY` or `HTTPS_PROXY`, else `ALL_PROXY`. A file that comes packed by gzip is
+/// unpacked.
 pub struct Http {
     /// For `http://` and for `https://`: each may have its proxy.
-    plain: Agent,
-    secure: Agent,
+    plain: Route,
+    secure: Route,
     silence: Duration,
+}
+
+/// A client, and the proxy that it goes through.
+#[derive(Clone)]
+struct Route {
+    agent: Agent,
+    named: Option<Named>,
+}
+
+/// A proxy, and the variable that named it.
+#[derive(Clone)]
+struct Named {
+    proxy: Proxy,
+    variable: String,
+}
+
+impl Named {
+    /// For people. Its password stays out.
+    fn shown(&self) -> String {
+        format!("the proxy {}:{} ({})", self.proxy.host(), self.proxy.port(), self.variable)
+    }
 }
 
 impl Http {
     pub fn new(patience: Patience) -> Self {
-        let agent = |proxy: Option<Proxy>| {
+        let route = |named: Option<Named>| {
             // The system's certificates: companies have their own symbol servers.
             let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
             let config = Agent::config_builder()
                 .http_status_as_error(false)
                 .tls_config(tls)
-                .proxy(proxy)
+                .proxy(named.as_ref().map(|named| named.proxy.clone()))
                 .max_redirects(MAX_REDIRECTS)
                 .save_redirect_history(true)
                 // Some servers answer debuggers only.
@@ -61,9 +84,18 @@ impl Http {
                 .timeout_recv_response(Some(patience.silence))
                 .timeout_per_read(Some(patience.silence))
                 .build();
-            config.new_agent()
+            Route { agent: config.new_agent(), named }
         };
-        Self { plain: agent(proxy("HTTP_PROXY")), secure: agent(proxy("HTTPS_PROXY")), silence: patience.silence }
+        let usable = |scheme| proxy(scheme).ok().flatten();
+        Self { plain: route(usable("HTTP_PROXY")), secure: route(usable("HTTPS_PROXY")), silence: patience.silence }
+    }
+
+    /// What the environment says of proxies and is of no use; a line each.
+    pub fn refused_proxies() -> Vec<String> {
+        let mut lines: Vec<String> =
+            ["HTTP_PROXY", "HTTPS_PROXY"].into_iter().filter_map(|name| proxy(name).err()).collect();
+        lines.dedup();
+        lines
     }
 }
 
@@ -73,30 +105,35 @@ impl Default for Http {
     }
 }
 
-/// The proxy that `name` or `ALL_PROXY` names, in upper or lower case, with the exceptions of `NO_PROXY`.
-fn proxy(name: &str) -> Option<Proxy> {
+/// The symbol proxy of Windows' debuggers, else the one that `name` or `ALL_PROXY` names, in upper or lower case, with
+/// the exceptions of `NO_PROXY`.
+fn proxy(name: &str) -> Result<Option<Named>, String> {
     let set = |name: &str| {
-        let value = std::env::var(name).or_else(|_| std::env::var(name.to_ascii_lowercase())).ok()?;
-        (!value.trim().is_empty()).then(|| value.trim().to_owned())
+        [name.to_owned(), name.to_ascii_lowercase()].into_iter().find_map(|variable| {
+            let value = std::env::var(&variable).ok()?;
+            (!value.trim().is_empty()).then(|| (variable, value.trim().to_owned()))
+        })
     };
-    let url = set(name).or_else(|| set("ALL_PROXY"))?;
-    let named = match Proxy::new(&url) {
-        Ok(named) => named,
-        Err(error) => {
-            tracing::warn!(%error, "the environment's proxy for symbol servers is not usable");
-            return None;
-        }
-    };
-    let Some(exceptions) = set("NO_PROXY") else { return Some(named) };
-    let mut builder = Proxy::builder(named.protocol()).host(named.host()).port(named.port());
-    if let Some(name) = named.username() {
+    let Some((variable, value)) = [SYMBOL_PROXY, name, "ALL_PROXY"].into_iter().find_map(set) else { return Ok(None) };
+    // Windows' debuggers take it without a scheme: proxy:80.
+    let url = if value.contains("://") { value } else { format!("http://{value}") };
+    let bad = |error: ureq::Error| format!("{variable} names no proxy that can be used, as in host:8080: {error}");
+    let proxy = Proxy::new(&url).map_err(bad)?;
+    let Some((_, exceptions)) = set("NO_PROXY") else { return Ok(Some(Named { proxy, variable })) };
+    let mut builder = Proxy::builder(proxy.protocol()).host(proxy.host()).port(proxy.port());
+    if let Some(name) = proxy.username() {
         builder = builder.username(name);
     }
-    if let Some(password) = named.password() {
+    if let Some(password) = proxy.password() {
         builder = builder.password(password);
     }
-    exceptions.split(',').map(str::trim).fold(builder, |builder, host| builder.no_proxy(host)).build().ok()
+    let builder = exceptions.split(',').map(str::trim).fold(builder, |builder, host| builder.no_proxy(host));
+    let proxy = builder.build().map_err(bad)?;
+    Ok(Some(Named { proxy, variable }))
 }
+
+/// `host:port`, for symbol servers alone.
+const SYMBOL_PROXY: &str = "_NT_SYMBOL_PROXY";
 
 enum Part {
     /// How many bytes will come, if the server said so.
@@ -108,13 +145,13 @@ enum Part {
 impl Fetch for Http {
     fn fetch(&self, url: &str, observer: &dyn Observer, sink: &mut dyn Write) -> Result<(), FetchError> {
         let secure = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
-        let agent = if secure { self.secure.clone() } else { self.plain.clone() };
+        let route = if secure { self.secure.clone() } else { self.plain.clone() };
         let (sender, parts) = sync_channel(4);
         let owned = url.to_owned();
         std::thread::Builder::new()
             .name("symbol download".into())
             .spawn(move || {
-                let end = get(&agent, &owned, &sender);
+                let end = get(&route, &owned, &sender);
                 // With nobody listening the search was cancelled.
                 let _ = sender.send(Part::End(end));
             })
@@ -183,17 +220,33 @@ impl Http {
     }
 }
 
-fn get(agent: &Agent, url: &str, parts: &SyncSender<Part>) -> Result<(), FetchError> {
-    let response = agent.get(url).call().map_err(failure)?;
+fn get(route: &Route, url: &str, parts: &SyncSender<Part>) -> Result<(), FetchError> {
+    let through = route.named.as_ref().filter(|named| url.parse().is_ok_and(|uri| !named.proxy.is_no_proxy(&uri)));
+    let failed = |error| failure(error, through);
+    let response = route.agent.get(url).call().map_err(failed)?;
     let secure = |uri: &ureq::http::Uri| uri.scheme_str() == Some("https");
     let way = response.get_redirect_history().unwrap_or_default();
     if way.first().is_some_and(secure) && !way.iter().all(secure) {
         return Err(FetchError::Broken("the server redirects from https to http".into()));
     }
-    match response.status().as_u16() {
-        200 => {}
-        404 | 410 => return Err(FetchError::NotFound),
-        status => return Err(FetchError::Status(status)),
+    match (response.status().as_u16(), through) {
+        (200, _) => {}
+        (404 | 410, _) => return Err(FetchError::NotFound),
+        // The proxy's own words: it wants a name, or did not reach the server.
+        (407, Some(named)) => {
+            let why = "asks for a name and password, as in http://name:password@host:port";
+            return Err(FetchError::Unreachable(format!("{} {why}", named.shown())));
+        }
+        (status @ (502..=504), Some(named)) => {
+            return Err(FetchError::Broken(format!("{} answers with status {status}", named.shown())));
+        }
+        (status, _) => return Err(FetchError::Status(status)),
+    }
+    if let Some(packed) = response.headers().get("content-encoding").and_then(|value| value.to_str().ok())
+        && !matches!(packed, "identity" | "gzip" | "")
+    {
+        let why = format!("it comes packed as '{}', which was not asked for", packed.escape_debug());
+        return Err(FetchError::Broken(why));
     }
     let mut body = response.into_body();
     if parts.send(Part::Length(body.content_length())).is_err() {
@@ -205,7 +258,7 @@ fn get(agent: &Agent, url: &str, parts: &SyncSender<Part>) -> Result<(), FetchEr
         let read = match body.read(&mut part) {
             Ok(0) => return Ok(()),
             Ok(read) => read,
-            Err(error) => return Err(failure(ureq::Error::from(error))),
+            Err(error) => return Err(failed(ureq::Error::from(error))),
         };
         part.truncate(read);
         if parts.send(Part::Bytes(part)).is_err() {
@@ -215,9 +268,12 @@ fn get(agent: &Agent, url: &str, parts: &SyncSender<Part>) -> Result<(), FetchEr
 }
 
 /// Whether a failure says something of the host or of this one answer.
-fn failure(error: ureq::Error) -> FetchError {
+fn failure(error: ureq::Error, through: Option<&Named>) -> FetchError {
     use std::io::ErrorKind;
     let mut text = error.to_string();
+    if let Some(named) = through {
+        text = format!("{}: {text}", named.shown());
+    }
     if text.contains("invalid peer certificate") {
         text.push_str("; an authority of your own belongs into the system's certificates");
         if cfg!(target_os = "linux") {

@@ -28,6 +28,8 @@ enum Answer {
     Slow(Vec<u8>),
     /// A first part, and then nothing.
     Stall(Vec<u8>),
+    /// Packed as the first says it is.
+    Packed(&'static str, Vec<u8>),
     /// Never an answer.
     Silence,
     Garbage,
@@ -85,6 +87,13 @@ impl Site {
                 Answer::Redirect(to) => {
                     let text = format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
                     stream.write_all(text.as_bytes()).ok()?;
+                }
+                Answer::Packed(how, bytes) => {
+                    let length = bytes.len();
+                    let text =
+                        format!("HTTP/1.1 200 OK\r\nContent-Encoding: {how}\r\nContent-Length: {length}\r\n\r\n");
+                    stream.write_all(text.as_bytes()).ok()?;
+                    stream.write_all(&bytes).ok()?;
                 }
                 Answer::Length(length, bytes) => {
                     stream.write_all(ok(length as usize).as_bytes()).ok()?;
@@ -510,4 +519,43 @@ fn no_name_leads_a_download_out_of_the_store() {
     }
     assert!(session.site.asked.lock().unwrap().is_empty());
     assert!(session.is_clean());
+}
+
+fn packed(bytes: &[u8]) -> Vec<u8> {
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(bytes).unwrap();
+    packer.finish().unwrap()
+}
+
+/// Servers behind a content network send what they like packed.
+#[test]
+fn a_packed_answer_is_unpacked() {
+    let session = Session::new();
+    session.site.put(session.place(), Answer::Packed("gzip", packed(&PDB.0)));
+    session.find().unwrap();
+    assert_eq!(std::fs::read(session.kept()).unwrap(), PDB.0);
+    // A cabinet in it, too.
+    let session = Session::new();
+    session.site.put(session.squeezed(), Answer::Packed("gzip", packed(&cabinet(&PDB.0))));
+    session.find().unwrap();
+    assert_eq!(std::fs::read(session.kept()).unwrap(), PDB.0);
+}
+
+#[test]
+fn a_damaged_packing_and_an_unknown_one_are_told() {
+    let whole = packed(&PDB.0);
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2..].iter_mut().for_each(|byte| *byte ^= 0x55);
+    for (answer, part) in [
+        (Answer::Packed("gzip", whole[..whole.len() / 2].to_vec()), ""),
+        (Answer::Packed("gzip", damaged), "gzip"),
+        (Answer::Packed("gzip", PDB.0[..4096].to_vec()), "gzip"),
+        (Answer::Packed("br", whole.clone()), "packed as 'br'"),
+    ] {
+        let session = Session::new();
+        session.site.put(session.place(), answer);
+        let Outcome::Fault(why) = session.failure() else { panic!("{:?}", session.failure()) };
+        assert!(why.contains(part), "{why}");
+        assert!(session.is_clean());
+    }
 }

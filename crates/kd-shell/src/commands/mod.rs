@@ -77,6 +77,7 @@ const COMMANDS: &[CommandInfo] = &[
     symbols::reload::INFO,
     symbols::symbol_path::INFO,
     symbols::symbol_path::FIX,
+    symbols::symbol_options::INFO,
     symbols::symbol_noise::INFO,
     session::stats::INFO,
     session::alias::INFO,

@@ -223,6 +223,8 @@ pub fn command(text: &str) -> Option<Command<'_>> {
 
 fn word(input: &str) -> IResult<&str, &str> {
     alt((
+        // Its sign is the word's, whatever follows: `.symopt+40`.
+        recognize(pair(alt((tag_no_case(".symopt"), tag_no_case(".sympath"), tag_no_case(".symfix"))), one_of("+-"))),
         recognize(pair(one_of("!."), take_while(|c: char| !c.is_whitespace() && c != '"'))),
         tag("??"),
         tag("?"),

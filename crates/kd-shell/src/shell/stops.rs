@@ -10,6 +10,7 @@ use super::{Next, Outcome, Shell, debuggee};
 use crate::answer::{Reply, Text};
 use crate::banner::{self, Reason};
 use crate::breakpoint::{Breakpoint, Hit, clear};
+use crate::command::{Action, Control};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::kernel::Kernel;
@@ -142,6 +143,17 @@ impl Shell {
         }
     }
 
+    /// Whether a line is meant for a target that runs: it ends or awaits the running, or has nothing to do with it. Others
+    /// wait for the next stop, as kd's do.
+    pub fn is_for_running(&self, line: &str) -> bool {
+        const ANY_TIME: [&str; 5] = [".help", ".echo", ".stats", ".logclose", ".logfile"];
+        let Some(command) = crate::grammar::line::command(line) else { return false };
+        let action = self.commands.find(&command.word).map(|info| info.action);
+        let controls =
+            matches!(action, Some(Action::Control(Control::Break | Control::Wait | Control::Sleep | Control::Quit)));
+        controls || ANY_TIME.contains(&&*command.word)
+    }
+
     /// What the commands of a breakpoint made of the session.
     pub fn take_end(&mut self) -> Option<Next> {
         self.ended.take()
@@ -170,9 +182,13 @@ impl Shell {
     /// Why the target stands still, and where.
     pub fn stop_lines(&mut self) -> Result<String, Fault> {
         let reason = self.reason.unwrap_or(Reason::Exception);
+        let explain = !std::mem::replace(&mut self.explained_break, true);
         match &self.target {
             Some(Target::Halted(halted)) => {
-                self.session.symbols.offline(|symbols| banner::stopped(halted, symbols, reason))
+                let stop = Kernel::stop(halted);
+                // A stop that nobody asked for leaves the box to the first that somebody did ask for.
+                self.explained_break = !explain || stop.asked && reason == Reason::Exception;
+                self.session.symbols.offline(|symbols| banner::stopped(halted, symbols, reason, explain))
             }
             Some(Target::Running(_)) | None => Err(Fault::Running),
         }

@@ -1,6 +1,7 @@
 //! Where names come from: symbol files, images on disk, exports.
 
 use super::*;
+use crate::Monitor;
 
 /// What a session without any symbol path shows.
 fn bare(session: &mut Session, line: &str) -> Screen {
@@ -129,4 +130,93 @@ fn drivers_that_come_and_go_are_shown_when_asked_for() {
         *unload = true;
     }
     assert!(crate::event_text(&event, true).is_some_and(|text| text.starts_with("ModUnload: fffff880`09990000 ")));
+}
+
+/// What stands in the place of a person at a terminal: each question is counted.
+fn asked(answer: bool) -> (Monitor, std::rc::Rc<std::cell::RefCell<Vec<String>>>) {
+    let questions = std::rc::Rc::<std::cell::RefCell<Vec<String>>>::default();
+    let heard = questions.clone();
+    let monitor = Monitor::default().asking(Box::new(move |question| {
+        heard.borrow_mut().push(question.to_owned());
+        answer
+    }));
+    (monitor, questions)
+}
+
+fn without_a_path(monitor: Monitor) -> Session {
+    let source = PathSource::read("").0.watched(monitor);
+    Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default())
+}
+
+#[test]
+fn without_a_path_one_question_is_asked_when_names_are_needed() {
+    let (monitor, questions) = asked(false);
+    let mut session = without_a_path(monitor);
+    let machine = Machine::new();
+    session.symbols.offline(|symbols| banner::target(&machine, symbols)).unwrap();
+    bare(&mut session, "? 1+1");
+    session.symbols.offline(|symbols| symbols.nt(&machine).err());
+    assert_eq!(questions.borrow().len(), 0, "nobody needed a name");
+    let shown = bare(&mut session, "? nt!PoolHitTag");
+    assert!(shown.errors.contains("no symbol path is set; -y 'srv*'"), "{}", shown.errors);
+    bare(&mut session, "!poolused");
+    bare(&mut session, "dt nt!_EPROCESS");
+    let questions = questions.borrow();
+    assert_eq!(questions.len(), 1, "{questions:?}");
+    assert!(
+        questions[0].starts_with("No symbol path is set. Use Microsoft's symbol server, and keep "),
+        "{questions:?}"
+    );
+}
+
+#[test]
+fn a_yes_sets_the_path() {
+    let (monitor, questions) = asked(true);
+    // No server is waited for here.
+    let interrupt = kd_target::Interrupt::default();
+    interrupt.raise();
+    monitor.use_interrupt(interrupt);
+    let mut session = without_a_path(monitor);
+    bare(&mut session, "? nt!PoolHitTag");
+    assert_eq!(session.symbols.source().path(), "srv*");
+    assert_eq!(questions.borrow().len(), 1);
+}
+
+#[test]
+fn a_bad_element_of_a_path_is_a_warning_and_the_rest_is_used() {
+    let mut session = session("");
+    let store = store();
+    let shown = bare(&mut session, &format!(".sympath \"foo*bar;{store}\""));
+    assert!(shown.text.contains(&format!("Symbol search path is: {store}\n")), "{}", shown.text);
+    assert!(shown.text.contains("WARNING: symbol path element \"foo*bar\": "), "{}", shown.text);
+    assert!(bare(&mut session, "? nt!PoolHitTag").errors.is_empty());
+    // Nothing of use changes nothing.
+    assert!(bare(&mut session, ".sympath foo*bar").errors.contains("foo*bar"));
+    assert_eq!(session.symbols.source().path(), store);
+    // kd's way to add the server.
+    let shown = bare(&mut session, ".symfix+").text;
+    assert!(shown.contains(&format!("Symbol search path is: {store};srv*\n")), "{shown}");
+    let shown = bare(&mut session, ".symfix+ /c").text;
+    assert!(shown.contains(";srv*;srv*/c*https://msdl.microsoft.com/download/symbols\n"), "{shown}");
+    assert!(bare(&mut session, ".symfix").text.contains("Symbol search path is: srv*\n"));
+}
+
+#[test]
+fn the_bits_of_symopt() {
+    let mut session = session(&store());
+    assert!(
+        bare(&mut session, ".symopt")
+            .text
+            .starts_with("Symbol options are 0x7:\n  0x00000001 - SYMOPT_CASE_INSENSITIVE\n")
+    );
+    assert!(bare(&mut session, ".symopt+ 0x80000000").text.contains("0x80000000 - SYMOPT_DEBUG\n"));
+    assert_eq!(bare(&mut session, "!sym").text, "noisy mode - symbol prompts on\n");
+    assert!(bare(&mut session, ".symopt+40").text.starts_with("Symbol options are 0x80000047:\n"));
+    assert!(session.symbols.takes_mismatched());
+    assert!(bare(&mut session, ".symopt- 80000040").text.starts_with("Symbol options are 0x7:\n"));
+    assert!(!session.symbols.takes_mismatched());
+    // What would do nothing is refused.
+    for line in [".symopt+ 10", ".symopt- 1", ".symopt 40", ".symopt+", ".symopt+ x"] {
+        assert!(bare(&mut session, line).errors.contains("usage: .symopt"), "{line}");
+    }
 }

@@ -260,9 +260,6 @@ fn encoded(name: &str) -> String {
 fn part_in(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::Builder::new();
     file.prefix(".").suffix(".part");
-    // Others may read it, as they may what the shell writes.
-    #[cfg(unix)]
-    file.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     file.tempfile_in(folder)
 }
 

@@ -1,7 +1,6 @@
 //! What a report is written to beside the screen.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 
 use nt_leaks::{CheckReport, Column, Growth, Mark, Page, Skip, flame_graph, folded, html};
@@ -73,7 +72,7 @@ pub(super) fn write_files(
             // Folded stacks keep every frame: their readers fold by themselves.
             (FileKind::Folded(column), Some(last)) => folded(last, *column, &Skip::none()),
         };
-        if let Err(error) = fs::write(path, text) {
+        if let Err(error) = nt_leaks::write_private(path, text) {
             written = written.and(Err(CommandError::Failed(format!("cannot write {}: {error}", path.display()))));
         }
     }

@@ -35,7 +35,7 @@ struct Value {
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if context.arguments.is_empty() {
-        return (context.commands.help)(context.commands, "");
+        return (context.commands.help)(context.commands, "", context.session.columns);
     }
     let value = evaluate_all(context.arguments, &mut context.scope())?;
     context.session.last_value = value;

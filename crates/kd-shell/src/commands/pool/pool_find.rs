@@ -198,6 +198,11 @@ fn search(drive: &mut Drive<'_>, arguments: &Arguments) -> Result<(Quoted, Findi
     })?;
     if let Some(expected) = quote.expected.filter(|_| quote.covers > QUIET) {
         drive.remark(&before(expected, quote.bulk, quote.covers, allowed));
+        let time = match quote.bulk {
+            None if allowed < quote.covers => expected.time.mul_f64(allowed as f64 / quote.covers as f64),
+            _ => expected.time,
+        };
+        drive.with(|context| context.consent("Searching pool", time))?;
     }
     let quoted = Quoted {
         covers: quote.covers,

@@ -7,21 +7,83 @@ use serde::Serialize;
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, Table};
 use crate::error::CommandError;
+use crate::layout::{lay_out, table, wrap};
 use crate::session::Context;
+use crate::suggest;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &[".help", ".hh"],
-    usage: ".help [command]",
+    usage: ".help [command | all | lines]",
     help: "list the commands, or explain one",
-    details: "command -? explains it too.",
+    details: "all  every command with a line about it\n\
+              lines  how commands are put together: comments, scripts, loops\n\
+              command -? explains a command too.\n\
+              Example: .help poolfind",
     action: Action::Answer(run),
 };
+
+/// The commands by what they are for, those first that this program is for. What stands nowhere comes at the end.
+const GROUPS: [(&str, &[&str]); 7] = [
+    ("Pool", &["!poolused", "!poolfind", "!pool", "!poolval", "!pooltop", "!lookaside", "!pplookaside", "!vm"]),
+    ("Leaks", &["!leak", "!verifier", "!tagowner"]),
+    ("Memory", &["d*", "e*", "s", "dt", "?", "??", ".formats", "n", "!pte", "!list", ".allow_write"]),
+    (
+        "Running",
+        &[
+            "g", ".break", "t", "p", "gu", "bp", "ba", "bm", "bl", "bc", "k", "r", "~", "u", "ub", "uf", ".wait",
+            ".sleep", "q",
+        ],
+    ),
+    ("Processes", &["!process", "!thread", ".process", ".thread"]),
+    ("Symbols", &[".symfix", ".sympath", ".symopt", ".reload", "!sym", "lm", "x", "ln", "!lmi", "!drvobj"]),
+    (
+        "Session",
+        &[
+            "vertarget",
+            "version",
+            ".time",
+            "!gflag",
+            ".logopen",
+            ".logclose",
+            ".logfile",
+            ".printf",
+            ".echo",
+            ".stats",
+            ".cls",
+            ".help",
+        ],
+    ),
+];
+
+const LINES: &str = "\
+;  separates commands\n\
+* and $$  start comments; $$ ends at a semicolon\n\
+$<file $$<file  run the lines of a file\n\
+$><file $$><file  run all of a file as one line\n\
+$$>a<file arguments  the same, with ${$arg1} and so on in it\n\
+.if (c) { } .elsif (c) { } .else { }  one of them\n\
+.for (a; c; b) { } .while (c) { }  loops; .break and .continue work in them\n\
+.foreach (x { commands }) { ${x} }  for every word that commands print\n\
+ENTER  repeats the last line; memory commands go on where they ended\n\
+Numbers are hexadecimal: 0n10 is ten.";
 
 #[derive(Serialize)]
 struct Help {
     commands: Vec<Entry>,
     #[serde(skip)]
-    detailed: bool,
+    shown: Shown,
+    #[serde(skip)]
+    width: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// Names by group.
+    Groups,
+    /// A line each.
+    All,
+    Lines,
+    One,
 }
 
 #[derive(Serialize)]
@@ -39,91 +101,85 @@ impl From<&CommandInfo> for Entry {
 }
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    explain(context.commands, context.arguments.trim())
+    explain(context.commands, context.arguments.trim(), context.session.columns)
 }
 
 /// What there is to know of a command, or the list of all for an empty word.
-pub(in crate::commands) fn explain(table: &Table, word: &str) -> Result<Reply, CommandError> {
-    if word.is_empty() {
-        let commands = table.commands.iter().map(Entry::from).collect();
-        return Ok(Reply::new(Help { commands, detailed: false }));
-    }
+pub(in crate::commands) fn explain(table: &Table, word: &str, width: usize) -> Result<Reply, CommandError> {
     let word = word.to_ascii_lowercase();
-    let find = |word: &str| table.find(word);
-    let lm = word.starts_with("lm").then(|| find("lm")).flatten();
-    let info = find(&word).or_else(|| find(&format!("!{word}"))).or_else(|| find(&format!(".{word}"))).or(lm);
-    let info = info.ok_or_else(|| CommandError::Usage(format!("no command '{word}'; .help lists them")))?;
-    Ok(Reply::new(Help { commands: vec![info.into()], detailed: true }))
+    let shown = match word.as_str() {
+        "" => Shown::Groups,
+        "all" => Shown::All,
+        "lines" => Shown::Lines,
+        word => {
+            let find = |word: &str| table.find(word);
+            let lm = word.starts_with("lm").then(|| find("lm")).flatten();
+            let info = find(word).or_else(|| find(&format!("!{word}"))).or_else(|| find(&format!(".{word}"))).or(lm);
+            let Some(info) = info else {
+                let meant = suggest::command(word, table.words());
+                let hint = meant.map_or(".help lists them".to_owned(), |name| format!("did you mean {name}?"));
+                return Err(CommandError::Usage(format!("no command '{word}'; {hint}")));
+            };
+            return Ok(Reply::new(Help { commands: vec![info.into()], shown: Shown::One, width }));
+        }
+    };
+    Ok(Reply::new(Help { commands: table.commands.iter().map(Entry::from).collect(), shown, width }))
 }
 
-/// Columns of a terminal that nobody made wider.
-const COLUMNS: usize = 80;
-/// Where the list's explanations begin.
-const LIST_COLUMN: usize = 32;
-
-/// Text in lines of at most `COLUMNS`, of which all but the first are indented. Lines that are short enough stay.
-fn wrap(text: &str, indent: usize) -> String {
-    let mut wrapped = String::new();
-    for (i, line) in text.lines().enumerate() {
-        if i > 0 {
-            wrapped.push('\n');
+impl Help {
+    fn groups(&self) -> Vec<(&'static str, String)> {
+        // Families are known by their pattern: the commands that dump memory, and those that write it.
+        let name = |entry: &Entry| match entry.names.first() {
+            Some(&"db") => "d*",
+            Some(&"eb") => "e*",
+            Some(first) => first,
+            None => "",
+        };
+        let mut named: Vec<(&str, String)> = Vec::new();
+        for (title, names) in GROUPS {
+            let there = names.iter().filter(|wanted| self.commands.iter().any(|entry| name(entry) == **wanted));
+            named.push((title, there.copied().collect::<Vec<_>>().join(" ")));
         }
-        let mut column = 0;
-        let inner = line.len() - line.trim_start().len();
-        wrapped.push_str(&line[..inner]);
-        column += inner;
-        // Columns of a table are kept where they fit.
-        if line.chars().count() <= COLUMNS - if i == 0 { indent } else { 0 } {
-            wrapped.push_str(line.trim_start());
-            continue;
+        let grouped = |entry: &&Entry| GROUPS.iter().any(|(_, names)| names.contains(&name(entry)));
+        let more = self.commands.iter().filter(|entry| !grouped(entry)).map(name).collect::<Vec<_>>();
+        if !more.is_empty() {
+            named.push(("More", more.join(" ")));
         }
-        for (word, first) in line.split_whitespace().zip(std::iter::once(true).chain(std::iter::repeat(false))) {
-            let length = word.chars().count();
-            if !first && column + 1 + length > COLUMNS - if wrapped.contains('\n') { 0 } else { indent } {
-                wrapped.push('\n');
-                wrapped.push_str(&" ".repeat(indent));
-                column = indent;
-            } else if !first {
-                wrapped.push(' ');
-                column += 1;
-            }
-            wrapped.push_str(word);
-            column += length;
-        }
+        named
     }
-    wrapped
+
+    fn one(&self, entry: &Entry, out: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(out, "{}", wrap(entry.usage, self.width, "", "    "))?;
+        writeln!(out, "{}", wrap(entry.help, self.width, "    ", "    "))?;
+        if entry.names.len() > 1 {
+            writeln!(out, "{}", wrap(&entry.names[1..].join(" "), self.width, "also: ", "      "))?;
+        }
+        lay_out(entry.details, self.width, 0, out)
+    }
 }
 
 impl Text for Help {
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        for entry in &self.commands {
-            if self.detailed {
-                writeln!(out, "{}", wrap(entry.usage, 4))?;
-                writeln!(out, "    {}", wrap(entry.help, 4))?;
-                if entry.names.len() > 1 {
-                    writeln!(out, "also: {}", wrap(&entry.names[1..].join(" "), 6))?;
-                }
-                if !entry.details.is_empty() {
-                    writeln!(out, "{}", wrap(entry.details, 0))?;
-                }
-                continue;
+        match self.shown {
+            Shown::Groups => {
+                table(&self.groups(), self.width, 0, out)?;
+                lay_out(
+                    "\n.help command explains one (command -? too), .help all has a line for each, .help lines tells how they are \
+                     put together.\nExamples:\n\
+                     !poolused 4  what is in use, most paged pool first\n\
+                     !poolfind Leak  the blocks of a tag\n\
+                     !leak watch Leak  whether it leaks, and who allocates it",
+                    self.width,
+                    0,
+                    out,
+                )
             }
-            let help = wrap(entry.help, LIST_COLUMN);
-            match entry.usage.len() < LIST_COLUMN {
-                true => writeln!(out, "{:<LIST_COLUMN$}{help}", entry.usage)?,
-                false => writeln!(out, "{}\n{:LIST_COLUMN$}{help}", wrap(entry.usage, 4), "")?,
+            Shown::All => {
+                let rows: Vec<_> = self.commands.iter().map(|entry| (entry.usage, entry.help)).collect();
+                table(&rows, self.width, 0, out)
             }
-        }
-        match self.detailed {
-            true => Ok(()),
-            false => writeln!(
-                out,
-                "\n; separates commands, * and $$ start comments, $<file and $$<file run the lines\n\
-                 of a file, $><file and $$><file all of it as one line, $$>a<file arguments with\n\
-                 arguments. .if (c) {{ }} .elsif (c) {{ }} .else {{ }}, .foreach (x {{ }}) {{ }},\n\
-                 .for (a; c; b) {{ }} and .while (c) {{ }} are there too. command -? explains a\n\
-                 command."
-            ),
+            Shown::Lines => lay_out(LINES, self.width, 0, out),
+            Shown::One => self.commands.iter().try_for_each(|entry| self.one(entry, out)),
         }
     }
 }
@@ -131,23 +187,70 @@ impl Text for Help {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::commands;
+    use crate::commands::{TABLE, commands};
 
+    fn shown(commands: Vec<Entry>, shown: Shown, width: usize) -> String {
+        let mut text = String::new();
+        Help { commands, shown, width }.text(&mut text).unwrap();
+        text
+    }
+
+    fn all() -> Vec<Entry> {
+        commands().iter().map(Entry::from).collect()
+    }
+
+    /// Every page at every usual width: no line is too long, no word is lost or broken.
     #[test]
-    fn help_fits_a_terminal() {
-        let width = |text: &str| text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-        let show = |help: Help| {
-            let mut text = String::new();
-            help.text(&mut text).unwrap();
-            text
-        };
-        let list = show(Help { commands: commands().iter().map(Entry::from).collect(), detailed: false });
-        assert!(width(&list) <= COLUMNS, "{list}");
-        for info in commands() {
-            let text = show(Help { commands: vec![info.into()], detailed: true });
-            assert!(width(&text) <= COLUMNS, "{text}");
-            assert!(!info.help.is_empty() && info.help.len() < 100, "{}", info.names[0]);
+    fn help_fits_every_terminal() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        for width in [60, 80, 120] {
+            let check = |text: &str| {
+                let longest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+                assert!(longest <= width, "{longest} columns of {width}:\n{text}");
+            };
+            for page in [Shown::Groups, Shown::All, Shown::Lines] {
+                check(&shown(all(), page, width));
+            }
+            for info in commands() {
+                let text = shown(vec![info.into()], Shown::One, width);
+                check(&text);
+                assert!(!info.help.is_empty() && info.help.len() < 100, "{}", info.names[0]);
+                let there = words(&text);
+                for part in [info.usage, info.help, info.details] {
+                    for word in words(part) {
+                        assert!(there.contains(&word), "{word} is broken:\n{text}");
+                    }
+                }
+            }
         }
-        assert_eq!(wrap(&"word ".repeat(40), 4).lines().last().map(|line| &line[..8]), Some("    word"));
+    }
+
+    /// The list is a screen of the usual size, and holds every command.
+    #[test]
+    fn the_list_is_one_screen() {
+        let text = shown(all(), Shown::Groups, 80);
+        assert!(text.lines().count() <= 23, "{text}");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        for info in commands() {
+            let name = match info.names[0] {
+                "db" => "d*",
+                "eb" => "e*",
+                name => name,
+            };
+            assert!(words.contains(&name), "{name}:\n{text}");
+        }
+    }
+
+    /// Rows of options stay rows.
+    #[test]
+    fn tables_of_options_are_kept() {
+        let page = |word: &str, width| shown(vec![TABLE.find(word).unwrap().into()], Shown::One, width);
+        assert!(page("bp", 120).contains("\n  /1          it is gone after its first hit\n"), "{}", page("bp", 120));
+        let narrow = page("s", 60);
+        assert!(narrow.contains("\n  -sa -su      anything that is printable text\n"), "{narrow}");
+        assert!(
+            narrow.contains("\n  -b -w -d -q  numbers of that size (-w -d -q at aligned\n               places)\n"),
+            "{narrow}"
+        );
     }
 }

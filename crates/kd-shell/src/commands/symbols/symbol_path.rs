@@ -23,10 +23,10 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
 };
 
 pub(in crate::commands) const FIX: CommandInfo = CommandInfo {
-    names: &[".symfix"],
-    usage: ".symfix [directory]",
-    help: "set the symbol path to Microsoft's symbol server",
-    details: "The directory keeps what was fetched.",
+    names: &[".symfix", ".symfix+"],
+    usage: ".symfix[+] [directory]",
+    help: "set the symbol path to Microsoft's symbol server, or add it",
+    details: "The directory keeps what was fetched; without one it is the default store (.sympath shows where that is).",
     action: Action::Answer(fix),
 };
 
@@ -51,8 +51,14 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         ".sympath+" if !old.is_empty() => format!("{old};{path}"),
         _ => path.to_string(),
     };
-    context.session.symbols.set_path(&new).map_err(CommandError::Failed)?;
+    set(context, &new)
+}
+
+/// Sets the path; what is of no use in it is a warning.
+fn set(context: &mut Context<'_>, path: &str) -> Result<Reply, CommandError> {
+    let refused = context.session.symbols.set_path(path).map_err(CommandError::Failed)?;
     let mut reply = answer(context, true);
+    reply.warnings = refused;
     match banner::missing_elements(&context.session.symbols.source().check()) {
         Ok(warning) => reply.warnings.extend(warning),
         Err(error) => reply.failure = Some(error),
@@ -61,12 +67,16 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
 }
 
 fn fix(context: &mut Context<'_>) -> Result<Reply, CommandError> {
-    let path = match context.arguments.trim() {
+    let server = match context.arguments.trim().trim_matches('"') {
         "" => "srv*".to_string(),
         directory => format!("srv*{directory}*{MICROSOFT}"),
     };
-    context.session.symbols.set_path(&path).map_err(CommandError::Failed)?;
-    Ok(answer(context, true))
+    let old = context.session.symbols.source().path();
+    let path = match context.word {
+        ".symfix+" if !old.is_empty() => format!("{old};{server}"),
+        _ => server,
+    };
+    set(context, &path)
 }
 
 fn answer(context: &Context<'_>, changed: bool) -> Reply {
