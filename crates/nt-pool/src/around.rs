@@ -3,15 +3,20 @@
 use nt_memory::PAGE_SIZE;
 
 use crate::big_pages::{self, BigPage};
+use crate::checks::Books;
 use crate::classic_pool;
+use crate::kernel::little_endian;
+use crate::lfh_subsegment::Chosen;
 use crate::lists::note;
 use crate::page_tables;
 use crate::pool_header::Headers;
 use crate::pool_page::{self, Block};
 use crate::segment_heap;
 use crate::sessions::{self, Sessions};
-use crate::small_blocks::{Area, Content, Formats, Kinds, LARGE_CHUNK};
+use crate::small_blocks::{Area, Content, Kinds, LARGE_CHUNK};
 use crate::special_page::{self, SpecialBlock};
+use crate::vs_subsegment::PoolHeader;
+use crate::walk::Formats;
 use crate::{Kernel, Notes, PoolError, PoolKind, Tag};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,26 +168,40 @@ fn in_heap(kernel: &Kernel<'_>, address: u64, around: &mut Around) -> Result<(),
 
 fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around: &mut Around) -> Result<(), PoolError> {
     let Some(format) = &formats.vs else { return Ok(()) };
-    let bytes = page_tables::read(kernel, area.address, area.length as usize)?;
+    let mut bytes = page_tables::read(kernel, area.address, area.chunks() as usize)?;
+    let bounds = match format.bounds(&bytes, area.length) {
+        Ok(bounds) => bounds,
+        Err(problem) => {
+            around.problem = Some(problem.to_string());
+            return Ok(());
+        }
+    };
+    if bounds.end > bytes.bytes.len() as u64 {
+        bytes = page_tables::read(kernel, area.address, bounds.end as usize)?;
+    }
     let mut places = Vec::new();
     let mut headless = false;
-    let problems = format.chunks(&bytes, area.length, |chunk| {
+    let problems = format.chunks(&bytes, &bounds, bounds.end, &mut Books::default(), |chunk| {
         let at = area.address.wrapping_add(chunk.offset);
         let inside = address.wrapping_sub(at) < chunk.size;
-        match format.pool_header(&formats.headers, &bytes, chunk).filter(|_| chunk.allocated) {
-            Some((place, header)) => {
-                let at = area.address.wrapping_add(place);
+        if !chunk.allocated {
+            // kd shows a free chunk from its own header on.
+            if inside || at & !(PAGE_SIZE - 1) == around.page {
+                places.push((at, chunk.offset, None, chunk.size));
+            }
+            return;
+        }
+        match format.pool_header(&formats.headers, &bytes, chunk) {
+            PoolHeader::Found { offset, header } => {
+                let at = area.address.wrapping_add(offset);
                 if inside || at & !(PAGE_SIZE - 1) == around.page {
-                    places.push((at, place, Some(header), chunk.size));
+                    places.push((at, offset, Some(header), chunk.size));
                 }
             }
-            None if chunk.allocated => headless |= inside && chunk.size >= LARGE_CHUNK,
-            // kd shows a free chunk from its own header on.
-            None if inside || at & !(PAGE_SIZE - 1) == around.page => places.push((at, chunk.offset, None, chunk.size)),
-            None => {}
+            PoolHeader::Unreadable | PoolHeader::None => headless |= inside && chunk.size >= LARGE_CHUNK,
         }
     });
-    around.problem = problems.into_iter().next();
+    around.problem = problems.first().map(ToString::to_string);
     if headless {
         return Ok(());
     }
@@ -242,25 +261,44 @@ fn lfh(
 ) -> Result<(), PoolError> {
     let Some(format) = &formats.lfh else { return Ok(()) };
     let bytes = page_tables::read(kernel, area.address, area.length as usize)?;
+    let mut chosen = Chosen::default();
+    format.weigh(&bytes, area.length, &mut chosen);
+    let subsegment = match format.subsegment(&bytes, area.length, &chosen) {
+        Ok(Some(subsegment)) => subsegment,
+        Ok(None) => return Ok(()),
+        Err(problem) => {
+            around.problem = Some(problem.to_string());
+            return Ok(());
+        }
+    };
+    around.problem = subsegment.imbalance(area.address);
     let mut places = Vec::new();
-    let walked = format.slots(&bytes, |slot| {
+    let link = |at: u64| bytes.get(at.wrapping_sub(area.address) as usize, 2).map(little_endian);
+    subsegment.slots(area.address, link, |slot| {
         let at = area.address.wrapping_add(slot.offset);
         if address.wrapping_sub(at) < slot.size || at & !(PAGE_SIZE - 1) == around.page {
             places.push((at, slot));
         }
     });
-    around.problem = walked.err();
     let mut blocks = Vec::new();
     let mut cookie = None;
     for (at, slot) in places {
         let Some(block) = bytes.get(slot.offset as usize, slot.size as usize) else { continue };
         let Some(header) = formats.headers.at(block, 0) else { continue };
-        let fits = (formats.headers.unit..=slot.size).contains(&header.block_size);
-        let mut block = match fits {
-            true => pool_page::block(kernel, &formats.headers, at, header, block, &mut cookie)?,
-            false => free_chunk(&formats.headers, at, slot.size, Some(block)),
+        let unit = formats.headers.unit;
+        let second = |distance: u64| bytes.get((slot.offset + distance) as usize, unit as usize);
+        let (distance, header) = match formats.headers.is_block(&header, at, slot.size) || slot.delayed {
+            true => formats.headers.aligned(&header, at, second).map_or((0, Some(header)), |(at, two)| (at, Some(two))),
+            false => (0, None),
         };
-        block.allocated = slot.allocated;
+        let mut block = match header.filter(|header| (unit..=slot.size - distance).contains(&header.block_size)) {
+            Some(header) => {
+                let block = &block[distance as usize..];
+                pool_page::block(kernel, &formats.headers, at + distance, header, block, &mut cookie)?
+            }
+            None => free_chunk(&formats.headers, at, slot.size, Some(block)),
+        };
+        block.allocated = slot.allocated && !slot.delayed;
         blocks.push(block);
     }
     around.contents = Contents::Blocks(blocks);

@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use nt_memory::{Fault, Sparse};
 
+use crate::checks::{Book, Books, Check};
 use crate::kernel::Gather;
+use crate::readings::{Form, Votes};
 use crate::record::{Member, Record};
 use crate::search::{Seek, Seeker, bulk_requests};
 use crate::table::{entries, note_holes, read_table};
@@ -48,6 +50,16 @@ pub struct BigPages {
     /// Slots in use, and slots freed that still hold their last allocation (`free`), in table order.
     pub blocks: Vec<BigPage>,
     pub notes: Notes,
+    /// Whether the kernel's hash leads to the blocks in use; nothing if no more than a part of the table was read.
+    pub checks: Vec<Check>,
+    /// The form of the hash that the blocks in use speak for.
+    pub hash: Votes,
+}
+
+impl BigPages {
+    pub(crate) fn new(table: Range<u64>) -> Self {
+        BigPages { table, blocks: Vec::new(), notes: Notes::default(), checks: Vec::new(), hash: Votes::default() }
+    }
 }
 
 /// Of `POOL_FLAGS`: nonpaged, nonpaged executable, paged.
@@ -70,8 +82,10 @@ pub fn table(kernel: &Kernel<'_>) -> Result<Range<u64>, PoolError> {
 /// Reads the whole table. `wanted` filters by tag.
 pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<BigPages, PoolError> {
     let table = Table::read(kernel)?;
-    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Notes::default() };
-    table.bulk(kernel, 0, wanted, &mut found)?;
+    let mut found = BigPages::new(table.range());
+    let slots = table.slots(kernel, 0, table.entries)?;
+    table.take(kernel, &slots, wanted, &mut found);
+    table.balance(kernel, &slots, &mut found);
     table.check(kernel, &mut found.notes)?;
     Ok(found)
 }
@@ -92,7 +106,7 @@ pub(crate) fn read_at(
         )));
     }
     let table = Table { entry, address, entries };
-    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Notes::default() };
+    let mut found = BigPages::new(table.range());
     table.bulk(kernel, 0, wanted, &mut found)?;
     Ok(found)
 }
@@ -101,7 +115,7 @@ pub(crate) fn read_at(
 /// instead of the whole table, and reads the rest in bulk as soon as that is cheaper.
 pub fn find(kernel: &Kernel<'_>, tag: Tag) -> Result<BigPages, PoolError> {
     let table = Table::read(kernel)?;
-    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Notes::default() };
+    let mut found = BigPages::new(table.range());
     table.search(kernel, tag, &mut found)?;
     table.check(kernel, &mut found.notes)?;
     Ok(found)
@@ -126,7 +140,7 @@ pub fn entry_containing(kernel: &Kernel<'_>, address: u64) -> Result<Option<BigP
     {
         return Ok(Some(page));
     }
-    let mut found = BigPages { table: table.range(), blocks: Vec::new(), notes: Notes::default() };
+    let mut found = BigPages::new(table.range());
     table.bulk(kernel, 0, &|_| true, &mut found)?;
     found.blocks.retain(|page| page.contains(address));
     found.blocks.sort_by_key(|page| page.free);
@@ -198,6 +212,18 @@ impl Entry {
             process_billed: self.process_billed.map(|member| member.get(entry)),
         })
     }
+}
+
+/// The kernel's hash of a page number. The older form cuts the number to 32 bits before it is multiplied; the newer one
+/// does not (measured: 18362 to 19041, and 26100 on x64 and ARM64). The product is as wide as a pointer.
+fn hash(kernel: &Kernel<'_>, address: u64, form: Form) -> u64 {
+    let page = address >> 12;
+    let page = match form {
+        Form::Older => u64::from(page as u32),
+        Form::Newer => page,
+    };
+    let product = kernel.wrap(page.wrapping_mul(0x9E5F));
+    product ^ product >> 32
 }
 
 struct Table {
@@ -329,14 +355,50 @@ impl Table {
         Ok(())
     }
 
-    /// The slot where the kernel's hash of a page number leads, and its neighbours. The product is as wide as a pointer.
+    /// Counts how many of the blocks in use, tags of all kinds, lie where the kernel's hash leads: at its slot, or behind
+    /// it with no slot in between that was never used.
+    fn balance(&self, kernel: &Kernel<'_>, slots: &Sparse, found: &mut BigPages) {
+        if !self.entries.is_power_of_two() || !slots.is_complete() {
+            return;
+        }
+        let places = entries(slots, self.entry.size as usize);
+        let places: Vec<u64> = places.map(|entry| entry.map_or(0, |entry| self.entry.va.get(entry))).collect();
+        let used = |place: &u64| place & !1 != 0;
+        let mask = self.entries - 1;
+        // Slots up to here without one that was never used between them; the table is a ring.
+        let mut run = places.iter().rev().take_while(|place| used(place)).count() as u64;
+        let mut books = Books::default();
+        for (slot, place) in places.iter().enumerate() {
+            run = if used(place) { run + 1 } else { 0 };
+            if run == 0 || place & 1 != 0 {
+                continue;
+            }
+            let leads = |form| (slot as u64).wrapping_sub(hash(kernel, *place, form)) & mask < run;
+            let [older, newer] = [Form::Older, Form::Newer].map(leads);
+            found.hash.add(older, newer);
+            books.hold(Book::LargeHash, older || newer, self.at(slot as u64));
+        }
+        found.checks = books.checks();
+    }
+
+    /// By the kernel's hash, in the form that the entries' type goes with first: a miss costs a request.
     fn probe(&self, kernel: &Kernel<'_>, address: u64) -> Result<Option<BigPage>, Fault> {
         if !self.entries.is_power_of_two() {
             return Ok(None);
         }
+        let [older, newer] = [Form::Older, Form::Newer].map(|form| hash(kernel, address, form) & (self.entries - 1));
+        let slots = if self.entry.pool_flags.is_some() { [newer, older] } else { [older, newer] };
+        let first = self.probe_from(kernel, address, slots[0])?;
+        match first {
+            None if older != newer => self.probe_from(kernel, address, slots[1]),
+            found => Ok(found),
+        }
+    }
+
+    /// The slot where a hash leads, and its neighbours, up to one that was never used.
+    fn probe_from(&self, kernel: &Kernel<'_>, address: u64, slot: u64) -> Result<Option<BigPage>, Fault> {
         let mask = self.entries - 1;
-        let product = kernel.wrap(u64::from((address >> 12) as u32) * 0x9E5F);
-        let mut slot = (product ^ product >> 32) & mask;
+        let mut slot = slot;
         let mut probed = 0;
         let mut freed = None;
         while probed < MAX_PROBES.min(self.entries) {
@@ -380,7 +442,7 @@ impl Table {
         if seeker.last == Some(Seek::None) {
             return Ok(freed);
         }
-        let mut found = BigPages { table: self.range(), blocks: Vec::new(), notes: Notes::default() };
+        let mut found = BigPages::new(self.range());
         self.bulk(kernel, 0, &|_| true, &mut found)?;
         found.blocks.retain(|page| page.address == address);
         Ok(found.blocks.into_iter().min_by_key(|page| page.free))

@@ -63,6 +63,8 @@ pub enum Book {
     LfhOffsets,
     /// LFH blocks in use: `BlockCount - FreeCount` against the bitmap.
     LfhBlocksInUse,
+    /// Slots of LFH subsegments that cross a page: `WitheldBlockCount` against their places.
+    LfhWithheld,
     /// LFH blocks in use against those whose pool header fits its block.
     LfhPoolHeaders,
     /// Committed pages: `_SEGMENT_HEAP.MemStats` against what the segments' descriptors count.
@@ -93,6 +95,7 @@ impl Book {
             Book::VsPoolHeaders => "vs-pool-headers",
             Book::LfhOffsets => "lfh-offsets",
             Book::LfhBlocksInUse => "lfh-blocks-in-use",
+            Book::LfhWithheld => "lfh-withheld",
             Book::LfhPoolHeaders => "lfh-pool-headers",
             Book::HeapCommittedPages => "heap-committed-pages",
             Book::LargeInHeaps => "large-in-heaps",
@@ -104,9 +107,10 @@ impl Book {
     }
 
     /// Whether the rule was measured on live machines, so that a difference means that the answer cannot be trusted. The
-    /// others are inferred from names and layouts: their difference is worth a report and decides nothing.
+    /// others are inferred from names and layouts, or wrong without harm (a hash that leads nowhere costs a search):
+    /// their difference is worth a report and decides nothing.
     pub fn is_proven(self) -> bool {
-        !matches!(self, Book::RangeUnits | Book::HeapCommittedPages | Book::LargeHash)
+        !matches!(self, Book::RangeUnits | Book::LfhWithheld | Book::HeapCommittedPages | Book::LargeHash)
     }
 }
 
@@ -123,6 +127,7 @@ impl fmt::Display for Book {
             Book::VsPoolHeaders => "VS chunks in use with a pool header",
             Book::LfhOffsets => "LFH subsegments whose sizes fit",
             Book::LfhBlocksInUse => "LFH blocks in use",
+            Book::LfhWithheld => "LFH blocks that would cross a page",
             Book::LfhPoolHeaders => "LFH blocks in use with a pool header",
             Book::HeapCommittedPages => "committed pages of the heaps",
             Book::LargeInHeaps => "large allocations that lie in a known heap",

@@ -14,12 +14,12 @@
 
 use std::ops::Range;
 
-use nt_memory::{Fault, PAGE_SIZE, read_sparse};
+use nt_memory::{Fault, PAGE_SIZE, Sparse, read_sparse};
 
 use crate::build::{WINDOWS_8, WINDOWS_10};
 use crate::kernel::{Variable, little_endian};
-use crate::lists::{note, slist_first};
-use crate::lookaside::{control_blocks, pool_arrays};
+use crate::lists::note;
+use crate::lookaside::{PoolLists, complaint, control_blocks};
 use crate::page_tables::{PageTables, Resident};
 use crate::record::Record;
 use crate::segment_heap::Heaps;
@@ -41,6 +41,9 @@ const MAX_RANGE: u64 = 1 << 45;
 /// Windows 7's stretch for what comes and goes, special pool among it, when `MiSpecialPool` does not say more (facts 4.1:
 /// Rekall, and the blocks of the documentation's example).
 const DYNAMIC_WINDOWS_7: Range<u64> = 0xffff_f980_0000_0000..0xffff_fa80_0000_0000;
+
+/// The same of Windows 8 to 10 1511: between paged pool and what system page table entries map (facts 4.1: Rekall).
+const SPECIAL_WINDOWS_8: Range<u64> = 0xffff_cf80_0000_0000..0xffff_d000_0000_0000;
 
 /// Pages of that stretch that are read although the kernel counts none of special pool.
 const MAX_UNCOUNTED: u64 = 0x1000;
@@ -81,6 +84,7 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
         found.areas.extend(resident.runs.into_iter().map(|run| Area {
             address: run.start,
             length: run.end - run.start,
+            unit: PAGE_SIZE,
             pool: region.pool,
             content,
         }));
@@ -100,6 +104,7 @@ pub(crate) fn read_range(kernel: &Kernel<'_>, range: Range<u64>, pool: PoolKind)
     let areas = resident.runs.iter().map(|run| Area {
         address: run.start,
         length: run.end - run.start,
+        unit: PAGE_SIZE,
         pool,
         content: Content::Pages,
     });
@@ -177,7 +182,7 @@ fn by_variables(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<Region>, P
     let end = kernel_address(paged_end).or_else(|| start.checked_add(paged_size).filter(|_| paged_size > 0));
     add(Some(start), end, PoolKind::Paged, notes);
     if windows_8 {
-        regions.extend(special(kernel, notes)?);
+        regions.extend(special(kernel)?);
         return Ok(regions);
     }
     let special = special_by_bitmap(kernel)?;
@@ -191,33 +196,30 @@ fn by_variables(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<Region>, P
 }
 
 /// Special pool of Windows 8 to 10 1511 on x64.
-fn special(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Option<Region>, PoolError> {
+fn special(kernel: &Kernel<'_>) -> Result<Option<Region>, PoolError> {
     let dynamic = dynamic_bitmap(kernel, "DynamicBitMapSpecialPool")?;
     let dynamic = dynamic.map(|range| Region { range, pool: PoolKind::NonPaged, special: true, mixed: false });
     let region = match dynamic {
         Some(region) => Some(region),
         None => special_by_bitmap(kernel)?,
     };
-    if region.is_none() {
-        match special_pages_in_use(kernel)? {
-            Some(0) => {}
-            Some(pages) => notes.missing(format!(
-                "special pool has {pages} pages, and no variable of this kernel says where; it was not searched"
-            )),
-            None => notes.missing("this kernel does not say where special pool lies; it was not searched"),
-        }
+    if region.is_some() {
+        return Ok(region);
     }
-    Ok(region)
+    let pages = special_pages_in_use(kernel)?;
+    // Where nothing says that there is special pool, only pages are taken which are whole.
+    let region = Region { range: SPECIAL_WINDOWS_8, pool: PoolKind::NonPaged, special: true, mixed: pages.is_none() };
+    Ok((pages != Some(0)).then_some(region))
 }
 
 /// Windows 10 up to 1511 on x64, which has no table of regions.
-fn by_nodes(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<Region>, PoolError> {
+fn by_nodes(kernel: &Kernel<'_>) -> Result<Vec<Region>, PoolError> {
     let region = |range, pool| Region { range, pool, special: false, mixed: false };
     let nonpaged = first_node(kernel)?.unwrap_or(NONPAGED_START_WINDOWS_8..NONPAGED_END_WINDOWS_8);
     let paged = dynamic_bitmap(kernel, "DynamicBitMapPagedPool")?;
     let paged = paged.unwrap_or(PAGED_START_WINDOWS_8..PAGED_END_WINDOWS_8);
     let mut regions = vec![region(nonpaged, PoolKind::NonPaged), region(paged, PoolKind::Paged)];
-    regions.extend(special(kernel, notes)?);
+    regions.extend(special(kernel)?);
     Ok(regions)
 }
 
@@ -309,7 +311,7 @@ fn special_by_bitmap(kernel: &Kernel<'_>) -> Result<Option<Region>, PoolError> {
 fn by_region_table(kernel: &Kernel<'_>, notes: &mut Notes) -> Result<Vec<Region>, PoolError> {
     const ENUM: &str = "_MI_ASSIGNED_REGION_TYPES";
     let state = kernel.layout("_MI_VISIBLE_STATE").ok().filter(|state| state.field("SystemVaRegions").is_some());
-    let Some(state) = state else { return by_nodes(kernel, notes) };
+    let Some(state) = state else { return by_nodes(kernel) };
     let assignment = Record::new(kernel, "_MI_SYSTEM_VA_ASSIGNMENT")?;
     let (base, bytes) = (assignment.member("BaseAddress")?, assignment.member("NumberOfBytes")?);
     let table = state.field("SystemVaRegions").and_then(|field| Some((field.offset, field.array?.0)));
@@ -413,9 +415,12 @@ fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
         found.notes.missing("the symbols of nt have no type _KPRCB; blocks in lookaside lists look allocated");
         return Ok(());
     };
-    let arrays = pool_arrays(&prcb);
-    let start = arrays.iter().map(|array| array.offset).min();
-    let end = arrays.iter().map(|array| array.offset + array.count * array.size).max();
+    let lists = match PoolLists::new(kernel, &prcb) {
+        Ok(lists) => lists,
+        Err(error) => return Ok(note(&mut found.notes, "blocks in lookaside lists look allocated", error)?),
+    };
+    let start = lists.arrays.iter().map(|array| array.offset).min();
+    let end = lists.arrays.iter().map(|array| array.offset + array.bytes()).max();
     let (Some(start), Some(end)) = (start, end) else { return Ok(()) };
     if end - start > 0x1_0000 {
         return Ok(());
@@ -424,6 +429,7 @@ fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
         Ok(blocks) => blocks,
         Err(error) => return Ok(note(&mut found.notes, "blocks in lookaside lists look allocated", error)?),
     };
+    let mut implausible = Vec::new();
     for pointer in blocks.into_iter().filter(|pointer| *pointer != 0) {
         let address = kernel.wrap(pointer.wrapping_add(start));
         if !kernel.is_kernel_range(address, end - start) {
@@ -436,13 +442,17 @@ fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
                 "lookaside lists of the processor at {pointer:016x} are unreadable; their blocks look allocated"
             ));
         }
-        for array in &arrays {
-            for index in 0..array.count {
-                let offset = (array.offset - start + index * array.size) as usize;
-                found.resting.extend(slist_first(kernel, &bytes.bytes, offset).filter(|first| *first != 0));
-            }
+        for array in &lists.arrays {
+            let offset = (array.offset - start) as usize;
+            let part = bytes.bytes[offset..offset + array.bytes() as usize].to_vec();
+            let at = kernel.wrap(pointer.wrapping_add(array.offset));
+            let part = Sparse { address: at, bytes: part, holes: bytes.holes.clone() };
+            let elements = lists.elements(array, at, &part)?;
+            found.resting.extend(lists.firsts(&elements));
+            implausible.extend(elements.implausible);
         }
     }
+    found.notes.extend(complaint(&implausible, "blocks in them look allocated"));
     Ok(())
 }
 

@@ -26,6 +26,7 @@ mod pool_header;
 pub mod pool_log;
 pub mod pool_page;
 pub mod pooltag;
+pub mod readings;
 mod record;
 mod ring;
 mod search;
@@ -40,7 +41,9 @@ mod tag_search;
 pub mod tags;
 pub mod unloaded;
 pub mod verifier;
+mod vs_lists;
 mod vs_subsegment;
+mod walk;
 
 pub use checks::Check;
 pub use kernel::{Kernel, PoolError};

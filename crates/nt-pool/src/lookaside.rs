@@ -11,14 +11,14 @@
 
 use std::collections::HashSet;
 
-use nt_memory::read_sparse;
+use nt_memory::{Fault, PAGE_SIZE, ReadError, Sparse, read_sparse};
 use nt_symbols::Layout;
 
 use crate::kernel::{Variable, little_endian};
-use crate::lists::{follow, note};
+use crate::lists::{follow, note, slist_first};
 use crate::record::Record;
 use crate::tags::processors;
-use crate::{Kernel, Notes, PoolError, Tag};
+use crate::{Kernel, Lack, Missing, Notes, PoolError, Tag};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lookaside {
@@ -111,25 +111,156 @@ pub fn all(kernel: &Kernel<'_>) -> Result<Lookasides, PoolError> {
     Ok(found)
 }
 
-/// An array of lists in `_KPRCB`.
+/// An array of the pool's own lists in `_KPRCB`.
 pub(crate) struct Array {
     pub(crate) member: &'static str,
     pub(crate) offset: u64,
-    pub(crate) count: u64,
-    /// Bytes of one list.
-    pub(crate) size: u64,
+    count: u64,
+    /// Bytes of one element: the type's own size.
+    size: u64,
+    /// Each element is a pair of pointers to lists (`_PP_LOOKASIDE_LIST`).
+    pairs: bool,
 }
 
-/// The pool's own lists that this version has.
-pub(crate) fn pool_arrays(prcb: &Layout) -> Vec<Array> {
-    const LISTS: [&str; 3] = ["PPNPagedLookasideList", "PPPagedLookasideList", "PPNxPagedLookasideList"];
-    let array = |member: &&'static str| {
-        let field = prcb.field(member)?;
-        let (count, size) = field.array?;
-        Some(Array { member, offset: field.offset, count, size })
-    };
-    let plausible = |array: &Array| array.count <= 64 && (16..=0x100).contains(&array.size) && array.offset < 1 << 20;
-    LISTS.iter().filter_map(array).filter(plausible).collect()
+impl Array {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.count * self.size
+    }
+}
+
+/// What lists of the pool are made of, by this kernel's types.
+pub(crate) struct PoolLists<'k> {
+    kernel: &'k Kernel<'k>,
+    /// An element of an array, and a list that a pointer leads to.
+    pool: Record<'k>,
+    general: Record<'k>,
+    pub(crate) arrays: Vec<Array>,
+}
+
+/// The lists of one array that are plausible as a whole, and the others.
+#[derive(Default)]
+pub(crate) struct Elements {
+    /// Index, address, bytes.
+    lists: Vec<(u32, u64, Vec<u8>)>,
+    /// Whether the lists are those that pointers led to.
+    by_pointer: bool,
+    pub(crate) implausible: Vec<u64>,
+}
+
+/// Blocks of the pool's own lists are smaller than a page, and the lists are not longer than this.
+const MAX_DEPTH: u64 = 0x1000;
+
+impl<'k> PoolLists<'k> {
+    pub(crate) fn new(kernel: &'k Kernel<'k>, prcb: &Layout) -> Result<Self, PoolError> {
+        const LISTS: [&str; 3] = ["PPNPagedLookasideList", "PPPagedLookasideList", "PPNxPagedLookasideList"];
+        let pool = Record::new(kernel, "_GENERAL_LOOKASIDE_POOL")?;
+        let general = Record::new(kernel, "_GENERAL_LOOKASIDE")?;
+        let pair = 2 * u64::from(kernel.pointer_size);
+        let array = |member: &'static str| {
+            let field = prcb.field(member)?;
+            let (count, element) = field.array?;
+            let pairs = field.type_name == "_PP_LOOKASIDE_LIST" || element == pair;
+            let size = if pairs { pair } else { pool.size as u64 };
+            Some(Array { member, offset: field.offset, count, size, pairs })
+        };
+        let plausible = |array: &Array| array.count <= 64 && array.offset < 1 << 20;
+        let arrays = LISTS.into_iter().filter_map(array).filter(plausible).collect();
+        Ok(PoolLists { kernel, pool, general, arrays })
+    }
+
+    /// The lists of an array that lies at `start`, and whose bytes are `bytes`. Where hardly any element is a list, the
+    /// elements may be pairs of pointers to lists after all.
+    pub(crate) fn elements(&self, array: &Array, start: u64, bytes: &Sparse) -> Result<Elements, Fault> {
+        if array.pairs {
+            return self.by_pointers(array, bytes);
+        }
+        let mut found = Elements::default();
+        for index in 0..array.count {
+            let Some(list) = bytes.get((index * array.size) as usize, self.pool.size) else { continue };
+            let address = self.kernel.wrap(start.wrapping_add(index * array.size));
+            match self.is_list(&self.pool, list) {
+                true => found.lists.push((index as u32, address, list.to_vec())),
+                false => found.implausible.push(address),
+            }
+        }
+        // Lists that were set up.
+        let set_up = found.lists.iter().filter(|(.., list)| list.iter().any(|byte| *byte != 0)).count();
+        if found.implausible.len() <= set_up {
+            return Ok(found);
+        }
+        let instead = self.by_pointers(array, bytes)?;
+        Ok(if instead.lists.len() > set_up { instead } else { found })
+    }
+
+    fn by_pointers(&self, array: &Array, bytes: &Sparse) -> Result<Elements, Fault> {
+        let width = usize::from(self.kernel.pointer_size);
+        let mut found = Elements { by_pointer: true, ..Elements::default() };
+        for at in 0..2 * array.count as usize {
+            let Some(pointer) = bytes.get(at * width, width).map(little_endian) else { continue };
+            if !self.kernel.is_kernel_address(pointer) || found.lists.iter().any(|(_, known, _)| *known == pointer) {
+                found.implausible.extend((pointer != 0 && !self.kernel.is_kernel_address(pointer)).then_some(pointer));
+                continue;
+            }
+            match self.general.read(pointer) {
+                Ok(list) if self.is_list(&self.general, &list) => found.lists.push((at as u32 / 2, pointer, list)),
+                Ok(_) | Err(ReadError::Hole { .. }) => found.implausible.push(pointer),
+                Err(ReadError::Fault(fault)) => return Err(fault),
+            }
+            // Nothing here is a list.
+            if found.lists.is_empty() && found.implausible.len() > 4 {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a list is plausible as a whole: its blocks' size, how many wait and may wait, and where the first is. One
+    /// that was never set up is.
+    fn is_list(&self, record: &Record<'_>, bytes: &[u8]) -> bool {
+        let number = |name: &str| record.find(name).map_or(0, |member| member.get(bytes));
+        let (size, depth, most) = (number("Size"), number("Depth"), number("MaximumDepth"));
+        let first = first(self.kernel, record, bytes).unwrap_or(0);
+        let waiting = waiting(record, bytes);
+        if (size, depth, most, first, waiting) == (0, 0, 0, 0, 0) {
+            return true;
+        }
+        (1..=PAGE_SIZE).contains(&size)
+            && depth <= MAX_DEPTH
+            && most <= MAX_DEPTH
+            && waiting <= MAX_DEPTH
+            && (first == 0) == (waiting == 0)
+            && (first == 0 || self.kernel.is_kernel_address(first))
+    }
+
+    /// The first blocks that wait in some lists.
+    pub(crate) fn firsts(&self, elements: &Elements) -> Vec<u64> {
+        let record = if elements.by_pointer { &self.general } else { &self.pool };
+        let firsts = elements.lists.iter().filter_map(|(.., bytes)| first(self.kernel, record, bytes));
+        firsts.filter(|first| *first != 0).collect()
+    }
+}
+
+/// Where a list's first block is.
+fn first(kernel: &Kernel<'_>, record: &Record<'_>, bytes: &[u8]) -> Option<u64> {
+    slist_first(kernel, bytes, record.place("ListHead").ok()?)
+}
+
+/// How many blocks wait in a list: behind the pointer in the 32-bit form of a list's head, before it in the other.
+fn waiting(record: &Record<'_>, bytes: &[u8]) -> u64 {
+    let head = record.place("ListHead").unwrap_or(0);
+    let depth = if record.pointer_size() == 4 { head + 4 } else { head };
+    bytes.get(depth..depth + 2).map_or(0, little_endian)
+}
+
+/// Lists that make no sense, as one line for all of them.
+pub(crate) fn complaint(implausible: &[u64], consequence: &str) -> Option<Missing> {
+    let first = implausible.first()?;
+    let count = implausible.len();
+    let what = format!(
+        "{count} of the pool's lookaside lists have a size, a depth or a link that cannot be (the first at \
+         {first:016x}); {consequence}"
+    );
+    Some(Missing::because(Lack::Damaged, what).at(*first).count(count as u64))
 }
 
 /// Windows takes no more processors.
@@ -147,33 +278,38 @@ pub(crate) fn control_blocks(kernel: &Kernel<'_>) -> Result<Vec<u64>, PoolError>
 /// The lists of one processor, or of every one: the pool's and the system's.
 pub fn per_processor(kernel: &Kernel<'_>, wanted: Option<u32>) -> Result<Lookasides, PoolError> {
     let prcb = kernel.layout("_KPRCB")?;
-    let pool = Record::new(kernel, "_GENERAL_LOOKASIDE_POOL")?;
-    let general = Record::new(kernel, "_GENERAL_LOOKASIDE")?;
-    let arrays = pool_arrays(&prcb);
+    let pool = PoolLists::new(kernel, &prcb)?;
+    let general = &pool.general;
     let width = u64::from(kernel.pointer_size);
     // P and L: two pointers in every version.
     let system = prcb.field("PPLookasideList").and_then(|field| Some((field.offset, field.array?.0.min(64))));
     let mut found = Lookasides::default();
     let mut seen = HashSet::new();
+    let mut implausible = Vec::new();
     for (number, prcb) in control_blocks(kernel)?.into_iter().enumerate() {
         let processor = number as u32;
         if prcb == 0 || wanted.is_some_and(|wanted| wanted != processor) {
             continue;
         }
-        for Array { member, offset, count, size } in &arrays {
-            let start = kernel.wrap(prcb.wrapping_add(*offset));
-            if !kernel.is_kernel_range(start, count * size) {
+        for array in &pool.arrays {
+            let start = kernel.wrap(prcb.wrapping_add(array.offset));
+            if !kernel.is_kernel_range(start, array.bytes()) {
                 found.notes.missing(format!("nt!KiProcessorBlock leads to {prcb:016x}, which is no kernel address"));
                 break;
             }
-            let bytes = read_sparse(kernel.memory, start, (count * size) as usize)?;
+            let member = array.member;
+            let bytes = read_sparse(kernel.memory, start, array.bytes() as usize)?;
             if !bytes.is_complete() {
                 found.notes.missing(format!("{member} of processor {processor} cannot be read"));
             }
-            for index in 0..*count {
-                let Some(list) = bytes.get((index * size) as usize, pool.size) else { continue };
-                let place = Place::Pool { processor, member, index: index as u32 };
-                found.lists.push(decode(&pool, kernel.wrap(start.wrapping_add(index * size)), list, place)?);
+            let elements = pool.elements(array, start, &bytes)?;
+            let record = if elements.by_pointer { general } else { &pool.pool };
+            implausible.extend(elements.implausible);
+            for (index, address, list) in elements.lists {
+                if !elements.by_pointer || seen.insert(address) {
+                    let place = Place::Pool { processor, member, index };
+                    found.lists.push(decode(record, address, &list, place)?);
+                }
             }
         }
         let Some((offset, count)) = system else { continue };
@@ -197,19 +333,18 @@ pub fn per_processor(kernel: &Kernel<'_>, wanted: Option<u32>) -> Result<Lookasi
                 continue;
             }
             match general.read(address) {
-                Ok(bytes) => found.lists.push(decode(&general, address, &bytes, place)?),
+                Ok(bytes) => found.lists.push(decode(general, address, &bytes, place)?),
                 Err(error) => note(&mut found.notes, "a list of the system", error)?,
             }
         }
     }
+    found.notes.extend(complaint(&implausible, "they are not shown"));
     Ok(found)
 }
 
 fn decode(record: &Record<'_>, address: u64, bytes: &[u8], place: Place) -> Result<Lookaside, PoolError> {
     let number = |name: &str| record.member(name).map(|member| member.get(bytes));
-    let head = record.place("ListHead")?;
-    // The depth is behind the pointer in the 32-bit form of a list's head.
-    let depth = if record.pointer_size() == 4 { head + 4 } else { head };
+    record.place("ListHead")?;
     let (total_allocates, total_frees) = (number("TotalAllocates")?, number("TotalFrees")?);
     let (allocates, frees) = (number("AllocateMisses")?, number("FreeMisses")?);
     // One place for two counters (AllocateHits, AllocateMisses): the pool counts hits in its own lists (as ReactOS does),
@@ -223,7 +358,7 @@ fn decode(record: &Record<'_>, address: u64, bytes: &[u8], place: Place) -> Resu
         tag: Tag::from_key(number("Tag")? as u32).0,
         size: number("Size")?,
         pool_type: number("Type")? as u32,
-        current_depth: bytes.get(depth..depth + 2).map_or(0, little_endian),
+        current_depth: waiting(record, bytes),
         depth: number("Depth")?,
         maximum_depth: number("MaximumDepth")?,
         total_allocates,

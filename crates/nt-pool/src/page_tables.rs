@@ -150,16 +150,21 @@ impl<'k> PageTables<'k> {
             let frame = self.frame.map_or(value >> 12 & 0xf_ffff_ffff, |member| member.get(&bytes[..entry.len()]));
             return Ok(Page::Transition(frame.saturating_mul(PAGE_SIZE)));
         }
-        let offset = match self.page_file_offset {
-            Some(member) => member.get(entry),
+        let offset = |value: u64| match self.page_file_offset {
+            Some(member) => member.get(&value.to_le_bytes()[..entry.len()]),
             None if self.entry == 4 => value >> 12,
             None => value >> 32,
         };
-        Ok(if offset != 0 { Page::Out } else { Page::Nothing })
+        if offset(value) == 0 {
+            return Ok(Page::Nothing);
+        }
+        // What a kernel sets in entries of pages that were never written is no place in a page file.
+        let mask = if swizzled { 0 } else { self.invalid_mask()? };
+        Ok(if offset(value & !mask) != 0 { Page::Out } else { Page::Nothing })
     }
 
-    /// Reads what is there behind `read` bytes that are.
-    fn read_behind(&self, read: usize, sparse: &mut Sparse) -> Result<(), Fault> {
+    /// Reads what is there behind `read` bytes that are; adds to `out` what is in a page file.
+    fn read_behind(&self, read: usize, sparse: &mut Sparse, out: &mut Vec<Range<u64>>) -> Result<(), Fault> {
         let memory = self.kernel.memory;
         let (address, length) = (sparse.address, sparse.bytes.len());
         // Nothing lies in the last byte of all.
@@ -197,6 +202,9 @@ impl<'k> PageTables<'k> {
             }
             if index == pages {
                 break;
+            }
+            if state == Page::Out {
+                add(out, part.clone());
             }
             let offset = part.start.wrapping_sub(address) as usize;
             let wanted = (part.end - part.start) as usize;
@@ -318,13 +326,24 @@ impl<'k> PageTables<'k> {
 /// Reads pool: what is mapped, and what is in transition from where it is in physical memory. The page tables are asked
 /// only behind the first page that cannot be read.
 pub(crate) fn read(kernel: &Kernel<'_>, address: u64, length: usize) -> Result<Sparse, Fault> {
+    read_telling(kernel, address, length, &mut Vec::new())
+}
+
+/// As [`read`]; adds to `out` the holes that are in a page file, so that what was never there, or was given back, is told
+/// apart from what is lost.
+pub(crate) fn read_telling(
+    kernel: &Kernel<'_>,
+    address: u64,
+    length: usize,
+    out: &mut Vec<Range<u64>>,
+) -> Result<Sparse, Fault> {
     let mut sparse = Sparse { address, bytes: vec![0; length], holes: Vec::new() };
     let read = kernel.memory.read(address, &mut sparse.bytes)?;
     if read >= length {
         return Ok(sparse);
     }
     match PageTables::new(kernel) {
-        Ok(tables) => tables.read_behind(read, &mut sparse)?,
+        Ok(tables) => tables.read_behind(read, &mut sparse, out)?,
         // Without them, what can be read at its address is all there is.
         Err(error) => {
             error.local()?;

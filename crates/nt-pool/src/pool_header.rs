@@ -1,7 +1,16 @@
 //! `_POOL_HEADER`, and chains of them; `pool_page` draws the layout.
 
+use nt_memory::PAGE_SIZE;
+
 use crate::record::{Member, Record};
 use crate::{Kernel, PoolError, Tag};
+
+/// Of a header's PoolType: the block is in use, it was asked for at the start of a cache line.
+const IN_USE: u8 = 2;
+const CACHE_ALIGNED: u8 = 4;
+
+/// Cache lines (`ExpCacheLineSize`) of x86 and x64, and of ARM64.
+const CACHE_LINES: [u64; 2] = [0x40, 0x80];
 
 /// A header's fields; sizes in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +93,51 @@ impl Headers {
             pool_index: header.find("PoolIndex"),
             tag: header.member("PoolTag")?,
             process_billed: header.find("ProcessBilled"),
+        })
+    }
+
+    /// Whether a block of a segment heap can have this header at `at`, where there are `room` bytes for it. No block
+    /// crosses a page; a segment heap chains no headers, so what a header says of the block before it is 0, or the
+    /// distance between the two headers of a cache-aligned block (measured: segment-heap-measured 3).
+    ///
+    /// Folklore: what an earlier block left at the place of a header can look like one. Example: a chunk at ...fe0 has
+    /// its header at the next page's start, and the 0x10 bytes before it say "0xd90 bytes, tag MmLd", which would even
+    /// fill the chunk better. A block of that size would cross the page, so these bytes are no header.
+    pub(crate) fn is_block(&self, header: &Header, at: u64, room: u64) -> bool {
+        let in_page = at % PAGE_SIZE;
+        (self.unit..=room).contains(&header.block_size)
+            && in_page + header.block_size <= PAGE_SIZE
+            && in_page + self.unit < PAGE_SIZE
+            && header.pool_type & IN_USE != 0
+            && (header.previous_size == 0 || header.pool_type & CACHE_ALIGNED != 0)
+    }
+
+    /// The second header of a cache-aligned block whose first one, at the address `at`, is `first`: how far behind the
+    /// first it lies, and what it says. `bytes` gives what lies so many bytes behind the first header.
+    ///
+    /// The first header has the whole size and no sign of the alignment. The second lies right before the cache line
+    /// that the caller got, with the same tag, the rest of the size, and the distance between the two.
+    pub(crate) fn aligned<'b>(
+        &self,
+        first: &Header,
+        at: u64,
+        bytes: impl Fn(u64) -> Option<&'b [u8]>,
+    ) -> Option<(u64, Header)> {
+        if first.pool_type & CACHE_ALIGNED != 0 || first.block_size <= 2 * self.unit {
+            return None;
+        }
+        let data = at.wrapping_add(self.unit);
+        let mut places = CACHE_LINES.iter().map(|line| data.wrapping_neg() & (line - 1));
+        places.find_map(|distance| {
+            if distance < self.unit || distance + self.unit > first.block_size {
+                return None;
+            }
+            let second = self.get(bytes(distance)?);
+            let fits = second.key == first.key
+                && second.pool_type == first.pool_type | CACHE_ALIGNED
+                && second.previous_size == distance
+                && second.block_size == first.block_size - distance;
+            fits.then_some((distance, second))
         })
     }
 

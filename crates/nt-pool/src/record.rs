@@ -128,6 +128,11 @@ impl<'k> Record<'k> {
 }
 
 impl Member {
+    /// Bytes of a record up to the member's end.
+    pub(crate) fn end(&self) -> usize {
+        self.offset + self.count * self.size
+    }
+
     /// The member's value; `record` holds at least the record's size of bytes.
     pub(crate) fn get(&self, record: &[u8]) -> u64 {
         self.element(record, 0)

@@ -15,12 +15,15 @@ use std::ops::Range;
 use nt_memory::{Fault, ReadError, Sparse, read_sparse};
 
 use crate::build::{WINDOWS_10_1803, WINDOWS_10_1809, WINDOWS_10_1903};
+use crate::checks::{Book, Books};
 use crate::kernel::{Variable, little_endian};
 use crate::lists::{elements, follow, links_at, note, slist_first};
 use crate::page_tables;
+use crate::readings::{Readings, VsLists};
 use crate::record::{Member, Record};
 use crate::small_blocks::{Area, Content, Kinds};
-use crate::{Kernel, Notes, PoolError, PoolKind};
+use crate::vs_lists::VsListsFormat;
+use crate::{Kernel, Lack, Missing, Notes, PoolError, PoolKind};
 
 /// `_SEGMENT_HEAP.Signature` (facts: MemProcFS; every build so far).
 const HEAP_SIGNATURE: u64 = 0xddee_ddee;
@@ -28,15 +31,22 @@ const HEAP_SIGNATURE: u64 = 0xddee_ddee;
 /// `_HEAP_PAGE_RANGE_DESCRIPTOR.TreeSignature` of a run of pages in use.
 const TREE_SIGNATURE: u64 = 0xccdd_ccdd;
 
-/// A page segment's signature is its context's address, hidden by its own, the heap key and this, until 26100 (facts:
-/// MemProcFS).
+/// A page segment's signature is its context's address, hidden by its own and the heap key, and by this in the older
+/// form (measured: with it up to 19041, without it on 26100). Both are 64 bits wide, so that a false match is no risk,
+/// and a build number that is wrong about it would cost every block: either is accepted.
 const SEGMENT_SIGNATURE: u64 = 0xa2e6_4ead_a2e6_4ead;
-const NO_SEGMENT_SIGNATURE: u16 = 26100;
 
-/// `RangeFlags` of a run's first page. On 32-bit Windows the upper three bits are something else.
+/// `RangeFlags`: 1 in use (every unit), 2 first unit, 4 VS, 8 subsegment. A plain range may have other bits set, too; on
+/// 32-bit Windows the byte's upper three bits are something else.
+const FLAGS: u64 = 0xf;
+const UNIT_IN_USE: u64 = 0x1;
 const RANGE: u64 = 0x3;
+const SUBSEGMENT: u64 = 0x8;
 const LFH: u64 = 0xb;
 const VS: u64 = 0xf;
+
+/// The most that one allocation in a segment has, where the types do not say (facts: Bayet and Fariello).
+const LARGEST_IN_SEGMENT: u64 = 0x7f_0000;
 
 /// More pool nodes than any kernel's table has; a symbol file that says so is damaged.
 const MAX_NODES: u64 = 256;
@@ -87,7 +97,29 @@ pub(crate) struct Heaps {
     pub(crate) out: Vec<Range<u64>>,
     /// Pages of its areas that are in transition.
     pub(crate) transition: Vec<Range<u64>>,
+    /// What was counted of the heaps' own structures, and how they were read.
+    pub(crate) books: Books,
+    pub(crate) readings: Readings,
+    /// The largest allocation that still lies in a segment.
+    pub(crate) largest: u64,
+    /// Pages that the segments' descriptors count as committed.
+    pub(crate) committed: u64,
+    /// Why the lists of freed chunks of a heap are not known, for each such heap.
+    pub(crate) without_lists: Vec<String>,
     pub(crate) notes: Notes,
+}
+
+impl Heaps {
+    fn finish(&mut self) {
+        self.areas.sort_by_key(|area| area.address);
+        self.areas.dedup_by_key(|area| area.address);
+        if let Some(first) = self.without_lists.first() {
+            let count = self.without_lists.len();
+            self.notes.missing(format!(
+                "lists of freed chunks of {count} heaps are not known ({first}); freed blocks may look allocated"
+            ));
+        }
+    }
 }
 
 /// The run of pages that an address lies in, and what is needed to decode it; two reads per node and one per size of
@@ -112,8 +144,7 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
     for heap in heaps(kernel, kinds, &mut found)? {
         reader.heap(heap, &mut found)?;
     }
-    found.areas.sort_by_key(|area| area.address);
-    found.areas.dedup_by_key(|area| area.address);
+    found.finish();
     Ok(found)
 }
 
@@ -124,8 +155,7 @@ pub(crate) fn read_these(kernel: &Kernel<'_>, heaps: &[Heap]) -> Result<Heaps, P
     for heap in heaps.iter().filter(|heap| kernel.is_kernel_address(heap.address)) {
         reader.heap(*heap, &mut found)?;
     }
-    found.areas.sort_by_key(|area| area.address);
-    found.areas.dedup_by_key(|area| area.address);
+    found.finish();
     Ok(found)
 }
 
@@ -301,6 +331,20 @@ impl Lookasides {
     }
 }
 
+/// What was counted of one segment.
+#[derive(Debug, Default)]
+struct Counted {
+    /// First descriptors of runs in use, and those of them that make no sense.
+    ranges: u64,
+    damaged: u64,
+    unreadable: u64,
+    /// Units whose descriptor says that they are in use, and those that the runs have together.
+    units_in_use: u64,
+    units: u64,
+    /// Pages.
+    committed: u64,
+}
+
 /// What is needed of the heaps' types.
 struct Reader<'k> {
     kernel: &'k Kernel<'k>,
@@ -308,7 +352,8 @@ struct Reader<'k> {
     heap: Record<'k>,
     heap_signature: Member,
     contexts: Array,
-    delay_free: Option<usize>,
+    vs_lists: Result<VsListsFormat, PoolError>,
+    stats: Option<Member>,
     context: Record<'k>,
     unit_shift: Member,
     first_descriptor: Member,
@@ -319,6 +364,8 @@ struct Reader<'k> {
     descriptors: Array,
     tree_signature: Member,
     range_flags: Member,
+    committed: Option<Member>,
+    largest: Option<Member>,
     unit_size: Member,
 }
 
@@ -337,29 +384,27 @@ impl<'k> Reader<'k> {
                 descriptors.element, descriptor.size
             )));
         }
-        let delay_free = || -> Result<usize, PoolError> {
-            let context = Record::new(kernel, "_HEAP_VS_CONTEXT")?;
-            let list = Record::new(kernel, "_HEAP_VS_DELAY_FREE_CONTEXT").and_then(|list| list.place("ListHead"));
-            Ok(heap.place("VsContext")? + context.place("DelayFreeContext")? + list.unwrap_or(0))
-        };
         Ok(Reader {
             kernel,
             keys,
             heap_signature: heap.member("Signature")?,
             contexts: array(kernel, "_SEGMENT_HEAP", "SegContexts")?,
-            delay_free: delay_free().ok(),
+            vs_lists: VsListsFormat::new(kernel, &heap),
+            stats: heap.find("MemStats.TotalCommittedPages"),
             heap,
             unit_shift: context.member("UnitShift")?,
             first_descriptor: context.member("FirstDescriptorIndex")?,
             list_head: context.place("SegmentListHead")?,
             // First in every build so far, as the lists' heads are.
             list_entry: segment.place("ListEntry").unwrap_or(0),
+            largest: context.find("MaxAllocationSize"),
             context,
             segment_size: segment.size,
             segment_signature: Variable { address: signature.offset as u64, size: signature.size as u8 },
             descriptors,
             tree_signature: descriptor.member("TreeSignature")?,
-            range_flags: descriptor.member("RangeFlags")?,
+            range_flags: descriptor.find("RangeFlags").map_or_else(|| descriptor.member("RangeFlagBits"), Ok)?,
+            committed: descriptor.find("CommittedPageCount"),
             unit_size: descriptor.member("UnitSize")?,
         })
     }
@@ -372,21 +417,41 @@ impl<'k> Reader<'k> {
         };
         let signature = self.heap_signature.get(&bytes);
         if signature != HEAP_SIGNATURE {
+            found.books.hold(Book::HeapSignatures, false, heap.address);
             found
                 .notes
                 .missing(format!("{what} has the signature {signature:#x}, not {HEAP_SIGNATURE:#x}; it is missing"));
             return Ok(());
         }
-        if let Some(offset) = self.delay_free {
-            found.resting.extend(slist_first(self.kernel, &bytes, offset).filter(|first| *first != 0));
+        found.books.hold(Book::HeapSignatures, true, heap.address);
+        match self.lists(heap, &bytes, found) {
+            Ok(lists) => found.readings.merge(&Readings { vs_lists: lists, ..Readings::default() }),
+            Err(error) => found.without_lists.push(error.local()?.to_string()),
         }
+        let committed = found.committed;
         for index in 0..self.contexts.count {
             let offset = self.contexts.offset + index * self.contexts.element;
             let end = offset as usize + self.context.size;
             let Some(context) = bytes.get(offset as usize..end) else { continue };
+            let largest = self.largest.map_or(LARGEST_IN_SEGMENT, |member| member.get(context));
+            found.largest = found.largest.max(largest);
             self.context(heap, self.kernel.wrap(heap.address.wrapping_add(offset)), context, found)?;
         }
+        // Large allocations have pages of their own, which no descriptor counts.
+        let expected = self.stats.map_or(0, |stats| stats.get(&bytes));
+        let counted = found.committed - committed;
+        if expected > 0 && counted > 0 {
+            found.books.count(Book::HeapCommittedPages, expected, counted, heap.address);
+        }
         Ok(())
+    }
+
+    /// Adds the first elements of the lists of freed VS chunks.
+    fn lists(&self, heap: Heap, bytes: &[u8], found: &mut Heaps) -> Result<VsLists, PoolError> {
+        match &self.vs_lists {
+            Ok(format) => format.firsts(self.kernel, heap.address, bytes, &mut found.resting),
+            Err(error) => Err(PoolError::Unlikely(error.to_string())),
+        }
     }
 
     /// The segments of one size.
@@ -407,7 +472,7 @@ impl<'k> Reader<'k> {
         }
         let first_descriptor = self.first_descriptor.get(context);
         let what = format!("segments of {address:016x}");
-        let Heaps { areas, notes, .. } = found;
+        let Heaps { areas, notes, books, readings, committed, .. } = found;
         let walked = elements(self.kernel, &what, head, notes, &mut |link, notes| {
             let segment = self.kernel.wrap(link.wrapping_sub(self.list_entry as u64));
             let bytes = read_sparse(self.kernel.memory, segment, self.segment_size)?;
@@ -417,18 +482,26 @@ impl<'k> Reader<'k> {
             let links = links_at(self.kernel, &bytes.bytes, self.list_entry);
             let signature = self.segment_signature;
             let signature = bytes.get(signature.address as usize, signature.size.into()).map_or(0, little_endian);
-            if self.keys.heap.is_some_and(|key| !self.is_of(segment, signature, key, address)) {
+            let [older, newer] = self.signed(segment, signature).map(|context| context == Some(address));
+            readings.segment_signature.add(older, newer);
+            books.hold(Book::SegmentSignatures, self.keys.heap.is_none() || older || newer, segment);
+            if self.keys.heap.is_some() && !older && !newer {
                 notes.missing(format!(
                     "the segment at {segment:016x} does not have the signature of its heap; its blocks are missing"
                 ));
                 return Ok(((), links));
             }
-            let damaged = self.areas(heap, segment, &bytes, unit_shift, first_descriptor, areas);
+            let counted = self.areas(heap, segment, &bytes, unit_shift, first_descriptor, areas);
+            *committed += counted.committed;
+            books.count(Book::RangeDescriptors, counted.ranges, counted.ranges - counted.damaged, segment);
+            books.count(Book::RangeUnits, counted.units_in_use, counted.units, segment);
+            let damaged = counted.damaged + counted.unreadable;
             if damaged > 0 {
-                notes.missing(format!(
+                let what = format!(
                     "{damaged} descriptors of the segment at {segment:016x} are damaged or unreadable; the pages that \
                      they describe are missing"
-                ));
+                );
+                notes.missing(Missing::because(Lack::Damaged, what).at(segment).count(damaged));
             }
             Ok(((), links))
         });
@@ -438,7 +511,7 @@ impl<'k> Reader<'k> {
         }
     }
 
-    /// Adds a segment's runs of pages in use; returns how many descriptors make no sense.
+    /// Adds a segment's runs of pages in use.
     fn areas(
         &self,
         heap: Heap,
@@ -447,49 +520,53 @@ impl<'k> Reader<'k> {
         unit_shift: u64,
         first: u64,
         areas: &mut Vec<Area>,
-    ) -> usize {
-        let mut descriptor = first;
-        let mut damaged = 0;
-        while descriptor < self.descriptors.count.min(MAX_DESCRIPTORS) {
+    ) -> Counted {
+        let mut counted = Counted::default();
+        let last = self.descriptors.count.min(MAX_DESCRIPTORS);
+        // The end of the run that is being counted.
+        let mut run = first;
+        for descriptor in first..last {
             let offset = self.descriptors.offset + descriptor * self.descriptors.element;
             let Some(record) = bytes.get(offset as usize, self.descriptors.element as usize) else {
-                damaged += 1;
-                descriptor += 1;
+                counted.unreadable += 1;
                 continue;
             };
-            let content = match self.flags(record) {
-                RANGE if heap.special => Content::SpecialRange,
-                RANGE => Content::Range,
+            let flags = self.range_flags.get(record) & FLAGS;
+            counted.units_in_use += flags & UNIT_IN_USE;
+            counted.committed += self.committed.map_or(0, |member| member.get(record));
+            if descriptor < run {
+                continue;
+            }
+            let content = match flags {
                 LFH => Content::Lfh,
                 VS => Content::Vs,
-                _ => {
-                    descriptor += 1;
-                    continue;
-                }
+                flags if flags & RANGE != RANGE || flags & SUBSEGMENT != 0 => continue,
+                _ if heap.special => Content::SpecialRange,
+                _ => Content::Range,
             };
+            counted.ranges += 1;
             let units = self.unit_size.get(record);
             let fits = units > 0 && descriptor + units <= self.descriptors.count;
             if !fits || self.tree_signature.get(record) != TREE_SIGNATURE {
-                damaged += 1;
-                descriptor += 1;
+                counted.damaged += 1;
                 continue;
             }
+            run = descriptor + units;
+            counted.units += units;
             areas.push(Area {
                 address: self.kernel.wrap(segment.wrapping_add(descriptor << unit_shift)),
                 length: units << unit_shift,
+                unit: 1 << unit_shift,
                 pool: heap.pool,
                 content,
             });
-            descriptor += units;
         }
-        damaged
+        counted
     }
 
     /// The run of pages that an address lies in, from the segment that must be below it.
     fn locate(&self, address: u64, heaps: &[Heap]) -> Result<Option<Area>, Fault> {
-        let Some(key) = self.keys.heap else { return Ok(None) };
         let Some(owner) = self.context.find("Heap") else { return Ok(None) };
-        let hidden = if self.kernel.build >= NO_SEGMENT_SIGNATURE { 0 } else { SEGMENT_SIGNATURE };
         for size in SEGMENT_SIZES {
             let segment = address & !(size - 1);
             let bytes = read_sparse(self.kernel.memory, segment, self.segment_size)?;
@@ -497,24 +574,23 @@ impl<'k> Reader<'k> {
             let Some(signature) = bytes.get(place.address as usize, place.size.into()).map(little_endian) else {
                 continue;
             };
-            let context = self.kernel.wrap(signature ^ segment ^ key ^ hidden);
-            if !self.kernel.is_kernel_address(context) {
-                continue;
+            let contexts = self.signed(segment, signature).into_iter().flatten();
+            for context in contexts.filter(|context| self.kernel.is_kernel_address(*context)) {
+                let context = match self.context.read(context) {
+                    Ok(context) => context,
+                    Err(ReadError::Fault(fault)) => return Err(fault),
+                    Err(ReadError::Hole { .. }) => continue,
+                };
+                let unit_shift = self.unit_shift.get(&context);
+                let owner = owner.get(&context);
+                let Some(heap) = heaps.iter().find(|heap| heap.address == owner) else { continue };
+                if !self.is_size(unit_shift) || self.descriptors.count << unit_shift != size {
+                    continue;
+                }
+                let mut areas = Vec::new();
+                self.areas(*heap, segment, &bytes, unit_shift, self.first_descriptor.get(&context), &mut areas);
+                return Ok(areas.into_iter().find(|area| address.wrapping_sub(area.address) < area.length));
             }
-            let context = match self.context.read(context) {
-                Ok(context) => context,
-                Err(ReadError::Fault(fault)) => return Err(fault),
-                Err(ReadError::Hole { .. }) => continue,
-            };
-            let unit_shift = self.unit_shift.get(&context);
-            let owner = owner.get(&context);
-            let Some(heap) = heaps.iter().find(|heap| heap.address == owner) else { continue };
-            if !self.is_size(unit_shift) || self.descriptors.count << unit_shift != size {
-                continue;
-            }
-            let mut areas = Vec::new();
-            self.areas(*heap, segment, &bytes, unit_shift, self.first_descriptor.get(&context), &mut areas);
-            return Ok(areas.into_iter().find(|area| address.wrapping_sub(area.address) < area.length));
         }
         Ok(None)
     }
@@ -524,22 +600,25 @@ impl<'k> Reader<'k> {
         unit_shift <= 24 && SEGMENT_SIZES.contains(&(self.descriptors.count << unit_shift))
     }
 
-    fn flags(&self, descriptor: &[u8]) -> u64 {
-        let flags = self.range_flags.get(descriptor);
-        if self.kernel.pointer_size == 4 { flags & 0x1f } else { flags }
-    }
-
-    fn is_of(&self, segment: u64, signature: u64, key: u64, context: u64) -> bool {
-        let hidden = if self.kernel.build >= NO_SEGMENT_SIGNATURE { 0 } else { SEGMENT_SIGNATURE };
-        self.kernel.wrap(signature ^ segment ^ key ^ hidden) == context
+    /// The context that a segment's signature hides, in the older form and in the newer one; nothing without the key.
+    fn signed(&self, segment: u64, signature: u64) -> [Option<u64>; 2] {
+        [SEGMENT_SIGNATURE, 0].map(|hidden| Some(self.kernel.wrap(signature ^ segment ^ self.keys.heap? ^ hidden)))
     }
 }
 
-/// Every block that waits in a list, by its element's address: of the block, of its pool header or of its chunk.
-pub(crate) fn resting(kernel: &Kernel<'_>, firsts: &[u64], notes: &mut Notes) -> Result<HashSet<u64>, Fault> {
+/// Every block that waits in a list, by its element's address: of the block, of its pool header or of its chunk. Lists
+/// that cannot be followed to their end are one note, however many they are.
+pub(crate) fn resting(
+    kernel: &Kernel<'_>,
+    firsts: &[u64],
+    books: &mut Books,
+    notes: &mut Notes,
+) -> Result<HashSet<u64>, Fault> {
     let mut blocks = HashSet::new();
+    let mut broken: Vec<String> = Vec::new();
     for &first in firsts {
-        follow(kernel, "a list of freed blocks", kernel.wrap(first), 0, notes, &mut |at, _| {
+        let mut problems = Notes::default();
+        follow(kernel, "a list of freed blocks", kernel.wrap(first), 0, &mut problems, &mut |at, _| {
             blocks.insert(at);
             // A block may wait in a page that is in transition.
             let link = page_tables::read(kernel, at, kernel.pointer_size.into())?;
@@ -548,6 +627,15 @@ pub(crate) fn resting(kernel: &Kernel<'_>, firsts: &[u64], notes: &mut Notes) ->
                 false => Err(PoolError::Unlikely(format!("the element at {at:016x} is not in memory"))),
             }
         })?;
+        books.hold(Book::FreedLists, problems.is_complete(), first);
+        broken.extend(problems.lines().into_iter().take(1));
+    }
+    if let Some(first) = broken.first() {
+        let more = match broken.len() {
+            1 => String::new(),
+            count => format!("; the same of {} more lists", count - 1),
+        };
+        notes.missing(format!("{first}{more}; freed blocks may look allocated"));
     }
     Ok(blocks)
 }

@@ -179,7 +179,7 @@ pub fn big_pages(kernel: &Kernel<'_>, session: &Session, wanted: &dyn Fn(Tag) ->
     let table = space.number("PoolTrackBigPages", width)?.unwrap_or(0);
     let entries = space.number("PoolTrackBigPagesSize", width)?.unwrap_or(0);
     if table == 0 || entries == 0 {
-        return Ok(BigPages { table: 0..0, blocks: Vec::new(), notes: Notes::default() });
+        return Ok(BigPages::new(0..0));
     }
     let what = format!("the table of large allocations of session {}", session.id);
     let mut found = big_pages::read_at(&kernel, &what, table, entries, wanted)?;

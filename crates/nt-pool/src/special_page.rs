@@ -93,12 +93,14 @@ impl Header {
         let bits = little_endian(&bytes[..4]) as u32;
         let (tag, _) = Tag::from_key(little_endian(&bytes[4..8]) as u32);
         let size = (bits & 0x1fff) as usize;
-        // Before the segment heap the fill byte is odd and what is above it is not used; the header's last eight bytes
-        // never are.
+        // Before the segment heap the fill byte is odd, what is above it is not used, and neither are the header's last
+        // eight bytes. Of later ones nobody has seen what these hold; there every page of the heap is one of special
+        // pool, so that less has to be asked of it.
+        let rest = &bytes[8..room.max(8)];
         let plausible = (1..=PAGE_SIZE as usize - room).contains(&size)
-            && (kernel.build >= WINDOWS_10_1903 || bits & 0xff01_0000 == 0x1_0000)
             && tag.key() != 0
-            && bytes[8..room.max(8)].iter().all(|byte| *byte == 0);
+            && (kernel.build >= WINDOWS_10_1903
+                || bits & 0xff01_0000 == 0x1_0000 && rest.iter().all(|byte| *byte == 0));
         plausible.then_some(Header { bits, size, tag })
     }
 

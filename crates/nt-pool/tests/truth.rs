@@ -545,17 +545,29 @@ fn a_search_finds_what_reading_all_does(kernel: &Kernel<'_>, truth: &Truth, cost
         plan.cost(0, REPLY),
         plan.search_cost(0, REPLY, 0)
     );
-    assert!(2 * search.0 < bulk.0 && 2 * search.1 < bulk.1, "build {}: {search:?}, {bulk:?}", truth.build);
+    // Runs of a page or two cost two requests each, and a subsegment with pages in transition is read up to them.
+    assert!(3 * search.0 < 2 * bulk.0 && 2 * search.1 < bulk.1, "build {}: {search:?}, {bulk:?}", truth.build);
 }
 
 fn every_large_block(kernel: &Kernel<'_>, truth: &Truth) {
     let wanted: BTreeSet<_> = truth
         .large
         .iter()
-        .map(|life| (life.address, life.bytes, life.tag & 0x7fff_ffff, life.tag >> 31 != 0, life.kind.pool_type()))
+        .map(|life| {
+            let kind = match truth.build {
+                ..26100 => format!("{:x}", life.kind.pool_type()),
+                _ => pool(life.kind, truth.build, Carrier::Vs).into(),
+            };
+            (life.address, life.bytes, life.tag & 0x7fff_ffff, life.tag >> 31 != 0, kind)
+        })
         .collect();
+    // 24H2's entries have POOL_FLAGS, which name the same pools.
     let entry = |page: &big_pages::BigPage| {
-        (page.address, page.size, page.tag.key(), page.protected, u64::from(page.pool_type))
+        let kind = match truth.build {
+            ..26100 => format!("{:x}", page.pool_type),
+            _ => name(page.kind, false).into(),
+        };
+        (page.address, page.size, page.tag.key(), page.protected, kind)
     };
     let found = big_pages::read(kernel, &|_| true).expect("the table");
     let live: BTreeSet<_> = found.blocks.iter().filter(|page| !page.free).map(entry).collect();
@@ -566,14 +578,17 @@ fn every_large_block(kernel: &Kernel<'_>, truth: &Truth) {
     for key in keys {
         let found = big_pages::find(kernel, Tag::from_key(key).0).expect("the tag's entries");
         let live: BTreeSet<_> = found.blocks.iter().filter(|page| !page.free).map(entry).collect();
-        assert_eq!(live, wanted.iter().filter(|block| block.2 == key).copied().collect(), "build {}", truth.build);
+        assert_eq!(live, wanted.iter().filter(|block| block.2 == key).cloned().collect(), "build {}", truth.build);
     }
 }
 
 /// Each session by itself: two have different things at the same addresses.
 fn every_session(kernel: &Kernel<'_>, truth: &Truth) {
     if truth.sessions.is_empty() {
-        assert_eq!(kernel.symbols.layout("_MM_SESSION_SPACE"), None);
+        if kernel.symbols.layout("_MM_SESSION_SPACE").is_some() {
+            let found = sessions::all(kernel).expect("sessions");
+            assert_eq!((found.sessions, found.notes.lines()), (vec![], vec![]), "build {}", truth.build);
+        }
         return;
     }
     let build = truth.build;

@@ -23,7 +23,8 @@ pub(crate) fn describe(world: &mut World) {
     if version.build < 10240 {
         fields.push(field("PoolType", kind, 4));
     } else {
-        fields.extend([bits("Pattern", kind, 0, 8), bits("PoolType", kind, 8, 12), bits("SlushSize", kind, 20, 12)]);
+        let name = if version.build < 26100 { "PoolType" } else { "PoolFlags" };
+        fields.extend([bits("Pattern", kind, 0, 8), bits(name, kind, 8, 12), bits("SlushSize", kind, 20, 12)]);
     }
     if version.build >= 20348 {
         fields.push(field("ProcessBilled", 0x18, 8));
@@ -44,7 +45,18 @@ pub(crate) fn table_of(world: &mut World, blocks: &[(u64, u64, u32)]) {
         let at = address + slot as u64 * size;
         world.put(at, *block, version.pointer);
         world.write(at + key, b"Larg");
-        let pool_type = if version.build < 10240 { *pool_type } else { pool_type << 8 };
+        let pool_type = match version.build {
+            ..10240 => *pool_type,
+            10240..26100 => pool_type << 8,
+            // POOL_FLAGS.
+            _ => {
+                if pool_type & 1 != 0 {
+                    0x100 << 8
+                } else {
+                    0x40 << 8
+                }
+            }
+        };
         world.put(at + kind, pool_type.into(), 4);
         world.put(at + bytes, *length, wide);
     }

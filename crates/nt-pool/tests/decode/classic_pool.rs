@@ -177,11 +177,12 @@ pub(crate) fn ordinary(version: Version) -> Pool {
     let prcb = pool.world.pool(0x50);
     pool.world.u32_variable("KeNumberProcessors", 1);
     pool.world.pointer_variable("KiProcessorBlock", prcb);
-    pool.world.layout("_KPRCB", 0x1000, &[array("PPNPagedLookasideList", 0x100, 32, 0x60)]);
+    let size = lookaside_types(&mut pool.world);
+    pool.world.layout("_KPRCB", 0x1000, &[array("PPNPagedLookasideList", 0x100, 32, size)]);
     pool.world.write(prcb, &[0; 0x1000]);
     let (cached, pending) = (waits(&pool, 1), waits(&pool, 2));
     let width = version.pointer;
-    pool.world.put(prcb + 0x100 + 5 * 0x60 + if width == 4 { 0 } else { 8 }, cached, width);
+    put_lookaside(&mut pool.world, prcb + 0x100 + 5 * size, 0x60, &[cached]);
     pool.world.put(cached, 0, width);
     pool.world.layout("_POOL_DESCRIPTOR", 0x1140, &[field("PendingFrees", 0x100, width.into())]);
     let descriptor = pool.world.variable("NonPagedPoolDescriptor", 0x1140);

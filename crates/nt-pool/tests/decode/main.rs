@@ -6,6 +6,7 @@ mod classic_pool;
 mod find;
 mod hostile;
 mod isf;
+mod measured;
 mod pool_log;
 mod pool_page;
 mod segment_heap;

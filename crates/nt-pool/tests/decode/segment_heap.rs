@@ -6,28 +6,35 @@ use proptest::prelude::*;
 
 use crate::support::*;
 
+/// Where the affinity slots of 26100's heaps are, behind their VS context: the map's, and two slots.
+const SLOT_MAP: u64 = 0x28;
+const SLOTS: [u64; 2] = [0x2a, 0x2c];
+
 const WIN10_1809: Version = Version { build: 17763, ..WIN10_1903 };
 const WIN10_2004: Version = Version { build: 19041, ..WIN10_1903 };
-const HEAPS: [Version; 5] = [WIN10_1809, WIN10_1903, WIN10_2004, SERVER_2022, WIN11_21H2];
+const HEAPS: [Version; 8] =
+    [WIN10_1809, WIN10_1903, WIN10_2004, SERVER_2022, WIN11_21H2, WIN11_23H2, WIN11_24H2, LATER];
 
-const HEAP_KEY: u64 = 0x9e37_79b9_7f4a_7c15;
-const LFH_KEY: u64 = 0x2545_f491_4f6c_dd1d;
+pub(crate) const HEAP_KEY: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const LFH_KEY: u64 = 0x2545_f491_4f6c_dd1d;
 const SEGMENT: u64 = 0xa2e6_4ead_a2e6_4ead;
 
-/// facts 5.2 and 5.3.
-struct Places {
+/// pool-internals 5.2 and 5.3, segment-heap-measured 10.
+pub(crate) struct Places {
     number_of_pools: u64,
     nodes: u64,
-    special: u64,
+    pub(crate) special: u64,
     contexts: u64,
-    vs: u64,
+    pub(crate) vs: u64,
 }
 
-fn places(build: u16) -> Places {
+pub(crate) fn places(build: u16) -> Places {
     let state = |number_of_pools, nodes, special| (number_of_pools, nodes, special);
     let (number_of_pools, nodes, special) = match build {
         17763 => state(0x30c8, 0x3100, 0x86100),
         18362 | 19041 => state(0x38d0, 0x3900, 0x86900),
+        26100 => state(0x3910, 0x3940, 0x86940),
+        29671 => state(0x3974, 0x3980, 0x86980),
         _ => state(0x38e0, 0x3900, 0x86900),
     };
     let (contexts, vs) = if build < 20348 { (0x100, 0x280) } else { (0x140, 0x2c0) };
@@ -36,24 +43,28 @@ fn places(build: u16) -> Places {
 
 const NODE: u64 = 0x20c0;
 
-struct Heap {
-    world: World,
-    state: u64,
-    blocks: Vec<SmallBlock>,
-    large: Vec<(u64, u64, u32)>,
+pub(crate) struct Heap {
+    pub(crate) world: World,
+    pub(crate) state: u64,
+    pub(crate) blocks: Vec<SmallBlock>,
+    pub(crate) large: Vec<(u64, u64, u32)>,
     segments: u64,
+    /// Windows 11 24H2 and later.
+    newer: bool,
+    /// Affinity slots say how far behind their context they lie.
+    pub(crate) by_offset: bool,
 }
 
 /// What a chunk or a block is to become.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
-    units: u64,
-    tag: [u8; 4],
-    fate: Fate,
+pub(crate) struct Piece {
+    pub(crate) units: u64,
+    pub(crate) tag: [u8; 4],
+    pub(crate) fate: Fate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
+pub(crate) enum Fate {
     Allocated,
     Free,
     Lookaside,
@@ -72,9 +83,10 @@ fn piece() -> impl Strategy<Value = Piece> {
 }
 
 impl Heap {
-    fn new(version: Version) -> Self {
+    pub(crate) fn new(version: Version) -> Self {
         let mut world = World::new(version);
         let build = version.build;
+        let newer = build >= 26100;
         let at = places(build);
         pool_header(&mut world);
         world.layout("_RTLP_HP_HEAP_GLOBALS", 0x38, &[field("HeapKey", 0, 8), field("LfhKey", 8, 8)]);
@@ -93,18 +105,28 @@ impl Heap {
         world.layout("_RTL_DYNAMIC_LOOKASIDE", 0x1040, &[array("Buckets", 0x40, 64, 0x40)]);
         world.layout(
             "_SEGMENT_HEAP",
-            if build < 20348 { 0x800 } else { 0x840 },
+            match build {
+                ..20348 => 0x800,
+                20348..26100 => 0x840,
+                26100 => 0xa00,
+                _ => 0xa40,
+            },
             &[
                 number("Signature", 0x10, 4),
                 array("SegContexts", at.contexts, 2, 0xc0),
-                member("VsContext", at.vs, 0xc0, "_HEAP_VS_CONTEXT"),
+                member("VsContext", at.vs, if newer { 0x60 } else { 0xc0 }, "_HEAP_VS_CONTEXT"),
             ],
         );
-        world.layout(
-            "_HEAP_VS_CONTEXT",
-            0xc0,
-            &[member("DelayFreeContext", 0x40, 0x10, "_HEAP_VS_DELAY_FREE_CONTEXT")],
-        );
+        let delay_free = member("DelayFreeContext", 0x40, 0x10, "_HEAP_VS_DELAY_FREE_CONTEXT");
+        match newer {
+            false => world.layout("_HEAP_VS_CONTEXT", 0xc0, &[delay_free]),
+            true => {
+                let members = [number("SlotMapRef", 0, 2), number("AffinityMask", 2, 1)];
+                world.layout("_HEAP_VS_CONTEXT", if build == 26100 { 0x60 } else { 0x68 }, &members);
+                world.layout("_HEAP_VS_SLOT_MAP", 4, &[number("SlotRef", 0, 2)]);
+                world.layout("_HEAP_VS_AFFINITY_SLOT", 0x80, &[field("VsContext", 0, 8), delay_free]);
+            }
+        }
         world.layout(
             "_HEAP_SEG_CONTEXT",
             0xc0,
@@ -122,7 +144,8 @@ impl Heap {
             &[number("TreeSignature", 0, 4), number("RangeFlags", 0x18, 1), number("UnitSize", 0x1f, 1)],
         );
         let half = |name, offset, first, count| nt_symbols::Field { size: 2, ..bits(name, offset, first, count) };
-        world.layout("_HEAP_VS_SUBSEGMENT", 0x28, &[number("Size", 0x20, 2), half("Signature", 0x22, 0, 15)]);
+        let signature = if newer { 0x24 } else { 0x22 };
+        world.layout("_HEAP_VS_SUBSEGMENT", 0x28, &[number("Size", 0x20, 2), half("Signature", signature, 0, 15)]);
         world.layout(
             "_HEAP_VS_CHUNK_HEADER",
             0x10,
@@ -138,15 +161,26 @@ impl Heap {
                 bits("Allocated", 4, 16, 8),
             ],
         );
-        world.layout(
-            "_HEAP_LFH_SUBSEGMENT",
-            0x38,
-            &[
+        let counts = |withheld, bitmap| {
+            [
+                number("FreeCount", 0x20, 2),
                 number("BlockCount", 0x22, 2),
+                number("WitheldBlockCount", withheld, 1),
                 member("BlockOffsets", 0x28, 4, "_HEAP_LFH_SUBSEGMENT_ENCODED_OFFSETS"),
-                array("BlockBitmap", 0x30, 1, 8),
-            ],
-        );
+                array("BlockBitmap", bitmap, 1, 8),
+            ]
+        };
+        match newer {
+            false => world.layout("_HEAP_LFH_SUBSEGMENT", 0x38, &counts(0x27, 0x30)),
+            true => {
+                let mut members = counts(0x25, 0x40).to_vec();
+                members.push(member("State", 0x10, 8, "_HEAP_LFH_SUBSEGMENT_STATE"));
+                members.push(number("HighWatermarkBlockIndex", 0x30, 2));
+                world.layout("_HEAP_LFH_SUBSEGMENT", 0x48, &members);
+                let state = [number("DelayFreeList", 0, 2), number("DelayFreeCount", 2, 2)];
+                world.layout("_HEAP_LFH_SUBSEGMENT_STATE", 8, &state);
+            }
+        }
         world.layout(
             "_HEAP_LFH_SUBSEGMENT_ENCODED_OFFSETS",
             4,
@@ -162,19 +196,22 @@ impl Heap {
         if build == 17763 {
             world.u32_variable("ExpHeapBackedPoolEnabledState", 1);
         }
-        Heap { world, state, blocks: Vec::new(), large: Vec::new(), segments: 0 }
+        Heap { world, state, blocks: Vec::new(), large: Vec::new(), segments: 0, newer, by_offset: false }
     }
 
-    fn node(&self, node: u64) -> u64 {
+    pub(crate) fn node(&self, node: u64) -> u64 {
         self.state + places(self.world.version.build).nodes + node * NODE
     }
 
     /// A heap without segments; `slot` is where the pool's state points at it.
-    fn heap(&mut self, slot: u64) -> u64 {
+    pub(crate) fn heap(&mut self, slot: u64) -> u64 {
         let heap = self.world.pool(0x80 + self.segments) + 0x8_0000;
         self.segments += 1;
         let at = places(self.world.version.build);
-        self.world.write(heap, &[0; 0x840]);
+        self.world.write(heap, &[0; 0x1800]);
+        if self.newer {
+            self.affinity_slots(heap);
+        }
         self.world.put(heap + 0x10, 0xddee_ddee, 4);
         for (index, shift, first) in [(0, 12u64, 2u64), (1, 16, 1)] {
             let context = heap + at.contexts + index * 0xc0;
@@ -188,8 +225,31 @@ impl Heap {
         heap
     }
 
+    /// Four processors' entries share two slots, and one has none.
+    fn affinity_slots(&mut self, heap: u64) {
+        let context = heap + places(self.world.version.build).vs;
+        self.world.put(context, SLOT_MAP, 2);
+        self.world.put(context + 2, 3, 1);
+        for (entry, slot) in [SLOTS[0], SLOTS[1], 0, SLOTS[0]].into_iter().enumerate() {
+            self.world.put(context + (SLOT_MAP << 6) + 4 * entry as u64, slot, 2);
+        }
+        for slot in SLOTS {
+            let back = if self.by_offset { slot << 6 } else { context };
+            self.world.put(context + (slot << 6), back, 8);
+        }
+    }
+
+    /// The head of a list of freed VS chunks.
+    fn delay_free(&self, heap: u64, n: u64) -> u64 {
+        let context = heap + places(self.world.version.build).vs;
+        match self.newer {
+            true => context + (SLOTS[n as usize % 2] << 6) + 0x40,
+            false => context + 0x40,
+        }
+    }
+
     /// Puts a new segment at the front of a heap's list.
-    fn segment(&mut self, heap: u64, large_units: bool) -> u64 {
+    pub(crate) fn segment(&mut self, heap: u64, large_units: bool) -> u64 {
         let segment = self.world.pool(0x80 + self.segments);
         self.segments += if large_units { 2 } else { 1 };
         let context = heap + places(self.world.version.build).contexts + if large_units { 0xc0 } else { 0 };
@@ -201,12 +261,13 @@ impl Heap {
         self.world.put(segment + 8, head, 8);
         self.world.put(u64::from_le_bytes(first) + 8, segment, 8);
         self.world.put(head, segment, 8);
-        self.world.put(segment + 0x10, context ^ segment ^ HEAP_KEY ^ SEGMENT, 8);
+        let constant = if self.newer { 0 } else { SEGMENT };
+        self.world.put(segment + 0x10, context ^ segment ^ HEAP_KEY ^ constant, 8);
         segment
     }
 
     /// Marks pages of a segment; returns where they are.
-    fn range(&mut self, segment: u64, first: u64, units: u64, flags: u64, shift: u64) -> u64 {
+    pub(crate) fn range(&mut self, segment: u64, first: u64, units: u64, flags: u64, shift: u64) -> u64 {
         for unit in first..first + units {
             let descriptor = segment + unit * 0x20;
             if unit == first {
@@ -221,7 +282,15 @@ impl Heap {
         segment + (first << shift)
     }
 
-    fn push(&mut self, header: u64, size: u64, tag: [u8; 4], pool: PoolKind, state: BlockState, kind: BlockKind) {
+    pub(crate) fn push(
+        &mut self,
+        header: u64,
+        size: u64,
+        tag: [u8; 4],
+        pool: PoolKind,
+        state: BlockState,
+        kind: BlockKind,
+    ) {
         let tag = Tag(tag);
         self.blocks.push(SmallBlock {
             header,
@@ -237,13 +306,13 @@ impl Heap {
         });
     }
 
-    fn pool_header(&mut self, at: u64, units: u64, tag: [u8; 4], pool: PoolKind) {
+    pub(crate) fn pool_header(&mut self, at: u64, units: u64, tag: [u8; 4], pool: PoolKind) {
         let pool_type = if pool.is_paged() { 3 } else { 2 };
         self.world.write(at, &[0, 0, units as u8, pool_type, tag[0], tag[1], tag[2], tag[3]]);
     }
 
     /// Puts an element into the list whose head is at `head`.
-    fn push_list(&mut self, head: u64, element: u64) {
+    pub(crate) fn push_list(&mut self, head: u64, element: u64) {
         let mut first = [0; 8];
         nt_memory::Memory::read(&self.world, head + 8, &mut first).unwrap();
         self.world.put(element, u64::from_le_bytes(first) & !0xf, 8);
@@ -251,18 +320,24 @@ impl Heap {
     }
 
     /// `previous`: bytes of the chunk before.
-    fn chunk(&mut self, at: u64, size: u64, previous: u64, allocated: bool) {
+    pub(crate) fn chunk(&mut self, at: u64, size: u64, previous: u64, allocated: bool) {
         let sizes = 0x55 | (size / 0x10) << 16 | (previous / 0x10) << 32 | u64::from(allocated) << 48;
         self.world.put(at, sizes ^ at ^ HEAP_KEY, 8);
     }
 
-    /// Fills a VS subsegment; the last chunk is free.
-    fn vs(&mut self, heap: u64, node: u64, pool: PoolKind, at: u64, length: u64, pieces: &[Piece]) {
-        self.world.write(at, &vec![0; length as usize]);
-        let size = length / 0x10;
+    /// The header of a VS subsegment whose chunks end `length` bytes behind its start.
+    pub(crate) fn vs_header(&mut self, at: u64, length: u64) {
+        // Without what lies before the first chunk (measured: 0xffd for 0x10000 bytes).
+        let size = (length - 0x30) / 0x10;
         self.world.put(at + 0x20, size, 2);
-        self.world.put(at + 0x22, (size ^ 0x2bed) & 0x7fff, 2);
-        let vs = places(self.world.version.build).vs;
+        let signature = if self.newer { 0x24 } else { 0x22 };
+        self.world.put(at + signature, (size ^ 0x2bed) & 0x7fff, 2);
+    }
+
+    /// Fills a VS subsegment; the last chunk is free.
+    pub(crate) fn vs(&mut self, heap: u64, node: u64, pool: PoolKind, at: u64, length: u64, pieces: &[Piece]) {
+        self.world.write(at, &vec![0; length as usize]);
+        self.vs_header(at, length);
         let end = at + length;
         let mut chunk = at + 0x30;
         let mut previous = 0;
@@ -271,8 +346,9 @@ impl Heap {
             let (place, bytes) = match piece.fate {
                 // A page-aligned block behind a header that ends a page.
                 Fate::Large => (header.next_multiple_of(0x1000), piece.units * 0x10),
+                // No block crosses a page. One of so few bytes would leave its chunk as full at the old place.
                 _ if header % 0x1000 + piece.units * 0x10 > 0x1000 => {
-                    (header.next_multiple_of(0x1000), piece.units * 0x10)
+                    (header.next_multiple_of(0x1000), piece.units.max(5) * 0x10)
                 }
                 _ => (header, piece.units * 0x10),
             };
@@ -299,7 +375,7 @@ impl Heap {
                 Fate::Allocated => BlockState::Allocated,
                 Fate::Lookaside | Fate::DelayFree => BlockState::Cached,
             };
-            self.pool_header(place, piece.units, piece.tag, pool);
+            self.pool_header(place, bytes / 0x10, piece.tag, pool);
             match piece.fate {
                 Fate::Lookaside => {
                     let bucket = piece.units % 64;
@@ -307,7 +383,8 @@ impl Heap {
                     self.push_list(lookaside + 0x40 + bucket * 0x40, place + 0x10);
                 }
                 Fate::DelayFree => {
-                    self.push_list(heap + vs + 0x40, chunk + 0x10);
+                    let head = self.delay_free(heap, piece.units);
+                    self.push_list(head, chunk + 0x10);
                     if place == header {
                         // The link takes the pool header's place.
                         chunk = next;
@@ -322,19 +399,20 @@ impl Heap {
         self.chunk(chunk, end - chunk, previous, false);
     }
 
-    fn lfh(&mut self, pool: PoolKind, at: u64, length: u64, units: u64, pieces: &[Piece]) {
+    pub(crate) fn lfh(&mut self, pool: PoolKind, at: u64, length: u64, units: u64, pieces: &[Piece]) {
         self.world.write(at, &vec![0; length as usize]);
         let size = units * 0x10;
         let first = 0x100;
-        let count = (length - first) / size;
-        self.world.put(at + 0x22, count, 2);
-        let offsets = size as u32 | (first as u32) << 16;
-        self.world.put(at + 0x28, (offsets ^ LFH_KEY as u32 ^ (at as u32 >> 12)).into(), 4);
-        for (index, piece) in (0..count).zip(pieces.iter().cycle()) {
+        let slots = (length - first) / size;
+        self.lfh_offsets(at, size, first);
+        let mut free = 0;
+        let mut withheld = 0;
+        for (index, piece) in (0..slots).zip(pieces.iter().cycle()) {
             let block = at + first + index * size;
             if block % 0x1000 + size > 0x1000 {
                 // Marked as in use so that nobody gets it.
                 self.set_bit(at, index);
+                withheld += 1;
                 continue;
             }
             let units = 1 + piece.units % units;
@@ -343,19 +421,40 @@ impl Heap {
             if allocated {
                 self.set_bit(at, index);
             }
+            free += u64::from(!allocated);
             let state = if allocated { BlockState::Allocated } else { BlockState::Free };
             self.push(block, units * 0x10, piece.tag, pool, state, BlockKind::Lfh);
         }
+        self.lfh_counts(at, slots - withheld, free, withheld);
+        if self.newer {
+            // What is left of the last word (measured).
+            (slots..slots.next_multiple_of(64)).for_each(|index| self.set_bit(at, index));
+        }
     }
 
-    fn set_bit(&mut self, subsegment: u64, index: u64) {
-        let at = subsegment + 0x30 + index / 4;
+    pub(crate) fn lfh_counts(&mut self, at: u64, count: u64, free: u64, withheld: u64) {
+        self.world.put(at + 0x20, free, 2);
+        self.world.put(at + 0x22, count, 2);
+        self.world.put(at + if self.newer { 0x25 } else { 0x27 }, withheld, 1);
+    }
+
+    pub(crate) fn lfh_offsets(&mut self, at: u64, size: u64, first: u64) {
+        let offsets = size as u32 | (first as u32) << 16;
+        let shifted = if self.newer { (at >> 12) as u32 } else { at as u32 >> 12 };
+        self.world.put(at + 0x28, (offsets ^ LFH_KEY as u32 ^ shifted).into(), 4);
+    }
+
+    pub(crate) fn set_bit(&mut self, subsegment: u64, index: u64) {
+        let (at, bit) = match self.newer {
+            true => (subsegment + 0x40 + index / 8, index % 8),
+            false => (subsegment + 0x30 + index / 4, index % 4 * 2),
+        };
         let mut byte = [0];
         nt_memory::Memory::read(&self.world, at, &mut byte).unwrap();
-        self.world.write(at, &[byte[0] | 1 << (index % 4 * 2)]);
+        self.world.write(at, &[byte[0] | 1 << bit]);
     }
 
-    fn special(&mut self, page: u64, size: u64, tag: [u8; 4], pool: PoolKind) {
+    pub(crate) fn special(&mut self, page: u64, size: u64, tag: [u8; 4], pool: PoolKind) {
         let data = (0x1000 - size) & !0xf;
         self.world.write(page, &[0x5b; 0x1000]);
         self.world.put(page, size | 0x5b_0000, 4);
@@ -375,7 +474,7 @@ impl Heap {
         });
     }
 
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         let large = std::mem::take(&mut self.large);
         crate::big_pages::table_of(&mut self.world, &large);
         self.blocks.sort_by_key(|block| block.header);
@@ -383,7 +482,7 @@ impl Heap {
 }
 
 /// Two nodes, two sizes of segment, every kind of range.
-fn ordinary(version: Version, pieces: &[Piece]) -> Heap {
+pub(crate) fn ordinary(version: Version, pieces: &[Piece]) -> Heap {
     let mut heap = Heap::new(version);
     for (node, slot, pool) in [
         (0, 0, PoolKind::NonPaged),
@@ -394,7 +493,8 @@ fn ordinary(version: Version, pieces: &[Piece]) -> Heap {
         let pointer = heap.node(node) + slot * 8;
         let address = heap.heap(pointer);
         let segment = heap.segment(address, false);
-        let at = heap.range(segment, 2, 16, 0xf, 12);
+        // One unit more than the subsegment has.
+        let at = heap.range(segment, 2, 17, 0xf, 12);
         heap.vs(address, node, pool, at, 0x1_0000, pieces);
         let at = heap.range(segment, 20, 4, 0xb, 12);
         heap.lfh(pool, at, 0x4000, 0x12, pieces);
@@ -402,7 +502,7 @@ fn ordinary(version: Version, pieces: &[Piece]) -> Heap {
         heap.large.push((at, 0x8000, 0x200));
         heap.world.write(at, &[0x41; 0x8000]);
         let segment = heap.segment(address, true);
-        let at = heap.range(segment, 2, 2, 0xf, 16);
+        let at = heap.range(segment, 2, 3, 0xf, 16);
         heap.vs(address, node, pool, at, 0x2_0000, pieces);
     }
     let special = heap.state + places(version.build).special;
@@ -416,12 +516,12 @@ fn ordinary(version: Version, pieces: &[Piece]) -> Heap {
     heap
 }
 
-fn plain(units: u64) -> Piece {
+pub(crate) fn plain(units: u64) -> Piece {
     Piece { units, tag: *b"Leak", fate: Fate::Allocated }
 }
 
 /// Without what a list's link made of the header of a freed block.
-fn with_headers(blocks: &[SmallBlock]) -> Vec<SmallBlock> {
+pub(crate) fn with_headers(blocks: &[SmallBlock]) -> Vec<SmallBlock> {
     let header = |block: &&SmallBlock| {
         block.state != BlockState::Cached || [*b"Leak", *b"Proc", *b"MmSt"].contains(&block.tag.0)
     };
@@ -429,7 +529,7 @@ fn with_headers(blocks: &[SmallBlock]) -> Vec<SmallBlock> {
 }
 
 /// Shows what differs, not thousands of blocks that do not.
-fn same(found: &[SmallBlock], expected: &[SmallBlock]) -> Result<(), String> {
+pub(crate) fn same(found: &[SmallBlock], expected: &[SmallBlock]) -> Result<(), String> {
     let missing: Vec<_> = expected.iter().filter(|block| !found.contains(block)).take(4).collect();
     let extra: Vec<_> = found.iter().filter(|block| !expected.contains(block)).take(4).collect();
     match found == expected {
@@ -602,7 +702,7 @@ fn unreadable_and_foreign_parts_are_named() {
     let mut newest = 0;
     for _ in 0..3 {
         newest = heap.segment(address, false);
-        let at = heap.range(newest, 2, 16, 0xf, 12);
+        let at = heap.range(newest, 2, 17, 0xf, 12);
         heap.vs(address, 0, PoolKind::NonPaged, at, 0x1_0000, &pieces);
     }
     heap.finish();

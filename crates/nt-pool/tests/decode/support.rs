@@ -38,6 +38,10 @@ pub(crate) const WIN10_1903: Version = version(8, 18362);
 pub(crate) const WIN10_2004_X86: Version = version(4, 19041);
 pub(crate) const SERVER_2022: Version = version(8, 20348);
 pub(crate) const WIN11_21H2: Version = version(8, 22000);
+pub(crate) const WIN11_23H2: Version = version(8, 22631);
+pub(crate) const WIN11_24H2: Version = version(8, 26100);
+/// The kernel whose layouts the facts call "later".
+pub(crate) const LATER: Version = version(8, 29671);
 pub(crate) const ALL: [Version; 7] =
     [VISTA_X86, WIN7_X64, WIN10_1607, WIN10_1903, WIN10_2004_X86, SERVER_2022, WIN11_21H2];
 
@@ -223,6 +227,11 @@ impl World {
         self.pages.remove(&(address & !0xfff));
     }
 
+    /// The pages that are there.
+    pub(crate) fn mapped(&self) -> Vec<u64> {
+        self.pages.keys().copied().collect()
+    }
+
     pub(crate) fn layout(&mut self, name: &str, size: u64, fields: &[Field]) {
         self.symbols.layouts.insert(name.into(), Arc::new(Layout { name: name.into(), size, fields: fields.to_vec() }));
     }
@@ -372,4 +381,36 @@ pub(crate) fn pool_header(world: &mut World) {
             field("ProcessBilled", 8, 8),
         ],
     );
+}
+
+/// `_GENERAL_LOOKASIDE_POOL` and `_GENERAL_LOOKASIDE`, of which the first has no room for a list of lists; returns the
+/// size of the first.
+pub(crate) fn lookaside_types(world: &mut World) -> u64 {
+    let (pool, general) = if world.version.pointer == 4 { (0x48, 0x80) } else { (0x60, 0x80) };
+    let head = if world.version.pointer == 4 { 8 } else { 0x10 };
+    for (name, size) in [("_GENERAL_LOOKASIDE_POOL", pool), ("_GENERAL_LOOKASIDE", general)] {
+        let counters = ["TotalAllocates", "AllocateMisses", "TotalFrees", "FreeMisses"];
+        let mut fields = vec![
+            field("ListHead", 0, head),
+            number("Depth", head, 2),
+            number("MaximumDepth", head + 2, 2),
+            number("Type", head + 0x14, 4),
+            number("Tag", head + 0x18, 4),
+            number("Size", head + 0x1c, 4),
+        ];
+        fields.extend(counters.iter().zip(1..).map(|(name, n)| number(name, head + 4 * n, 4)));
+        world.layout(name, size, &fields);
+    }
+    pool
+}
+
+/// A list at `at` of blocks of `size` bytes, of which these wait.
+pub(crate) fn put_lookaside(world: &mut World, at: u64, size: u64, waiting: &[u64]) {
+    let width = world.version.pointer;
+    let (depth, first, head) = if width == 4 { (4, 0, 8) } else { (0, 8, 0x10) };
+    world.put(at + depth, waiting.len() as u64, 2);
+    world.put(at + first, waiting.first().copied().unwrap_or(0), width);
+    world.put(at + head, 4, 2);
+    world.put(at + head + 2, 0x100, 2);
+    world.put(at + head + 0x1c, size, 4);
 }
