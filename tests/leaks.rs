@@ -199,7 +199,7 @@ fn a_watch_confirms_a_leak() {
     assert_eq!(result["target"], "running");
     assert!(result["bytes_per_minute"].as_f64().is_some_and(|rate| rate > 1e8));
     let text = live.text("!leak watch Leak -every 200ms -until-confirmed -times 20");
-    assert!(text.contains("Leak: confirmed leak\n"), "{text}");
+    assert!(text.contains("myfault.sys+0x11f6 leaks ") && text.contains(", confirmed by "), "{text}");
 
     // Ctrl+C ends it with the target running, and what was seen is shown.
     let interrupt = live.interrupt.clone();

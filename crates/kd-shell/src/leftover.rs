@@ -29,7 +29,7 @@ const PREFIX: &str = "changed-";
 /// Machines are restarted now and then, and nothing is left of a change.
 const FORGOTTEN: Duration = Duration::from_secs(60 * 24 * 3600);
 
-/// Where notes are kept: `KDPOOL_STATE`, else where this system keeps the state of programs.
+/// Where notes and marks are kept: `KDPOOL_STATE`, else where this system keeps the state of programs.
 pub fn state_folder() -> Option<PathBuf> {
     let of = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     of("KDPOOL_STATE")

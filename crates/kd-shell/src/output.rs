@@ -27,6 +27,12 @@ pub trait Output {
     fn redraw(&mut self, _table: &str, line: &str) {
         self.write(line);
     }
+    /// The answer in one sentence, before all that explains it.
+    fn headline(&mut self, text: &str, _mood: Mood) {
+        self.write(text);
+    }
+    /// Takes the table that was drawn last from the screen, where there is one.
+    fn erase(&mut self) {}
     /// Asks whoever sits at the terminal; `None` when nobody does.
     fn ask(&mut self, _question: &str) -> Option<bool> {
         None
@@ -39,6 +45,14 @@ pub trait Output {
     fn is_interactive(&self) -> bool {
         false
     }
+}
+
+/// What a headline means to who reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    Good,
+    Doubtful,
+    Bad,
 }
 
 /// A cost as it is written.

@@ -100,8 +100,21 @@ pub struct Session {
     pub(crate) kept_log: KeptLog,
     /// Snapshots of `!leak`, by name.
     pub(crate) leaks: Marks,
-    /// `!leak watch -fail-on` came true.
-    pub leak_found: bool,
+    /// How the last `!leak watch` ended.
+    pub hunt_end: HuntEnd,
+}
+
+/// How a hunt ended, for the exit status of the program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HuntEnd {
+    #[default]
+    Done,
+    /// `-fail-on` came true.
+    Found,
+    /// Nothing was ever allocated with the tag.
+    NoSuchTag,
+    /// By Ctrl+C.
+    Interrupted,
 }
 
 impl Session {
@@ -132,7 +145,7 @@ impl Session {
             last_command: LastCommand::default(),
             kept_log: KeptLog::default(),
             leaks: Marks::default(),
-            leak_found: false,
+            hunt_end: HuntEnd::Done,
         }
     }
 }

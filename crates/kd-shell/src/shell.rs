@@ -19,7 +19,7 @@ use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::line::{Command, Statement, split, statements};
 use crate::kernel::Kernel;
-use crate::output::{Output, difference, show};
+use crate::output::{Mood, Output, difference, show};
 use crate::session::{Context, Debuggee, Format, LastCommand, Session};
 use crate::symbols::short_name;
 use crate::text::{tick, visible_name};
@@ -312,17 +312,47 @@ impl Shell {
         if command.word != ".stats" {
             self.session.last_command = LastCommand { command: command.text.into(), cost };
         }
-        let failure = show(command.text, reply, cost, self.format, out);
+        // Extensions see to their arguments themselves: kd runs what follows them.
+        let ends_line = !command.is_extension() || self.commands.find(&command.word).is_none();
+        self.finish((command.text, ends_line), reply, cost, next, out)
+    }
+
+    /// Runs what a program asks for, as if `text` had been typed.
+    pub(crate) fn perform(
+        &mut self,
+        text: &str,
+        run: impl FnOnce(&mut Drive<'_>) -> Result<Reply, CommandError>,
+        out: &mut dyn Output,
+    ) -> Outcome {
+        self.interrupt.take();
+        self.cancelled = false;
+        let log = self.session.log.clone();
+        let out = &mut Tee { out, log: &log };
+        self.notice_stop(out);
+        let before = self.cost();
+        self.session.symbols.source().monitor().begin();
+        let reply = run(&mut Drive { shell: self, out: &mut *out, word: "", arguments: "" });
+        let cost = difference(before, self.cost());
+        self.finish((text, false), reply, cost, Next::Continue, out)
+    }
+
+    /// Shows what a command came to. The command as it was typed, and whether what
+    /// follows it is not run when it is refused.
+    fn finish(
+        &mut self,
+        (text, ends_line): (&str, bool),
+        reply: Result<Reply, CommandError>,
+        cost: Cost,
+        mut next: Next,
+        out: &mut dyn Output,
+    ) -> Outcome {
+        let failure = show(text, reply, cost, self.format, out);
         match &failure {
             Some(CommandError::Fault(Fault::Lost(_))) => next = Next::Lost,
             Some(CommandError::Fault(Fault::Cancelled)) => self.cancelled = true,
             // An expression wraps the interruption in its own words.
             Some(_) if self.session.symbols.source().monitor().was_interrupted() => self.cancelled = true,
-            // Extensions see to their arguments themselves: kd runs what follows them.
-            Some(error) => {
-                self.refused |=
-                    error.is_refusal() && (!command.is_extension() || self.commands.find(&command.word).is_none())
-            }
+            Some(error) => self.refused |= error.is_refusal() && ends_line,
             None => {}
         }
         if let Some(ended) = self.take_end() {
@@ -629,6 +659,15 @@ impl Output for Tee<'_> {
     fn redraw(&mut self, table: &str, line: &str) {
         self.log.write(line);
         self.out.redraw(table, line);
+    }
+
+    fn headline(&mut self, text: &str, mood: Mood) {
+        self.log.write(text);
+        self.out.headline(text, mood);
+    }
+
+    fn erase(&mut self) {
+        self.out.erase();
     }
 
     fn ask(&mut self, question: &str) -> Option<bool> {

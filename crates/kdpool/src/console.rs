@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anstyle::{AnsiColor, Style};
 use console::{Term, truncate_str};
-use kd_shell::Output;
 use kd_shell::text::visible_name;
+use kd_shell::{Mood, Output};
 use rustyline::ExternalPrinter;
 
 use crate::{progress, terminal};
 
 const ERROR: Style = AnsiColor::Red.on_default();
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const DOUBTFUL: Style = AnsiColor::Yellow.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
 
 /// One line about what went wrong, in colour where people look.
 pub(crate) fn complain(line: &str) {
@@ -94,6 +97,26 @@ impl Output for Console {
         let _ = progress::aside(|| terminal.clear_last_lines(self.table));
         self.write(&(lines.join("\n") + "\n"));
         self.table = lines.len();
+    }
+
+    fn headline(&mut self, text: &str, mood: Mood) {
+        self.table = 0;
+        let style = match mood {
+            Mood::Good => GOOD,
+            Mood::Doubtful => DOUBTFUL,
+            Mood::Bad => BAD,
+        };
+        let text = text.trim_end();
+        let mut out = anstream::stdout().lock();
+        if writeln!(out, "{style}{text}{style:#}").and_then(|()| out.flush()).is_err() {
+            self.closed = true;
+        }
+    }
+
+    fn erase(&mut self) {
+        // A terminal that went away shows at the next write.
+        let _ = Term::stdout().clear_last_lines(self.table);
+        self.table = 0;
     }
 
     fn ask(&mut self, question: &str) -> Option<bool> {

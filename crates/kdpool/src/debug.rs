@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kd_link::{BoxFuture, Capture, Frame, KdSpec, Link, OpenError, Trace};
-use kd_shell::{Format, Log, PoolTags, Session, Shell, Symbols, banner, event_text};
+use kd_shell::{Format, Log, PoolTags, Session, Shell, Symbols, banner, event_text, leak};
 use kd_target::{Event, Halted, Interrupt, Running, Target, TargetError};
 use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
 use nt_memory::Fault;
@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) capture: Option<PathBuf>,
     pub(crate) session: SessionArgs,
+    /// What is done instead of a prompt.
+    pub(crate) task: Option<Task>,
     /// Shown before the first prompt at a terminal.
     pub(crate) hint: &'static str,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Commands were given, so that nobody need type any.
     pub(crate) fn is_scripted(&self) -> bool {
-        !self.session.commands.is_empty() || self.session.script.is_some()
+        !self.session.commands.is_empty() || self.session.script.is_some() || self.task.is_some()
     }
 
     /// A program reads standard output: what is no answer goes to standard error. A tool that types commands into a pipe
@@ -47,6 +49,13 @@ impl Plan {
     pub(crate) fn is_aside(&self) -> bool {
         self.session.format == options::Format::Json || self.is_scripted() && !is_interactive()
     }
+}
+
+/// What a subcommand of the program does on its target: an order for `!leak`.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) sub: leak::Sub,
+    pub(crate) asked: leak::Arguments,
 }
 
 /// How long a script waits for its target when nobody says how long.
@@ -74,6 +83,7 @@ pub(crate) fn run(arguments: DebugArgs) -> Result<ExitCode> {
         connect_timeout: arguments.connect_timeout.map(Duration::from_secs),
         capture: arguments.capture,
         session: arguments.session,
+        task: arguments.task,
         hint: "",
     })
 }
@@ -191,13 +201,13 @@ impl Opened {
     }
 }
 
-/// Runs one line that needs no target.
-pub(crate) fn without_target(line: &str, path: Option<&str>, format: options::Format) -> Result<ExitCode> {
+/// Does what needs no target.
+pub(crate) fn without_target(task: &Task, path: Option<&str>, format: options::Format) -> Result<ExitCode> {
     let source = inputs::symbols(path);
     let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
     let format = if format == options::Format::Json { Format::Json } else { Format::Kd };
     let mut shell = Shell::new(session, format, Interrupt::default());
-    let outcome = shell.execute(line, &mut Console::default());
+    let outcome = leak::order(&mut shell, task.sub, &task.asked, &mut Console::default());
     Ok(if outcome.failed { ExitCode::from(COMMAND_FAILED) } else { ExitCode::SUCCESS })
 }
 

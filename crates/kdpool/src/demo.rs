@@ -77,6 +77,7 @@ pub(crate) fn run(arguments: DemoArgs) -> Result<ExitCode> {
         connect_timeout: None,
         capture: arguments.capture,
         session,
+        task: None,
         hint: "This is a fake Windows 7 with a leak. Try:  !poolused 4   !poolfind Leak   \
                !verifier 0x80 fffff8a005800000   .help   q\n",
     })

@@ -1,254 +1,155 @@
-//! `kdpool leak`: the whole hunt without a prompt.
+//! `kdpool leak` and `kdpool report`: the hunt without a prompt.
+//!
+//! Their options are those of `!leak`, declared once in the shell: here they become a command line's.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use kd_shell::leak::{Arguments, Given, OPTIONS, Sub};
 
-use crate::debug;
+use crate::debug::{self, Task};
 use crate::options::{self, DebugArgs};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FailOn {
-    /// The pool grows again and again, and what was allocated stays
-    Confirmed,
-    /// The pool grew
-    Growing,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Pool {
-    Nonpaged,
-    Paged,
-}
-
-/// What is written beside the screen.
-#[derive(Debug, Args)]
-pub(crate) struct Files {
-    /// Write a page with everything, which opens without a network
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-    /// Write the result as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a flame graph by bytes
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// Write a flame graph by number of blocks
-    #[arg(long, value_name = "FILE")]
-    svg_count: Option<PathBuf>,
-    /// Write a flame graph of what grew and what shrank
-    #[arg(long, value_name = "FILE")]
-    svg_diff: Option<PathBuf>,
-    /// Write folded stacks by bytes
-    #[arg(long, value_name = "FILE")]
-    folded: Option<PathBuf>,
-    /// Write folded stacks by number of blocks
-    #[arg(long, value_name = "FILE")]
-    folded_count: Option<PathBuf>,
-    /// Write folded stacks of what grew and what shrank
-    #[arg(long, value_name = "FILE")]
-    folded_diff: Option<PathBuf>,
-}
-
-impl Files {
-    /// The shell's options for them.
-    fn options(&self) -> Result<String, String> {
-        let mut options = String::new();
-        for (option, file) in [
-            ("-html", &self.html),
-            ("-json", &self.json),
-            ("-svg", &self.svg),
-            ("-svg-count", &self.svg_count),
-            ("-svg-diff", &self.svg_diff),
-            ("-folded", &self.folded),
-            ("-folded-count", &self.folded_count),
-            ("-folded-diff", &self.folded_diff),
-        ] {
-            if let Some(file) = file {
-                options.push_str(&format!(" {option} {}", quoted(text(file)?)?));
-            }
-        }
-        Ok(options)
+/// The options of a subcommand of `!leak`.
+fn augment(mut command: Command, sub: Sub) -> Command {
+    for option in OPTIONS.iter().filter(|option| option.of.contains(&sub)) {
+        let Some(name) = option.program else { continue };
+        let arg = Arg::new(name).long(name).help(option.help);
+        command = command.arg(match option.value {
+            Some(value) => arg.value_name(value).action(ArgAction::Append).allow_hyphen_values(true),
+            None => arg.action(ArgAction::SetTrue),
+        });
     }
+    command
 }
 
-fn text(path: &Path) -> Result<&str, String> {
-    path.to_str().ok_or_else(|| "a file name is not UTF-8".into())
+/// What was given of them.
+fn asked(matches: &ArgMatches, sub: Sub, words: Vec<String>) -> Result<Arguments, clap::Error> {
+    let mut given: Vec<Given<'_>> = Vec::new();
+    for option in OPTIONS.iter().filter(|option| option.of.contains(&sub)) {
+        let Some(name) = option.program else { continue };
+        match option.value {
+            Some(_) => {
+                let values = matches.get_many::<String>(name).into_iter().flatten();
+                given.extend(values.map(|value| (option, Some(value.as_str()))));
+            }
+            None if matches.get_flag(name) => given.push((option, None)),
+            None => {}
+        }
+    }
+    Arguments::new(sub, words, &given).map_err(|why| clap::Error::raw(ErrorKind::ValueValidation, format!("{why}\n")))
 }
 
-/// Watch a tag and say whether it leaks, and who.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Example:
-  kdpool leak --tag Leak --every 30s --times 5 --fail-on confirmed -k net:port=50000,key=@key.txt -y 'srv*'
-
-Exit status: as of kdpool, and 5 when --fail-on came true. The target runs between the stops and afterwards.")]
+/// `kdpool leak`
+#[derive(Debug)]
 pub(crate) struct LeakArgs {
-    /// Pool tag, four characters
-    #[arg(long, value_name = "TAG")]
-    tag: String,
-    /// Only this pool
-    #[arg(long, value_enum)]
-    pool: Option<Pool>,
-    /// Time between two stops (30s, 500ms, 2m)
-    #[arg(long, value_name = "TIME", default_value = "30s")]
-    every: String,
-    /// Number of checks [default: 5, unless --for or --until-confirmed ends the watch]
-    #[arg(long, value_name = "N")]
-    times: Option<u32>,
-    /// End after this time
-    #[arg(long = "for", value_name = "TIME")]
-    run_for: Option<String>,
-    /// A leak is confirmed only by blocks that are this old
-    #[arg(long, value_name = "TIME")]
-    min_age: Option<String>,
-    /// End as soon as a leak is confirmed
-    #[arg(long)]
-    until_confirmed: bool,
-    /// Exit with status 5 when this is the outcome (or worse)
-    #[arg(long, value_enum)]
-    fail_on: Option<FailOn>,
-    /// Leave out leading frames of this kind, module!pattern; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    skip: Vec<String>,
-    /// Write the mark, for `kdpool report` or a later check
-    #[arg(long, value_name = "FILE")]
-    mark: Option<PathBuf>,
-    /// List every block, with its verdict and evidence
-    #[arg(long)]
-    blocks: bool,
-    #[command(flatten)]
-    files: Files,
-    /// Add the mark and every check to a directory of Parquet files, partitioned by machine and date
-    #[arg(long, value_name = "DIR")]
-    parquet: Option<PathBuf>,
-    /// The machine's name in those files
-    #[arg(long, value_name = "NAME", requires = "parquet")]
-    machine: Option<String>,
-    #[command(flatten)]
+    asked: Arguments,
     debug: DebugArgs,
 }
 
-const TIMES: u32 = 5;
+const LEAK_HELP: &str = "\
+Examples:
+  kdpool leak -k net:port=50000,key=@key.txt -y 'srv*'
+  kdpool leak --tag Leak --every 30s --times 5 --fail-on confirmed -k net:port=50000,key=@key.txt -y 'srv*'
+
+Exit status: as of kdpool; 5 when --fail-on came true, 6 when nothing was ever allocated with the tag, 130 after Ctrl+C
+(docs/exit-status.md). The target runs between the stops and afterwards.";
+
+impl Args for LeakArgs {
+    fn augment_args(command: Command) -> Command {
+        DebugArgs::augment_args(augment(command, Sub::Watch)).after_help(LEAK_HELP)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for LeakArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let debug = DebugArgs::from_arg_matches(matches)?;
+        Ok(LeakArgs { asked: asked(matches, Sub::Watch, Vec::new())?, debug })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
 
 pub(crate) fn run(arguments: LeakArgs) -> Result<ExitCode> {
-    let line = match line(&arguments) {
-        Ok(line) => line,
-        Err(why) => return Ok(debug::usage(&why)),
-    };
-    if let Err(why) = kd_shell::refuse_watch(&line) {
-        return Ok(debug::usage(&why.to_string()));
-    }
-    let line = format!("!leak watch {line}");
-    let mut debug = arguments.debug;
+    let LeakArgs { asked, mut debug } = arguments;
     debug.bonc = true;
-    debug.session.commands.push(line);
-    debug.session.commands.push("q".into());
     debug.brief = true;
+    debug.task = Some(Task { sub: Sub::Watch, asked });
     debug::run(debug)
 }
 
-/// Read a mark or a report without its target.
+/// What `kdpool report` has beside the options of `!leak report`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Example:
-  kdpool report leak.json -y 'srv*' --html leak.html
-  kdpool report monday.leak.json friday.leak.json -y 'srv*'")]
-pub(crate) struct ReportArgs {
-    /// A mark's file, a report's (--json, or what --format json printed), or two marks of one machine to compare
+struct Offline {
+    /// A mark's file or name, a report's file (--json, or what --format json printed), or two marks of one machine
     #[arg(value_name = "FILE", num_args = 1..=2, required = true)]
     input: Vec<PathBuf>,
     /// Symbol path; else _NT_SYMBOL_PATH
     #[arg(short = 'y', value_name = "PATH")]
     symbol_path: Option<String>,
-    /// Decimal numbers
-    #[arg(short = 'd', long)]
-    decimal: bool,
-    /// Leave out leading frames of this kind, module!pattern; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    skip: Vec<String>,
-    #[command(flatten)]
-    files: Files,
+    /// As --blocks
+    #[arg(short = 'v')]
+    verbose: bool,
+    /// As --decimal
+    #[arg(short = 'd')]
+    short_decimal: bool,
     /// Output format
     #[arg(long, value_enum, default_value_t = options::Format::Kd)]
     format: options::Format,
 }
 
-pub(crate) fn report(arguments: ReportArgs) -> Result<ExitCode> {
-    let line = || -> Result<String, String> {
-        let mut line = String::from("!leak report");
-        for file in &arguments.input {
-            line.push_str(&format!(" {}", quoted(text(file)?)?));
-        }
-        for pattern in &arguments.skip {
-            line.push_str(&format!(" -skip {}", quoted(pattern)?));
-        }
-        if arguments.decimal {
-            line.push_str(" -d");
-        }
-        Ok(line + &arguments.files.options()?)
-    };
-    match line() {
-        Ok(line) => debug::without_target(&line, arguments.symbol_path.as_deref(), arguments.format),
-        Err(why) => Ok(debug::usage(&why)),
+/// `kdpool report`
+#[derive(Debug)]
+pub(crate) struct ReportArgs {
+    asked: Arguments,
+    offline: Offline,
+}
+
+const REPORT_HELP: &str = "\
+Examples:
+  kdpool report leak.json -y 'srv*' --html leak.html
+  kdpool report monday.leak.json friday.leak.json -y 'srv*'";
+
+impl Args for ReportArgs {
+    fn augment_args(command: Command) -> Command {
+        augment(Offline::augment_args(command), Sub::Report).after_help(REPORT_HELP)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
     }
 }
 
-/// What the shell's `!leak watch` is told.
-fn line(arguments: &LeakArgs) -> Result<String, String> {
-    let mut line = quoted(&arguments.tag)?;
-    let mut add = |option: &str, value: &str| -> Result<(), String> {
-        line.push_str(&format!(" {option} {}", quoted(value)?));
+impl FromArgMatches for ReportArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let offline = Offline::from_arg_matches(matches)?;
+        let words = offline.input.iter().map(|file| match file.to_str() {
+            Some(file) => Ok(file.to_owned()),
+            None => Err(clap::Error::raw(ErrorKind::ValueValidation, "a file name is not UTF-8\n")),
+        });
+        let words = words.collect::<Result<_, _>>()?;
+        let mut asked = asked(matches, Sub::Report, words)?;
+        asked.show_more(offline.verbose, offline.short_decimal);
+        Ok(ReportArgs { asked, offline })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
         Ok(())
-    };
-    add("-every", &arguments.every)?;
-    for (option, value) in [("-for", &arguments.run_for), ("-min-age", &arguments.min_age)] {
-        if let Some(value) = value {
-            add(option, value)?;
-        }
     }
-    let ends = arguments.run_for.is_some() || arguments.until_confirmed;
-    if let Some(times) = arguments.times.or((!ends).then_some(TIMES)) {
-        add("-times", &times.to_string())?;
-    }
-    for pattern in &arguments.skip {
-        add("-skip", pattern)?;
-    }
-    if let Some(file) = &arguments.mark {
-        add("-file", text(file)?)?;
-    }
-    if let Some(directory) = &arguments.parquet {
-        add("-parquet", text(directory)?)?;
-    }
-    if let Some(machine) = &arguments.machine {
-        add("-machine", machine)?;
-    }
-    match arguments.fail_on {
-        Some(FailOn::Confirmed) => add("-fail-on", "confirmed")?,
-        Some(FailOn::Growing) => add("-fail-on", "growing")?,
-        None => {}
-    }
-    match arguments.pool {
-        Some(Pool::Nonpaged) => line.push_str(" -nonpaged"),
-        Some(Pool::Paged) => line.push_str(" -paged"),
-        None => {}
-    }
-    if arguments.blocks {
-        line.push_str(" -v");
-    }
-    if arguments.until_confirmed {
-        line.push_str(" -until-confirmed");
-    }
-    line.push_str(&arguments.files.options()?);
-    Ok(line)
 }
 
-/// One word for the shell, whatever it holds.
-fn quoted(text: &str) -> Result<String, String> {
-    match text.contains(['"', '\n']) {
-        true => Err(format!("'{}' has a quotation mark or a line end", text.escape_debug())),
-        false => Ok(format!("\"{text}\"")),
-    }
+pub(crate) fn report(arguments: ReportArgs) -> Result<ExitCode> {
+    let ReportArgs { asked, offline } = arguments;
+    debug::without_target(&Task { sub: Sub::Report, asked }, offline.symbol_path.as_deref(), offline.format)
 }

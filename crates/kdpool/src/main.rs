@@ -34,6 +34,10 @@ pub(crate) const NO_CONNECTION: u8 = 3;
 pub(crate) const CONNECTION_LOST: u8 = 4;
 /// What `kdpool leak --fail-on` waits for.
 pub(crate) const LEAK_FOUND: u8 = 5;
+/// `kdpool leak`: nothing was ever allocated with the tag.
+pub(crate) const NO_SUCH_TAG: u8 = 6;
+/// As a shell tells of a program that ended by Ctrl+C.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let arguments = match spelling::from_kd(std::env::args_os()) {

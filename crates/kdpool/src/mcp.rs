@@ -84,6 +84,7 @@ pub(crate) fn run(arguments: McpArgs) -> Result<ExitCode> {
             yes: true,
             ..SessionArgs::default()
         },
+        task: None,
         hint: "",
     };
     debug::start_tracing(&plan.session)?;

@@ -98,6 +98,9 @@ pub(crate) struct DebugArgs {
     /// One line says what was attached to, instead of kd's banner
     #[arg(skip)]
     pub(crate) brief: bool,
+    /// What is done instead of a prompt
+    #[arg(skip)]
+    pub(crate) task: Option<crate::debug::Task>,
 }
 
 /// What to do once attached.

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use kd_shell::{Format, Next, Outcome, Shell};
+use kd_shell::{Format, HuntEnd, Next, Outcome, Shell, leak};
 use kd_target::{Leave, TargetError};
 use nt_memory::Fault;
 
 use crate::console::{Announcer, Console, complain, remark};
-use crate::debug::Plan;
+use crate::debug::{Plan, Task};
 use crate::progress::Watch;
-use crate::{COMMAND_FAILED, CONNECTION_LOST, LEAK_FOUND};
+use crate::{COMMAND_FAILED, CONNECTION_LOST, INTERRUPTED, LEAK_FOUND, NO_SUCH_TAG};
 
 pub(crate) struct Work {
     pub(crate) shell: Rc<RefCell<Shell>>,
@@ -24,6 +24,8 @@ pub(crate) struct Work {
     restarted: Arc<AtomicBool>,
     /// A command of a script failed.
     failed: bool,
+    /// The whole session was one task.
+    tasked: bool,
     /// Somebody typed.
     pub(crate) talked: bool,
 }
@@ -40,7 +42,7 @@ pub(crate) enum Wait {
 impl Work {
     pub(crate) fn new(shell: Shell, restarted: Arc<AtomicBool>) -> Work {
         let shell = Rc::new(RefCell::new(shell));
-        Work { shell, console: Console::default(), restarted, failed: false, talked: false }
+        Work { shell, console: Console::default(), restarted, failed: false, tasked: false, talked: false }
     }
 
     pub(crate) fn all(&mut self, plan: &Plan, announcer: &Announcer) -> Result<ExitCode> {
@@ -72,7 +74,11 @@ impl Work {
                 next = self.line(line);
             }
         }
-        if next == Next::Continue {
+        if let Some(task) = &plan.task {
+            if next == Next::Continue {
+                next = self.perform(task);
+            }
+        } else if next == Next::Continue {
             next = if io::stdin().is_terminal() && !json {
                 remark(plan.hint, false);
                 self.converse(announcer)?
@@ -105,6 +111,18 @@ impl Work {
         drop(watch);
         // Nobody reads any more: the same as the end of input.
         if self.console.closed { Outcome { next: Next::Quit { halted: false }, ..outcome } } else { outcome }
+    }
+
+    /// The whole of a subcommand. The session ends with it.
+    fn perform(&mut self, task: &Task) -> Next {
+        self.tasked = true;
+        let watch = self.progress();
+        let outcome = leak::order(&mut self.shell.borrow_mut(), task.sub, &task.asked, &mut self.console);
+        drop(watch);
+        match self.scripted(outcome) {
+            Next::Continue => Next::Quit { halted: false },
+            next => next,
+        }
     }
 
     /// Progress, for somebody who looks at it.
@@ -174,9 +192,12 @@ impl Work {
                 remark(parting(leave), false);
             }
         }
+        let hunt = self.shell.borrow().session.hunt_end;
         match next {
             Next::Lost => ExitCode::from(CONNECTION_LOST),
-            _ if self.shell.borrow().session.leak_found => ExitCode::from(LEAK_FOUND),
+            _ if hunt == HuntEnd::Found => ExitCode::from(LEAK_FOUND),
+            _ if hunt == HuntEnd::NoSuchTag && self.tasked => ExitCode::from(NO_SUCH_TAG),
+            _ if hunt == HuntEnd::Interrupted && self.tasked => ExitCode::from(INTERRUPTED),
             _ if self.failed => ExitCode::from(COMMAND_FAILED),
             _ => ExitCode::SUCCESS,
         }

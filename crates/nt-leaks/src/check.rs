@@ -88,16 +88,16 @@ pub struct BlockReport {
     pub listed: bool,
 }
 
-mod tag {
+pub(crate) mod tag {
     use nt_pool::Tag;
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    pub(super) fn serialize<S: Serializer>(tag: &Tag, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(tag: &Tag, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(tag)
     }
 
     /// Bytes that are not printable were written as dots, and stay dots.
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Tag, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Tag, D::Error> {
         let text = String::deserialize(deserializer)?;
         let bytes = text.as_bytes().try_into().map_err(|_| de::Error::custom("a tag has four characters"))?;
         Ok(Tag(bytes))
@@ -174,6 +174,9 @@ pub struct CheckReport {
     #[serde(default)]
     pub tags: Vec<TagBooks>,
     pub log_wrapped: bool,
+    /// The counters could be read, all of them.
+    #[serde(skip)]
+    pub is_counted: bool,
     /// Where the frames lie, to name them without the target.
     #[serde(default)]
     pub modules: Vec<Module>,
@@ -219,6 +222,7 @@ pub fn check(
         mark: mark.name.clone(),
         elapsed_ms: now.times.interrupt.saturating_sub(then.times.interrupt) / 10_000,
         log_wrapped: harvest.is_some_and(Harvest::has_wrapped),
+        is_counted: now.counter_bits.is_some(),
         notes: now.notes.clone(),
         ..CheckReport::default()
     };

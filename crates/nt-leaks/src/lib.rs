@@ -7,6 +7,7 @@
 mod check;
 mod harvest;
 mod hex;
+mod hunt;
 mod identity;
 mod line;
 mod mark;
@@ -16,11 +17,16 @@ mod report;
 mod saved;
 mod snapshot;
 mod stack;
+pub mod survey;
+mod trend;
+pub mod units;
+pub mod watch;
 
 pub use check::{
     BlockReport, CheckReport, Evidence, Group, Growth, Summary, TagBooks, Verdict, check, compare, contents, weigh,
 };
 pub use harvest::{Harvest, Operation, Record};
+pub use hunt::{AtMark, Culprit, Ended, Stop, Surveyed, WatchReport, culprit, room};
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};
 pub use private_file::{create_private_folder, open_private, write_private};

@@ -6,21 +6,22 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::check::CheckReport;
+use crate::hunt::WatchReport;
 use crate::mark::{Mark, MarkError, read};
 use crate::stack::{Frame, Module, PdbName};
 
 pub enum Saved {
     Mark(Box<Mark>),
     Report(Box<CheckReport>),
+    /// What a watch or a hunt came to.
+    Watch(Box<WatchReport>),
 }
 
-/// What `--format json` prints for a command, what `!leak watch` has inside, or nothing of both.
+/// What `--format json` prints for a command has the answer inside.
 #[derive(Deserialize)]
 struct Wrapped<'a> {
     #[serde(borrow)]
     result: Option<&'a RawValue>,
-    #[serde(borrow)]
-    last: Option<&'a RawValue>,
 }
 
 impl Saved {
@@ -34,11 +35,11 @@ impl Saved {
         }
         // One line for each command, or one object on several lines.
         let whole = match report(&text) {
-            Ok(report) => return Ok(Saved::Report(Box::new(report))),
+            Ok(report) => return Ok(report),
             Err(error) => error,
         };
         match text.lines().rev().find_map(|line| report(line).ok()) {
-            Some(report) => Ok(Saved::Report(Box::new(report))),
+            Some(report) => Ok(report),
             None => Err(MarkError::Neither { path: shown, why: whole.to_string() }),
         }
     }
@@ -50,9 +51,15 @@ impl Saved {
                 let modules: Vec<Module> = mark.modules.iter().cloned().collect();
                 rename(mark.snapshot.stacks.frames_mut(), &modules, name)
             }
-            Saved::Report(report) => {
-                let frames = report.stacks.iter_mut().flat_map(|group| &mut group.frames);
-                rename(frames, &report.modules, name)
+            Saved::Report(report) => rename_report(report, name),
+            Saved::Watch(watch) => {
+                let mut renamed = 0;
+                for watch in
+                    std::iter::once(&mut watch.last).chain(watch.others.iter_mut().map(|other| &mut other.last))
+                {
+                    renamed += watch.as_mut().map_or(0, |last| rename_report(last, name));
+                }
+                renamed
             }
         }
     }
@@ -62,17 +69,25 @@ impl Saved {
         match self {
             Saved::Mark(mark) => mark.modules.iter().filter(|module| module.in_stack).collect(),
             Saved::Report(report) => report.modules.iter().collect(),
+            Saved::Watch(watch) => {
+                watch.all().filter_map(|watch| watch.last.as_ref()).flat_map(|last| &last.modules).collect()
+            }
         }
     }
 }
 
-fn report(mut text: &str) -> serde_json::Result<CheckReport> {
-    // What is printed for a watch has the check in `last` in `result`.
-    for _ in 0..2 {
-        let inner = serde_json::from_str::<Wrapped<'_>>(text).ok().and_then(|wrapped| wrapped.last.or(wrapped.result));
-        text = inner.map_or(text, RawValue::get);
+fn report(text: &str) -> serde_json::Result<Saved> {
+    let inner = serde_json::from_str::<Wrapped<'_>>(text).ok().and_then(|wrapped| wrapped.result);
+    let text = inner.map_or(text, RawValue::get);
+    // A check has neither checks nor an outcome.
+    match serde_json::from_str::<WatchReport>(text) {
+        Ok(watch) => Ok(Saved::Watch(Box::new(watch))),
+        Err(_) => Ok(Saved::Report(Box::new(serde_json::from_str(text)?))),
     }
-    serde_json::from_str(text)
+}
+
+fn rename_report(report: &mut CheckReport, name: &mut dyn FnMut(&PdbName, u32) -> Option<String>) -> usize {
+    rename(report.stacks.iter_mut().flat_map(|group| &mut group.frames), &report.modules, name)
 }
 
 fn rename<'f>(

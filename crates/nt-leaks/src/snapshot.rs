@@ -34,6 +34,16 @@ pub struct Counters {
     pub bytes: u64,
 }
 
+impl Counters {
+    /// Allocations in use, subtracted in the counters' own width; below 0 where a processor was stopped between its two
+    /// counters. Where the width is not known, counters that fit in 32 bits have no more.
+    pub fn outstanding(self, bits: Option<u8>) -> i64 {
+        let fits = self.allocs.max(self.frees) <= u64::from(u32::MAX);
+        let unused = 64 - u32::from(bits.unwrap_or(if fits { 32 } else { 64 }).clamp(1, 64));
+        (self.allocs.wrapping_sub(self.frees) << unused) as i64 >> unused
+    }
+}
+
 /// Which of the kernel's books a block is from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -76,6 +86,8 @@ pub enum NoStack {
     NotVerified,
     /// The log reaches back to its beginning and has no allocation of it.
     Before,
+    /// Not every block's record was looked for ([`Depth::without_records`]).
+    NotSearched,
 }
 
 impl NoStack {
@@ -86,6 +98,7 @@ impl NoStack {
             NoStack::Wrapped => "wrapped",
             NoStack::NotVerified => "not_verified",
             NoStack::Before => "before",
+            NoStack::NotSearched => "not_searched",
         }
     }
 
@@ -94,6 +107,7 @@ impl NoStack {
             NoStack::NoLog => "the kernel keeps no pool log",
             NoStack::Wrapped => "the log has come round since",
             NoStack::NotVerified => "its driver is not verified",
+            NoStack::NotSearched => "its record was not looked for",
             NoStack::Before => "allocated before the log began, or by a driver that is not verified",
         }
     }
@@ -173,6 +187,9 @@ pub struct Snapshot {
     /// All small blocks were found.
     #[serde(default)]
     pub small_complete: bool,
+    /// Whether most bytes of a tag are of paged pool, as the counters say.
+    #[serde(skip)]
+    pub paged: BTreeMap<u32, bool>,
     /// Who called the allocator, of the blocks that the verifier tracks.
     #[serde(skip)]
     pub callers: BTreeMap<u64, u64>,
@@ -187,6 +204,9 @@ pub struct Depth {
     pub small: Option<u64>,
     /// What the blocks look like.
     pub prints: bool,
+    /// Without the records of the blocks' allocations, of which each costs some three requests and more. Who wants to know
+    /// who allocates a tag that grows learns that of the blocks that are new.
+    pub without_records: bool,
 }
 
 /// Variables of the kernel that every look reads.
@@ -210,12 +230,21 @@ const MAX_SEARCHED: usize = 4096;
 
 /// Addresses from the log that are looked up instead of searching for the tag's blocks.
 const MAX_CANDIDATES: usize = 12;
+/// Where the tag has many blocks a search costs more: one lookup costs less than two blocks that are searched for.
+const BLOCKS_OF_A_CANDIDATE: usize = 2;
 
 /// Small blocks that a mark keeps; some 300 MB.
 const MAX_SMALL: usize = 1 << 20;
 
 /// Addresses looked up to see who has them now.
 const MAX_LOOKUPS: usize = 64;
+
+/// Width of a tag's counters.
+pub(crate) fn counter_bits(kernel: &Kernel<'_>) -> Option<u8> {
+    let layout = kernel.layout("_POOL_TRACKER_TABLE").ok()?;
+    let size = layout.field("PagedFrees").map(|field| field.size);
+    size.filter(|size| matches!(size, 4 | 8)).map(|size| 8 * size as u8)
+}
 
 /// Reads all that a later check compares with.
 pub fn mark(
@@ -237,7 +266,7 @@ pub fn mark(
         }
     };
     now.list(kernel, depth.small)?;
-    now.read_stacks(kernel, log.as_ref(), resolver)?;
+    now.read_stacks(kernel, log.as_ref(), depth.without_records, resolver)?;
     if let Some(tag) = scope.tag.filter(|tag| now.counter_bits.is_some() && !now.of(*tag).are_counted()) {
         let tag = Tag::from_key(tag).0;
         now.notes.push(format!(
@@ -392,16 +421,16 @@ impl Snapshot {
             tracked: Vec::new(),
             small: None,
             small_complete: false,
+            paged: BTreeMap::new(),
             callers: BTreeMap::new(),
             notes: Vec::new(),
         }
     }
 
     /// Blocks in use, as the counters say; `None` where they are not known, or have more frees than allocations.
-    pub(crate) fn outstanding(&self, tag: u32) -> Option<u64> {
-        let unused = 64 - u32::from(self.counter_bits?.clamp(1, 64));
+    pub fn outstanding(&self, tag: u32) -> Option<u64> {
         let counters = self.counters.get(&tag).copied().unwrap_or_default();
-        u64::try_from((counters.allocs.wrapping_sub(counters.frees) << unused) as i64 >> unused).ok()
+        u64::try_from(counters.outstanding(Some(self.counter_bits?))).ok()
     }
 
     /// Blocks of a tag that the counters have and the list has not; `None` where that is not known.
@@ -444,10 +473,8 @@ impl Snapshot {
             Ok(report) => report,
             Err(error) => return self.note("the tag's counters", error),
         };
-        let layout = kernel.layout("_POOL_TRACKER_TABLE");
-        let size = layout.ok().and_then(|layout| layout.field("PagedFrees").map(|field| field.size));
         if report.notes.is_complete() {
-            self.counter_bits = size.filter(|size| matches!(size, 4 | 8)).map(|size| 8 * size as u8);
+            self.counter_bits = counter_bits(kernel);
         }
         self.notes.extend(report.notes.lines());
         for row in report.tags {
@@ -458,6 +485,7 @@ impl Snapshot {
                 bytes: n.bytes.wrapping_add(p.bytes),
             };
             self.counters.insert(row.tag.key(), counters);
+            self.paged.insert(row.tag.key(), p.bytes > n.bytes);
         }
         Ok(())
     }
@@ -584,25 +612,29 @@ impl Snapshot {
         &mut self,
         kernel: &Kernel<'_>,
         log: Option<&Position>,
+        without_records: bool,
         resolver: &mut Resolver<'_>,
     ) -> Result<(), PoolError> {
         if self.blocks.is_empty() {
             return Ok(());
         }
-        let addresses: Vec<u64> = self.blocks.iter().map(|block| block.address).take(MAX_SEARCHED).collect();
-        if log.is_some() && addresses.len() < self.blocks.len() {
+        let most = if without_records { 0 } else { MAX_SEARCHED };
+        let addresses: Vec<u64> = self.blocks.iter().map(|block| block.address).take(most).collect();
+        if log.is_some() && !without_records && addresses.len() < self.blocks.len() {
             self.notes.push(format!(
                 "stacks of {} blocks were not looked for (at most {MAX_SEARCHED} are)",
                 self.blocks.len() - addresses.len()
             ));
         }
-        let found = match log.map(|_| pool_log::find_starts(kernel, &addresses)).transpose() {
+        let wanted = log.filter(|_| !addresses.is_empty());
+        let found = match wanted.map(|_| pool_log::find_starts(kernel, &addresses)).transpose() {
             Ok(found) => found.flatten(),
             Err(error) => {
                 self.note("the verifier's log could not be searched", error)?;
                 None
             }
         };
+        let searched: HashSet<u64> = addresses.into_iter().collect();
         let mut newest = BTreeMap::new();
         if let Some(found) = &found {
             self.notes.extend(found.notes.lines());
@@ -628,11 +660,14 @@ impl Snapshot {
             }
             block.no_stack = Some(match log {
                 None => NoStack::NoLog,
+                Some(_) if !searched.contains(&block.address) => NoStack::NotSearched,
                 Some(log) if log.index >= log.length => NoStack::Wrapped,
                 Some(_) => NoStack::Before,
             });
         }
-        let nowhere = |block: &&mut Block| block.stack.is_none() && block.no_stack != Some(NoStack::NoLog);
+        let nowhere = |block: &&mut Block| {
+            block.stack.is_none() && !matches!(block.no_stack, Some(NoStack::NoLog | NoStack::NotSearched))
+        };
         if self.blocks.iter_mut().any(|block| nowhere(&block)) && self.tracks_all(kernel)? {
             // What verified drivers have is tracked, and these are not.
             self.blocks.iter_mut().filter(nowhere).for_each(|block| block.no_stack = Some(NoStack::NotVerified));
@@ -703,7 +738,7 @@ impl Snapshot {
             if certain == gained {
                 break;
             }
-            if round.len() > MAX_CANDIDATES {
+            if round.len() > MAX_CANDIDATES.max(then.blocks.len() * BLOCKS_OF_A_CANDIDATE) {
                 return Ok(false);
             }
             for address in round {

@@ -18,6 +18,9 @@ pub struct Module {
     /// kd's short name: `nt`, `myfault`.
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub name: String,
+    /// `myfault.sys`
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::line::deserialize")]
+    pub file: Option<String>,
     pub checksum: u32,
     #[serde(default)]
     pub timestamp: u32,
@@ -30,7 +33,7 @@ pub struct Module {
 
 impl Module {
     pub fn new(base: u64, size: u32, name: impl Into<String>) -> Self {
-        Module { base, size, name: name.into(), checksum: 0, timestamp: 0, in_stack: false, pdb: None }
+        Module { base, size, name: name.into(), file: None, checksum: 0, timestamp: 0, in_stack: false, pdb: None }
     }
 }
 

@@ -7,15 +7,13 @@ use crate::session::{Format, Session};
 use crate::shell::Shell;
 
 mod execution;
-mod leak;
+pub mod leak;
 mod memory;
 mod not_here;
 mod pool;
 mod session;
 mod symbols;
 mod verifier;
-
-pub use leak::refuse_watch;
 
 const COMMANDS: &[CommandInfo] = &[
     pool::pool_used::INFO,

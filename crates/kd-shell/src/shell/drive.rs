@@ -8,7 +8,7 @@ use nt_memory::{Fault, Spent};
 use super::{Outcome, Seen, Shell, Stopped, debuggee};
 use crate::banner::Reason;
 use crate::error::CommandError;
-use crate::output::Output;
+use crate::output::{Mood, Output};
 use crate::session::{Context, Format};
 
 pub(crate) struct Drive<'a> {
@@ -117,6 +117,20 @@ impl Drive<'_> {
     pub(crate) fn say_row(&mut self, table: &str, line: &str) {
         if self.shell.format == Format::Kd {
             self.out.redraw(table, line);
+        }
+    }
+
+    /// The answer in one sentence; in JSON it is in the answer.
+    pub(crate) fn say_headline(&mut self, text: &str, mood: Mood) {
+        if self.shell.format == Format::Kd {
+            self.out.headline(&format!("{text}\n"), mood);
+        }
+    }
+
+    /// Makes room where a table was drawn.
+    pub(crate) fn erase(&mut self) {
+        if self.shell.format == Format::Kd {
+            self.out.erase();
         }
     }
 

@@ -309,6 +309,7 @@ mod tests {
             summary: Summary { still: 1, freed: 0, reused: 0, new: 2, unknown: 0 },
             tags: vec![books],
             log_wrapped: false,
+            is_counted: true,
             modules: Vec::new(),
             notes: Default::default(),
         }

@@ -1,40 +1,49 @@
-//! The words after `!leak …`.
+//! The words after `!leak …`, and what `kdpool leak` asks for.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nt_leaks::survey::By;
 use nt_leaks::{Scope, Skip};
+use nt_pool::TagPattern;
 
 use super::INFO;
-use super::files::FileKind;
+use super::files::{FileKind, have_places};
+use super::options::{LeakOption, OPTIONS, Sub};
 use crate::command::usage;
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
-use crate::grammar::words::{duration, pattern};
+use crate::grammar::words::{pattern, unquoted};
 use crate::text::{visible_name, words};
 
-/// What all subcommands understand.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Arguments {
+/// What a subcommand is asked for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Arguments {
+    /// Those that are no options.
     pub words: Vec<String>,
-    pub file: Option<PathBuf>,
-    pub report: Options,
-    pub every: Option<Duration>,
-    pub times: Option<u32>,
-    pub run_for: Option<Duration>,
-    pub min_age: Option<Duration>,
-    pub until_confirmed: bool,
+    pub(super) tag: Option<String>,
+    pub(super) paged: Option<bool>,
+    pub(super) top: Option<u32>,
+    pub(super) exclude: Vec<TagPattern>,
+    pub(super) by: By,
+    pub(super) file: Option<PathBuf>,
+    pub(super) report: Options,
+    pub(super) every: Option<Duration>,
+    pub(super) times: Option<u32>,
+    pub(super) run_for: Option<Duration>,
+    pub(super) min_age: Option<Duration>,
+    pub(super) until_confirmed: bool,
     /// The outcome that makes the watch fail.
-    pub fail_on: Option<FailOn>,
-    pub hits: Option<u32>,
+    pub(super) fail_on: Option<FailOn>,
+    pub(super) hits: Option<u32>,
     /// Hits a second.
-    pub rate: Option<u32>,
+    pub(super) rate: Option<u32>,
     /// How long the target may stand still.
-    pub frozen: Option<Duration>,
+    pub(super) frozen: Option<Duration>,
     /// Small blocks too, whatever it costs.
-    pub small: bool,
+    pub(super) small: bool,
     /// All pool, where no tag is given.
-    pub all: bool,
+    pub(super) all: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,85 +55,99 @@ pub(super) enum FailOn {
 /// How a report looks, and where else it goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Options {
-    pub verbose: bool,
-    pub decimal: bool,
-    pub skip: Skip,
-    pub files: Vec<(FileKind, PathBuf)>,
+    pub(super) verbose: bool,
+    pub(super) decimal: bool,
+    pub(super) skip: Skip,
+    pub(super) files: Vec<(FileKind, PathBuf)>,
     /// Where Parquet files go.
-    pub parquet: Option<PathBuf>,
+    pub(super) parquet: Option<PathBuf>,
     /// Which machine they say it is.
-    pub machine: Option<String>,
+    pub(super) machine: Option<String>,
 }
 
-/// A file system takes a folder of this name, even if each byte of it becomes three.
-const LONGEST_MACHINE: usize = 64;
-
-fn unquoted(word: &str) -> &str {
-    let inner = |mark| word.strip_prefix(mark).and_then(|word| word.strip_suffix(mark));
-    inner('"').or_else(|| inner('\'')).unwrap_or(word)
-}
+/// An option that was given, with its value where it has one.
+pub type Given<'g> = (&'static LeakOption, Option<&'g str>);
 
 impl Arguments {
-    pub(super) fn parse(text: &str) -> Result<Self, CommandError> {
-        let mut parsed = Arguments::default();
-        let mut words = words(text).map(str::to_owned);
+    /// What is typed at the prompt.
+    pub(super) fn parse(sub: Sub, text: &str) -> Result<Self, CommandError> {
+        let (mut plain, mut given) = (Vec::new(), Vec::new());
+        let mut words = words(text);
         while let Some(word) = words.next() {
-            let mut value = |what: &str| words.next().ok_or_else(|| usage(&INFO, format!("{word} needs {what}")));
-            let time = |text: String| {
-                duration(unquoted(&text)).ok_or_else(|| {
-                    usage(&INFO, format!("'{}' is no time (30s, 10m, 500ms)", visible_name(unquoted(&text))))
-                })
+            let Some(name) = word.strip_prefix('-') else {
+                plain.push(word.to_owned());
+                continue;
             };
-            let path = |text: String| PathBuf::from(unquoted(&text));
-            match word.as_str() {
-                "-file" => parsed.file = Some(path(value("a file name")?)),
-                option if FileKind::of(option).is_some() => {
-                    let file = path(value("a file name")?);
-                    parsed.report.files.extend(FileKind::of(option).map(|kind| (kind, file)));
+            let known = OPTIONS.iter().find(|option| option.name == name);
+            let option = known
+                .filter(|option| option.of.contains(&sub))
+                .ok_or_else(|| usage(&INFO, refusal(word, known.is_some())))?;
+            let value = match option.value {
+                None => None,
+                Some(what) => {
+                    let value = words.next().ok_or_else(|| usage(&INFO, format!("{word} needs a value ({what})")))?;
+                    Some(unquoted(value))
                 }
-                "-parquet" => parsed.report.parquet = Some(path(value("a directory")?)),
-                "-machine" => {
-                    let name = unquoted(&value("a name")?).to_owned();
-                    if name.is_empty() || name.len() > LONGEST_MACHINE {
-                        return Err(usage(&INFO, format!("a machine's name has 1 to {LONGEST_MACHINE} bytes")));
-                    }
-                    parsed.report.machine = Some(name);
-                }
-                "-small" => parsed.small = true,
-                "-all" => (parsed.small, parsed.all) = (true, true),
-                "-skip" => parsed.report.skip.add(unquoted(&value("module!pattern")?)),
-                "-v" => parsed.report.verbose = true,
-                "-d" => parsed.report.decimal = true,
-                "-every" => parsed.every = Some(time(value("a time")?)?),
-                "-for" => parsed.run_for = Some(time(value("a time")?)?),
-                "-min-age" => parsed.min_age = Some(time(value("a time")?)?),
-                "-frozen" => parsed.frozen = Some(time(value("a time")?)?),
-                option @ ("-times" | "-hits" | "-rate") => {
-                    let text = value("a number")?;
-                    let number = unquoted(&text).parse().ok().filter(|number| *number > 0);
-                    let number = number.ok_or_else(|| usage(&INFO, format!("{option} needs a number above 0")))?;
-                    *match option {
-                        "-times" => &mut parsed.times,
-                        "-hits" => &mut parsed.hits,
-                        _ => &mut parsed.rate,
-                    } = Some(number);
-                }
-                "-fail-on" => {
-                    parsed.fail_on = match unquoted(&value("confirmed or growing")?) {
-                        "confirmed" => Some(FailOn::Confirmed),
-                        "growing" => Some(FailOn::Growing),
-                        _ => return Err(usage(&INFO, "-fail-on takes confirmed or growing")),
-                    }
-                }
-                "-nonpaged" | "-paged" => parsed.words.push(word),
-                "-until-confirmed" => parsed.until_confirmed = true,
-                option if option.starts_with('-') => {
-                    return Err(usage(&INFO, format!("unknown option '{}'", visible_name(option))));
-                }
-                _ => parsed.words.push(word),
-            }
+            };
+            given.push((option, value));
         }
+        Self::new(sub, plain, &given).map_err(|why| usage(&INFO, why))
+    }
+
+    /// What a program asks for: words, and options of [`OPTIONS`].
+    ///
+    /// # Errors
+    ///
+    /// A line that says which value is none, or what does not go together.
+    pub fn new(sub: Sub, words: Vec<String>, given: &[Given<'_>]) -> Result<Self, String> {
+        let mut parsed = Arguments { words, ..Arguments::default() };
+        for (option, value) in given {
+            (option.set)(&mut parsed, value.unwrap_or_default()).map_err(|why| format!("-{}: {why}", option.name))?;
+        }
+        if sub == Sub::Watch {
+            parsed.check_watch()?;
+        }
+        // A watch may take hours until it writes them.
+        have_places(parsed.file.iter().chain(parsed.report.files.iter().map(|(_, file)| file)))?;
         Ok(parsed)
+    }
+
+    /// More than options ask for: every block, and decimal numbers.
+    pub fn show_more(&mut self, verbose: bool, decimal: bool) {
+        self.report.verbose |= verbose;
+        self.report.decimal |= decimal;
+    }
+
+    fn check_watch(&self) -> Result<(), String> {
+        let scope = self.watched()?;
+        let hunts =
+            [(self.top.is_some(), "-top"), (!self.exclude.is_empty(), "-exclude"), (self.by != By::Bytes, "-by")];
+        if let Some((_, option)) = hunts.iter().find(|(given, _)| *given && scope.tag.is_some()) {
+            return Err(format!("{option} is for a hunt without a tag"));
+        }
+        if self.report.machine.is_some() && self.report.parquet.is_none() {
+            return Err("-machine names the machine in Parquet files: -parquet says where they go".into());
+        }
+        Ok(())
+    }
+
+    /// The tag and the pool that are watched.
+    pub(super) fn watched(&self) -> Result<Scope, String> {
+        let mut words = self.words.iter().map(String::as_str);
+        let tag = self.tag.as_deref().or_else(|| words.next());
+        let mut found = scope(tag, words.next())?;
+        if let Some(word) = words.next() {
+            return Err(format!("'{}' is one word too many", visible_name(word)));
+        }
+        found.paged = found.paged.or(self.paged);
+        Ok(found)
+    }
+}
+
+fn refusal(word: &str, known: bool) -> String {
+    match known {
+        true => format!("{word} is for another !leak"),
+        false => format!("unknown option '{}'", visible_name(word)),
     }
 }
 
@@ -137,23 +160,20 @@ pub(super) fn no_more<'w>(mut words: impl Iterator<Item = &'w str>) -> Result<()
 }
 
 /// A tag and a pool type.
-pub(super) fn scope(tag: Option<&str>, pool: Option<&str>) -> Result<Scope, CommandError> {
+pub(super) fn scope(tag: Option<&str>, pool: Option<&str>) -> Result<Scope, String> {
     let tag = match tag {
         None => None,
         Some(text) => {
-            let tag = pattern(text).map_err(|error| usage(&INFO, error))?;
-            let exact =
-                tag.exact().ok_or_else(|| usage(&INFO, format!("'{tag}' has wildcards; a mark is of one tag")))?;
+            let tag = pattern(text).map_err(|error| error.to_string())?;
+            let exact = tag.exact().ok_or_else(|| format!("'{tag}' has wildcards; a mark is of one tag"))?;
             Some(exact.key())
         }
     };
     let paged = match pool.map(|text| (text, plain_number(text))) {
         None => None,
-        Some((_, Some(0))) | Some(("-nonpaged", _)) => Some(false),
-        Some((_, Some(1))) | Some(("-paged", _)) => Some(true),
-        Some((text, _)) => {
-            return Err(usage(&INFO, format!("'{}' is no pool type; they are 0 and 1", visible_name(text))));
-        }
+        Some((_, Some(0))) => Some(false),
+        Some((_, Some(1))) => Some(true),
+        Some((text, _)) => return Err(format!("'{}' is no pool type; they are 0 and 1", visible_name(text))),
     };
     Ok(Scope { tag, paged })
 }
@@ -164,16 +184,41 @@ mod tests {
 
     #[test]
     fn words_options_and_times() {
-        let parsed = Arguments::parse(r#"m1 "AB C" 1 -file "a b.json" -every 500ms -times 3 -for 10m -v"#).unwrap();
-        assert_eq!(parsed.words, ["m1", "\"AB C\"", "1"]);
+        let parsed =
+            Arguments::parse(Sub::Watch, r#""AB C" 1 -file "a b.json" -every 500ms -times 3 -for 10m -v"#).unwrap();
+        assert_eq!(parsed.words, ["\"AB C\"", "1"]);
+        assert_eq!(parsed.watched().unwrap(), Scope { tag: Some(u32::from_le_bytes(*b"AB C")), paged: Some(true) });
         assert_eq!(parsed.file, Some("a b.json".into()));
         assert_eq!((parsed.every, parsed.times), (Some(Duration::from_millis(500)), Some(3)));
         assert_eq!(parsed.run_for, Some(Duration::from_secs(600)));
         assert!(parsed.report.verbose && !parsed.report.decimal);
-        for bad in ["-every", "-every soon", "-times 0", "-what", "-every 99999999999999999999s", "-every 9999999999h"]
-        {
-            assert!(Arguments::parse(bad).is_err(), "{bad}");
+        for bad in [
+            "-every",
+            "-every soon",
+            "-times 0",
+            "-what",
+            "-every 99999999999999999999s",
+            "-every 9999999999h",
+            "Leak -top 2",
+            "Leak -by count",
+            "-by size",
+            "Leak 1 2",
+            "Leak -machine m",
+        ] {
+            assert!(Arguments::parse(Sub::Watch, bad).is_err(), "{bad}");
         }
+    }
+
+    /// What would do nothing is refused.
+    #[test]
+    fn options_are_of_subcommands() {
+        let refused = |sub, text| Arguments::parse(sub, text).unwrap_err().to_string();
+        assert!(refused(Sub::Mark, "m -every 3s").starts_with("-every is for another !leak; usage: "));
+        assert!(refused(Sub::Trace, "Leak -html x").starts_with("-html is for another !leak"));
+        assert!(refused(Sub::Check, "-sml").starts_with("unknown option '-sml'"));
+        assert!(Arguments::parse(Sub::Mark, "m Leak -paged -small").is_ok());
+        let names: std::collections::BTreeSet<_> = OPTIONS.iter().map(|option| option.name).collect();
+        assert_eq!(names.len(), OPTIONS.len());
     }
 
     #[test]

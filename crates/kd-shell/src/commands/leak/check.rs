@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::arguments::{Arguments, Options, no_more};
 use super::files::{export, write_files};
 use super::mark::{name, place};
+use super::options::Sub;
 use super::{DEFAULT_NAME, Held, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::error::CommandError;
@@ -34,7 +35,7 @@ fn newest(leaks: &Marks) -> String {
 }
 
 pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
-    let arguments = Arguments::parse(text)?;
+    let arguments = Arguments::parse(Sub::Check, text)?;
     no_more(arguments.words.iter().skip(1).map(String::as_str))?;
     let width = context.kernel()?.width();
     let name = match arguments.words.first() {
@@ -45,11 +46,13 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
         Some(file) => Held::new(load(file)?),
         None => match context.session.leaks.remove(&name) {
             Some(held) => held,
-            None => Held::new(load(&place(context, &name)).map_err(|error| {
-                CommandError::Failed(format!(
-                    "there is no mark {name} in this session (!leak mark {name}), and {error}"
-                ))
-            })?),
+            None => {
+                Held::new(place(&name).map_err(CommandError::Failed).and_then(|path| load(&path)).map_err(|error| {
+                    CommandError::Failed(format!(
+                        "there is no mark {name} in this session (!leak mark {name}), and {error}"
+                    ))
+                })?)
+            }
         },
     };
     let mut held = held;
@@ -130,21 +133,7 @@ pub(super) fn write_report(
         s.still, s.freed, s.reused, s.new, s.unknown
     )?;
     umdh(report, &options.skip, options.decimal, out)?;
-    if options.verbose { write_table(report, width, out) } else { write_alike(report, width, out) }
-}
-
-/// Groups and kinds of blocks, without their addresses.
-pub(super) fn write_brief(report: &CheckReport, options: &Options, out: &mut dyn fmt::Write) -> fmt::Result {
-    umdh(report, &options.skip, options.decimal, out)?;
-    writeln!(out)?;
-    let kinds = kinds(report);
-    for (block, addresses) in kinds.iter().take(SHOWN) {
-        write_kind(block, addresses, out)?;
-    }
-    match kinds.len().saturating_sub(SHOWN) {
-        0 => Ok(()),
-        more => writeln!(out, "... and {more} more kinds of blocks; -v lists all blocks"),
-    }
+    if options.verbose { write_blocks(report, width, out) } else { write_alike(report, width, out) }
 }
 
 /// Blocks that are alike, with their addresses.
@@ -199,7 +188,8 @@ fn write_alike(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> 
     }
 }
 
-fn write_table(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> fmt::Result {
+/// A line for each block, with its verdict and evidence.
+pub(super) fn write_blocks(report: &CheckReport, width: Width, out: &mut dyn fmt::Write) -> fmt::Result {
     let address = width.pointer(0).len();
     writeln!(out, "\n{:<address$}  {:>10}  Tag   Verdict  {:<14}  Stack", "Address", "Size", "Evidence")?;
     for block in &report.blocks {

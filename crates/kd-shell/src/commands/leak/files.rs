@@ -19,28 +19,12 @@ pub(super) enum FileKind {
     Folded(Column),
 }
 
-impl FileKind {
-    pub(super) fn of(option: &str) -> Option<Self> {
-        Some(match option {
-            "-html" => FileKind::Html,
-            "-json" => FileKind::Json,
-            "-svg" => FileKind::Svg(Column::Bytes),
-            "-svg-count" => FileKind::Svg(Column::Count),
-            "-svg-diff" => FileKind::Svg(Column::Difference),
-            "-folded" => FileKind::Folded(Column::Bytes),
-            "-folded-count" => FileKind::Folded(Column::Count),
-            "-folded-diff" => FileKind::Folded(Column::Difference),
-            _ => return None,
-        })
-    }
-}
-
 /// Whether there are folders for these files.
-pub(super) fn have_places<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Result<(), CommandError> {
+pub(super) fn have_places<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Result<(), String> {
     for file in files {
         if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
             let (file, folder) = (file.display(), folder.display());
-            return Err(CommandError::Failed(format!("cannot write {file}: there is no folder {folder}")));
+            return Err(format!("cannot write {file}: there is no folder {folder}"));
         }
     }
     Ok(())

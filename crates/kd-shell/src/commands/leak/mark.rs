@@ -1,20 +1,22 @@
 //! `!leak mark [name] [tag] [pooltype] [-file F]`
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use kd_target::Cost;
-use nt_leaks::{Depth, Mark, SmallPool, Source, StackFrom, small_pool};
+use nt_leaks::{Depth, Mark, SmallPool, Source, StackFrom, create_private_folder, small_pool, units};
 use nt_pool::Tag;
 use serde::Serialize;
 
 use super::arguments::{Arguments, no_more, scope};
 use super::files::export;
+use super::options::Sub;
 use super::{DEFAULT_NAME, Held, INFO, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::command::usage;
 use crate::error::CommandError;
+use crate::leftover::state_folder;
 use crate::output::difference;
 use crate::session::Context;
 use crate::shell::Drive;
@@ -43,16 +45,17 @@ struct Marked {
 }
 
 pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandError> {
-    let arguments = Arguments::parse(text)?;
+    let arguments = Arguments::parse(Sub::Mark, text)?;
     let mut words = arguments.words.iter().map(String::as_str);
     let name = name(words.next().unwrap_or(DEFAULT_NAME))?;
-    let scope = scope(words.next(), words.next())?;
+    let mut scope = scope(words.next(), words.next()).map_err(|why| usage(&INFO, why))?;
+    scope.paged = scope.paged.or(arguments.paged);
     no_more(words)?;
     if arguments.all && scope.tag.is_some() {
         return Err(usage(&INFO, "-all is for marks without a tag; -small adds the small blocks of a tag"));
     }
     let mut notes = Vec::new();
-    let mut depth = Depth { small: arguments.small.then_some(NO_LIMIT), prints: true };
+    let mut depth = Depth { small: arguments.small.then_some(NO_LIMIT), prints: true, without_records: false };
     let before = (drive.cost(), Instant::now());
     let mut held = drive.with(|context| take(context, &name, scope, depth, &mut notes))?;
     if depth.small.is_none()
@@ -63,12 +66,20 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         held = drive.with(|context| take(context, &name, scope, depth, &mut notes))?;
     }
     drive.with(|context| {
-        let path = arguments.file.clone().unwrap_or_else(|| place(context, &name));
-        let file = match held.mark.save(&path) {
-            Ok(()) => Some(path.display().to_string()),
-            Err(error) if arguments.file.is_some() => return Err(CommandError::Failed(error.to_string())),
-            Err(error) => {
-                notes.push(format!("{error}; the mark lasts as long as this session (-file names another place)"));
+        let file = match (&arguments.file, place(&name)) {
+            (Some(file), _) => {
+                held.mark.save(file).map_err(|error| CommandError::Failed(error.to_string()))?;
+                Some(file.display().to_string())
+            }
+            (None, Ok(path)) => match held.mark.save(&path) {
+                Ok(()) => Some(path.display().to_string()),
+                Err(error) => {
+                    notes.push(format!("{error}; the mark lasts as long as this session (-file names another place)"));
+                    None
+                }
+            },
+            (None, Err(why)) => {
+                notes.push(format!("{why}; the mark lasts as long as this session (-file names another place)"));
                 None
             }
         };
@@ -128,9 +139,9 @@ fn wanted_search(
     let spent = difference(before.0, drive.cost());
     let rate = spent.bytes_read as f64 / before.1.elapsed().as_secs_f64().max(1e-3);
     let estimate = format!(
-        "{what}; to list small blocks too, {} MB of pool are to be read, which takes about {:.0} s",
-        read >> 20,
-        (read as f64 / rate.max(1.0)).max(1.0)
+        "{what}; to list small blocks too, {} of pool are to be read, which takes about {}",
+        units::bytes(read as f64),
+        units::time(read as f64 / rate.max(1.0) * 1000.0)
     );
     if drive.ask(&format!("{estimate}. Do it?")) == Some(true) {
         return Ok(Some(NO_LIMIT));
@@ -152,6 +163,12 @@ pub(super) fn take(
     let mark = with_pool(context, &modules, |kernel, resolver| {
         Ok(nt_leaks::mark(kernel, name, scope, depth, &modules, resolver)?)
     })?;
+    let snapshot = &mark.snapshot;
+    if snapshot.blocks.is_empty() && !snapshot.complete {
+        // Nothing was seen, and that is not because nothing is there.
+        let why = snapshot.notes.last().map_or("its books cannot be read", String::as_str);
+        return Err(CommandError::Failed(format!("there is nothing to mark: {why}")));
+    }
     notes.extend(mark.snapshot.notes.iter().cloned());
     if let Some(tag) = scope.tag
         && mark.snapshot.blocks.is_empty()
@@ -176,11 +193,11 @@ pub(super) fn name(text: &str) -> Result<String, CommandError> {
     }
 }
 
-/// Beside the session's log, else in the current directory.
-pub(super) fn place(context: &Context<'_>, name: &str) -> PathBuf {
-    let log = context.session.log.path();
-    let directory = log.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
-    directory.join(format!("{name}.leak.json"))
+/// In the folder where kdpool keeps its state, which is made if need be.
+pub(super) fn place(name: &str) -> Result<PathBuf, String> {
+    let folder = state_folder().ok_or("there is no folder for marks (set KDPOOL_STATE)")?.join("marks");
+    create_private_folder(&folder).map_err(|error| format!("cannot make the folder {}: {error}", folder.display()))?;
+    Ok(folder.join(format!("{name}.leak.json")))
 }
 
 fn marked(mark: &Mark, file: Option<String>) -> Marked {

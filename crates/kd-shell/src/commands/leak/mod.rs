@@ -5,23 +5,28 @@ mod check;
 mod files;
 mod freed;
 mod mark;
+mod options;
 mod report;
 mod setup;
+mod survey;
 mod trace;
 mod watch;
+mod watched;
 
 use nt_leaks::{Module, Modules, Namer, PdbName, Resolver};
 use nt_memory::Fault;
 use nt_symbols::ImageError;
 
-pub use self::watch::refuse_watch;
+pub use self::arguments::{Arguments, Given};
+pub use self::options::{LeakOption, OPTIONS, Sub};
 use crate::answer::Reply;
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
 use crate::marks::Held;
+use crate::output::Output;
 use crate::session::Context;
-use crate::shell::Drive;
+use crate::shell::{Drive, Outcome, Shell};
 use crate::symbols::{Symbols, short_name, with_offset};
 use crate::text::visible_name;
 
@@ -32,8 +37,11 @@ pub(super) const INFO: CommandInfo = CommandInfo {
     details: "!leak mark [name] [tag] [pooltype] [-file F] [-small] [-all]\n\
               \x20                                                remember the blocks of a tag (all large ones without a tag)\n\
               !leak check [name] [-file F] [options]           what became of the last mark's blocks, or of name's\n\
-              !leak watch tag [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed] [-file F]\n\
+              !leak watch [tag] [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed] [-file F]\n\
               \x20           [-fail-on confirmed|growing] [options]\n\
+              \x20                                                whether a tag leaks, and who; without a tag all are surveyed,\n\
+              \x20                                                and those that grow are watched (-top N, -exclude TAG,\n\
+              \x20                                                -by bytes|count, -pool nonpaged|paged)\n\
               !leak freed address                              who freed a block: its history, newest first\n\
               !leak setup driver.sys                           whether the verifier covers a driver, and what to type if not\n\
               !leak trace tag [-hits N] [-rate R] [-frozen T] [-for T]\n\
@@ -60,10 +68,20 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         "freed" => drive.with(|context| freed::run(context, rest)),
         "setup" => drive.with(|context| setup::run(context, rest)),
         "trace" => trace::run(drive, rest),
-        "report" => drive.with(|context| report::run(context, rest)),
-        "watch" => watch::run(drive, rest),
+        "report" => report::run(drive, &Arguments::parse(Sub::Report, rest)?),
+        "watch" => watch::run(drive, &Arguments::parse(Sub::Watch, rest)?),
         "" => Err(usage(&INFO, "what is to be done?")),
         other => Err(usage(&INFO, format!("there is no '!leak {}'", visible_name(other)))),
+    }
+}
+
+/// What a program does with these arguments: the same as the command, without a line that is read again.
+pub fn order(shell: &mut Shell, sub: Sub, asked: &Arguments, out: &mut dyn Output) -> Outcome {
+    match sub {
+        Sub::Watch => shell.perform("!leak watch", |drive| watch::run(drive, asked), out),
+        Sub::Report | Sub::Mark | Sub::Check | Sub::Trace | Sub::Compare => {
+            shell.perform("!leak report", |drive| report::run(drive, asked), out)
+        }
     }
 }
 
@@ -100,7 +118,8 @@ impl Namer for ModuleNames<'_> {
         let Module { base, size, ref name, checksum, timestamp, .. } = *module;
         // A module knows its short name only; an image is looked for by its file's.
         let listed = self.kernel.drivers()?.drivers.into_iter().find(|driver| driver.base == base);
-        let driver = listed.unwrap_or_else(|| Driver { base, size, file: name.clone(), checksum, timestamp });
+        let file = module.file.clone().unwrap_or_else(|| name.clone());
+        let driver = listed.unwrap_or(Driver { base, size, file, checksum, timestamp });
         let file = self.symbols.of(self.kernel, &driver)?;
         let symbol = file.and_then(|file| file.around(rva).0);
         Ok(symbol.map(|symbol| with_offset(visible_name(&symbol.name), (rva - symbol.rva).into())))
@@ -127,6 +146,7 @@ fn modules(context: &Context<'_>, notes: &mut Vec<String>) -> Result<Modules, Co
     let drivers = kernel.drivers()?;
     notes.extend(drivers.notes.lines());
     let module = |driver: &Driver| Module {
+        file: Some(driver.file.clone()),
         checksum: driver.checksum,
         timestamp: driver.timestamp,
         ..Module::new(driver.base, driver.size, short_name(driver, kernel.base()))

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use nt_leaks::{CheckReport, PdbName, Saved, compare, contents, umdh, umdh_snapshot};
+use nt_leaks::{CheckReport, PdbName, Saved, WatchReport, compare, contents, umdh, umdh_snapshot};
 use nt_symbols::{PdbId, SymbolFile};
 use serde::Serialize;
 
@@ -12,12 +12,16 @@ use super::INFO;
 use super::arguments::{Arguments, Options};
 use super::check::write_report;
 use super::files::write_files;
+use super::mark::place;
+use super::watched::{Watched, mood};
 use crate::answer::{Reply, Text};
 use crate::command::usage;
 use crate::error::CommandError;
-use crate::session::{Context, Session};
+use crate::grammar::words::unquoted;
+use crate::session::Session;
+use crate::shell::Drive;
 use crate::symbols::{Load, with_offset};
-use crate::text::{Width, visible_name};
+use crate::text::{Width, is_plain, visible_name};
 
 enum Kind {
     /// What a mark holds.
@@ -37,16 +41,16 @@ struct Reported {
     options: Options,
 }
 
-pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, CommandError> {
-    let arguments = Arguments::parse(text)?;
+pub(super) fn run(drive: &mut Drive<'_>, asked: &Arguments) -> Result<Reply, CommandError> {
     let mut notes = Vec::new();
     let mut files = Vec::new();
-    for word in &arguments.words {
-        let path = word.trim_matches(['"', '\'']);
-        files.push(load(context.session, Path::new(path), &mut notes)?);
+    for word in &asked.words {
+        let path = named(unquoted(word));
+        files.push(drive.with(|context| load(context.session, &path, &mut notes))?);
     }
     let mut files = files.into_iter();
     let (report, kind) = match (files.next(), files.next(), files.next()) {
+        (Some(Saved::Watch(watch)), None, _) => return watched(drive, *watch, asked, notes),
         (Some(Saved::Mark(mark)), None, _) => (contents(&mark), Kind::Contents),
         (Some(Saved::Report(report)), None, _) => (*report, Kind::Check),
         (Some(Saved::Mark(old)), Some(Saved::Mark(new)), None) => {
@@ -56,8 +60,34 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
         _ => return Err(usage(&INFO, "one file, or two marks to compare")),
     };
     notes.extend(report.notes.iter().cloned());
-    write_files(Some(&report), &[report.growth()], &[], &report, &arguments.report)?;
-    Ok(Reply::with_notes(Reported { report, kind, options: arguments.report }, notes))
+    write_files(Some(&report), &[report.growth()], &[], &report, &asked.report)?;
+    Ok(Reply::with_notes(Reported { report, kind, options: asked.report.clone() }, notes))
+}
+
+/// A file, or the name of a mark.
+fn named(word: &str) -> PathBuf {
+    let path = PathBuf::from(word);
+    let mark = || Some(place(word).ok()?).filter(|mark| mark.is_file());
+    if !path.exists() && is_plain(word) { mark().unwrap_or(path) } else { path }
+}
+
+/// A watch as it was shown when it ended, with the names that are known here.
+fn watched(
+    drive: &mut Drive<'_>,
+    mut watch: WatchReport,
+    asked: &Arguments,
+    notes: Vec<String>,
+) -> Result<Reply, CommandError> {
+    name_culprit(&mut watch, asked);
+    watch.others.iter_mut().for_each(|other| name_culprit(other, asked));
+    write_files(watch.last.as_ref(), &watch.growth(), &watch.lines(), &watch, &asked.report)?;
+    drive.say_headline(&watch.headline, mood(watch.outcome));
+    Ok(Reply::with_notes(Watched::of_file(watch, asked.report.clone()), notes))
+}
+
+fn name_culprit(watch: &mut WatchReport, asked: &Arguments) {
+    watch.culprit = watch.last.as_ref().and_then(|last| nt_leaks::culprit(last, &asked.report.skip));
+    watch.headline = watch.make_headline();
 }
 
 /// Reads a file and names its frames.

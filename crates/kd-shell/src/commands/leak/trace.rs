@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use nt_leaks::{Skip, StackId, Stacks};
+use nt_leaks::{Skip, StackId, Stacks, units};
 use nt_memory::ReadError;
 use nt_pool::Tag;
 use serde::Serialize;
 
 use super::arguments::{Arguments, no_more, scope};
+use super::options::Sub;
 use super::{INFO, left, modules, with_pool};
 use crate::answer::{Reply, Text};
 use crate::command::usage;
@@ -29,6 +30,10 @@ const HITS: u32 = 20;
 const RATE: u32 = 10;
 /// How long the target may stand still altogether.
 const FROZEN: Duration = Duration::from_secs(5);
+/// How long it waits for hits where nobody says how long.
+const RUN_FOR: Duration = Duration::from_secs(60);
+/// How often it says that it still waits.
+const TELL: Duration = Duration::from_secs(10);
 const FRAMES: u64 = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -88,11 +93,11 @@ struct Frame {
 }
 
 pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandError> {
-    let arguments = Arguments::parse(text)?;
+    let arguments = Arguments::parse(Sub::Trace, text)?;
     let mut words = arguments.words.iter().map(String::as_str);
     let tag = words.next().ok_or_else(|| usage(&INFO, "which tag?"))?;
     no_more(words)?;
-    let key = scope(Some(tag), None)?.tag.unwrap_or_default();
+    let key = scope(Some(tag), None).map_err(|why| usage(&INFO, why))?.tag.unwrap_or_default();
     drive.with(|context| context.session.check_writing())?;
     if !drive.is_halted() {
         drive.break_in()?;
@@ -109,7 +114,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         hits: arguments.hits.unwrap_or(HITS),
         gap: Duration::from_secs(1) / arguments.rate.unwrap_or(RATE),
         frozen: before.frozen + arguments.frozen.unwrap_or(FROZEN),
-        end: arguments.run_for.map(|time| started + time),
+        end: started + arguments.run_for.unwrap_or(RUN_FOR),
     };
     let mut failure = None;
     let ended = match trace.hits(drive, &limits) {
@@ -167,7 +172,17 @@ struct Limits {
     gap: Duration,
     /// The session's frozen time at which the trace ends.
     frozen: Duration,
-    end: Option<Instant>,
+    end: Instant,
+}
+
+impl Limits {
+    fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    units::time(time.as_secs_f64() * 1000.0)
 }
 
 struct Trace {
@@ -234,17 +249,21 @@ impl Trace {
             if drive.cost().frozen >= limits.frozen {
                 return Ok(Ended::Frozen);
             }
-            let left = limits.end.map(|end| end.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
+            if limits.left().is_zero() {
                 return Ok(Ended::Time);
             }
             drive.go()?;
-            // Without an end it is waited in pieces, so that Ctrl+C and a lost link are noticed.
             let resumed = Instant::now();
-            while !drive.run_for(left.unwrap_or(PIECE).min(PIECE))? {
-                if limits.end.is_some_and(|end| Instant::now() >= end) {
+            while !drive.run_for(limits.left().min(TELL))? {
+                let left = limits.left();
+                if left.is_zero() {
                     return Ok(Ended::Time);
                 }
+                let (waited, left) = (seconds(resumed.elapsed()), seconds(left));
+                let hits = self.count;
+                drive.say(&format!(
+                    "{hits} hits so far, none for {waited}; the trace ends in {left} (-for), or by Ctrl+C\n"
+                ));
             }
             if !self.hit(drive)? {
                 return Ok(Ended::Stopped);
@@ -318,9 +337,6 @@ impl Trace {
         Ok(())
     }
 }
-
-/// How long a wait for a hit is at most before it is looked around.
-const PIECE: Duration = Duration::from_secs(1);
 
 /// Frames among which the pool's own must be: the break instruction may have a function of its own.
 const LEADING: usize = 4;

@@ -1,507 +1,500 @@
-//! `!leak watch tag -every 30s [-times N] [-for 10m] [-min-age T] [-until-confirmed]`: short stops, and a verdict.
+//! `!leak watch [tag] [-every 30s] [-times N] [-for 10m] [-min-age T] [-until-confirmed]`: short stops, and a verdict.
+//!
+//! What confirms a leak, when to look again and when to end is nt-leaks' business ([`nt_leaks::watch`]); here the target
+//! is let go and stopped, and what is seen is shown.
 
-use std::collections::HashSet;
-use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nt_leaks::{CheckReport, Counters, Depth, Growth, Mark, Scope};
-use nt_pool::Tag;
-use serde::Serialize;
+use kd_target::Cost;
+use nt_leaks::survey::{By, Grade};
+use nt_leaks::watch::{LogGain, Look, Outcome, Start, Terms, Watch};
+use nt_leaks::{AtMark, CheckReport, Depth, Ended, Scope, Stop, WatchReport, units};
+use nt_pool::{Tag, tags};
 
-use super::arguments::{Arguments, FailOn, Options, no_more, scope};
-use super::check::{look, write_brief, write_report};
-use super::files::{export, have_places, write_files};
+use super::INFO;
+use super::arguments::{Arguments, FailOn};
+use super::check::look;
+use super::files::{export, write_files};
 use super::mark::take;
-use super::{Held, INFO, left};
-use crate::answer::{Reply, Text};
+use super::survey::{self, Found};
+use super::watched::{Watched, mood};
+use crate::answer::Reply;
 use crate::command::usage;
 use crate::error::CommandError;
+use crate::marks::Held;
 use crate::output::difference;
+use crate::session::{Context, HuntEnd};
 use crate::shell::{Drive, is_cancelled};
-use crate::text::Width;
 
-const EVERY: Duration = Duration::from_secs(30);
-/// The shortest time between two stops.
-const SHORTEST: Duration = Duration::from_millis(100);
-/// So many checks, at least, make a verdict more than a guess.
-const CHECKS: usize = 3;
+/// Tags that a hunt marks where nobody says how many.
+const TOP: u32 = 3;
 
-/// What the watch comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Outcome {
-    Confirmed,
-    Growing,
-    Stable,
-    Shrinking,
-}
-
-/// One stop.
-#[derive(Debug, Clone, Serialize)]
-struct Stop {
-    elapsed_ms: u64,
-    frozen_ms: f64,
-    requests: u64,
-    bytes_read: u64,
-    /// In use, as the tag's counters say.
-    outstanding: u64,
-    bytes: u64,
-    still: u64,
-    freed: u64,
-    reused: u64,
-    new: u64,
-    unknown: u64,
-    /// Records that the verifier's log gained since the last stop.
-    log_records: Option<u32>,
-    log_wrapped: bool,
-}
-
-#[derive(Serialize)]
-struct Watched {
-    tag: String,
-    outcome: Outcome,
-    reasons: Vec<String>,
-    /// Blocks that were there at the first look and are at the last, for certain.
-    survivors: u64,
-    /// So old are they at least.
-    survivors_age_ms: u64,
-    bytes_per_minute: f64,
-    /// Until the pool is full at this rate, from what its size allows at most.
-    exhausted_in_minutes: Option<f64>,
+/// A tag that is watched.
+struct Quarry {
+    key: u32,
+    held: Held,
+    watch: Watch,
+    paged: Option<bool>,
     at_mark: AtMark,
-    checks: Vec<Stop>,
-    /// The last check, as `!leak check` gives it.
+    stops: Vec<Stop>,
+    /// The last check; those before it are their lines in `stops`.
     last: Option<CheckReport>,
-    /// Where the watch left the target.
-    target: &'static str,
-    #[serde(skip)]
-    options: Options,
-    #[serde(skip)]
-    width: Width,
-    /// For one screen.
-    #[serde(skip)]
-    brief: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-struct AtMark {
-    outstanding: u64,
-    bytes: u64,
-    blocks: u64,
+impl Quarry {
+    fn tag(&self) -> String {
+        Tag::from_key(self.key).0.to_string()
+    }
 }
 
-/// What is asked for, and whether its files have a place: a watch may take hours until it writes them.
-fn asked(text: &str) -> Result<(Arguments, Scope), CommandError> {
-    let arguments = Arguments::parse(text)?;
-    let mut words = arguments.words.iter().map(String::as_str);
-    let tag = words.next().ok_or_else(|| usage(&INFO, "which tag?"))?;
-    let scope = scope(Some(tag), words.next())?;
-    no_more(words)?;
-    have_places(arguments.file.iter().chain(arguments.report.files.iter().map(|(_, file)| file)))?;
-    Ok((arguments, scope))
-}
-
-/// Why `!leak watch …` would be refused, as far as that can be told without a target.
-pub fn refuse_watch(text: &str) -> Result<(), CommandError> {
-    asked(text).map(drop)
-}
-
-pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandError> {
-    let (arguments, scope) = asked(text)?;
-    let key = scope.tag.unwrap_or_default();
-    let mut notes = Vec::new();
+pub(super) fn run(drive: &mut Drive<'_>, asked: &Arguments) -> Result<Reply, CommandError> {
+    let scope = asked.watched().map_err(|why| usage(&INFO, why))?;
     if !drive.is_halted() {
         drive.break_in()?;
     }
-    let before = drive.cost();
-    let width = drive.with(|context| context.width());
-    let mut held = drive.with(|context| take(context, "watch", scope, Depth::default(), &mut notes))?;
-    if let Some(file) = &arguments.file {
-        held.mark.save(file).map_err(|error| CommandError::Failed(error.to_string()))?;
-    }
-    export(&held.mark, None, &arguments.report)?;
-    let limit = drive.with(|context| pool_limit(context, &held.mark))?;
-    let counters = held.mark.snapshot.counters.get(&key).copied().unwrap_or_default();
-    let at_mark = AtMark {
-        outstanding: outstanding(counters),
-        bytes: counters.bytes,
-        blocks: held.mark.snapshot.blocks.len() as u64,
+    let mut hunt = Hunt { asked, found: None, quarries: Vec::new(), notes: Vec::new() };
+    let (ended, failure) = match hunt.go(drive, scope) {
+        Ok(ended) => (ended, None),
+        Err(error) if is_cancelled(&error) => (Ended::Interrupted, None),
+        // Nothing was begun: there is nothing to report.
+        Err(error) if hunt.found.is_none() && hunt.quarries.is_empty() => return Err(leave(drive, error)),
+        Err(error) => (Ended::Failed, Some(error)),
     };
-    let frozen = difference(before, drive.cost()).frozen.as_secs_f64() * 1000.0;
-    let tag = Tag::from_key(key).0.to_string();
-    drive.say(&format!(
-        "Watching {tag}: {} in use, {} bytes, {} blocks listed (stopped for {frozen:.1} ms)\n",
-        at_mark.outstanding, at_mark.bytes, at_mark.blocks
-    ));
+    hunt.finish(drive, ended, failure)
+}
 
-    let mut watch = Watch {
-        key,
-        tag: tag.clone(),
-        at_mark,
-        limit,
-        stops: Vec::new(),
-        first: HashSet::new(),
-        last: None,
-        arguments: &arguments,
-    };
-    let ended = watch.stops(drive, &mut held);
-    let mut failure = None;
-    let mut own_stop = false;
-    match ended {
-        Ok(End::Done) => {}
-        Ok(End::OwnStop) => own_stop = true,
-        Err(error) if is_cancelled(&error) => {}
-        Err(error) => failure = Some(error),
+/// Lets the target go after all.
+fn leave(drive: &mut Drive<'_>, error: CommandError) -> CommandError {
+    if drive.is_halted() && !drive.is_interactive() {
+        // The first error is the one to know.
+        let _ = drive.go();
     }
-    if own_stop {
-        let lines = drive.stop_lines().unwrap_or_default();
-        drive.say(&lines);
-        notes.push("the target stopped by itself; the watch ends here, and g lets the target go on".into());
-    } else if drive.is_halted()
-        && let Err(error) = drive.go()
-    {
-        failure.get_or_insert(error);
+    error
+}
+
+/// The tags that leak most, once each.
+fn worth_a_watch(found: &Found, asked: &Arguments) -> Vec<u32> {
+    let mut tags: Vec<u32> = Vec::new();
+    for grower in found.growers.iter().filter(|grower| grower.grade > Grade::Uneven) {
+        let key = grower.tag.key();
+        if !tags.contains(&key) {
+            tags.push(key);
+        }
     }
-    let target = drive.state();
-    let (outcome, reasons) = watch.verdict();
-    let fails = match arguments.fail_on {
-        Some(FailOn::Confirmed) => outcome == Outcome::Confirmed,
-        Some(FailOn::Growing) => matches!(outcome, Outcome::Confirmed | Outcome::Growing),
-        None => false,
-    };
-    let (survivors, survivors_age_ms) = watch.survivors();
-    let (rate, exhausted_in_minutes) = (watch.rate(), watch.exhausted());
-    let Watch { stops, last, .. } = watch;
-    notes.extend(last.iter().flat_map(|report| report.notes.iter().cloned()));
-    let growth: Vec<Growth> =
-        stops.iter().map(|stop| Growth { elapsed_ms: stop.elapsed_ms, bytes: stop.bytes }).collect();
-    let answer = Watched {
-        tag,
-        outcome,
-        reasons,
-        survivors,
-        survivors_age_ms,
-        bytes_per_minute: rate,
-        exhausted_in_minutes,
-        at_mark,
-        checks: stops,
-        last,
-        target,
-        options: arguments.report.clone(),
-        width,
-        brief: drive.is_interactive() && !arguments.report.verbose,
-    };
-    if let Err(error) = write_files(answer.last.as_ref(), &growth, &answer.lines(), &answer, &arguments.report) {
-        failure.get_or_insert(error);
-    }
-    drive.with(|context| {
-        context.session.leaks.insert("watch".into(), held);
-        context.session.leak_found |= fails;
-    });
-    let mut reply = Reply::with_notes(answer, notes);
-    reply.failure = failure;
-    Ok(reply)
+    tags.truncate(asked.top.unwrap_or(TOP) as usize);
+    tags
 }
 
-fn outstanding(counters: Counters) -> u64 {
-    // 32-bit counters were summed in their own width; the difference is a small number in either.
-    match counters.allocs.wrapping_sub(counters.frees) {
-        count if count > 1 << 32 => count & 0xffff_ffff,
-        count => count,
-    }
+/// From the first reading to the report.
+struct Hunt<'a> {
+    asked: &'a Arguments,
+    /// What was found to grow, where no tag was given.
+    found: Option<Found>,
+    quarries: Vec<Quarry>,
+    notes: Vec<String>,
 }
 
-/// The size of the pool that the tag's blocks are of, where the version has a variable for it.
-fn pool_limit(context: &mut crate::session::Context<'_>, mark: &Mark) -> Result<Option<u64>, CommandError> {
-    let first = mark.snapshot.blocks.iter().find_map(|block| block.paged);
-    let paged = mark.snapshot.scope.paged.or(first).unwrap_or(true);
-    let name = if paged { "MmSizeOfPagedPoolInBytes" } else { "MmMaximumNonPagedPoolInBytes" };
-    context.pool(|kernel| {
-        let Some(address) = kernel.find_symbol(name) else { return Ok(None) };
-        let mut bytes = [0; 8];
-        let read = kernel.memory.read(address, &mut bytes[..usize::from(kernel.pointer_size)])?;
-        let size = u64::from_le_bytes(bytes);
-        Ok((read == usize::from(kernel.pointer_size) && size != 0).then_some(size))
-    })
-}
-
-enum End {
-    Done,
-    /// The target stopped by itself.
-    OwnStop,
-}
-
-struct Watch<'a> {
-    key: u32,
-    tag: String,
-    at_mark: AtMark,
-    /// The size of the pool.
-    limit: Option<u64>,
-    stops: Vec<Stop>,
-    /// Addresses that were listed at the first check.
-    first: HashSet<u64>,
-    /// The last check; those before it are their lines in `stops`.
-    last: Option<CheckReport>,
-    arguments: &'a Arguments,
-}
-
-impl Watch<'_> {
-    fn stops(&mut self, drive: &mut Drive<'_>, held: &mut Held) -> Result<End, CommandError> {
+impl Hunt<'_> {
+    fn go(&mut self, drive: &mut Drive<'_>, scope: Scope) -> Result<Ended, CommandError> {
         let started = Instant::now();
-        let mut every = self.arguments.every.unwrap_or(EVERY).max(SHORTEST);
+        if scope.tag.is_some() {
+            self.mark(drive, scope, None)?;
+            return self.stops(drive, started);
+        }
+        loop {
+            let mut found = survey::run(drive, self.asked, self.found.take());
+            self.notes.append(&mut found.notes);
+            let (ended, failure) = (found.ended, found.failure.take());
+            let tags = worth_a_watch(&found, self.asked);
+            self.found = Some(found);
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            if ended != Ended::Done || tags.is_empty() {
+                return Ok(ended);
+            }
+            self.quarries.clear();
+            for key in tags {
+                self.mark(drive, Scope { tag: Some(key), paged: None }, Some(key))?;
+            }
+            let ended = self.stops(drive, started)?;
+            let leaks = self.quarries.iter().any(|quarry| quarry.watch.verdict().outcome == Outcome::Confirmed);
+            let may_go_on = self.asked.times.is_none() && self.found.as_ref().is_some_and(Found::has_time);
+            if leaks || ended != Ended::Done || !may_go_on {
+                return Ok(ended);
+            }
+            drive.say("None of them is a leak for certain: the survey of all tags goes on\n");
+        }
+    }
+
+    /// Marks a tag, and says what it has.
+    fn mark(&mut self, drive: &mut Drive<'_>, scope: Scope, surveyed: Option<u32>) -> Result<(), CommandError> {
+        let key = scope.tag.unwrap_or_default();
+        let tag = Tag::from_key(key).0.to_string();
+        let before = drive.cost();
+        let name = if surveyed.is_some() { format!("watch-{}", self.quarries.len() + 1) } else { "watch".to_owned() };
+        // Who allocates the tag is learned of what is new.
+        let depth = Depth { without_records: surveyed.is_some(), ..Depth::default() };
+        let held = drive.with(|context| take(context, &name, scope, depth, &mut self.notes))?;
+        let snapshot = &held.mark.snapshot;
+        if snapshot.counter_bits.is_some() && !snapshot.counters.contains_key(&key) && snapshot.blocks.is_empty() {
+            return Err(drive.with(|context| no_such_tag(context, key)));
+        }
+        if let Some(file) = self.asked.file.as_ref().filter(|_| self.quarries.is_empty()) {
+            held.mark.save(file).map_err(|error| CommandError::Failed(error.to_string()))?;
+        }
+        export(&held.mark, None, &self.asked.report)?;
+        let mut start = Start::of(&held.mark, key);
+        let survey = self.found.as_ref().map(|found| &found.survey);
+        start.earlier = survey.map(|survey| survey.earlier(key)).unwrap_or_default();
+        let listed = snapshot.blocks.iter().find_map(|block| block.paged);
+        let paged = scope.paged.or(snapshot.paged.get(&key).copied()).or(listed);
+        let in_use = survey.zip(paged).map(|(survey, paged)| survey.in_use(paged));
+        let left = match paged {
+            Some(paged) => {
+                drive.with(|context| context.pool(|kernel| nt_leaks::room(kernel, paged, in_use, start.bytes)))?
+            }
+            None => None,
+        };
+        let at_mark =
+            AtMark { outstanding: start.outstanding.unwrap_or_default(), bytes: start.bytes, blocks: start.blocks };
+        let Arguments { every, times, run_for, until_confirmed, min_age, .. } = *self.asked;
+        let frozen = difference(before, drive.cost()).frozen.as_secs_f64() * 1000.0;
+        drive.say(&format!(
+            "Watching {tag}: {} in use, {}, {} blocks listed (stopped {})\n",
+            at_mark.outstanding,
+            units::bytes(at_mark.bytes as f64),
+            at_mark.blocks,
+            units::time(frozen)
+        ));
+        let watch = Watch::new(Terms { every, times, run_for, until_confirmed, min_age }, start, left);
+        self.quarries.push(Quarry { key, held, watch, paged, at_mark, stops: Vec::new(), last: None });
+        Ok(())
+    }
+
+    /// Lets the target run from check to check.
+    fn stops(&mut self, drive: &mut Drive<'_>, started: Instant) -> Result<Ended, CommandError> {
+        let run_for = self.asked.run_for;
         drive.go()?;
         let mut running = Instant::now();
         loop {
-            let rest = self.arguments.run_for.map(|time| time.saturating_sub(started.elapsed()));
-            if drive.run_for(rest.map_or(every, |rest| rest.min(every)))? {
-                return Ok(End::OwnStop);
+            let pace = self.quarries.iter().map(|quarry| quarry.watch.next_interval().after).min().unwrap_or_default();
+            let rest = run_for.map(|time| time.saturating_sub(started.elapsed()));
+            if drive.run_for(rest.map_or(pace, |rest| rest.min(pace)))? {
+                return Ok(Ended::Stopped);
             }
             let ran = running.elapsed();
             drive.break_in()?;
             let before = drive.cost();
-            let position = held.harvest.as_ref().map(|harvest| harvest.now().clone());
-            let report = drive.with(|context| look(context, held))?;
+            for quarry in &mut self.quarries {
+                quarry.check(drive, ran)?;
+            }
             let cost = difference(before, drive.cost());
-            let log = position.zip(held.harvest.as_ref()).map(|(then, harvest)| {
-                let now = harvest.now();
-                (now.index.wrapping_sub(then.index), now.length)
-            });
+            for quarry in &mut self.quarries {
+                quarry.note_cost(cost);
+            }
             // Nobody has to stand still while files and the table are written.
             let gone = drive.go();
             running = Instant::now();
-            let exported = export(&held.mark, Some(&report), &self.arguments.report);
-            self.add(report, cost, log.map(|log| log.0));
+            let exported = self.quarries.iter().try_for_each(|quarry| {
+                quarry.last.as_ref().map_or(Ok(()), |last| export(&quarry.held.mark, Some(last), &self.asked.report))
+            });
             gone.and(exported)?;
-            let next = (self.arguments.times.is_none_or(|times| self.stops.len() < times as usize)).then_some(every);
-            drive.say_row(&self.table(next), &(self.line() + "\n"));
-            if let Some((written, length)) = log
-                && written > length / 2
-            {
-                // The log must not come round between two stops; half of it is a margin for bursts.
-                let share = f64::from(length) / 2.0 / f64::from(written);
-                let next = ran.mul_f64(share.min(1.0)).max(SHORTEST);
-                if next < every {
-                    drive.say(&format!(
-                        "The log gained {written} of its {length} records: the next stop is in {:.1} s\n",
-                        next.as_secs_f64()
-                    ));
-                    every = next;
-                }
-            }
-            let times = self.arguments.times.is_some_and(|times| self.stops.len() >= times as usize);
-            let over = self.arguments.run_for.is_some_and(|time| started.elapsed() >= time);
-            let confirmed = self.arguments.until_confirmed && self.verdict().0 == Outcome::Confirmed;
-            if times || over || confirmed {
-                return Ok(End::Done);
+            let over = self.is_over(started);
+            self.show(drive, over);
+            if over {
+                return Ok(Ended::Done);
             }
         }
     }
 
-    fn add(&mut self, report: CheckReport, cost: kd_target::Cost, log_records: Option<u32>) {
-        let books = report.tags.iter().find(|tag| tag.tag.key() == self.key);
-        let gained = books.and_then(|tag| Some(tag.allocs?.wrapping_sub(tag.frees?))).unwrap_or_default();
-        let summary = report.summary;
-        self.stops.push(Stop {
-            elapsed_ms: report.elapsed_ms,
-            frozen_ms: (cost.frozen.as_secs_f64() * 10_000.0).round() / 10.0,
-            requests: cost.requests,
-            bytes_read: cost.bytes_read,
-            outstanding: self.at_mark.outstanding.wrapping_add(gained),
-            bytes: books.map_or(0, |tag| tag.bytes),
-            still: summary.still,
-            freed: summary.freed,
-            reused: summary.reused,
-            new: summary.new,
-            unknown: summary.unknown,
-            log_records,
-            log_wrapped: report.log_wrapped,
+    /// One of them is a leak, or none will be.
+    fn is_over(&self, started: Instant) -> bool {
+        let ran = started.elapsed();
+        let over: Vec<&Quarry> = self.quarries.iter().filter(|quarry| quarry.watch.is_over(ran)).collect();
+        over.len() == self.quarries.len()
+            || over.iter().any(|quarry| quarry.watch.verdict().outcome == Outcome::Confirmed)
+    }
+
+    fn show(&self, drive: &mut Drive<'_>, over: bool) {
+        let paces = self.quarries.iter().map(|quarry| quarry.watch.next_interval());
+        let Some(next) = paces.min_by_key(|pace| pace.after) else { return };
+        let (mut table, mut lines) = (String::new(), String::new());
+        for quarry in &self.quarries {
+            table += &table_of(quarry, self.quarries.len());
+            lines += &line_of(quarry);
+        }
+        if !over {
+            let after = units::time(next.after.as_secs_f64() * 1000.0);
+            table += &format!("The next check is in {after}; Ctrl+C ends the watch\n");
+        }
+        drive.say_row(&table, &lines);
+        if let Some(LogGain { written, length, .. }) = next.log {
+            let after = units::time(next.after.as_secs_f64() * 1000.0);
+            drive.say(&format!("The log gained {written} of its {length} records: the next stop is in {after}\n"));
+        }
+    }
+
+    /// The report, in text, JSON and files, with the target let go.
+    fn finish(
+        mut self,
+        drive: &mut Drive<'_>,
+        ended: Ended,
+        mut failure: Option<CommandError>,
+    ) -> Result<Reply, CommandError> {
+        if ended == Ended::Stopped {
+            let lines = drive.stop_lines().unwrap_or_default();
+            drive.say(&lines);
+            self.notes.push("the target stopped by itself; the watch ends here, and g lets the target go on".into());
+        } else if drive.is_halted()
+            && let Err(error) = drive.go()
+        {
+            failure.get_or_insert(error);
+        }
+        let target = drive.state();
+        for quarry in &self.quarries {
+            self.notes.extend(quarry.last.iter().flat_map(|report| report.notes.iter().cloned()));
+        }
+        let report = self.report(ended, target);
+        let fails = match self.asked.fail_on {
+            Some(FailOn::Confirmed) => report.all().any(|watch| watch.outcome == Outcome::Confirmed),
+            Some(FailOn::Growing) => {
+                report.all().any(|watch| matches!(watch.outcome, Outcome::Confirmed | Outcome::Growing))
+            }
+            None => false,
+        };
+        let options = &self.asked.report;
+        if let Err(error) = write_files(report.last.as_ref(), &report.growth(), &report.lines(), &report, options) {
+            failure.get_or_insert(error);
+        }
+        let width = drive.with(|context| {
+            for quarry in self.quarries {
+                context.session.leaks.insert(quarry.held.mark.name.clone(), quarry.held);
+            }
+            context.session.hunt_end = match () {
+                () if fails => HuntEnd::Found,
+                () if ended == Ended::Interrupted => HuntEnd::Interrupted,
+                () => HuntEnd::Done,
+            };
+            context.width()
         });
-        if self.stops.len() == 1 {
-            self.first = listed(&report);
-        }
-        self.last = Some(report);
+        drive.erase();
+        drive.say_headline(&report.headline, mood(report.outcome));
+        let answer = Watched::new(report, options.clone(), width);
+        let mut reply = Reply::with_notes(answer, self.notes);
+        reply.failure = failure;
+        Ok(reply)
     }
 
-    fn line(&self) -> String {
-        let Some(stop) = self.stops.last() else { return String::new() };
-        format!(
-            "{:>8.1} s  {:>8} in use  {:>12} bytes  {:>5} still {:>5} freed {:>5} reused {:>5} new {:>5} unknown  stopped \
-             {:>6.1} ms",
-            stop.elapsed_ms as f64 / 1000.0,
+    fn report(&mut self, ended: Ended, target: &str) -> WatchReport {
+        let mut reports: Vec<WatchReport> =
+            self.quarries.iter_mut().map(|quarry| quarry.report(ended, target, self.asked)).collect();
+        let rank = |report: &WatchReport| match report.outcome {
+            Outcome::Confirmed => 0,
+            Outcome::Growing => 1,
+            Outcome::Unknown => 2,
+            Outcome::Stable | Outcome::Shrinking => 3,
+        };
+        // Those that are alike stay in the survey's order.
+        let by_count = self.asked.by == By::Count;
+        reports.sort_by(|a, b| {
+            let faster =
+                if by_count { std::cmp::Ordering::Equal } else { b.bytes_per_minute.total_cmp(&a.bytes_per_minute) };
+            rank(a).cmp(&rank(b)).then(faster)
+        });
+        let mut reports = reports.into_iter();
+        let nothing = || WatchReport { ended, target: target.into(), ..WatchReport::default() };
+        let mut leader = reports.next().unwrap_or_else(nothing);
+        leader.others = reports.collect();
+        if let Some(found) = &self.found {
+            leader.survey = Some(found.summary.clone());
+            leader.growers.clone_from(&found.growers);
+            leader.untagged = found.survey.untagged();
+            if leader.tag.is_none() && found.summary.readings > 1 && ended == Ended::Done {
+                leader.outcome = Outcome::Stable;
+            }
+        }
+        leader.headline = leader.make_headline();
+        leader
+    }
+}
+
+impl Quarry {
+    /// Looks once more. The target stands still.
+    fn check(&mut self, drive: &mut Drive<'_>, ran: std::time::Duration) -> Result<(), CommandError> {
+        let before = drive.cost();
+        let position = self.held.harvest.as_ref().map(|harvest| harvest.now().clone());
+        let held = &mut self.held;
+        let report = drive.with(|context| look(context, held))?;
+        let cost = difference(before, drive.cost());
+        let log = position.zip(self.held.harvest.as_ref()).map(|(then, harvest)| {
+            let now = harvest.now();
+            LogGain { written: now.index.wrapping_sub(then.index), length: now.length, ran }
+        });
+        let look = Look::of(&report, self.key, log);
+        self.stops.push(stop(&report, &look, self.at_mark.outstanding, cost));
+        self.watch.add(look);
+        self.last = Some(report);
+        Ok(())
+    }
+
+    /// The stop was one for all that are watched.
+    fn note_cost(&mut self, cost: Cost) {
+        if let Some(stop) = self.stops.last_mut() {
+            stop.frozen_ms = milliseconds(cost);
+        }
+    }
+
+    fn report(&mut self, ended: Ended, target: &str, asked: &Arguments) -> WatchReport {
+        let verdict = self.watch.verdict();
+        let culprit = self.last.as_ref().and_then(|last| nt_leaks::culprit(last, &asked.report.skip));
+        let mut report = WatchReport {
+            tag: Some(self.tag()),
+            outcome: verdict.outcome,
+            reasons: verdict.reasons.iter().map(ToString::to_string).collect(),
+            ended,
+            culprit,
+            paged: self.paged,
+            survivors: self.last.as_ref().map_or(0, |_| self.watch.survivors()),
+            survivors_age_ms: self.stops.last().map_or(0, |stop| stop.elapsed_ms),
+            bytes_per_minute: self.watch.rate(),
+            exhausted_in_minutes: self.watch.exhausted(),
+            at_mark: self.at_mark,
+            checks: std::mem::take(&mut self.stops),
+            last: self.last.take(),
+            target: target.into(),
+            ..WatchReport::default()
+        };
+        report.headline = report.make_headline();
+        report
+    }
+}
+
+fn milliseconds(cost: Cost) -> f64 {
+    (cost.frozen.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+fn stop(report: &CheckReport, look: &Look, at_mark: u64, cost: Cost) -> Stop {
+    let gained = look.allocs.zip(look.frees).map_or(0, |(allocs, frees)| allocs.wrapping_sub(frees) as i64);
+    let summary = report.summary;
+    Stop {
+        elapsed_ms: report.elapsed_ms,
+        frozen_ms: milliseconds(cost),
+        requests: cost.requests,
+        bytes_read: cost.bytes_read,
+        outstanding: at_mark.saturating_add_signed(gained),
+        bytes: look.bytes.unwrap_or_default(),
+        still: summary.still,
+        freed: summary.freed,
+        reused: summary.reused,
+        new: summary.new,
+        unknown: summary.unknown,
+        log_records: look.log.map(|log| log.written),
+        log_wrapped: report.log_wrapped,
+    }
+}
+
+/// A line of a log: one check of one tag.
+fn line_of(quarry: &Quarry) -> String {
+    let Some(stop) = quarry.stops.last() else { return String::new() };
+    format!(
+        "{:>8}  {}  {:>8} in use  {:>9}  {} still {} freed {} reused {} new {} unknown  stopped {}\n",
+        units::time(stop.elapsed_ms as f64),
+        quarry.tag(),
+        stop.outstanding,
+        units::bytes(stop.bytes as f64),
+        stop.still,
+        stop.freed,
+        stop.reused,
+        stop.new,
+        stop.unknown,
+        units::time(stop.frozen_ms),
+    )
+}
+
+/// What is redrawn at a terminal: the last stops below a head line; of several tags fewer of each.
+fn table_of(quarry: &Quarry, tags: usize) -> String {
+    const ROWS: usize = 8;
+    let seconds = units::time(quarry.stops.last().map_or(0, |stop| stop.elapsed_ms) as f64);
+    let mut table = format!(
+        "{}: {}  {}  {} checks in {seconds}\n",
+        quarry.tag(),
+        units::bytes(quarry.watch.bytes() as f64),
+        sparkline(quarry),
+        quarry.stops.len()
+    );
+    if tags == 1 {
+        table += "    time   in use      bytes  still  freed reused    new unknown  stopped\n";
+    }
+    let rows = (ROWS / tags.max(1)).max(1);
+    for stop in &quarry.stops[quarry.stops.len().saturating_sub(rows)..] {
+        table += &format!(
+            "{:>8} {:>8} {:>10} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8}\n",
+            units::time(stop.elapsed_ms as f64),
             stop.outstanding,
-            stop.bytes,
+            units::bytes(stop.bytes as f64),
             stop.still,
             stop.freed,
             stop.reused,
             stop.new,
             stop.unknown,
-            stop.frozen_ms,
-        )
-    }
-
-    /// What is redrawn at a terminal: the last stops below a head line.
-    fn table(&self, next: Option<Duration>) -> String {
-        const ROWS: usize = 10;
-        let seconds = self.stops.last().map_or(0, |stop| stop.elapsed_ms) as f64 / 1000.0;
-        let mut table = format!(
-            "{}: {} bytes  {}  {} checks in {seconds:.1} s",
-            self.tag,
-            self.bytes(),
-            self.sparkline(),
-            self.stops.len()
+            units::time(stop.frozen_ms)
         );
-        if let Some(next) = next {
-            table += &format!("; the next one in {:.1} s, Ctrl+C ends", next.as_secs_f64());
-        }
-        table += "\n      time    in use         bytes  still  freed reused    new unknown   stopped\n";
-        for stop in &self.stops[self.stops.len().saturating_sub(ROWS)..] {
-            table += &format!(
-                "{:>8.1} s {:>9} {:>13} {:>6} {:>6} {:>6} {:>6} {:>7} {:>6.1} ms\n",
-                stop.elapsed_ms as f64 / 1000.0,
-                stop.outstanding,
-                stop.bytes,
-                stop.still,
-                stop.freed,
-                stop.reused,
-                stop.new,
-                stop.unknown,
-                stop.frozen_ms
-            );
-        }
-        table
     }
-
-    /// Bytes in use at the mark and at the last stops.
-    fn sparkline(&self) -> String {
-        const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-        const WIDTH: usize = 16;
-        let all: Vec<u64> =
-            std::iter::once(self.at_mark.bytes).chain(self.stops.iter().map(|stop| stop.bytes)).collect();
-        let shown = &all[all.len().saturating_sub(WIDTH)..];
-        let (least, most) = (shown.iter().min().copied().unwrap_or(0), shown.iter().max().copied().unwrap_or(0));
-        let bar = |bytes: &u64| match most - least {
-            0 => BARS[3],
-            range => BARS[(u128::from(bytes - least) * 7 / u128::from(range)) as usize],
-        };
-        shown.iter().map(bar).collect()
-    }
-
-    fn bytes(&self) -> u64 {
-        self.stops.last().map_or(self.at_mark.bytes, |stop| stop.bytes)
-    }
-
-    /// Bytes a minute of the target's running time.
-    fn rate(&self) -> f64 {
-        let Some(last) = self.stops.last().filter(|stop| stop.elapsed_ms > 0) else { return 0.0 };
-        (last.bytes as f64 - self.at_mark.bytes as f64) / (last.elapsed_ms as f64 / 60_000.0)
-    }
-
-    /// Minutes until the pool is full at this rate, if nothing else were in it.
-    fn exhausted(&self) -> Option<f64> {
-        let rate = self.rate();
-        let left = self.limit?.checked_sub(self.bytes())?;
-        (rate > 0.0).then(|| left as f64 / rate)
-    }
-
-    /// How many blocks are known to have been there at all looks, and for how long.
-    fn survivors(&self) -> (u64, u64) {
-        let Some(report) = &self.last else { return (0, 0) };
-        let books = report.tags.iter().find(|tag| tag.tag.key() == self.key);
-        (books.map_or(0, |tag| tag.at_least), report.elapsed_ms)
-    }
-
-    /// Growth alone is no leak: the pool must grow again and again, and what was allocated must stay.
-    fn verdict(&self) -> (Outcome, Vec<String>) {
-        let mut reasons = Vec::new();
-        let (Some(last), Some(report)) = (self.stops.last(), &self.last) else {
-            return (Outcome::Stable, vec!["no check was made".into()]);
-        };
-        let series: Vec<u64> =
-            std::iter::once(self.at_mark.bytes).chain(self.stops.iter().map(|stop| stop.bytes)).collect();
-        let grew = series.windows(2).filter(|pair| pair[1] > pair[0]).count();
-        let fell = series.windows(2).filter(|pair| pair[1] < pair[0]).count();
-        let checks = self.stops.len();
-        let seconds = last.elapsed_ms as f64 / 1000.0;
-        let change = last.bytes as i128 - i128::from(self.at_mark.bytes);
-        reasons.push(format!(
-            "{} bytes at the mark, {} after {seconds:.1} s; of {checks} checks {grew} grew, {fell} fell",
-            self.at_mark.bytes, last.bytes
-        ));
-        let (at_least, age) = self.survivors();
-        if at_least > 0 {
-            reasons.push(format!(
-                "at least {at_least} of the {} blocks of the mark survived {checks} checks, {:.1} s and more",
-                self.at_mark.blocks,
-                age as f64 / 1000.0
-            ));
-        }
-        let frees = report.tags.iter().find(|tag| tag.tag.key() == self.key).and_then(|tag| tag.frees);
-        if let Some(frees) = frees {
-            reasons.push(match frees {
-                0 => "nothing of this tag was freed since the mark".into(),
-                frees => format!("{frees} allocations of this tag were freed since the mark"),
-            });
-        }
-        // Blocks that were new at the first check and are listed at the last.
-        let kept = self.first.intersection(&listed(report)).count();
-        let old_enough = self.arguments.min_age.is_none_or(|age| u128::from(last.elapsed_ms) >= age.as_millis());
-        if !old_enough {
-            reasons.push(format!("no survivor is as old as -min-age yet ({seconds:.1} s)"));
-        }
-        if change > 0 {
-            let rate = self.rate();
-            let full = self
-                .exhausted()
-                .map(|minutes| format!("; at this rate the pool is exhausted in {minutes:.0} minutes at the latest"));
-            reasons.push(format!("it grows by {rate:.0} bytes a minute{}", full.unwrap_or_default()));
-        }
-        if change < 0 {
-            return (Outcome::Shrinking, reasons);
-        }
-        if change == 0 {
-            return (Outcome::Stable, reasons);
-        }
-        let steady = grew >= CHECKS.min(checks.max(2)) - 1 && grew > fell;
-        let survivors = at_least > 0 || (frees == Some(0) && kept > 0);
-        if checks >= CHECKS && steady && survivors && old_enough {
-            return (Outcome::Confirmed, reasons);
-        }
-        if checks < CHECKS {
-            reasons.push(format!("{checks} checks are too few for a verdict (at least {CHECKS})"));
-        } else if !survivors {
-            reasons.push("no block is proved to have survived".into());
-        }
-        (Outcome::Growing, reasons)
-    }
+    table
 }
 
-fn listed(report: &CheckReport) -> HashSet<u64> {
-    report.blocks.iter().filter(|block| block.listed).map(|block| block.address).collect()
+/// Bytes in use at the mark and at the last stops.
+fn sparkline(quarry: &Quarry) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    const WIDTH: usize = 16;
+    let stops = quarry.stops.iter().map(|stop| stop.bytes);
+    let all: Vec<u64> = std::iter::once(quarry.at_mark.bytes).chain(stops).collect();
+    let shown = &all[all.len().saturating_sub(WIDTH)..];
+    let (least, most) = (shown.iter().min().copied().unwrap_or(0), shown.iter().max().copied().unwrap_or(0));
+    let bar = |bytes: &u64| match most - least {
+        0 => BARS[3],
+        range => BARS[(u128::from(bytes - least) * 7 / u128::from(range)) as usize],
+    };
+    shown.iter().map(bar).collect()
 }
 
-impl Watched {
-    /// The outcome, and why.
-    fn lines(&self) -> Vec<String> {
-        let outcome = match self.outcome {
-            Outcome::Confirmed => "confirmed leak",
-            Outcome::Growing => "growing, not confirmed",
-            Outcome::Stable => "stable",
-            Outcome::Shrinking => "shrinking",
-        };
-        std::iter::once(format!("{}: {outcome}", self.tag)).chain(self.reasons.iter().cloned()).collect()
-    }
+/// Nothing was ever allocated with the tag; says which one was meant.
+fn no_such_tag(context: &mut Context<'_>, key: u32) -> CommandError {
+    let tag = Tag::from_key(key).0;
+    let known = match context.pool(|kernel| tags::read(kernel, &|_| true)) {
+        Ok(report) => report.tags.into_iter().map(|usage| usage.tag).collect(),
+        Err(error @ CommandError::Fault(_)) => return error,
+        Err(_) => Vec::new(),
+    };
+    let near = nearest(tag, &known).map_or(String::new(), |near| format!("; did you mean {near}?"));
+    context.session.hunt_end = HuntEnd::NoSuchTag;
+    CommandError::Failed(format!("nothing was ever allocated with the tag {tag} (tags are case-sensitive){near}"))
 }
 
-impl Text for Watched {
-    fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        if let Some(last) = &self.last {
-            writeln!(out)?;
-            match self.brief {
-                true => write_brief(last, &self.options, out)?,
-                false => write_report(last, &self.options, self.width, out)?,
-            }
-        }
-        writeln!(out, "\n{}", self.lines().join("\n  "))?;
-        writeln!(out, "{}", left(self.target))
+/// The tag that differs in case only, else in one character.
+fn nearest(tag: Tag, known: &[Tag]) -> Option<Tag> {
+    let bytes = |tag: Tag| tag.key().to_le_bytes();
+    let differs = |other: &Tag, same: fn(u8, u8) -> bool| {
+        bytes(tag).iter().zip(bytes(*other)).filter(|(a, b)| !same(**a, *b)).count()
+    };
+    let fold = |a: u8, b: u8| a.eq_ignore_ascii_case(&b);
+    let in_case = known.iter().find(|other| differs(other, fold) == 0);
+    in_case.or_else(|| known.iter().find(|other| differs(other, fold) == 1)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_that_is_meant_is_near() {
+        let tag = |text: &[u8; 4]| Tag(*text);
+        let known = [tag(b"Lead"), tag(b"Leak"), tag(b"MmSt"), tag(b"Irp ")];
+        let near = |text| nearest(tag(text), &known).map(|tag| tag.to_string());
+        assert_eq!(near(b"leak").as_deref(), Some("Leak"));
+        assert_eq!(near(b"Lealk"[..4].try_into().unwrap()).as_deref(), Some("Lead"));
+        assert_eq!(near(b"irp ").as_deref(), Some("Irp "));
+        assert_eq!(near(b"none"), None);
     }
 }

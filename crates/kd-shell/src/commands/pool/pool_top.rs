@@ -1,4 +1,4 @@
-//! `!pooltop [n] [-by bytes|count|growth] [-small]`: the pool on one screen.
+//! `!pooltop [n] [-by bytes|count|growth] [-small] [-watch]`: the pool on one screen.
 //!
 //! Counts come from the tag tables and the table of large allocations; nothing of the pool itself is read. `-small` walks
 //! the pool, says before what that costs, and tells what holds the small blocks and how much of it is unused.
@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::time::Duration;
 
 use nt_memory::{PAGE_SIZE, Spent};
 use nt_pool::big_pages::BigPage;
@@ -14,22 +15,25 @@ use nt_pool::{Notes, PoolKind, Tag, big_pages, tags};
 use serde::Serialize;
 
 use super::cost::{Estimate, LIMIT, size, time};
+use super::pool_watch::{self, Order, Terms};
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
+use crate::grammar::words::duration;
 use crate::shell::Drive;
 use crate::text::{Hex, Width};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!pooltop"],
-    usage: "!pooltop [n] [-by bytes|count|growth] [-small [-limit MB]]",
+    usage: "!pooltop [n] [-by bytes|count|growth] [-small [-limit MB]] [-watch [-every T] [-times N] [-for T]]",
     help: "the pool on one screen: totals, large allocations, the biggest tags and block sizes",
     details: "n tags and sizes are shown, 10 (hexadecimal) unless another number is given, by bytes or by allocations in \
               use, or by what\ntheir bytes have grown by since the last !pooltop of this session. Slack is what large \
               allocations leave unused of their\nlast pages. -small reads the pool too (no more than 256 MB, -limit), \
               after a line that says what that costs, and tells\nhow much is in VS and LFH subsegments, in pages of \
-              chained headers and in special pool, what of that is unused, and\nwhich sizes small blocks have.",
+              chained headers and in special pool, what of that is unused, and\nwhich sizes small blocks have.\n-watch is poolmon: the tags again and again with what changed, every 5 s, until Ctrl+C (-every, -times, -for; -by \
+              allocs,\nfrees and tag too). It reads the counters only, and the target runs in between.",
     action: Action::Drive(run),
 };
 
@@ -107,15 +111,28 @@ struct Carrier {
 }
 
 struct Arguments {
-    count: u64,
+    count: Option<u64>,
     order: Order,
+    watch: bool,
+    every: Option<Duration>,
+    times: Option<u32>,
+    run_for: Option<Duration>,
     small: bool,
     /// Bytes.
     limit: u64,
 }
 
 fn arguments(text: &str) -> Result<Arguments, CommandError> {
-    let mut asked = Arguments { count: 0x10, order: Order::Bytes, small: false, limit: LIMIT << 20 };
+    let mut asked = Arguments {
+        count: None,
+        order: Order::Bytes,
+        watch: false,
+        every: None,
+        times: None,
+        run_for: None,
+        small: false,
+        limit: LIMIT << 20,
+    };
     let mut words = text.split_whitespace();
     while let Some(word) = words.next() {
         match word {
@@ -123,8 +140,21 @@ fn arguments(text: &str) -> Result<Arguments, CommandError> {
                 Some("bytes") => asked.order = Order::Bytes,
                 Some("count") => asked.order = Order::Count,
                 Some("growth") => asked.order = Order::Growth,
-                _ => return Err(usage(&INFO, "-by bytes, -by count or -by growth")),
+                Some("allocs") => asked.order = Order::Allocs,
+                Some("frees") => asked.order = Order::Frees,
+                Some("tag") => asked.order = Order::Tag,
+                _ => return Err(usage(&INFO, "-by bytes, count or growth; with -watch allocs, frees or tag too")),
             },
+            "-watch" => asked.watch = true,
+            "-every" | "-for" => {
+                let time = words.next().and_then(duration);
+                let time = time.ok_or_else(|| usage(&INFO, format!("{word} needs a time (5s, 500ms, 10m)")))?;
+                *if word == "-every" { &mut asked.every } else { &mut asked.run_for } = Some(time);
+            }
+            "-times" => {
+                let times = words.next().and_then(|times| times.parse().ok()).filter(|times| *times > 0);
+                asked.times = Some(times.ok_or_else(|| usage(&INFO, "-times needs a number above 0"))?);
+            }
             "-small" => asked.small = true,
             "-limit" => {
                 let limit = words.next().and_then(plain_number);
@@ -133,16 +163,33 @@ fn arguments(text: &str) -> Result<Arguments, CommandError> {
             }
             word if word.starts_with('-') => return Err(usage(&INFO, format!("unknown option '{word}'"))),
             word => {
-                asked.count =
-                    plain_number(word).ok_or_else(|| usage(&INFO, format!("'{word}' is no number of tags")))?;
+                let count = plain_number(word).ok_or_else(|| usage(&INFO, format!("'{word}' is no number of tags")))?;
+                asked.count = Some(count);
             }
         }
+    }
+    let only_watched = asked.every.or(asked.run_for).is_some()
+        || asked.times.is_some()
+        || matches!(asked.order, Order::Allocs | Order::Frees | Order::Tag);
+    if only_watched && !asked.watch {
+        return Err(usage(&INFO, "-every, -times, -for and -by allocs, frees or tag are for -watch"));
+    }
+    if asked.watch && asked.small {
+        return Err(usage(&INFO, "-watch reads counters only: not with -small"));
     }
     Ok(asked)
 }
 
 fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
-    let Arguments { count, order, small, limit } = arguments(drive.arguments)?;
+    let asked = arguments(drive.arguments)?;
+    if asked.watch {
+        let rows = asked.count.map_or(pool_watch::ROWS, |count| usize::try_from(count).unwrap_or(usize::MAX));
+        let every = asked.every.unwrap_or(pool_watch::EVERY);
+        let Arguments { order, times, run_for, .. } = asked;
+        return pool_watch::run(drive, Terms { rows, order, every, times, run_for });
+    }
+    let Arguments { order, small, limit, .. } = asked;
+    let count = asked.count.unwrap_or(0x10);
     let since = drive.spent();
     let (counted, large) = drive.with(|context| {
         context.pool(|kernel| Ok((tags::read(kernel, &|_| true)?, big_pages::read(kernel, &|_| true)?)))
@@ -196,7 +243,7 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         Reverse(match order {
             Order::Count => i128::from(*count),
             Order::Growth if before.is_some() => i128::from(growth(*tag, *bytes).unwrap_or(0)),
-            Order::Bytes | Order::Growth => i128::from(*bytes),
+            _ => i128::from(*bytes),
         })
     });
     // A tag with nothing in use is nobody's trouble, unless it had something before.
@@ -303,13 +350,6 @@ fn carrier(carriers: &mut Vec<Carrier>, kind: BlockKind, pool: PoolKind) -> &mut
         carriers.len() - 1
     });
     &mut carriers[index]
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Bytes,
-    Count,
-    Growth,
 }
 
 /// The width of a bar for all of the pool.
