@@ -697,3 +697,50 @@ fn a_search_goes_on_in_the_session_where_it_was_stopped() {
     assert!(stopped.contains(&1) && stopped.contains(&2) && stopped.is_sorted(), "{stopped:?}");
     live.leave();
 }
+
+/// A bugcheck of pool is told in words, and what it leads to is shown.
+#[test]
+fn a_bugcheck_of_pool_leads_to_its_block_and_to_its_driver() {
+    let mut live = Live::article();
+    let value = |live: &mut Live, expression: &str| {
+        let text = live.text(expression);
+        u64::from_str_radix(&text.split_whitespace().last().unwrap().replace('`', ""), 16).unwrap()
+    };
+    let place = value(&mut live, "? nt!KiBugCheckData");
+    let crash = |live: &mut Live, values: [u64; 5]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        live.fake.with_kernel(|kernel| assert_eq!(kernel.write_virtual(place, &bytes), bytes.len()));
+        live.text("g; .sleep 0n20; .break");
+    };
+    crash(&mut live, [0xc2, 7, 0x1097, 0, 0xfffff8a0_06a0_0000]);
+    let text = live.text(".bugcheck");
+    let wanted = "Bugcheck code 000000C2\n\
+                  Arguments 00000000`00000007 00000000`00001097 00000000`00000000 fffff8a0`06a00000\n\n\
+                  BAD_POOL_CALLER: a block was freed that had been freed before\n";
+    assert!(text.starts_with(wanted), "{text}");
+    assert!(
+        text.contains("\n!pool fffff8a006a00000\n") && text.contains("large page allocation, Tag  is Leak"),
+        "{text}"
+    );
+    assert!(text.contains("Pool block fffff8a006a00000, Size"), "{text}");
+
+    // A driver that was unloaded with blocks; its name, as UTF-16, in a page that is in memory.
+    let name: Vec<u8> = "myfault.sys\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let at = value(&mut live, "? @rsp - 200");
+    live.fake.with_kernel(|kernel| assert_eq!(kernel.write_virtual(at, &name), name.len()));
+    crash(&mut live, [0xc4, 0x62, at, 0, 23]);
+    let text = live.text(".bugcheck");
+    assert!(text.contains("DRIVER_VERIFIER_DETECTED_VIOLATION: a driver was unloaded without freeing"), "{text}");
+    assert!(text.contains("the driver is myfault.sys") && text.contains("\n!verifier 3 myfault.sys\n"), "{text}");
+
+    // What is no file's name is not typed into a command.
+    let evil: Vec<u8> = "x; ed nt!PoolHitTag 1\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    live.fake.with_kernel(|kernel| assert_eq!(kernel.write_virtual(at, &evil), evil.len()));
+    crash(&mut live, [0xc4, 0x62, at, 0, 23]);
+    let text = live.text(".bugcheck");
+    assert!(!text.contains("the driver is") && !text.contains("PoolHitTag"), "{text}");
+    // Another bugcheck has its numbers and no more.
+    crash(&mut live, [0x7e, 1, 2, 3, 4]);
+    assert_eq!(live.text(".bugcheck").lines().count(), 2);
+    live.leave();
+}

@@ -10,6 +10,7 @@
 
 pub mod around;
 pub mod big_pages;
+pub mod bug_check;
 pub mod build;
 pub mod checks;
 mod classic_pool;

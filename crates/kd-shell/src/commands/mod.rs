@@ -49,7 +49,7 @@ const COMMANDS: &[CommandInfo] = &[
     execution::unassemble::BACKWARDS,
     execution::unassemble::FUNCTION,
     execution::events::LAST_EVENT,
-    execution::events::BUG_CHECK,
+    execution::bug_check::INFO,
     execution::driver_object::INFO,
     execution::process::INFO,
     execution::process::THREAD,

@@ -65,10 +65,7 @@ const TABLE: &[(&[&str], &str)] = &[
     (&[".open_dump", ".opendump"], "kdpool reads live targets"),
     (&[".shell", "!!"], "programs run in another window"),
     (&[".fnent"], "uf shows all of a function, k what its unwind data comes to"),
-    (
-        &["!analyze"],
-        ".bugcheck shows a bugcheck's code and parameters, k the stack, !pool and !verifier 0x80 what pool knows",
-    ),
+    (&["!analyze"], ".bugcheck tells a bugcheck of pool in words and shows what pool knows of it; k shows the stack"),
     (
         &["!object", "!objhdr", "!devobj", "!devstack", "!drvstack", "!devnode", "!fileobj"],
         "!drvobj shows a driver's object, dt nt!_OBJECT_HEADER and dt nt!_DEVICE_OBJECT any",

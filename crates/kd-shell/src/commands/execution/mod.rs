@@ -1,6 +1,7 @@
 //! Running, stopping, registers, stacks, processes.
 
 pub(in crate::commands) mod breakpoints;
+pub(in crate::commands) mod bug_check;
 pub(in crate::commands) mod control;
 pub(in crate::commands) mod driver_object;
 pub(in crate::commands) mod events;
