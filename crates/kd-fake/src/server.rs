@@ -26,6 +26,8 @@ pub enum Start {
     WaitingAtBoot,
     /// An earlier debugger stopped it and went away.
     BrokenIn,
+    /// It crashed, and breaks in again after every continue, for ever, as a kernel without a dump to write does.
+    BugcheckLoop,
 }
 
 /// A driver that is loaded while the target runs.
@@ -84,6 +86,15 @@ pub struct FakeOptions {
     pub print_on_continue: Option<String>,
     /// A DbgPrint between every request and its reply.
     pub print_before_reply: Option<String>,
+    /// A break-in that arrives while a print waits for its acknowledgement is lost, as on ReactOS.
+    pub deaf_while_printing: bool,
+    /// Every so many data packets, one goes out under a wrong id (xor 0x5000) first; repeated, it has the right one.
+    pub wrong_id_every: Option<u32>,
+    /// Any data packet counts as the acknowledgement of what was sent, as on ReactOS; by Microsoft's rules only the next
+    /// one does.
+    pub any_data_acknowledges: bool,
+    /// TCP: leave Nagle's algorithm on, as QEMU, ser2net and VMware do.
+    pub nagle: bool,
     /// Whether SearchMemory is answered; if not, it is refused with C0000001.
     pub search_memory: bool,
     /// Whether the Reboot request is followed by the notice that kernels send when they shut down.
@@ -119,6 +130,10 @@ impl FakeOptions {
             print_text: "kd-fake: still running\n".to_owned(),
             print_on_continue: None,
             print_before_reply: None,
+            deaf_while_printing: false,
+            wrong_id_every: None,
+            any_data_acknowledges: false,
+            nagle: false,
             search_memory: true,
             reboot_notice: true,
             reboot_time: Duration::from_millis(500),
@@ -139,7 +154,7 @@ pub async fn spawn(options: FakeOptions) -> io::Result<FakeHandle> {
         }
         _ => None,
     };
-    let carrier = transport::open(&options.transport, line_state.clone()).await?;
+    let carrier = transport::open(&options.transport, options.nagle, line_state.clone()).await?;
     let local = carrier.local;
     #[cfg(unix)]
     let path = carrier.path.clone();
@@ -283,6 +298,11 @@ impl FakeHandle {
     /// Nothing passes the line any more (`true`), or again.
     pub fn hang(&self, dead: bool) {
         self.line_state.dead.store(dead, Ordering::Relaxed);
+    }
+
+    /// The machine stands, as a VM that is paused: what comes in waits for it, and nothing goes out. Or it goes on.
+    pub fn pause(&self, paused: bool) {
+        self.line_state.paused.store(paused, Ordering::Relaxed);
     }
 
     /// Other faults from now on; the seed stays.

@@ -20,6 +20,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 /// How long a peer that does not read may hold up the line before its bytes are thrown away.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
+/// How often a machine that is paused looks whether it still is.
+const PAUSE_STEP: Duration = Duration::from_millis(5);
+
 /// Where the fake target is reached.
 #[derive(Debug, Clone)]
 pub enum FakeTransport {
@@ -60,11 +63,13 @@ pub(crate) struct LineState {
     faults: Arc<Mutex<Faults>>,
     /// Nothing passes in either direction.
     pub(crate) dead: Arc<AtomicBool>,
+    /// Nothing passes until it is over; then all of it does.
+    pub(crate) paused: Arc<AtomicBool>,
 }
 
 impl LineState {
     pub(crate) fn new(faults: Faults) -> LineState {
-        LineState { faults: Arc::new(Mutex::new(faults)), dead: Arc::new(AtomicBool::new(false)) }
+        LineState { faults: Arc::new(Mutex::new(faults)), dead: Arc::default(), paused: Arc::default() }
     }
 
     pub(crate) fn faults(&self) -> Faults {
@@ -128,9 +133,21 @@ impl Ends {
         }
     }
 
+    fn is_paused(&self) -> bool {
+        self.state.paused.load(Ordering::Relaxed)
+    }
+
+    /// What may leave now.
+    fn outbound(&mut self) -> Option<Message> {
+        if self.is_paused() { None } else { self.out_gate.pop() }
+    }
+
     /// Passes on what is due; false once the stub is gone. A stub that does not keep up loses messages, as a small
     /// receive buffer would.
     fn deliver(&mut self) -> bool {
+        if self.is_paused() {
+            return !self.incoming.is_closed();
+        }
         while let Some(message) = self.in_gate.pop() {
             if let Err(mpsc::error::TrySendError::Closed(_)) = self.incoming.try_send(message) {
                 return false;
@@ -140,6 +157,9 @@ impl Ends {
     }
 
     fn due(&self) -> Option<Instant> {
+        if self.is_paused() {
+            return Some(Instant::now() + PAUSE_STEP);
+        }
         match (self.out_gate.due(), self.in_gate.due()) {
             (Some(out), Some(inward)) => Some(out.min(inward)),
             (out, inward) => out.or(inward),
@@ -155,7 +175,7 @@ async fn wait_until(due: Option<Instant>) {
 }
 
 /// Opens the transport and starts its task.
-pub(crate) async fn open(transport: &FakeTransport, state: LineState) -> io::Result<Carrier> {
+pub(crate) async fn open(transport: &FakeTransport, nagle: bool, state: LineState) -> io::Result<Carrier> {
     let (outgoing, out_receiver) = mpsc::channel(256);
     let (in_sender, incoming) = mpsc::channel(256);
     let (rebind, rebind_receiver) = mpsc::channel(4);
@@ -186,11 +206,11 @@ pub(crate) async fn open(transport: &FakeTransport, state: LineState) -> io::Res
         FakeTransport::TcpListen(address) => {
             let listener = TcpListener::bind(address).await?;
             carrier.local = Some(listener.local_addr()?);
-            tokio::spawn(run_serial(Source::Tcp(listener), ends));
+            tokio::spawn(run_serial(Source::Tcp(listener, nagle), ends));
         }
         FakeTransport::TcpConnect(address) => {
             let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            stream.set_nodelay(!nagle)?;
             carrier.local = Some(stream.local_addr()?);
             tokio::spawn(run_serial(Source::Once(Some(Box::pin(stream))), ends));
         }
@@ -235,7 +255,7 @@ async fn run_udp(mut socket: UdpSocket, host: SocketAddr, mut ends: Ends) {
     let mut buffer = vec![0; 2048];
     let mut foreign = None;
     loop {
-        while let Some(message) = ends.out_gate.pop() {
+        while let Some(message) = ends.outbound() {
             let sender = if message.foreign {
                 if foreign.is_none() {
                     foreign = foreign_socket(host).await;
@@ -279,7 +299,8 @@ type BoxStream = Pin<Box<dyn Stream>>;
 
 /// Where a serial line's streams come from.
 enum Source {
-    Tcp(TcpListener),
+    /// With Nagle's algorithm or without.
+    Tcp(TcpListener, bool),
     #[cfg(unix)]
     Unix(tokio::net::UnixListener),
     Once(Option<BoxStream>),
@@ -288,9 +309,9 @@ enum Source {
 impl Source {
     async fn next(&mut self) -> io::Result<BoxStream> {
         match self {
-            Source::Tcp(listener) => {
+            Source::Tcp(listener, nagle) => {
                 let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                stream.set_nodelay(!*nagle)?;
                 Ok(Box::pin(stream))
             }
             #[cfg(unix)]
@@ -330,7 +351,7 @@ async fn serve_stream(stream: BoxStream, ends: &mut Ends) -> bool {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut buffer = vec![0; 4096];
     loop {
-        while let Some(message) = ends.out_gate.pop() {
+        while let Some(message) = ends.outbound() {
             match timeout(WRITE_LIMIT, writer.write_all(&message.bytes)).await {
                 Ok(Ok(())) | Err(_) => {}
                 Ok(Err(_)) => return true,

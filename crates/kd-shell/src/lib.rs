@@ -43,6 +43,7 @@ pub use command::CommandInfo;
 pub use commands::{commands, leak};
 pub use consent::{Consent, Question, Say};
 pub use error::CommandError;
+pub use grammar::words::duration;
 pub use kernel::{Driver, Drivers, Kernel};
 pub use leftover::state_folder;
 pub use log::Log;

@@ -9,7 +9,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use jiff::Zoned;
-use kd_target::{Cost, Event, Halted, Interrupt, Meter, Target, TargetError};
+use kd_target::{Cost, Event, Halted, Interrupt, Leave, Left, Meter, Target, TargetError};
 use nt_memory::Fault;
 
 use crate::answer::{Done, Reply};
@@ -92,6 +92,14 @@ pub struct Shell {
     explained_break: bool,
     /// The target's tags, for Tab, once they were read.
     seen_tags: Option<Vec<nt_pool::Tag>>,
+    /// How long a command may hold the target (`--max-frozen`).
+    pub max_frozen: Option<Duration>,
+    /// The same of the command that runs.
+    hold: Option<Duration>,
+    /// Commands that run, one in another.
+    running: usize,
+    /// How the session ended, and what it had cost by then.
+    left: Option<(Left, Cost)>,
 }
 
 impl Shell {
@@ -122,6 +130,10 @@ impl Shell {
             ended: None,
             explained_break: false,
             seen_tags: None,
+            max_frozen: None,
+            hold: None,
+            running: 0,
+            left: None,
         }
     }
 
@@ -135,6 +147,20 @@ impl Shell {
     /// Looks at the target's cost while a command runs.
     pub fn meter(&self) -> Option<Meter> {
         self.target.as_ref().map(Target::meter)
+    }
+
+    /// Ends the session, if it has not ended yet. `None`: there never was one.
+    pub fn leave(&mut self, leave: Leave) -> Option<Left> {
+        if let Some(target) = self.target.take() {
+            let cost = target.cost();
+            self.left = Some((target.leave(leave), cost));
+        }
+        self.left()
+    }
+
+    /// How the session ended.
+    pub fn left(&self) -> Option<Left> {
+        self.left.as_ref().map(|(left, _)| left.clone())
     }
 
     /// The target, to end its session.
@@ -287,7 +313,25 @@ impl Shell {
 
     /// What the session has asked of its target so far.
     pub fn cost(&self) -> Cost {
-        self.target.as_ref().map(Target::cost).unwrap_or_default()
+        match (&self.target, &self.left) {
+            (Some(target), _) => target.cost(),
+            (None, Some((_, cost))) => *cost,
+            (None, None) => Cost::default(),
+        }
+    }
+
+    /// From now on the command that runs may hold the target so long.
+    fn hold(&mut self, limit: Duration) {
+        if let Some(target) = self.target.as_ref().filter(|_| self.hold.is_none()) {
+            target.holder().begin(limit);
+            self.hold = Some(limit);
+        }
+    }
+
+    /// The command is over. The limit, when it held the target longer.
+    fn held(&mut self) -> Option<Duration> {
+        let limit = self.hold.take()?;
+        self.target.as_ref().is_some_and(|target| target.holder().end()).then_some(limit)
     }
 
     fn run_command(&mut self, command: &Command<'_>, out: &mut dyn Output) -> Outcome {
@@ -297,6 +341,10 @@ impl Shell {
         let span = tracing::info_span!("command", command = command.text);
         let _entered = span.enter();
         let mut next = Next::Continue;
+        if let (0, Some(limit)) = (self.running, self.max_frozen) {
+            self.hold(limit);
+        }
+        self.running += 1;
         let reply = loop {
             let ran = self.target.is_some() && self.lost().is_none() && self.halted().is_none();
             match self.dispatch(command, before, &mut next, out) {
@@ -307,6 +355,12 @@ impl Shell {
                 },
                 reply => break reply,
             }
+        };
+        self.running -= 1;
+        let taken_away = if self.running == 0 { self.held() } else { None };
+        let reply = match taken_away {
+            Some(limit) => cut_short(reply, limit),
+            None => reply,
         };
         let cost = difference(before, self.cost());
         if command.word != ".stats" {
@@ -348,13 +402,17 @@ impl Shell {
     ) -> Outcome {
         let failure = show(text, reply, cost, self.format, out);
         match &failure {
-            Some(CommandError::Fault(Fault::Lost(_))) => next = Next::Lost,
+            // At a terminal a target that does not answer for a while is waited for.
+            Some(CommandError::Fault(Fault::Lost(_))) if self.lost().is_some() || !out.is_interactive() => {
+                next = Next::Lost;
+            }
             Some(CommandError::Fault(Fault::Cancelled)) => self.cancelled = true,
             // An expression wraps the interruption in its own words.
             Some(_) if self.session.symbols.source().monitor().was_interrupted() => self.cancelled = true,
             Some(error) => self.refused |= error.is_refusal() && ends_line,
             None => {}
         }
+        self.cancelled |= taken_away.is_some();
         if let Some(ended) = self.take_end() {
             next = ended;
         }
@@ -502,7 +560,11 @@ impl Shell {
                     other => return Err(CommandError::Usage(format!("unknown option '{other}'; usage: q [-halted]"))),
                 };
                 *next = Next::Quit { halted };
-                Ok(Reply::new(Done {}))
+                // Before it is said that all went well, it has to.
+                match self.leave(if halted { Leave::Halted } else { Leave::Running }) {
+                    Some(left) if left.may_stand() => Err(CommandError::Failed(left.to_string())),
+                    _ => Ok(Reply::new(Done {})),
+                }
             }
         }
     }
@@ -614,11 +676,33 @@ pub fn event_text(event: &Event, verbose: bool) -> Option<String> {
         Event::BreakpointMissed { address, why } => {
             Some(format!("Unable to insert the breakpoint at {}: {why}\n", tick(*address)))
         }
+        Event::Silent => Some(
+            "The target stands and does not answer. It is asked until it does; q lets it go as soon as it can.\n"
+                .into(),
+        ),
+        Event::AnswersAgain => Some("The target answers again. It stands where it was left.\n".into()),
         Event::Lost(why) => Some(format!("The connection to the target is lost: {why}\n")),
         Event::ModuleChange { path, base, size, unload } if verbose => {
             Some(banner::module_change(path, *base, *size, *unload))
         }
         _ => None,
+    }
+}
+
+/// The target was let go under a command: what it has is shown, and that it is not all.
+fn cut_short(reply: Result<Reply, CommandError>, limit: Duration) -> Result<Reply, CommandError> {
+    let line = format!(
+        "the command held the target for {} s (--max-frozen): the target was let go, and the command ended with what it \
+         had",
+        limit.as_secs_f64()
+    );
+    match reply {
+        Ok(mut reply) => {
+            reply.complete = false;
+            reply.warnings.push(line);
+            Ok(reply)
+        }
+        Err(_) => Err(CommandError::Failed(line)),
     }
 }
 

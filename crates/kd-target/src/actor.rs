@@ -1,5 +1,8 @@
 //! The session's task: it owns the link, the protocol's state machine and the clock.
 
+mod leaving;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -17,12 +20,14 @@ use kd_wire::message::state_change::{HIBERNATING, REBOOTING, Report};
 use kd_wire::session::{self, HostSession, RequestFailure};
 use nt_memory::{Fault, Search};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
 use tracing::Instrument;
 
 use crate::continuing::Machine;
 use crate::status::{Halt, Phase, Searching, Shared, lock};
-use crate::{Answer, Ask, Command, Event, LONGEST_LEAVE, Leave, Stop, TargetError, Version};
+use crate::{Answer, Ask, Command, Event, Leave, Left, Stop, TargetError, Version};
 
 const STATUS_BREAKPOINT: u32 = 0x8000_0003;
 /// Stops that a debugger causes, and that are therefore handled when it goes on: breakpoint, single step, the same two
@@ -36,15 +41,13 @@ const DBG_EXCEPTION_NOT_HANDLED: u32 = 0x8001_0001;
 /// Slots of a target's breakpoint table; handles count from 1.
 const BREAKPOINT_HANDLES: u32 = 32;
 
+/// A debugger fills the table from its first slot on whenever its target runs, and a stop takes out those that lie within
+/// some bytes of it. So what a dead one left begins near the table's start, and so many empty slots there are enough to
+/// see that it left nothing: the whole table costs a serial line a third of a second at each attach.
+const LEFTOVER_SLOTS: u32 = 4;
+
 /// A break-in that was sent once too often stops the target again, at the same place, within this time of a continue.
 const LATE_BREAK_IN: Duration = Duration::from_secs(2);
-
-/// How long the line must be quiet before a target is left: with a break-in that may still come, and without.
-const QUIET_AFTER_BREAK_IN: Duration = Duration::from_millis(1500);
-const QUIET: Duration = Duration::from_millis(300);
-
-/// How long a target may take to stop once more, so that breakpoints can be taken out.
-const STOP_TO_LEAVE: Duration = Duration::from_secs(8);
 
 /// How long the line may take to accept one packet; the longest is some 1,300 bytes.
 const LONGEST_SEND: Duration = Duration::from_secs(5);
@@ -62,7 +65,16 @@ enum Step {
     /// Nobody holds the target any more.
     OrdersClosed,
     Deadline,
+    /// A command held the target longer than it may.
+    HeldTooLong,
     Lost(String),
+}
+
+/// How long a command may hold the target.
+struct Hold {
+    limit: Duration,
+    /// When the command began.
+    since: Deadline,
 }
 
 /// A breakpoint is in the target's table only while the target runs: what stands still holds its own bytes, and a
@@ -95,6 +107,16 @@ struct Actor {
     session: HostSession,
     started: Instant,
     shared: Arc<Shared>,
+    orders: UnboundedReceiver<Command>,
+    /// Orders that came in the middle of an exchange.
+    backlog: VecDeque<Command>,
+    /// The session is to end; who wants to know of it.
+    ending: Option<(Leave, Option<oneshot::Sender<()>>)>,
+    hold: Option<Hold>,
+    /// The stop that was taken from its command because that held it too long.
+    taken_away: Option<u64>,
+    /// The target stands and does not answer.
+    silent: bool,
     events: Sender<Event>,
     version: Option<Version>,
     /// The stop that the target stands at, as it was reported.
@@ -116,8 +138,6 @@ struct Actor {
     /// The target runs one instruction for us: off a breakpoint, or because the user wants it.
     stepping: Option<Stepping>,
     heard: bool,
-    /// The last request that failed was not even acknowledged.
-    deaf: bool,
     reboot_announced: bool,
     /// The target's breakpoint table was emptied of what a dead debugger left.
     released: bool,
@@ -129,7 +149,7 @@ pub(crate) async fn run(
     session: HostSession,
     break_in: bool,
     shared: Arc<Shared>,
-    mut orders: UnboundedReceiver<Command>,
+    orders: UnboundedReceiver<Command>,
     events: Sender<Event>,
 ) {
     let mut actor = Actor {
@@ -137,6 +157,12 @@ pub(crate) async fn run(
         session,
         started: Instant::now(),
         shared,
+        orders,
+        backlog: VecDeque::new(),
+        ending: None,
+        hold: None,
+        taken_away: None,
+        silent: false,
         events,
         version: None,
         at: None,
@@ -150,45 +176,31 @@ pub(crate) async fn run(
         restore: Vec::new(),
         stepping: None,
         heard: false,
-        deaf: false,
         reboot_announced: false,
         released: false,
     };
     actor.session.synchronise(Duration::ZERO, break_in);
-    let (leave, done) = loop {
-        let step = match actor.next_stop.take() {
-            Some(change) => {
-                let handled = actor.stopped(change).await;
-                match handled {
-                    Ok(()) => continue,
-                    Err(why) => Step::Lost(why),
-                }
+    let (leave, done) = match actor.work().await {
+        Ok(ending) => ending,
+        Err(why) => {
+            actor.lost(why);
+            let Actor { orders, ending, .. } = actor;
+            if let Some((_, Some(done))) = ending {
+                let _ = done.send(());
             }
-            None => actor.step(Some(&mut orders), None).await,
-        };
-        match step {
-            Step::Event(event) => actor.on_event(event),
-            Step::Order(Command::BreakIn) => actor.break_in(),
-            Step::Order(Command::Ask { halt, ask, answer }) => {
-                let result = actor.answer(halt, ask).await;
-                // A command that was interrupted no longer waits.
-                let _ = answer.send(result);
-            }
-            Step::Order(Command::Leave { leave, done }) => break (leave, Some(done)),
-            Step::OrdersClosed => break (Leave::Running, None),
-            Step::Lost(why) => {
-                actor.lost(why);
-                return until_left(orders).await;
-            }
-            Step::Deadline => {}
+            return until_left(orders).await;
         }
     };
-    if leave == Leave::Running && tokio::time::timeout(LONGEST_LEAVE, actor.leave()).await.is_err() {
-        tracing::warn!("the target did not confirm that it runs");
-    }
+    let left = match leave {
+        Leave::Running => actor.leave().await,
+        Leave::Halted => Left::Halted,
+    };
+    tracing::info!(?left, "the session ends");
+    actor.shared.set_left(left);
     actor.set_phase(Phase::Over("the session was ended".into()));
     // Whoever is told may open the same port again at once.
-    drop(actor);
+    let Actor { mut orders, link, .. } = actor;
+    drop(link);
     if let Some(done) = done {
         // Whoever asked may be gone.
         let _ = done.send(());
@@ -235,19 +247,48 @@ impl Actor {
             return;
         }
         tracing::info!(why, "session lost");
+        let stood = self.at.is_some() || self.next_stop.is_some();
+        let planted = self.breakpoints.iter().any(|ours| ours.handle.is_some()) || !self.restore.is_empty();
+        self.shared.set_left(Left::LinkLost { why: why.clone(), stood, changed: planted });
         self.tell(Event::Lost(why.clone()));
         self.set_phase(Phase::Over(why));
     }
 
-    /// Sends what is to be sent, then waits for whatever happens first.
-    async fn step(&mut self, orders: Option<&mut UnboundedReceiver<Command>>, deadline: Option<Deadline>) -> Step {
-        let order = async {
-            match orders {
-                Some(orders) => orders.recv().await,
-                None => std::future::pending().await,
+    /// Serves the handles until the session is to end. An error is the end of the link.
+    async fn work(&mut self) -> Result<(Leave, Option<oneshot::Sender<()>>), String> {
+        loop {
+            if let Some(ending) = self.ending.take() {
+                return Ok(ending);
             }
-        };
-        tokio::pin!(order);
+            if let Some(change) = self.next_stop.take() {
+                self.stopped(change).await?;
+                continue;
+            }
+            let step = match self.backlog.pop_front() {
+                Some(order) => Step::Order(order),
+                None => self.step(None).await,
+            };
+            match step {
+                Step::Event(event) => self.on_event(event),
+                Step::Order(Command::BreakIn) => self.break_in(),
+                Step::Order(Command::Hold(limit)) => self.set_hold(limit),
+                Step::Order(Command::Ask { halt, ask, answer }) => {
+                    let result = self.answer(halt, ask).await;
+                    // A command that was interrupted no longer waits.
+                    let _ = answer.send(result);
+                }
+                Step::Order(Command::Leave { leave, done }) => return Ok((leave, Some(done))),
+                Step::OrdersClosed => return Ok((Leave::Running, None)),
+                Step::Lost(why) => return Err(why),
+                Step::HeldTooLong => self.take_away().await?,
+                Step::Deadline => {}
+            }
+        }
+    }
+
+    /// Sends what is to be sent, then waits for whatever happens first.
+    async fn step(&mut self, deadline: Option<Deadline>) -> Step {
+        let held = self.held_until();
         loop {
             while let Some(transmit) = self.session.poll_transmit() {
                 self.shared.status().cost.bytes_sent += transmit.data.len() as u64;
@@ -262,10 +303,13 @@ impl Actor {
                     Err(_) => {
                         tracing::warn!("{} does not take what is sent", self.link.describe());
                         // The timers are due again already; an order has to be heard all the same.
-                        tokio::select! {
-                            biased;
-                            order = &mut order => return order.map_or(Step::OrdersClosed, Step::Order),
-                            () = std::future::ready(()) => {}
+                        match self.orders.try_recv() {
+                            Ok(order) => return Step::Order(order),
+                            Err(TryRecvError::Disconnected) => return Step::OrdersClosed,
+                            Err(TryRecvError::Empty) => {}
+                        }
+                        if deadline.is_some_and(|deadline| deadline <= Deadline::now()) {
+                            return Step::Deadline;
                         }
                     }
                 }
@@ -274,21 +318,59 @@ impl Actor {
                 return Step::Event(event);
             }
             let timer = self.session.poll_timeout().map(|at| Deadline::from_std(self.started + at));
+            let is_ending = self.ending.is_some();
             tokio::select! {
                 // Acknowledgements before everything else.
                 biased;
-                received = self.link.recv() => match received {
-                    Ok(Some(Frame::Bytes(bytes))) => self.session.handle_bytes(self.now(), &bytes),
-                    Ok(Some(Frame::Datagram { peer, data })) => self.session.handle_datagram(self.now(), peer, &data),
-                    Ok(Some(Frame::Reopened)) => tracing::info!("{} is open", self.link.describe()),
-                    Ok(None) => return Step::Lost(format!("{} was closed by the other end", self.link.describe())),
-                    Err(error) => return Step::Lost(format!("{}: {error}", self.link.describe())),
-                },
-                () = until(timer) => self.session.handle_timeout(self.now()),
+                received = self.link.recv() => {
+                    let now = self.started.elapsed();
+                    match received {
+                        Ok(Some(Frame::Bytes(bytes))) => self.session.handle_bytes(now, &bytes),
+                        Ok(Some(Frame::Datagram { peer, data })) => self.session.handle_datagram(now, peer, &data),
+                        Ok(Some(Frame::Reopened)) => {
+                            tracing::info!("{} is open", self.link.describe());
+                            self.reopened();
+                        }
+                        Ok(None) => return Step::Lost(format!("{} was closed by the other end", self.link.describe())),
+                        Err(error) => return Step::Lost(format!("{}: {error}", self.link.describe())),
+                    }
+                    self.shared.heard();
+                }
+                () = until(timer) => self.session.handle_timeout(self.started.elapsed()),
                 () = until(deadline) => return Step::Deadline,
-                order = &mut order => return order.map_or(Step::OrdersClosed, Step::Order),
+                () = until(held) => return Step::HeldTooLong,
+                order = self.orders.recv(), if !is_ending => {
+                    return order.map_or(Step::OrdersClosed, Step::Order);
+                }
             }
         }
+    }
+
+    /// A stream that was away is back. What was said meanwhile is lost, and who stands there now is not known.
+    fn reopened(&mut self) {
+        if self.at.is_some() {
+            self.session.synchronise(self.now(), false);
+        }
+    }
+
+    fn set_hold(&mut self, limit: Option<Duration>) {
+        self.hold = limit.map(|limit| Hold { limit, since: Deadline::now() });
+    }
+
+    /// When the target is taken from the command that holds it.
+    fn held_until(&self) -> Option<Deadline> {
+        let hold = self.hold.as_ref().filter(|_| self.ending.is_none())?;
+        let halted = self.at.is_some().then(|| self.shared.status().frozen_since).flatten()?;
+        hold.since.max(Deadline::from_std(halted)).checked_add(hold.limit)
+    }
+
+    /// Lets the target run under a command that holds it too long. The command hears that it was interrupted.
+    async fn take_away(&mut self) -> Result<(), String> {
+        let Some(hold) = self.hold.take() else { return Ok(()) };
+        tracing::info!(limit = ?hold.limit, "the target is taken from its command");
+        self.taken_away = Some(self.halts);
+        self.shared.taken_away.store(true, Ordering::Relaxed);
+        self.resume().await
     }
 
     /// What does not need the target to be asked anything.
@@ -336,6 +418,8 @@ impl Actor {
         self.at = None;
         self.next_stop = None;
         self.asked_at = None;
+        self.released = false;
+        self.silent = false;
         // One that was on its way may have reached the machine only after it started anew.
         if !self.break_wanted {
             self.break_ins_answered = self.session.break_ins();
@@ -366,38 +450,29 @@ impl Actor {
     async fn stopped(&mut self, change: StateChange) -> Result<(), String> {
         let again = self.at.as_ref().is_some_and(|at| is_same_stop(at, &change));
         self.at = Some(change.clone());
+        self.answers_again();
         if again {
             return Ok(());
         }
         if self.version.is_none() && !is_restart_notice(&change) {
-            match self.exchange(change.processor, Request::GetVersion(get_version::Request {})).await {
-                Ok(Exchanged::Reply(ManipulateReply { return_status, body: Reply::GetVersion(reply), .. }))
-                    if is_success(return_status) =>
-                {
-                    self.version = Some(Version {
-                        major: reply.major_version,
-                        minor: reply.minor_version,
-                        protocol: reply.protocol_version,
-                        flags: reply.flags,
-                        machine: reply.machine_type,
-                        kernel_base: reply.kern_base,
-                        loaded_module_list: reply.ps_loaded_module_list,
-                        debugger_data_list: reply.debugger_data_list,
-                    });
-                }
-                Ok(_) | Err(TargetError::Refused(_) | TargetError::Timeout(_)) => {
+            match self.ask_version().await {
+                Ok(()) => {}
+                Err(TargetError::Fault(fault)) => return self.ended_by(fault),
+                Err(_) => {
                     // A stop that cannot be talked to: let the target report it again.
                     self.at = None;
                     self.session.synchronise(self.now(), self.break_wanted);
                     return Ok(());
                 }
-                Err(TargetError::Fault(fault)) => return Err(fault.to_string()),
             }
         }
         let stepped = if is_step(&change) { self.stepping.take() } else { None };
-        match self.lift_breakpoints().await {
-            Ok(()) | Err(TargetError::Refused(_) | TargetError::Timeout(_)) => {}
-            Err(TargetError::Fault(fault)) => return Err(fault.to_string()),
+        let lifted = match self.released {
+            true => self.lift_breakpoints().await,
+            false => self.release_leftovers().await,
+        };
+        if let Err(TargetError::Fault(fault)) = lifted {
+            return self.ended_by(fault);
         }
         match &change.report {
             Report::Exception(exception) => {
@@ -441,11 +516,43 @@ impl Actor {
         }
     }
 
+    async fn ask_version(&mut self) -> Result<(), TargetError> {
+        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
+        let Exchanged::Reply(reply) = self.exchange(processor, Request::GetVersion(get_version::Request {})).await?
+        else {
+            return Err(TargetError::Refused("the target acknowledged but did not answer".into()));
+        };
+        let Reply::GetVersion(version) = reply.body else {
+            return Err(refused(reply.return_status, || "tell its version".into()));
+        };
+        accepted(reply.return_status, || "tell its version".into())?;
+        self.version = Some(Version {
+            major: version.major_version,
+            minor: version.minor_version,
+            protocol: version.protocol_version,
+            flags: version.flags,
+            machine: version.machine_type,
+            kernel_base: version.kern_base,
+            loaded_module_list: version.ps_loaded_module_list,
+            debugger_data_list: version.debugger_data_list,
+        });
+        Ok(())
+    }
+
+    /// What a fault in the middle of the session's own work means: the end of the link, or nothing but that the work is
+    /// not finished, when another stop came or the session is to end.
+    fn ended_by(&mut self, fault: Fault) -> Result<(), String> {
+        match fault {
+            Fault::Lost(why) => Err(why),
+            Fault::Running | Fault::Cancelled => Ok(()),
+        }
+    }
+
     /// Continues a stop that is no business of the user's.
     async fn resume(&mut self) -> Result<(), String> {
         match self.go(false, Plant::WhatCanBe).await {
             Ok(()) => Ok(()),
-            Err(TargetError::Fault(fault)) => Err(fault.to_string()),
+            Err(TargetError::Fault(fault)) => self.ended_by(fault),
             Err(error) => {
                 tracing::warn!(%error, "could not continue; asking the target to report again");
                 self.at = None;
@@ -495,6 +602,9 @@ impl Actor {
     }
 
     async fn answer(&mut self, halt: u64, ask: Ask) -> Result<Answer, TargetError> {
+        if self.taken_away == Some(halt) {
+            return Err(Fault::Cancelled.into());
+        }
         let current = matches!(&self.shared.status().phase, Phase::Halted(now) if now.number == halt);
         let Some(at) = self.at.as_ref().filter(|_| current) else { return Err(Fault::Running.into()) };
         let processor = at.processor;
@@ -504,10 +614,7 @@ impl Actor {
             Ask::Write { address, data, physical } => self.write(processor, address, data, physical).await,
             Ask::ReadControl { processor, selector, length } => self.read_control(processor, selector, length).await,
             Ask::SetContext { processor, context } => self.set_context(processor, context).await.map(|()| Answer::Done),
-            Ask::SetBreakpoint { address } => {
-                self.release_leftovers().await;
-                self.set_breakpoint(processor, address).await.map(|()| Answer::Done)
-            }
+            Ask::SetBreakpoint { address } => self.set_breakpoint(processor, address).await.map(|()| Answer::Done),
             Ask::RestoreOnLeave { address, data } => {
                 self.restore.retain(|(known, _)| *known != address);
                 if !data.is_empty() {
@@ -534,11 +641,7 @@ impl Actor {
                 let bytes = self.context(processor).await?;
                 Ok(Answer::Bytes { bytes, ended: false })
             }
-            Ask::Go { single_step } => {
-                // Once the target runs nothing can be removed any more, and we may have to leave it running.
-                self.release_leftovers().await;
-                self.go(single_step, Plant::AllOrNone).await.map(|()| Answer::Done)
-            }
+            Ask::Go { single_step } => self.go(single_step, Plant::AllOrNone).await.map(|()| Answer::Done),
         }
     }
 
@@ -703,7 +806,7 @@ impl Actor {
             if let Some(stop) = self.next_stop.take() {
                 break stop;
             }
-            match self.step(None, Some(deadline)).await {
+            match self.step(Some(deadline)).await {
                 Step::Event(event) => self.on_event(event),
                 Step::Lost(why) => {
                     self.lost(why.clone());
@@ -713,7 +816,9 @@ impl Actor {
                     tracing::warn!("a single step did not end; the breakpoint is out");
                     return Ok(false);
                 }
-                Step::Order(_) | Step::OrdersClosed => {}
+                Step::Order(order) => self.put_off(order),
+                Step::OrdersClosed => self.ending = Some((Leave::Running, None)),
+                Step::HeldTooLong => {}
             }
         };
         if !is_step(&stop) {
@@ -731,7 +836,10 @@ impl Actor {
         let mut length = length.min(MOST_READ_DATA);
         loop {
             let request = read_virtual_memory::Request { target_base_address: address, transfer_count: length as u32 };
-            match self.exchange(processor, Request::ReadVirtualMemory(request)).await {
+            // Whether a large reply passes is not known before one did.
+            let untried = length > SAFE_REPLY_DATA && self.shared.reply_data.load(Ordering::Relaxed) == usize::MAX;
+            let limit = untried.then_some(UNTRIED_REPLY);
+            match self.exchange_within(processor, Request::ReadVirtualMemory(request), limit).await {
                 Ok(Exchanged::Reply(ManipulateReply {
                     return_status, body: Reply::ReadVirtualMemory(reply), ..
                 })) => {
@@ -741,6 +849,8 @@ impl Actor {
                     let ended = !is_success(return_status);
                     if !ended && bytes.len() < length {
                         self.learn_reply_data(address, bytes.len());
+                    } else if bytes.len() > SAFE_REPLY_DATA {
+                        self.shared.reply_data.fetch_min(MOST_READ_DATA, Ordering::Relaxed);
                     }
                     return Ok(Answer::Bytes { bytes, ended });
                 }
@@ -752,12 +862,12 @@ impl Actor {
                 }
                 Ok(Exchanged::Sent) => return Err(Fault::Lost("a read was not answered".into()).into()),
                 // Small replies that come and large ones that do not: a path that drops large datagrams.
-                Err(TargetError::Timeout(_)) if length > SAFE_REPLY_DATA && !self.deaf => {
+                Err(TargetError::Silent(RequestFailure::NotAnswered)) if length > SAFE_REPLY_DATA => {
                     tracing::warn!(length, "no reply; asking for less");
                     self.shared.reply_data.store(SAFE_REPLY_DATA, Ordering::Relaxed);
                     length = SAFE_REPLY_DATA;
                 }
-                Err(error) => return Err(no_timeout(error)),
+                Err(error) => return Err(self.without_answer(error)),
             }
         }
     }
@@ -771,7 +881,8 @@ impl Actor {
     }
 
     async fn reply(&mut self, processor: u16, request: Request) -> Result<ManipulateReply, TargetError> {
-        match self.exchange(processor, request).await.map_err(no_timeout)? {
+        let exchanged = self.exchange(processor, request).await;
+        match exchanged.map_err(|error| self.without_answer(error))? {
             Exchanged::Reply(reply) => Ok(reply),
             Exchanged::Sent => Err(TargetError::Refused("the target acknowledged but did not answer".into())),
         }
@@ -816,7 +927,8 @@ impl Actor {
     async fn continue_with(&mut self, at: &StateChange, status: u32, single_step: bool) -> Result<(), TargetError> {
         let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
         let trace_flag = u32::from(single_step);
-        let request = if is_restart_notice(at) {
+        // Continue says the same to every machine; Continue2 is laid out for each.
+        let request = if is_restart_notice(at) || self.version.is_none() {
             Request::Continue(continue_api::Request { continue_status: status })
         } else {
             Request::Continue2(match machine {
@@ -835,7 +947,8 @@ impl Actor {
                 ),
             })
         };
-        self.exchange(at.processor, request).await.map_err(no_timeout)?;
+        let exchanged = self.exchange(at.processor, request).await;
+        exchanged.map_err(|error| self.without_answer(error))?;
         Ok(())
     }
 
@@ -882,19 +995,44 @@ impl Actor {
 
     /// One request to its end. Prints, prompts and file requests that come in between are answered.
     async fn exchange(&mut self, processor: u16, request: Request) -> Result<Exchanged, TargetError> {
-        let span = tracing::debug_span!("request", api = api_name(request.api()), processor);
-        self.exchange_in_span(processor, request).instrument(span).await
+        self.exchange_within(processor, request, None).await
     }
 
-    async fn exchange_in_span(&mut self, processor: u16, request: Request) -> Result<Exchanged, TargetError> {
+    /// The same, at most so long.
+    async fn exchange_within(
+        &mut self,
+        processor: u16,
+        request: Request,
+        limit: Option<Duration>,
+    ) -> Result<Exchanged, TargetError> {
+        let span = tracing::debug_span!("request", api = api_name(request.api()), processor);
+        self.exchange_in_span(processor, request, limit).instrument(span).await
+    }
+
+    async fn exchange_in_span(
+        &mut self,
+        processor: u16,
+        request: Request,
+        limit: Option<Duration>,
+    ) -> Result<Exchanged, TargetError> {
+        // One that did not answer the last request is asked only whether it does again.
+        let limit = if self.silent { Some(limit.unwrap_or(SILENT_LIMIT).min(SILENT_LIMIT)) } else { limit };
         for _ in 0..MOST_ATTEMPTS {
-            self.session
-                .request(self.now(), processor, request.clone())
-                .map_err(|busy| TargetError::Refused(busy.to_string()))?;
+            if self.ending.as_ref().is_some_and(|(_, done)| done.is_some()) {
+                return Err(Fault::Cancelled.into());
+            }
+            let asked = match limit {
+                Some(limit) => self.session.request_within(self.now(), processor, request.clone(), limit),
+                None => self.session.request(self.now(), processor, request.clone()),
+            };
+            asked.map_err(|busy| TargetError::Refused(busy.to_string()))?;
             self.shared.status().cost.requests += 1;
             let failure = loop {
-                match self.step(None, None).await {
-                    Step::Event(session::Event::Reply(reply)) => return Ok(Exchanged::Reply(reply)),
+                match self.step(None).await {
+                    Step::Event(session::Event::Reply(reply)) => {
+                        self.answers_again();
+                        return Ok(Exchanged::Reply(reply));
+                    }
                     Step::Event(session::Event::Sent) => return Ok(Exchanged::Sent),
                     Step::Event(session::Event::RequestFailed { reason }) => break reason,
                     Step::Event(event) => self.on_event(event),
@@ -902,7 +1040,16 @@ impl Actor {
                         self.lost(why.clone());
                         return Err(Fault::Lost(why).into());
                     }
-                    Step::Order(_) | Step::OrdersClosed | Step::Deadline => {}
+                    // A continue is not called back.
+                    Step::HeldTooLong if !request.is_answered() => self.hold = None,
+                    Step::HeldTooLong => self.session.cancel(self.now()),
+                    Step::Order(order @ Command::Leave { .. }) if request.is_answered() => {
+                        self.put_off(order);
+                        self.session.cancel(self.now());
+                    }
+                    Step::Order(order) => self.put_off(order),
+                    Step::OrdersClosed => self.ending = Some((Leave::Running, None)),
+                    Step::Deadline => {}
                 }
             };
             match failure {
@@ -913,14 +1060,41 @@ impl Actor {
                 RequestFailure::StoppedAnew => return Err(Fault::Running.into()),
                 RequestFailure::TooLong => return Err(TargetError::Refused(failure.to_string())),
                 RequestFailure::TargetRestarted => return Err(Fault::Running.into()),
-                RequestFailure::NotAcknowledged | RequestFailure::NotAnswered | RequestFailure::Cancelled => {
+                RequestFailure::Cancelled => return Err(Fault::Cancelled.into()),
+                RequestFailure::NotAcknowledged | RequestFailure::NotAnswered => {
                     tracing::warn!(%failure);
-                    self.deaf = failure == RequestFailure::NotAcknowledged;
-                    return Err(TargetError::Timeout(self.now()));
+                    return Err(TargetError::Silent(failure));
                 }
             }
         }
         Err(TargetError::Refused("the target reports stop after stop instead of answering".into()))
+    }
+
+    /// An order that comes in the middle of an exchange waits for its end.
+    fn put_off(&mut self, order: Command) {
+        match order {
+            Command::Leave { leave, done } => self.ending = Some((leave, Some(done))),
+            order => self.backlog.push_back(order),
+        }
+    }
+
+    fn answers_again(&mut self) {
+        if std::mem::take(&mut self.silent) {
+            self.session.stand_by();
+            self.tell(Event::AnswersAgain);
+        }
+    }
+
+    /// A target that stands and does not answer is asked for its state change until it does.
+    fn without_answer(&mut self, error: TargetError) -> TargetError {
+        let TargetError::Silent(_) = error else { return error };
+        if self.at.is_some() && self.ending.is_none() {
+            if !std::mem::replace(&mut self.silent, true) {
+                self.tell(Event::Silent);
+            }
+            self.session.synchronise(self.now(), false);
+        }
+        error
     }
 
     fn still_stands(&self) -> bool {
@@ -930,105 +1104,33 @@ impl Actor {
         }
     }
 
-    /// Lets the target run and stays until the line is quiet.
-    async fn leave(&mut self) {
-        self.session.stand_by();
-        self.break_wanted = false;
-        let planted = self.breakpoints.iter().any(|ours| ours.handle.is_some());
-        if self.at.is_none() && (planted || !self.restore.is_empty()) {
-            self.stop_to_leave().await;
-        }
-        if self.at.is_some() {
-            self.write_back().await;
-            self.release_breakpoints().await;
-            if let Err(error) = self.go(false, Plant::WhatCanBe).await {
-                tracing::warn!(%error, "could not let the target run");
-            }
-        }
-        if !self.heard {
-            return;
-        }
-        let quiet = if self.break_ins_unanswered() > 0 { QUIET_AFTER_BREAK_IN } else { QUIET };
-        let mut deadline = Deadline::now() + quiet;
-        loop {
-            match self.next_stop.take() {
-                Some(change) => {
-                    self.at = Some(change);
-                    if self.go(false, Plant::WhatCanBe).await.is_err() {
-                        return;
-                    }
-                    deadline = Deadline::now() + quiet;
-                }
-                None => match self.step(None, Some(deadline)).await {
-                    Step::Event(event) => self.on_event(event),
-                    Step::Deadline | Step::Lost(_) => return,
-                    Step::Order(_) | Step::OrdersClosed => {}
-                },
-            }
-        }
-    }
-
-    /// Undoes what was changed for a while.
-    async fn write_back(&mut self) {
-        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return };
-        for (address, data) in std::mem::take(&mut self.restore) {
-            if let Err(error) = self.write(processor, address, data, false).await {
-                tracing::warn!(%error, "{address:x} could not be restored");
-            }
-        }
-    }
-
-    /// Breakpoints can be taken out only of a target that stands still.
-    async fn stop_to_leave(&mut self) {
-        self.break_wanted = true;
-        self.session.break_in(self.now());
-        let deadline = Deadline::now() + STOP_TO_LEAVE;
-        while self.at.is_none() {
-            let stopped = match self.next_stop.take() {
-                Some(change) => self.stopped(change).await,
-                None => match self.step(None, Some(deadline)).await {
-                    Step::Event(event) => {
-                        self.on_event(event);
-                        Ok(())
-                    }
-                    Step::Order(_) | Step::OrdersClosed => Ok(()),
-                    Step::Lost(why) => Err(why),
-                    Step::Deadline => Err("it does not stop".into()),
-                },
-            };
-            if let Err(why) = stopped {
-                tracing::warn!(%why, "breakpoints stay in the target");
-                break;
-            }
-        }
-        self.session.stand_by();
-        self.break_wanted = false;
-    }
-
     /// What a session that died left in the table, before anything of ours is in it.
-    async fn release_leftovers(&mut self) {
-        if !self.released {
-            self.release_breakpoints().await;
-        }
-    }
-
-    /// Breakpoints outlive their debugger: the table is the target's. Ours and those of a session that died.
-    async fn release_breakpoints(&mut self) {
-        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return };
-        for break_point_handle in 1..=BREAKPOINT_HANDLES {
-            let request = Request::RestoreBreakPoint(restore_break_point::Request { break_point_handle });
-            // An empty slot answers with an error; only a target that does not answer ends this.
-            if self.reply(processor, request).await.is_err() {
-                return;
+    async fn release_leftovers(&mut self) -> Result<(), TargetError> {
+        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
+        let mut last = LEFTOVER_SLOTS;
+        let mut handle = 1;
+        while handle <= last {
+            match self.lift(processor, handle).await {
+                Ok(()) => last = BREAKPOINT_HANDLES,
+                // An empty slot.
+                Err(TargetError::Refused(_)) => {}
+                Err(error) => return Err(error),
             }
+            handle += 1;
         }
-        self.breakpoints.clear();
         self.released = true;
+        Ok(())
     }
 }
 
 /// The largest KD packet less the header of a reply.
 pub(crate) const MOST_READ_DATA: usize = 4000 - 56;
+/// How long a target that runs is silent before it is called gone.
+pub(crate) const GONE: Duration = Duration::from_secs(5);
+/// How long the first large reply may take.
+const UNTRIED_REPLY: Duration = Duration::from_secs(3);
+/// How long a request to a target that did not answer the last one may take.
+const SILENT_LIMIT: Duration = Duration::from_secs(1);
 /// How often a request is asked anew when stops come instead of its answer.
 const MOST_ATTEMPTS: u32 = 4;
 
@@ -1055,13 +1157,6 @@ fn accepted(status: u32, what: impl FnOnce() -> String) -> Result<(), TargetErro
 /// NTSTATUS: the top bit is a failure or a warning.
 fn is_success(status: u32) -> bool {
     status & 0x8000_0000 == 0
-}
-
-fn no_timeout(error: TargetError) -> TargetError {
-    match error {
-        TargetError::Timeout(_) => Fault::Lost("the target does not answer any more".into()).into(),
-        error => error,
-    }
 }
 
 /// The bytes at the program counter that came with a stop; where they lie depends on the machine.

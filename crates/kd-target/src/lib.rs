@@ -127,6 +127,9 @@ pub enum Event {
         address: u64,
         why: String,
     },
+    /// The target stands and does not answer any more. It is asked until it does.
+    Silent,
+    AnswersAgain,
     Lost(String),
 }
 
@@ -136,8 +139,61 @@ pub enum TargetError {
     Fault(#[from] Fault),
     #[error("the target did not stop within {} s", .0.as_secs())]
     Timeout(Duration),
+    /// Nothing is heard of a target that is asked to stop.
+    #[error("no answer for {} s: the target is gone, or its line is", .0.as_secs())]
+    Gone(Duration),
+    /// A target that stands did not answer a request.
+    #[error("the target does not answer any more ({0})")]
+    Silent(kd_wire::session::RequestFailure),
     #[error("{0}")]
     Refused(String),
+}
+
+/// How a session ended: what is known of the target that was left.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Left {
+    #[error("The target runs.")]
+    Running,
+    /// As was wished.
+    #[error("The target stands still until a debugger comes.")]
+    Halted,
+    /// Nothing was ever heard of it.
+    #[error("Break-ins were sent that nothing answered: a target that gets them later stands until a debugger comes.")]
+    Unmet { break_ins: u32 },
+    /// It was asked to stop and did not answer.
+    #[error("The target did not answer the last break-in: it may stand. {LET_GO}")]
+    Unanswered,
+    #[error("The target did not acknowledge within {} s that it runs: it may still stand. {LET_GO}", .tried.as_secs())]
+    Unacknowledged { tried: Duration },
+    #[error(
+        "The target stops again at {program_counter:016x} after each continue, as a kernel does after a bug check: it \
+         stands, until it is reset."
+    )]
+    StopsAgain { program_counter: u64 },
+    #[error("The link was lost ({why}) while the target was held: it may still stand. {LET_GO}")]
+    LinkLost {
+        why: String,
+        /// It stood then, or was asked to.
+        stood: bool,
+        /// Something of ours was in it that stops it: a breakpoint, or memory changed for a while.
+        changed: bool,
+    },
+    #[error("The target did not stop to have its breakpoints taken out: it stands at the next one. {LET_GO}")]
+    Changed,
+}
+
+const LET_GO: &str = "Attach again and quit (q) to let it go, or reset it.";
+
+impl Left {
+    /// Whether the target may stand although nobody wanted that.
+    pub fn may_stand(&self) -> bool {
+        match self {
+            Left::Running | Left::Halted => false,
+            Left::Unmet { break_ins } => *break_ins > 0,
+            Left::LinkLost { stood, changed, .. } => *stood || *changed,
+            Left::Unanswered | Left::Unacknowledged { .. } | Left::StopsAgain { .. } | Left::Changed => true,
+        }
+    }
 }
 
 /// How a session ends.
@@ -213,23 +269,60 @@ enum Answer {
 
 #[derive(Debug)]
 enum Command {
-    Ask { halt: u64, ask: Ask, answer: oneshot::Sender<Result<Answer, TargetError>> },
+    Ask {
+        halt: u64,
+        ask: Ask,
+        answer: oneshot::Sender<Result<Answer, TargetError>>,
+    },
     BreakIn,
-    Leave { leave: Leave, done: oneshot::Sender<()> },
+    /// A command begins that may hold the target so long, or ends.
+    Hold(Option<Duration>),
+    Leave {
+        leave: Leave,
+        done: oneshot::Sender<()>,
+    },
 }
 
-/// Ends a session from outside the thread that holds the target: signals use it.
+/// Ends a session from outside the thread that holds the target: signals use it, and whoever wants to know how it ended.
 #[derive(Clone)]
-pub struct Leaver(mpsc::UnboundedSender<Command>);
+pub struct Leaver {
+    commands: mpsc::UnboundedSender<Command>,
+    shared: Arc<Shared>,
+}
 
 impl Leaver {
-    /// Lets the target run and ends the session.
-    pub async fn leave(&self) {
+    /// Lets the target run and ends the session, if that is not done already.
+    pub async fn leave(&self) -> Left {
         let (done, is_done) = oneshot::channel();
-        if self.0.send(Command::Leave { leave: Leave::Running, done }).is_ok() {
-            // The task may be gone already; then the target runs already.
+        if self.commands.send(Command::Leave { leave: Leave::Running, done }).is_ok() {
+            // The task may be gone already.
             let _ = is_done.await;
         }
+        self.shared.status().left()
+    }
+}
+
+/// Limits how long a command may hold the target: when the time is over the session's own task lets it run, whatever
+/// the command is doing, and the command's next question to the target is answered with
+/// [`Fault::Cancelled`].
+#[derive(Clone)]
+pub struct Holder {
+    commands: mpsc::UnboundedSender<Command>,
+    shared: Arc<Shared>,
+}
+
+impl Holder {
+    /// A command begins. The time counts while the target stands, and anew from each stop.
+    pub fn begin(&self, limit: Duration) {
+        self.shared.taken_away.store(false, Ordering::Relaxed);
+        // A session that is over holds nothing.
+        let _ = self.commands.send(Command::Hold(Some(limit)));
+    }
+
+    /// It is over; the target may stand as long as its user likes. Whether it was taken from the command.
+    pub fn end(&self) -> bool {
+        let _ = self.commands.send(Command::Hold(None));
+        self.shared.taken_away.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -257,17 +350,14 @@ struct Session {
 /// Bytes of one write; a request of this size passes every carrier.
 const WRITE_DATA: usize = 512;
 
-/// Letting go must not hang the user's shell when the target is dead.
-const LONGEST_LEAVE: Duration = Duration::from_secs(15);
-
 impl Session {
-    fn leave(&self, leave: Leave) {
+    fn leave(&self, leave: Leave) -> Left {
         let (done, is_done) = oneshot::channel();
-        if self.commands.send(Command::Leave { leave, done }).is_err() {
-            return;
+        if self.commands.send(Command::Leave { leave, done }).is_ok() {
+            // `blocking_recv` has no deadline; the task keeps one of its own (actor/leaving.rs).
+            let _ = is_done.blocking_recv();
         }
-        // `blocking_recv` has no deadline; the task keeps one of its own (actor.rs).
-        let _ = is_done.blocking_recv();
+        self.shared.status().left()
     }
 }
 
@@ -353,9 +443,15 @@ impl Target {
         }
     }
 
-    /// Ends the session.
-    pub fn leave(self, leave: Leave) {
-        self.session().leave(leave);
+    /// Ends the session. Says what became of the target; [`Left::may_stand`] is what its user must hear of.
+    pub fn leave(self, leave: Leave) -> Left {
+        self.session().leave(leave)
+    }
+
+    /// For who limits how long commands may hold the target.
+    pub fn holder(&self) -> Holder {
+        let Session { shared, commands } = self.session();
+        Holder { commands: commands.clone(), shared: shared.clone() }
     }
 
     fn session(&self) -> &Session {
@@ -706,6 +802,7 @@ impl Halted {
         match self.ask(Ask::Search { address: start, length, pattern: pattern.to_vec() }) {
             Ok(Answer::Search(search)) => Ok(search),
             Err(TargetError::Fault(fault)) => Err(fault),
+            Err(error @ TargetError::Silent(_)) => Err(Fault::Lost(error.to_string())),
             Ok(_) | Err(_) => Ok(Search::Unsupported),
         }
     }
@@ -731,19 +828,34 @@ impl Halted {
 impl Running {
     /// For signal handlers.
     pub fn leaver(&self) -> Leaver {
-        Leaver(self.session.commands.clone())
+        Leaver { commands: self.session.commands.clone(), shared: self.session.shared.clone() }
     }
 
     pub fn cost(&self) -> Cost {
         self.session.shared.status().cost()
     }
 
-    /// Breaks in and waits for the stop.
+    /// Breaks in and waits for the stop. A target that was met before and is not heard of at all for some seconds is
+    /// called gone, whatever patience is left; the break-in stays asked for.
     #[allow(clippy::result_large_err)] // The target comes back with the error: it still has to be let go.
     pub fn break_in(self, patience: Duration) -> Result<Halted, (Self, TargetError)> {
         // A closed channel shows below as a session that is over.
         let _ = self.session.commands.send(Command::BreakIn);
-        self.wait(Some(patience))
+        if patience <= actor::GONE {
+            return self.wait(Some(patience));
+        }
+        match self.wait(Some(actor::GONE)) {
+            Err((running, TargetError::Timeout(_))) if running.is_gone() => {
+                Err((running, TargetError::Gone(actor::GONE)))
+            }
+            Err((running, TargetError::Timeout(_))) => running.wait(Some(patience - actor::GONE)),
+            result => result,
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        let met = self.session.shared.status().heard.is_some();
+        met && !self.session.shared.was_heard_within(actor::GONE)
     }
 
     /// Waits until the target stops by itself, at most `patience` (for ever without one).

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nt_memory::Fault;
 
 use crate::gate::Gate;
-use crate::{Cost, Modules, Pace, Stop, Version};
+use crate::{Cost, Left, Modules, Pace, Stop, Version};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Phase {
@@ -33,9 +33,19 @@ pub(crate) struct Status {
     pub(crate) cost: Cost,
     /// Since when the target stands still.
     pub(crate) frozen_since: Option<Instant>,
+    /// When anything was last heard of the target.
+    pub(crate) heard: Option<Instant>,
+    /// How the session ended.
+    pub(crate) left: Option<Left>,
 }
 
 impl Status {
+    /// How the session ended. A task that ended without a word has let nothing go.
+    pub(crate) fn left(&self) -> Left {
+        let unknown = || Left::LinkLost { why: "the session's task ended".into(), stood: true, changed: true };
+        self.left.clone().unwrap_or_else(unknown)
+    }
+
     pub(crate) fn cost(&self) -> Cost {
         let now = self.frozen_since.map_or(Duration::ZERO, |since| since.elapsed());
         Cost { frozen: self.cost.frozen + now, ..self.cost }
@@ -101,6 +111,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Mutex<GateSlot>,
     /// What reads took so far.
     pub(crate) pace: Mutex<Pace>,
+    /// The target was taken from a command that held it too long.
+    pub(crate) taken_away: AtomicBool,
     /// The module list as it was read at an earlier stop; forgotten when the target says that it changes.
     pub(crate) modules: Mutex<Option<KeptModules>>,
 }
@@ -126,13 +138,20 @@ pub(crate) struct KeptModules {
 impl Shared {
     pub(crate) fn new(interrupt: Interrupt) -> Arc<Self> {
         let shared = Arc::new(Self {
-            status: Mutex::new(Status { phase: Phase::Running, cost: Cost::default(), frozen_since: None }),
+            status: Mutex::new(Status {
+                phase: Phase::Running,
+                cost: Cost::default(),
+                frozen_since: None,
+                heard: None,
+                left: None,
+            }),
             changed: Condvar::new(),
             reply_data: AtomicUsize::new(usize::MAX),
             searching: Mutex::default(),
             interrupt: interrupt.clone(),
             gate: Mutex::default(),
             pace: Mutex::default(),
+            taken_away: AtomicBool::new(false),
             modules: Mutex::new(None),
         });
         interrupt.watch(&shared);
@@ -149,6 +168,19 @@ impl Shared {
 
     pub(crate) fn pace(&self) -> MutexGuard<'_, Pace> {
         lock(&self.pace)
+    }
+
+    pub(crate) fn heard(&self) {
+        self.status().heard = Some(Instant::now());
+    }
+
+    pub(crate) fn was_heard_within(&self, time: Duration) -> bool {
+        self.status().heard.is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// The first end counts.
+    pub(crate) fn set_left(&self, left: Left) {
+        self.status().left.get_or_insert(left);
     }
 
     pub(crate) fn kept_modules(&self) -> MutexGuard<'_, Option<KeptModules>> {

@@ -17,6 +17,7 @@
 mod association;
 mod host;
 mod target;
+mod timing;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

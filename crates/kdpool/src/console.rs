@@ -50,6 +50,16 @@ pub(crate) fn ask(question: &str) -> bool {
     terminal::answer().is_some_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
+/// The record of a session that did not end well, where no `q` says so (docs/json.md).
+pub(crate) fn remark_json(error: &str) {
+    let record = serde_json::json!({
+        "command": "q", "ok": false, "error": error, "complete": false, "warnings": [], "result": null,
+        "cost": { "requests": 0, "bytes_read": 0, "bytes_sent": 0, "frozen_ms": 0 },
+    });
+    // Nobody may read any more.
+    let _ = writeln!(io::stdout().lock(), "{record}");
+}
+
 /// What commands write to.
 #[derive(Default)]
 pub(crate) struct Console {

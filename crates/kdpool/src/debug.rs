@@ -1,7 +1,9 @@
 //! Attach, work, leave.
 
+use std::cell::Cell;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +23,7 @@ use crate::console::{Announcer, Console, complain, is_interactive, remark};
 use crate::diagnose::{ConnectEvidence, explain, explain_open};
 use crate::options::{self, DebugArgs, SessionArgs};
 use crate::work::Work;
-use crate::{COMMAND_FAILED, NO_CONNECTION, USAGE, inputs, signals};
+use crate::{COMMAND_FAILED, NO_CONNECTION, USAGE, ending, inputs, signals};
 
 /// Everything that is decided before the first packet.
 pub(crate) struct Plan {
@@ -139,14 +141,23 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
     runtime.spawn(signals::interrupt_on_ctrl_c(interrupt.clone()));
     runtime.spawn(signals::leave_on_termination(running.leaver()));
 
-    let halted = match connect(running, &plan, &evidence, aside) {
-        Ok(halted) => halted,
-        Err(status) => return Ok(status),
-    };
-    let format = if plan.session.format == options::Format::Json { Format::Json } else { Format::Kd };
-    let mut shell = Shell::new(shell, format, interrupt);
-    shell.set_target(Target::Halted(halted));
-    Work::new(shell, restarted).all(&plan, &announcer)
+    let leaver = running.leaver();
+    let json = plan.session.format == options::Format::Json;
+    let told = Cell::new(false);
+    let worked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let halted = match connect(running, &plan, &evidence, aside) {
+            Ok(halted) => halted,
+            Err(status) => return Ok(status),
+        };
+        let format = if json { Format::Json } else { Format::Kd };
+        let mut shell = Shell::new(shell, format, interrupt);
+        shell.max_frozen = plan.session.max_frozen;
+        shell.set_target(Target::Halted(halted));
+        Work::new(shell, restarted).all(&plan, &announcer, &told)
+    }));
+    // However that ended, the handle it held has let the target go; here it is only heard what came of it.
+    let left = runtime.block_on(leaver.leave());
+    ending::conclude(worked, &left, told.get(), json)
 }
 
 /// A carrier that is open, or is waited for.

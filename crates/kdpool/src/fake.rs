@@ -46,7 +46,19 @@ pub(crate) struct FakeArgs {
     no_search: bool,
     /// Print something this often while running
     #[arg(long, value_name = "SECONDS")]
-    print_every: Option<u64>,
+    print_every: Option<f64>,
+    /// A break-in that arrives beside a print is lost
+    #[arg(long)]
+    deaf: bool,
+    /// Every so many data packets, one comes under a wrong id first
+    #[arg(long, value_name = "COUNT")]
+    wrong_id_every: Option<u32>,
+    /// Send a packet again after this time without an acknowledgement
+    #[arg(long, value_name = "MS")]
+    retransmit: Option<u64>,
+    /// TCP: leave Nagle's algorithm on, as QEMU and ser2net do
+    #[arg(long, requires = "tcp")]
+    nagle: bool,
     /// The driver leaks one block more after this much running time
     #[arg(long, value_name = "MS", conflicts_with_all = ["isf", "arch"])]
     leak_every: Option<u64>,
@@ -56,6 +68,18 @@ pub(crate) struct FakeArgs {
     /// Lose this share of all packets, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     loss: f64,
+    /// Send this share of all packets twice
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    duplicate: f64,
+    /// Hold this share of all packets until the next one passed
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    reorder: f64,
+    /// Flip a bit in this share of all packets
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    corrupt: f64,
+    /// Delay every packet by up to this time
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    delay: u64,
     /// Seed of the losses, and of the machine with --isf or --arch
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -116,6 +140,8 @@ enum StartArg {
     Boot,
     /// An earlier debugger stopped it and went away
     Halted,
+    /// It crashed, and breaks in again after every continue
+    Bugcheck,
 }
 
 pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
@@ -152,15 +178,33 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
         StartArg::Running => Start::Running,
         StartArg::Boot => Start::WaitingAtBoot,
         StartArg::Halted => Start::BrokenIn,
+        StartArg::Bugcheck => Start::BugcheckLoop,
     };
     options.max_data = arguments.max_data;
     options.search_memory = !arguments.no_search;
-    options.print_every = arguments.print_every.map(Duration::from_secs);
+    options.print_every = match arguments.print_every {
+        Some(seconds) => Some(Duration::try_from_secs_f64(seconds).context("--print-every")?),
+        None => None,
+    };
+    options.deaf_while_printing = arguments.deaf;
+    options.wrong_id_every = arguments.wrong_id_every;
+    options.nagle = arguments.nagle;
+    if let Some(milliseconds) = arguments.retransmit {
+        options.retransmit = Duration::from_millis(milliseconds);
+    }
     if arguments.leak_every.is_some() || arguments.churn {
         let period = arguments.leak_every.map(Duration::from_millis);
         options.evolve = Some(Box::new(kernel::article_activity(period, arguments.churn)));
     }
-    options.faults = Faults { seed: arguments.seed, drop: arguments.loss, ..Faults::default() };
+    options.faults = Faults {
+        seed: arguments.seed,
+        drop: arguments.loss,
+        duplicate: arguments.duplicate,
+        reorder: arguments.reorder,
+        corrupt: arguments.corrupt,
+        delay: Duration::from_millis(arguments.delay),
+        ..Faults::default()
+    };
     runtime.block_on(async {
         let target = kd_fake::spawn(options).await.context("the fake target did not start")?;
         match &table {

@@ -6,6 +6,7 @@ mod decode;
 mod demo;
 mod diagnose;
 mod doctor;
+mod ending;
 mod fake;
 mod inputs;
 mod leak;

@@ -119,7 +119,11 @@ fn connect(runtime: &Handle, plan: &Plan) -> Result<Session, String> {
     let leaver = running.leaver();
     runtime.spawn(async move {
         signals::any_end().await;
-        leaver.leave().await;
+        let left = leaver.leave().await;
+        if left.may_stand() {
+            crate::console::complain(&left.to_string());
+            std::process::exit(crate::CONNECTION_LOST.into());
+        }
         std::process::exit(130);
     });
     let mut shell = Shell::new(session, Format::Json, interrupt.clone());

@@ -1,6 +1,7 @@
 //! The command line, as kd spells it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -34,8 +35,8 @@ Examples:
   kdpool -k com:ipport=4555,port=vmhost -y 'srv*' -b -c '!poolused 4; !poolfind Leak; q'
 
 Exit status: 0 all commands succeeded, 1 one failed, 2 usage, 3 no connection,
-4 connection lost. Unlike kd, kdpool lets the target run when it leaves, however
-it leaves; `q -halted` leaves it standing."
+4 connection lost, or the target may still stand. Unlike kd, kdpool lets the
+target run when it leaves, however it leaves; `q -halted` leaves it standing."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -128,6 +129,10 @@ pub(crate) struct SessionArgs {
     /// Allow commands to change the target's memory and registers (.allow_write)
     #[arg(long)]
     pub(crate) allow_write: bool,
+    /// Take the target from a command that holds it longer (500ms, 2s, 1m), whatever the command does, and let it run
+    /// [default: no limit; a minute for !leak watch and !leak trace]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) max_frozen: Option<Duration>,
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Kd, help_heading = "Output")]
     pub(crate) format: Format,
@@ -172,4 +177,10 @@ pub(crate) struct DemoArgs {
     pub(crate) capture: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    kd_shell::duration(text)
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| "a time is a number and ms, s, m or h: 500ms, 2s, 1m".into())
 }

@@ -1,6 +1,18 @@
 //! Signals: Ctrl+C interrupts, everything that ends a process lets the target run first.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use kd_target::{Interrupt, Leaver};
+
+use crate::CONNECTION_LOST;
+use crate::console::complain;
+
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal ends the process: its own status is on its way.
+pub(crate) fn is_ending() -> bool {
+    ENDING.load(Ordering::SeqCst)
+}
 
 /// Waits for a signal that ends the process, Ctrl+C included.
 pub(crate) async fn any_end() {
@@ -38,7 +50,12 @@ pub(crate) async fn interrupt_on_ctrl_c(interrupt: Interrupt) {
 /// At a signal that ends the process lets the target run, then ends it with the status a shell expects.
 pub(crate) async fn leave_on_termination(leaver: Leaver) {
     let signal = termination().await;
-    leaver.leave().await;
+    ENDING.store(true, Ordering::SeqCst);
+    let left = leaver.leave().await;
+    if left.may_stand() {
+        complain(&left.to_string());
+        std::process::exit(CONNECTION_LOST.into());
+    }
     std::process::exit(128 + signal);
 }
 

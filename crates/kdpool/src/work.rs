@@ -1,6 +1,6 @@
 //! kd's prompt, from the first stop to the last.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -45,11 +45,12 @@ impl Work {
         Work { shell, console: Console::default(), restarted, failed: false, tasked: false, talked: false }
     }
 
-    pub(crate) fn all(&mut self, plan: &Plan, announcer: &Announcer) -> Result<ExitCode> {
+    /// `told` becomes true when the user has heard what became of the target.
+    pub(crate) fn all(&mut self, plan: &Plan, announcer: &Announcer, told: &Cell<bool>) -> Result<ExitCode> {
         let json = self.shell.borrow().format == Format::Json;
         if !json && let Err(fault) = self.greet(plan) {
             complain(&fault.to_string());
-            return Ok(self.leave(Next::Lost));
+            return Ok(self.leave(Next::Lost, told));
         }
         let undone = self.shell.borrow().undo_leftovers();
         undone.iter().for_each(|line| complain(line));
@@ -86,7 +87,7 @@ impl Work {
                 self.read_lines(!json)?
             };
         }
-        Ok(self.leave(next))
+        Ok(self.leave(next, told))
     }
 
     fn greet(&mut self, plan: &Plan) -> Result<(), Fault> {
@@ -183,14 +184,13 @@ impl Work {
         }
     }
 
-    fn leave(&mut self, next: Next) -> ExitCode {
-        let target = self.shell.borrow_mut().take_target();
-        if let Some(target) = target {
-            let leave = if next == (Next::Quit { halted: true }) { Leave::Halted } else { Leave::Running };
-            target.leave(leave);
-            if self.talked && next != Next::Lost {
-                remark(parting(leave), false);
-            }
+    fn leave(&mut self, next: Next, told: &Cell<bool>) -> ExitCode {
+        // `q` let it go before it said that all went well.
+        told.set(self.shell.borrow().left().is_some());
+        let leave = if next == (Next::Quit { halted: true }) { Leave::Halted } else { Leave::Running };
+        let left = self.shell.borrow_mut().leave(leave);
+        if self.talked && next != Next::Lost && left.is_some_and(|left| !left.may_stand()) {
+            remark(parting(leave), false);
         }
         let hunt = self.shell.borrow().session.hunt_end;
         match next {

@@ -137,6 +137,8 @@ pub(crate) struct Stub {
     context_read: bool,
     staged_context: Vec<u8>,
     last_reply: Option<Vec<u8>>,
+    /// Data packets sent so far.
+    sent: u32,
     dice: Dice,
 }
 
@@ -164,6 +166,7 @@ impl Stub {
             context_read: false,
             staged_context: Vec::new(),
             last_reply: None,
+            sent: 0,
             dice,
         };
         stub.power_on();
@@ -236,6 +239,9 @@ impl Stub {
                 self.halt(stop, Patience::Endless).await?;
             }
             Start::BrokenIn => self.break_in().await?,
+            Start::BugcheckLoop => loop {
+                self.break_in().await?;
+            },
         }
         self.execute().await
     }
@@ -527,7 +533,10 @@ impl Stub {
     async fn send_data(&mut self, kind: u16, payload: &[u8], patience: Patience) -> Result<bool, Interrupt> {
         let first_tries = if self.line.version() == 0 { 5 } else { 3 };
         let mut timeouts = 0;
-        self.line.send_data(kind, self.ids.transmit(), payload);
+        self.sent = self.sent.wrapping_add(1);
+        let wrong = self.options.wrong_id_every.is_some_and(|every| self.sent.is_multiple_of(every));
+        let first_id = self.ids.transmit() ^ if wrong { 0x5000 } else { 0 };
+        self.line.send_data(kind, first_id, payload);
         loop {
             let deadline = Instant::now() + self.options.retransmit;
             loop {
@@ -548,6 +557,7 @@ impl Stub {
                         break;
                     }
                     Event::Resend | Event::Scrap | Event::Connected => break,
+                    Event::BreakIn if self.options.deaf_while_printing && kind == packet::DEBUG_IO => {}
                     Event::BreakIn => {
                         self.control_c = true;
                         break;
@@ -558,7 +568,7 @@ impl Stub {
                     }
                     Event::Data(data) => {
                         let version = self.line.version();
-                        if self.ids.implies_acknowledge(data.id, version) {
+                        if self.options.any_data_acknowledges || self.ids.implies_acknowledge(data.id, version) {
                             self.ask_resend();
                             self.ids.acknowledged();
                             return Ok(true);

@@ -32,7 +32,7 @@ pub(crate) fn unquoted(text: &str) -> &str {
 }
 
 /// `500ms`, `30s`, `10m`, `2h`; a bare number is of seconds.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;

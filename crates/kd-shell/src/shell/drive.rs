@@ -11,6 +11,9 @@ use crate::error::CommandError;
 use crate::output::{Mood, Output};
 use crate::session::{Context, Format};
 
+/// A look of `!leak` takes some tenths of a second over a network, and some seconds over a serial line.
+const UNATTENDED_HOLD: Duration = Duration::from_secs(60);
+
 pub(crate) struct Drive<'a> {
     pub(super) shell: &'a mut Shell,
     pub(super) out: &'a mut dyn Output,
@@ -98,6 +101,12 @@ impl Drive<'_> {
     /// Why the target stands still, and where.
     pub(crate) fn stop_lines(&mut self) -> Result<String, Fault> {
         self.shell.stop_lines()
+    }
+
+    /// Nobody may be there who sees that the command does not come to an end: it holds the target for so long at most,
+    /// if the user said nothing else.
+    pub(crate) fn unattended(&mut self) {
+        self.shell.hold(UNATTENDED_HOLD);
     }
 
     pub(crate) fn clear_screen(&mut self) {

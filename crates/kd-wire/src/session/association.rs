@@ -54,6 +54,8 @@ pub(super) enum Received {
     Nothing,
     /// A data-channel body of the current session.
     Data(Bytes),
+    /// From the target's address, but it does not authenticate: damaged on its way, or somebody's nonsense.
+    Damaged,
     /// A new key is in force; the body is the first one under it.
     Established {
         again: bool,
@@ -158,6 +160,13 @@ impl Association {
         }
     }
 
+    /// Asks the target for a sign of life, which it gives whether it runs or stands.
+    pub(super) fn ask_for_offer(&mut self, out: &mut Output) {
+        if let Some((peer, version)) = self.current.as_ref().map(|live| (live.peer, live.version)) {
+            self.poke(peer, Some(version), out);
+        }
+    }
+
     /// Asks a target for an offer: an empty control datagram.
     fn poke(&mut self, target: SocketAddr, version: Option<u8>, out: &mut Output) {
         let version = version.or(self.version).unwrap_or(VERSIONS[self.pokes % VERSIONS.len()]);
@@ -214,7 +223,7 @@ impl Association {
         out: &mut Output,
     ) -> Received {
         let from = Direction::TargetToHost;
-        let mut rejection = Rejection::NoDataKey;
+        let (mut rejection, mut damaged) = (Rejection::NoDataKey, false);
         if let Some(live) = &mut self.current {
             match open(&self.key, Some(&live.data_key), from, payload) {
                 Ok(datagram) => {
@@ -256,6 +265,7 @@ impl Association {
             && live.peer.ip() == peer.ip()
         {
             live.unknown_data.get_or_insert(now);
+            damaged = live.peer == peer;
         }
         if self.current.is_some() || !self.candidates.is_empty() {
             // Late data of the session before, whose key is gone, or damage. It says nothing about our control key.
@@ -268,7 +278,7 @@ impl Association {
                 self.poke(peer, Some(header.version), out);
             }
         }
-        Received::Nothing
+        if damaged { Received::Damaged } else { Received::Nothing }
     }
 
     fn control(&mut self, now: Duration, peer: SocketAddr, datagram: &Datagram, out: &mut Output) -> Received {

@@ -109,19 +109,22 @@ fn the_bytes_are_those_of_the_facts() {
     assert_eq!(drain(&mut host).0, [vec![0x62]]);
 }
 
-/// Listens first; then break-in and RESET take turns, each sent alone.
+/// Listens first; then the break-in is repeated, and now and then a RESET goes out for a target that stands.
 #[test]
-fn break_in_and_reset_take_turns() {
+fn break_ins_are_repeated_and_a_reset_now_and_then() {
     let mut host = HostSession::serial(SerialConfig { baud: None, resets: 2 });
     host.synchronise(Duration::ZERO, true);
-    let mut sent = Vec::new();
-    for _ in 0..10 {
+    let (mut sent, mut last) = (Vec::new(), Duration::ZERO);
+    for _ in 0..40 {
         let now = host.poll_timeout().unwrap();
-        assert!(now >= SECOND);
+        assert_eq!(now - last, Duration::from_millis(100));
+        last = now;
         host.handle_timeout(now);
         sent.extend(drain(&mut host).0.into_iter().map(|bytes| bytes.len()));
     }
-    assert_eq!(sent, [1, 16, 1, 16, 1, 1, 1]);
+    assert_eq!(sent[..17], [1, 1, 1, 1, 1, 1, 1, 16, 1, 1, 1, 1, 1, 1, 1, 16, 1]);
+    // resets=2
+    assert_eq!(sent.iter().filter(|length| **length == 16).count(), 2);
     // Without a break-in and after the last allowed RESET nothing is sent any more.
     let mut host = HostSession::serial(SerialConfig { baud: None, resets: 2 });
     host.synchronise(Duration::ZERO, false);
@@ -132,6 +135,47 @@ fn break_in_and_reset_take_turns() {
         sent += drain(&mut host).0.len();
     }
     assert_eq!(sent, 2);
+}
+
+/// Whatever id the session before ended on, the first request is not taken for its repetition.
+#[test]
+fn the_next_debugger_costs_no_more_for_any_parity() {
+    for requests in 0..5 {
+        let mut pair = Pair::serial(1);
+        pair.attach(5 * SECOND);
+        for index in 0..requests {
+            pair.read(0x1000 + index, 4);
+        }
+        pair.go();
+        pair.host = HostSession::serial(SerialConfig::default());
+        pair.attach(SECOND);
+        let started = pair.now;
+        assert_eq!(pair.read(0x2000, 32), memory(0x2000, 32));
+        assert!(pair.now - started < Duration::from_millis(20), "{requests}: {:?}", pair.now - started);
+        let started = pair.now;
+        pair.go();
+        assert!(pair.now - started < Duration::from_millis(20), "{requests}: {:?}", pair.now - started);
+        assert!(!pair.target.is_stopped());
+    }
+}
+
+/// One flipped bit makes the SYNC of a target that started anew. It counts when the packet comes so twice.
+#[test]
+fn a_flipped_bit_is_no_restart() {
+    let mut pair = Pair::serial(1);
+    pair.attach(5 * SECOND);
+    pair.read(0x1000, 4);
+    pair.go();
+    let (packet_type, payload) = print("x").encode();
+    let next = pair.target_sent.iter().rev().find(|bytes| bytes[0] == 0x30).unwrap();
+    let id = u32::from_le_bytes(next[8..12].try_into().unwrap()) ^ 1;
+    for id in [id | SYNC, id] {
+        let bytes = Packet::data(packet_type, id, payload.clone()).encode_serial();
+        pair.inject(target_address(), &bytes);
+        pair.run_for(Duration::from_millis(10));
+    }
+    assert_eq!(pair.count(|event| matches!(event, Event::Print { .. })), 1);
+    assert!(!pair.has(|event| *event == Event::TargetRestarted));
 }
 
 #[test]

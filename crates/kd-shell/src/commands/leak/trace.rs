@@ -99,6 +99,7 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
     no_more(words)?;
     let key = scope(Some(tag), None).map_err(|why| usage(&INFO, why))?.tag.unwrap_or_default();
     drive.with(|context| context.session.check_writing())?;
+    drive.unattended();
     if !drive.is_halted() {
         drive.break_in()?;
     }

@@ -49,6 +49,7 @@ impl Quarry {
 
 pub(super) fn run(drive: &mut Drive<'_>, asked: &Arguments) -> Result<Reply, CommandError> {
     let scope = asked.watched().map_err(|why| usage(&INFO, why))?;
+    drive.unattended();
     if !drive.is_halted() {
         drive.break_in()?;
     }

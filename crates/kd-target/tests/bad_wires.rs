@@ -1,0 +1,271 @@
+//! Wires that lose, repeat and damage, stubs with habits of their own, and targets that are not there any more. The fake
+//! says what became of it: what it says counts, not what the session says.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests may panic like tests.
+
+mod setup;
+
+use std::time::{Duration, Instant};
+
+use kd_fake::{FakeOptions, Faults, Start};
+use kd_target::{Event, Leave, Left, Target, TargetError};
+use nt_memory::{Fault, Memory};
+
+use setup::{Carrier, PATIENCE, Setup, everywhere, set_up};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// What the issue calls a bad wire, both ways.
+fn bad(seed: u64) -> Faults {
+    Faults {
+        seed,
+        drop: 0.10,
+        duplicate: 0.05,
+        reorder: 0.05,
+        corrupt: 0.02,
+        delay: 5 * MILLISECOND,
+        ..Faults::default()
+    }
+}
+
+fn base(halted: &kd_target::Halted, bytes: usize) {
+    let base = halted.version().kernel_base;
+    let (mut ours, mut truth) = (vec![0; bytes], vec![0; bytes]);
+    assert_eq!(halted.read(base, &mut ours), Ok(bytes));
+    kd_fake::kernel::article().read_virtual(base, &mut truth);
+    assert!(ours == truth, "wrong bytes");
+}
+
+/// What real stubs do with a line: times of theirs, ids that go on.
+fn as_real(options: &mut FakeOptions) {
+    options.break_in_silence = Duration::from_secs(1);
+    options.offer_period = Duration::from_secs(3);
+}
+
+#[test]
+fn a_bad_wire_costs_time_and_leaves_nobody_frozen() {
+    everywhere(|carrier| {
+        for seed in 1..=4 {
+            let setup = set_up(carrier, |options| options.faults = bad(seed));
+            let halted = setup.halted();
+            base(&halted, 20_000);
+            let left = Target::Halted(halted).leave(Leave::Running);
+            assert_eq!(left, Left::Running, "{carrier:?} {seed}");
+            setup.assert_runs_soon();
+            let frozen = setup.fake.stats().frozen;
+            assert!(frozen < Duration::from_secs(4), "{carrier:?} {seed}: {frozen:?}");
+        }
+    });
+}
+
+/// A target that was debugged before goes on counting; what the last session ended on costs the next one nothing.
+#[test]
+fn sessions_that_follow_one_another_cost_the_same() {
+    everywhere(|carrier| {
+        let setup = set_up(carrier, as_real);
+        let mut before = Duration::ZERO;
+        for session in 0..10 {
+            let halted = setup.halted();
+            for index in 0..session {
+                assert_eq!(halted.reread(halted.version().kernel_base + index, &mut [0; 8]), Ok(8));
+            }
+            assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?}");
+            let frozen = setup.fake.stats().frozen;
+            assert!(frozen - before < 300 * MILLISECOND, "{carrier:?}, session {session}: {:?}", frozen - before);
+            before = frozen;
+        }
+        setup.assert_left_running();
+    });
+}
+
+#[test]
+fn ids_that_jump_cost_a_round_trip() {
+    for carrier in [Carrier::Net, Carrier::Tcp] {
+        let setup = set_up(carrier, |options| options.wrong_id_every = Some(7));
+        let halted = setup.halted();
+        let started = Instant::now();
+        base(&halted, 100_000);
+        assert!(started.elapsed() < Duration::from_secs(2), "{carrier:?}: {:?}", started.elapsed());
+        assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
+        setup.assert_left_running();
+    }
+}
+
+/// Nagle's algorithm at the other end waits for our acknowledgements in TCP; they do not wait for anything.
+#[test]
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn no_request_waits_for_a_delayed_acknowledgement() {
+    let time = |carrier, nagle| {
+        let setup = set_up(carrier, |options| options.nagle = nagle);
+        let halted = setup.halted();
+        let started = Instant::now();
+        for index in 0..200 {
+            assert_eq!(halted.reread(halted.version().kernel_base + index, &mut [0; 8]), Ok(8));
+        }
+        started.elapsed()
+    };
+    let socket = time(Carrier::Unix, false);
+    let nagle = time(Carrier::Tcp, true);
+    // A busy machine adds some milliseconds here and there; delayed acknowledgements would add eight seconds.
+    assert!(nagle < 3 * socket + Duration::from_secs(1), "{nagle:?}, over a Unix socket {socket:?}");
+}
+
+/// 420 prints a second, and a break-in that comes beside one is lost.
+#[test]
+fn a_target_that_prints_without_pause_is_stopped() {
+    let setup = set_up(Carrier::Tcp, |options| {
+        options.print_every = Some(Duration::from_micros(2400));
+        options.deaf_while_printing = true;
+    });
+    let mut halted = setup.halted();
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        let running = halted.go().map_err(|(_, error)| error).unwrap();
+        std::thread::sleep(30 * MILLISECOND);
+        let started = Instant::now();
+        halted = running.break_in(PATIENCE).map_err(|(_, error)| error).unwrap();
+        times.push(started.elapsed());
+    }
+    times.sort();
+    assert!(times[18] < 500 * MILLISECOND && times[19] < Duration::from_secs(2), "{times:?}");
+    drop(halted);
+    setup.assert_runs_soon();
+}
+
+#[test]
+fn a_kernel_that_breaks_for_ever_is_not_said_to_run() {
+    everywhere(|carrier| {
+        let setup = set_up(carrier, |options| options.start = Start::BugcheckLoop);
+        let halted = setup.halted();
+        let started = Instant::now();
+        let left = Target::Halted(halted).leave(Leave::Running);
+        assert!(matches!(left, Left::StopsAgain { .. }), "{carrier:?}: {left:?}");
+        assert!(left.may_stand() && started.elapsed() < Duration::from_secs(5), "{carrier:?}");
+    });
+}
+
+/// A VM that is paused takes what is sent, and answers nothing.
+#[test]
+fn a_target_that_is_paused_is_not_said_to_run() {
+    everywhere(|carrier| {
+        let setup = set_up(carrier, |_| {});
+        let halted = setup.halted();
+        setup.fake.pause(true);
+        let started = Instant::now();
+        let left = Target::Halted(halted).leave(Leave::Running);
+        assert!(matches!(left, Left::Unacknowledged { .. }), "{carrier:?}: {left:?}");
+        assert!(started.elapsed() < Duration::from_secs(12), "{carrier:?}: {:?}", started.elapsed());
+        assert!(setup.fake.stats().halted);
+    });
+}
+
+/// The line is away for some seconds while the target stands: it stands where it stood when the line is back.
+#[test]
+fn a_line_that_comes_back_finds_the_target_where_it_was() {
+    everywhere(|carrier| {
+        let setup = set_up(carrier, |_| {});
+        let (running, events) = setup.attach(true);
+        let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+        let at = halted.stop().program_counter;
+        setup.fake.hang(true);
+        let fault = halted.reread(halted.version().kernel_base, &mut [0; 8]).unwrap_err();
+        assert!(matches!(fault, Fault::Lost(_)), "{carrier:?}: {fault}");
+        setup.fake.hang(false);
+        let deadline = Instant::now() + PATIENCE;
+        while !matches!(events.recv_timeout(deadline - Instant::now()), Ok(Event::AnswersAgain)) {}
+        assert_eq!(halted.stop().program_counter, at);
+        base(&halted, 5000);
+        assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?}");
+        setup.assert_left_running();
+    });
+}
+
+/// Machine and line are gone without a word. On KDNET and on a cable nothing else tells.
+#[test]
+fn a_target_that_is_gone_is_called_gone() {
+    let gone = |setup: &Setup| {
+        let halted = setup.halted();
+        let running = halted.go().map_err(|(_, error)| error).unwrap();
+        setup.fake.hang(true);
+        let started = Instant::now();
+        let (running, error) = running.break_in(Duration::from_secs(30)).err().unwrap();
+        assert!(matches!(error, TargetError::Gone(_)), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(7));
+        assert_eq!(Target::Running(running).leave(Leave::Running), Left::Unanswered);
+    };
+    gone(&set_up(Carrier::Net, |_| {}));
+    gone(&set_up(Carrier::Tcp, |_| {}));
+}
+
+/// Whatever a command does, the session's own task takes the target from it when its time is over.
+#[test]
+fn a_command_that_holds_the_target_too_long_loses_it() {
+    everywhere(|carrier| {
+        let setup = set_up(carrier, |_| {});
+        let halted = setup.halted();
+        let target = Target::Halted(halted);
+        let holder = target.holder();
+        let Target::Halted(halted) = target else { unreachable!() };
+        holder.begin(300 * MILLISECOND);
+        let started = Instant::now();
+        let fault = loop {
+            match halted.reread(halted.version().kernel_base, &mut [0; 2000]) {
+                Ok(_) if started.elapsed() < PATIENCE => {}
+                other => break other,
+            }
+        };
+        assert_eq!(fault, Err(Fault::Cancelled), "{carrier:?}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{carrier:?}");
+        assert!(holder.end());
+        setup.assert_runs_soon();
+        // One that keeps to it does not, and then it may stand at the prompt.
+        let Target::Running(running) = Target::Halted(halted).current() else { panic!("it runs") };
+        let halted = running.break_in(PATIENCE).map_err(|(_, error)| error).unwrap();
+        holder.begin(300 * MILLISECOND);
+        assert!(!holder.end());
+        std::thread::sleep(500 * MILLISECOND);
+        base(&halted, 100);
+    });
+}
+
+/// The session ends while an answer is awaited that does not come.
+#[test]
+fn leaving_does_not_wait_for_an_answer() {
+    let setup = set_up(Carrier::Net, |_| {});
+    let (running, _events) = setup.attach(true);
+    let leaver = running.leaver();
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    setup.fake.hang(true);
+    let reader = std::thread::spawn(move || halted.read(halted.version().kernel_base, &mut [0; 16]));
+    std::thread::sleep(200 * MILLISECOND);
+    setup.fake.hang(false);
+    let started = Instant::now();
+    assert_eq!(setup.runtime.block_on(leaver.leave()), Left::Running);
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    // Either the answer came in time, or the read was interrupted.
+    assert!(matches!(reader.join().unwrap(), Ok(16) | Err(Fault::Cancelled | Fault::Lost(_))));
+    setup.assert_left_running();
+}
+
+/// `kill -9` and the next attach, with every number of requests between, on a bad wire.
+#[test]
+fn what_a_killed_debugger_left_is_taken_over() {
+    everywhere(|carrier| {
+        for requests in 0..3 {
+            let setup = set_up(carrier, |options| options.faults = bad(requests + 40));
+            let dying = tokio::runtime::Runtime::new().unwrap();
+            let (running, _events) = setup.attach_on(&dying, true);
+            let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+            for index in 0..requests {
+                assert_eq!(halted.reread(halted.version().kernel_base + index, &mut [0; 8]), Ok(8));
+            }
+            dying.shutdown_timeout(PATIENCE);
+            drop(halted);
+            assert!(setup.fake.stats().halted);
+            let halted = setup.halted();
+            base(&halted, 3000);
+            assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?} {requests}");
+            setup.assert_runs_soon();
+        }
+    });
+}

@@ -1,0 +1,111 @@
+//! A fake target, and a session with it.
+
+#![allow(dead_code)] // Each test program uses what it needs.
+
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
+use kd_link::KdSpec;
+use kd_target::{Event, Halted, Interrupt, Running};
+use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
+
+pub(crate) const KEY: &str = "1.2.3.4";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Setup {
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) fake: FakeTarget,
+    pub(crate) spec: KdSpec,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Carrier {
+    Net,
+    #[cfg(unix)]
+    Unix,
+    #[cfg(unix)]
+    Pty,
+    Tcp,
+}
+
+#[cfg(unix)]
+pub(crate) const CARRIERS: [Carrier; 4] = [Carrier::Net, Carrier::Unix, Carrier::Pty, Carrier::Tcp];
+#[cfg(not(unix))]
+pub(crate) const CARRIERS: [Carrier; 2] = [Carrier::Net, Carrier::Tcp];
+
+pub(crate) fn set_up(carrier: Carrier, adjust: impl FnOnce(&mut FakeOptions)) -> Setup {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let transport = match carrier {
+        Carrier::Net => FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY),
+        #[cfg(unix)]
+        Carrier::Unix => FakeTransport::UnixListen(std::env::temp_dir().join(format!("kd-target-{port}.sock"))),
+        #[cfg(unix)]
+        Carrier::Pty => FakeTransport::Pty,
+        Carrier::Tcp => FakeTransport::TcpListen(([127, 0, 0, 1], 0).into()),
+    };
+    let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
+    options.offer_period = Duration::from_millis(100);
+    options.break_in_silence = Duration::from_millis(50);
+    adjust(&mut options);
+    let fake = FakeTarget::start(options).unwrap();
+    let spec = match carrier {
+        Carrier::Net => format!("net:port={port},key={KEY}"),
+        #[cfg(unix)]
+        Carrier::Unix => format!("com:pipe,port={}", fake.path().unwrap().display()),
+        #[cfg(unix)]
+        Carrier::Pty => format!("com:port={}", fake.path().unwrap().display()),
+        Carrier::Tcp => format!("com:ipport={},port=127.0.0.1", fake.address().unwrap().port()),
+    };
+    Setup { runtime, fake, spec: KdSpec::parse(&spec).unwrap() }
+}
+
+/// Runs a test over every carrier at the same time: they mostly wait.
+pub(crate) fn everywhere(test: impl Fn(Carrier) + Sync) {
+    std::thread::scope(|scope| {
+        for carrier in CARRIERS {
+            let test = &test;
+            scope.spawn(move || test(carrier));
+        }
+    });
+}
+
+impl Setup {
+    pub(crate) fn attach(&self, break_in: bool) -> (Running, Receiver<Event>) {
+        self.attach_on(&self.runtime, break_in)
+    }
+
+    pub(crate) fn attach_on(&self, runtime: &tokio::runtime::Runtime, break_in: bool) -> (Running, Receiver<Event>) {
+        let session = match &self.spec {
+            KdSpec::Net(_) => {
+                HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), targets: Vec::new(), seed: [7; 32] })
+            }
+            _ => HostSession::serial(SerialConfig::default()),
+        };
+        let link = runtime.block_on(kd_link::open(&self.spec)).unwrap();
+        kd_target::attach(runtime.handle(), link, session, break_in, Interrupt::default())
+    }
+
+    pub(crate) fn assert_left_running(&self) {
+        let stats = self.fake.stats();
+        assert!(!stats.halted, "left frozen: {stats:?}");
+        assert_eq!(stats.rebreaks, 0, "continued on a break instruction: {stats:?}");
+        assert_eq!(stats.wrong_dr7, 0, "{stats:?}");
+        assert_eq!(stats.breakpoints, [0u64; 0], "{stats:?}");
+    }
+
+    pub(crate) fn halted(&self) -> Halted {
+        let (running, _events) = self.attach(true);
+        running.wait(Some(PATIENCE)).unwrap_or_else(|(_, error)| panic!("{:?}: {error}", self.spec))
+    }
+
+    /// The fake needs a moment to get what was sent last.
+    pub(crate) fn assert_runs_soon(&self) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(3);
+        while self.fake.stats().halted && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!self.fake.stats().halted, "left frozen: {:?}", self.fake.stats());
+    }
+}

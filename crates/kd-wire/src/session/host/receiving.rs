@@ -1,0 +1,314 @@
+//! What comes in.
+
+use super::*;
+use crate::message::{Direction, ManipulateReply, Message, StateChange};
+use crate::packet::{Body, SYNC, checksum};
+
+/// How often in a row an id that nobody can explain, or a message that nobody can read, is asked for again before it is
+/// taken as it is: a target that goes on so has to get on as well.
+const MOST_REPAIRS: u32 = 6;
+
+impl HostSession {
+    pub(super) fn receive(&mut self, now: Duration, packet: Packet) {
+        if !self.heard {
+            self.heard = true;
+            if self.is_serial() {
+                self.out.events.push_back(Event::Connected { peer: None });
+            }
+        }
+        self.heard_at = now;
+        if let Some(sending) = &mut self.sending {
+            sending.silent_waits = 0;
+        }
+        match (packet.body, packet.packet_type) {
+            (Body::Control, PacketType::Acknowledge) => {
+                let mask = if self.is_serial() { SYNC } else { 0 };
+                if self.sending.as_ref().is_some_and(|sending| (sending.id ^ packet.id) & !mask == 0) {
+                    if let Transport::Serial(serial) = &mut self.transport {
+                        serial.last_sync = None;
+                    }
+                    self.acknowledged(now);
+                }
+            }
+            (Body::Control, PacketType::Resend) => self.receive_resend(now),
+            (Body::Control, PacketType::Reset) => self.receive_reset(now, packet.id),
+            (Body::Control, other) => {
+                self.out.diagnose(Diagnostic::UnexpectedPacket { packet_type: other.into() });
+            }
+            (Body::Data(payload), packet_type) => self.receive_data(now, packet_type, packet.id, payload),
+        }
+    }
+
+    fn receive_resend(&mut self, now: Duration) {
+        let Some(rounds) = self.sending.as_ref().map(|sending| sending.rounds) else { return };
+        if rounds < RESEND_BURST {
+            self.retransmit(now);
+        } else if rounds == RESEND_BURST {
+            self.out.diagnose(Diagnostic::ResendStorm);
+            if let Some(sending) = &mut self.sending {
+                sending.rounds += 1;
+            }
+        }
+    }
+
+    fn receive_reset(&mut self, now: Duration, id: u32) {
+        let knew = std::mem::replace(&mut self.rx_known, true);
+        if let Transport::Serial(serial) = &mut self.transport {
+            serial.last_sync = None;
+            self.tx = INITIAL_ID;
+            self.rx = INITIAL_ID;
+            self.tx_known = true;
+            if let Some(sending) = &mut self.sending {
+                sending.id = INITIAL_ID;
+            }
+        } else if !knew || id.wrapping_add(2) != self.rx {
+            // Else it repeats the packet we have; our acknowledgement is still under way.
+            self.rx = id;
+        }
+        // The answer to our own is not answered, or two well-meaning ends would go on for ever: each answer makes the
+        // target repeat its packet, and a packet that was under way when we asked hides that one answer is still due.
+        let asked = self.last_reset.filter(|at| now.saturating_sub(*at) < RESET_PATIENCE);
+        if std::mem::take(&mut self.reset_pending) {
+            if let Some(at) = asked {
+                self.ack_time.sample(now.saturating_sub(at).saturating_sub(self.on_the_line(32)));
+            }
+        } else if asked.is_none() {
+            self.transmit_reset(now);
+        }
+        self.out.diagnose(Diagnostic::Resynchronised);
+        if let Some(sending) = &mut self.sending {
+            sending.probed = true;
+            if sending.rounds < RESEND_BURST {
+                self.retransmit(now);
+            }
+        }
+    }
+
+    fn receive_data(&mut self, now: Duration, packet_type: PacketType, id: u32, payload: Bytes) {
+        let message = Message::decode(packet_type, Direction::TargetToHost, &payload);
+        // On a serial line nothing protects the header, and a flipped bit in the type makes another message of it.
+        if message.is_err() && self.is_serial() && self.garbled < MOST_REPAIRS {
+            self.garbled += 1;
+            self.ask_again(now);
+            return;
+        }
+        let fresh = match &self.transport {
+            Transport::Serial(_) => self.serial_id(now, packet_type, id, &payload),
+            Transport::Kdnet(_) => self.kdnet_id(now, packet_type, id),
+        };
+        let Some(fresh) = fresh else { return };
+        let ack = if self.is_serial() { id & !SYNC } else { id };
+        self.transmit(&Packet::control(PacketType::Acknowledge, ack));
+        self.reset_pending = false;
+        (self.resends, self.jumps, self.garbled) = (0, 0, 0);
+        if !fresh {
+            return;
+        }
+        self.fresh_sent = 0;
+        match message {
+            Ok(message) => self.deliver(now, message, packet_type, payload),
+            Err(error) => self.out.diagnose(Diagnostic::Malformed { reason: error.to_string() }),
+        }
+        self.send_next(now);
+    }
+
+    /// `Some(true)`: new; `Some(false)`: seen before; `None`: not to be acknowledged.
+    fn serial_id(&mut self, now: Duration, packet_type: PacketType, id: u32, payload: &Bytes) -> Option<bool> {
+        let Transport::Serial(serial) = &mut self.transport else { return None };
+        let base = id & !SYNC;
+        if base & !1 != INITIAL_ID {
+            self.out.diagnose(Diagnostic::Malformed { reason: format!("packet id {id:#010x}") });
+            self.resend(now);
+            return None;
+        }
+        // No target begins with a reply: there the bit is line noise, which no checksum of the header catches.
+        if id & SYNC != 0 && packet_type != PacketType::StateManipulate {
+            let print = Some((checksum(payload), payload.len()));
+            if serial.last_sync == print {
+                return Some(false);
+            }
+            let repeats_stop = packet_type == PacketType::StateChange64 && self.stop.as_deref() == payload.get(..32);
+            let restarted = self.rx_known && !repeats_stop;
+            if restarted && serial.doubtful_sync != print {
+                serial.doubtful_sync = print;
+                self.resend(now);
+                return None;
+            }
+            (serial.last_sync, serial.doubtful_sync) = (print, None);
+            self.tx = INITIAL_ID;
+            self.rx = base ^ 1;
+            (self.rx_known, self.tx_known, self.in_step) = (true, true, true);
+            if restarted {
+                self.forget(now);
+                self.out.events.push_back(Event::TargetRestarted);
+            } else if let Some(sending) = &mut self.sending {
+                sending.id = INITIAL_ID;
+            }
+            return Some(true);
+        }
+        if self.rx_known && base != self.rx {
+            return Some(false);
+        }
+        serial.last_sync = None;
+        if packet_type == PacketType::StateChange64 && !self.tx_known {
+            // It goes on counting from an earlier session. Which id it expects of us cannot be seen: with the wrong one
+            // the first request would be acknowledged as a repetition, and never answered.
+            if self.align(now) {
+                return None;
+            }
+            self.tx_known = true;
+        }
+        self.rx = base ^ 1;
+        self.rx_known = true;
+        Some(true)
+    }
+
+    fn kdnet_id(&mut self, now: Duration, packet_type: PacketType, id: u32) -> Option<bool> {
+        let ahead = id.wrapping_sub(self.rx) as i32;
+        if !self.rx_known {
+            self.rx_known = true;
+            if id != self.rx && packet_type == PacketType::StateChange64 {
+                // The target goes on counting from an earlier session. As WinDbg, tell it our own number first.
+                self.transmit_reset(now);
+                self.rx = id;
+                return None;
+            }
+        } else if ahead == -2 {
+            return Some(false);
+        } else if ahead != 0 {
+            self.out.diagnose(Diagnostic::Resynchronised);
+            // A gap is what a target leaves that took a packet of ours for the acknowledgement of its own. Another
+            // number is damaged, or hostile: the target is asked which one it means.
+            let explained = ahead > 0 && ahead.unsigned_abs() <= self.fresh_sent.saturating_mul(2);
+            if !explained && self.jumps < MOST_REPAIRS {
+                self.jumps += 1;
+                self.transmit_reset(now);
+                return None;
+            }
+        }
+        self.rx = id.wrapping_add(2);
+        Some(true)
+    }
+
+    fn deliver(&mut self, now: Duration, message: Message, packet_type: PacketType, payload: Bytes) {
+        if !matches!(message, Message::StateChange(_) | Message::Reply(_)) {
+            self.speaks(now);
+        }
+        match message {
+            Message::StateChange(change) => self.deliver_stop(now, change, &payload),
+            Message::Reply(reply) => self.deliver_reply(now, reply),
+            Message::DebugIo(DebugIo::Print(print)) => {
+                self.out.events.push_back(Event::Print { processor: print.processor, text: print.text() });
+            }
+            Message::DebugIo(DebugIo::Prompt(prompt)) => {
+                self.out.events.push_back(Event::Prompt { processor: prompt.processor, text: prompt.prompt() });
+                self.prompt = Some(prompt);
+            }
+            Message::FileIoRequest(request) => {
+                self.file = true;
+                self.out.events.push_back(Event::FileIo(request));
+            }
+            // The target waits for the same packet back.
+            Message::ControlRequest(_) => self.enqueue(now, packet_type, payload, Purpose::Answer),
+            Message::TraceIo(_) => {}
+            _ => self.out.diagnose(Diagnostic::UnexpectedPacket { packet_type: packet_type.into() }),
+        }
+    }
+
+    /// The target says something that one in its command loop does not say by itself: a continue that is still asked
+    /// about has arrived.
+    fn speaks(&mut self, now: Duration) {
+        if matches!(&self.request, Some(Outstanding { stage: Stage::Confirming(_), .. })) {
+            self.continued();
+            self.send_next(now);
+        }
+    }
+
+    fn deliver_reply(&mut self, now: Duration, reply: ManipulateReply) {
+        if self.owed.as_ref().is_some_and(|owed| reply.answers(&owed.request)) {
+            self.owed = None;
+            self.out.diagnose(Diagnostic::StaleReply { api: reply.body.api() });
+            return;
+        }
+        let Some(request) = self.request.as_ref().filter(|request| reply.answers(&request.request)) else {
+            self.out.diagnose(Diagnostic::StaleReply { api: reply.body.api() });
+            return;
+        };
+        // A reply to the only issue proves that the request arrived; one to a re-issued request may belong to an
+        // earlier issue, so the last one is still waited for.
+        if let (Stage::Sending, 1) = (&request.stage, request.issues) {
+            self.acknowledged(now);
+        }
+        if let Some(Outstanding { request, stage: Stage::Awaiting(waiting), .. }) = self.request.take() {
+            self.in_step = true;
+            // One that comes sooner after a probe than an answer can was only slow.
+            let slow = now.saturating_sub(waiting.probed) < self.ack_time.too_soon();
+            if waiting.probes == 0 || slow {
+                let line = self.on_the_line(reply_size(&request.body));
+                self.reply_time.sample(now.saturating_sub(waiting.since).saturating_sub(line));
+            }
+        }
+        self.leave_request();
+        self.out.events.push_back(Event::Reply(reply));
+    }
+
+    fn deliver_stop(&mut self, now: Duration, change: StateChange, payload: &Bytes) {
+        self.stand_by();
+        self.owed = None;
+        let print = payload.slice(..32);
+        let repeated = self.stop.as_ref() == Some(&print);
+        self.stop = Some(print);
+        let Some(request) = &self.request else {
+            // Repeated although nobody let the target run: an answer to a RESET or a break-in too many.
+            if !repeated {
+                self.out.events.push_back(Event::StateChange(change));
+            }
+            return;
+        };
+        let answered = request.request.body.is_answered();
+        let probed = self.sending.as_ref().is_some_and(|sending| sending.probed);
+        match (&request.stage, repeated) {
+            // The target is back in its command loop: an acknowledged request was carried out and its answer lost, or
+            // it took the request for a repetition.
+            (Stage::Awaiting(_) | Stage::Confirming(_), true) => return self.reissue(now),
+            (Stage::Sending, true) if answered || probed => {
+                // It stands, and has not got the request.
+                if probed && self.sending.as_ref().is_some_and(|sending| sending.rounds < RESEND_BURST) {
+                    self.retransmit(now);
+                }
+                return;
+            }
+            _ if answered => self.fail(now, RequestFailure::StoppedAnew),
+            // It ran and stopped again before we saw the acknowledgement.
+            (Stage::Sending, _) => {
+                let stop = self.stop.take();
+                if self.sending.as_ref().is_some_and(|sending| sending.outgoing.purpose == Purpose::Request) {
+                    self.sending = None;
+                    self.advance();
+                }
+                self.queue.retain(|outgoing| outgoing.purpose != Purpose::Request);
+                self.continued();
+                self.stop = stop;
+            }
+            (Stage::Awaiting(_) | Stage::Confirming(_), false) => {
+                let stop = self.stop.take();
+                self.continued();
+                self.stop = stop;
+            }
+        }
+        self.out.events.push_back(Event::StateChange(change));
+    }
+
+    /// The target started anew, or took the link for lost: nothing of before is valid.
+    pub(super) fn forget(&mut self, now: Duration) {
+        self.sending = None;
+        self.queue.clear();
+        self.stop = None;
+        self.prompt = None;
+        self.file = false;
+        self.reset_pending = false;
+        self.resends = 0;
+        self.fail(now, RequestFailure::TargetRestarted);
+        self.owed = None;
+    }
+}

@@ -1,0 +1,79 @@
+//! Working towards a state change.
+
+use super::*;
+
+/// Between two break-ins on a stream. A byte that arrives beside a print may be lost for good: repeated at this pace it
+/// is taken even of a target that prints 400 lines a second within some tenths of a second.
+const BREAK_IN_PACE: Duration = Duration::from_millis(100);
+/// On KDNET each is authenticated and counted, and none is lost beside a print.
+const KDNET_PACE: Duration = Duration::from_millis(250);
+/// RESETs are for a target that stands. One that runs has to read their bytes, one a clock tick, before the break-in
+/// behind them.
+const BREAK_INS_PER_RESET: u32 = 8;
+/// How often a target is asked to take our ids before it is taken as it is.
+const ALIGN_TRIES: u32 = 8;
+
+impl HostSession {
+    /// Between the steps of a synchronisation.
+    pub(super) fn step(&self, step: u32) -> Duration {
+        let answer = self.on_the_line(300);
+        match (&self.transport, self.seek.as_ref().map(|seek| seek.aim)) {
+            (_, Some(Aim::Align)) => self.ack_time.after(step) + answer,
+            (Transport::Kdnet(_), Some(Aim::BreakIn)) => KDNET_PACE,
+            (Transport::Kdnet(_), _) if step == 0 => Duration::from_millis(500),
+            (Transport::Kdnet(_), _) => KDNET_PACE,
+            (Transport::Serial(_), Some(Aim::Synchronise { break_in: false })) => Duration::from_secs(1) + answer,
+            (Transport::Serial(_), _) => BREAK_IN_PACE + answer,
+        }
+    }
+
+    pub(super) fn seek(&mut self, aim: Aim) {
+        self.seek = Some(Seek { aim, step: 0, resets: 0, next: None });
+    }
+
+    /// A stop came, and what the target expects of us is not known: it is told, and the stop is taken when it comes
+    /// again. False: that was tried often enough.
+    pub(super) fn align(&mut self, now: Duration) -> bool {
+        match &self.seek {
+            Some(Seek { aim: Aim::Align, step, .. }) if *step > ALIGN_TRIES => return false,
+            // Under way already; the target repeats itself.
+            Some(Seek { aim: Aim::Align, .. }) => return true,
+            _ => {}
+        }
+        self.seek(Aim::Align);
+        self.seek_step(now);
+        true
+    }
+
+    pub(super) fn seek_step(&mut self, now: Duration) {
+        let Some(seek) = &mut self.seek else { return };
+        seek.step = seek.step.saturating_add(1);
+        let step = seek.step;
+        let limit = match &self.transport {
+            Transport::Serial(serial) if serial.config.resets > 0 => serial.config.resets,
+            _ => u32::MAX,
+        };
+        let serial = matches!(self.transport, Transport::Serial(_));
+        let stop = match seek.aim {
+            Aim::BreakIn => !step.is_multiple_of(BREAK_INS_PER_RESET),
+            Aim::Synchronise { break_in: true } if serial => !step.is_multiple_of(BREAK_INS_PER_RESET),
+            Aim::Synchronise { break_in } => break_in && step % 2 == 1,
+            Aim::Align => false,
+        };
+        let reset = !stop && (seek.resets < limit || seek.aim == Aim::Align);
+        if reset {
+            seek.resets = seek.resets.saturating_add(1);
+        }
+        let over = seek.aim == Aim::Align && step > ALIGN_TRIES;
+        let wait = self.step(step);
+        if let Some(seek) = &mut self.seek {
+            // Whoever never answers a RESET is taken as he is when he next says something.
+            seek.next = (!over).then_some(now + wait);
+        }
+        if stop {
+            self.transmit_break_in();
+        } else if reset {
+            self.transmit_reset(now);
+        }
+    }
+}

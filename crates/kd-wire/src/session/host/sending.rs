@@ -1,0 +1,337 @@
+//! What goes out, and when it goes out again.
+
+use super::*;
+use crate::packet::{BREAK_IN, SYNC};
+
+/// How often a continue is met with silence before the silence is the answer. A target that stands would have said
+/// something to one of so many packets, even where a third of all round trips fail.
+const SILENCE_MEANS_RUNNING: u32 = 12;
+/// How often a continue whose acknowledgement may be another's is asked about.
+const CONFIRM_PROBES: u32 = 8;
+/// Silence after a continue says that the target runs only if it was not silent before.
+const LIVELY: Duration = Duration::from_secs(3);
+/// How long nothing may be heard of a KDNET target that runs; it offers every 3 s, and when it is asked to.
+const OFFER_PATIENCE: Duration = Duration::from_secs(4);
+/// A target that the id rules have come apart with ignores us until a RESET.
+const RESET_EVERY: u32 = 6;
+
+impl HostSession {
+    pub(super) fn transmit(&mut self, packet: &Packet) {
+        match &mut self.transport {
+            Transport::Serial(_) => {
+                let data = packet.encode_serial();
+                self.out.transmits.push_back(Transmit { peer: None, data });
+            }
+            Transport::Kdnet(association) => self.out.transmits.extend(association.data(&packet.encode())),
+        }
+    }
+
+    pub(super) fn transmit_break_in(&mut self) {
+        self.out.break_ins = self.out.break_ins.wrapping_add(1);
+        self.mark_probed();
+        match &mut self.transport {
+            Transport::Serial(_) => {
+                let data = Bytes::from_static(&[BREAK_IN]);
+                self.out.transmits.push_back(Transmit { peer: None, data });
+            }
+            Transport::Kdnet(association) => self.out.transmits.extend(association.data(&[BREAK_IN])),
+        }
+    }
+
+    pub(super) fn transmit_reset(&mut self, now: Duration) {
+        let id = if self.is_serial() { 0 } else { self.tx };
+        self.reset_pending = true;
+        self.last_reset = Some(now);
+        self.mark_probed();
+        self.transmit(&Packet::control(PacketType::Reset, id));
+    }
+
+    pub(super) fn transmit_resend(&mut self) {
+        self.mark_probed();
+        self.transmit(&Packet::control(PacketType::Resend, 0));
+    }
+
+    fn mark_probed(&mut self) {
+        if let Some(sending) = &mut self.sending {
+            sending.probed = true;
+        }
+    }
+
+    /// Asks for the target's last packet; slowly, if it keeps coming in bad.
+    pub(super) fn resend(&mut self, now: Duration) {
+        let rested = self.last_resend.is_none_or(|at| now.saturating_sub(at) >= Duration::from_secs(1));
+        self.troubles = self.troubles.saturating_add(1);
+        if self.resends < RESEND_BURST || rested {
+            self.resends = self.resends.saturating_add(1);
+            self.last_resend = Some(now);
+            self.transmit_resend();
+        }
+    }
+
+    /// Something unusable came in.
+    pub(super) fn ask_again(&mut self, now: Duration) {
+        // Before the first packet it is boot text or a wrong baud rate, and nobody waits for an answer.
+        if self.heard {
+            self.resend(now);
+        }
+    }
+
+    pub(super) fn enqueue(&mut self, now: Duration, packet_type: PacketType, payload: Bytes, purpose: Purpose) {
+        self.queue.push_back(Outgoing { packet_type, payload, purpose });
+        self.send_next(now);
+    }
+
+    pub(super) fn send_next(&mut self, now: Duration) {
+        if self.sending.is_some() || self.owed.is_some() {
+            return;
+        }
+        let Some(outgoing) = self.queue.pop_front() else { return };
+        self.fresh_sent = self.fresh_sent.saturating_add(1);
+        let deadline = now + self.ack_time.timeout() + self.on_the_line(2 * outgoing.payload.len());
+        self.sending = Some(Sending {
+            outgoing,
+            id: self.tx,
+            rounds: 1,
+            waits: 0,
+            deadline,
+            probed: false,
+            since: now,
+            silent_waits: 0,
+        });
+        self.transmit_sending();
+    }
+
+    fn transmit_sending(&mut self) {
+        if let Some(Sending { outgoing, id, .. }) = &self.sending {
+            let packet = Packet::data(outgoing.packet_type, *id, outgoing.payload.clone());
+            self.transmit(&packet);
+        }
+    }
+
+    /// The same packet again: KD id unchanged, on KDNET with a new sequence number.
+    pub(super) fn retransmit(&mut self, now: Duration) {
+        let Some(Sending { outgoing, waits, .. }) = &self.sending else { return };
+        let deadline = now + self.ack_time.after(*waits) + self.on_the_line(2 * outgoing.payload.len());
+        let Some(sending) = &mut self.sending else { return };
+        sending.rounds += 1;
+        sending.deadline = deadline;
+        self.troubles = self.troubles.saturating_add(1);
+        self.out.diagnose(Diagnostic::Retransmit { count: sending.rounds });
+        self.transmit_sending();
+    }
+
+    /// Whether what is in flight is a request that ends with its acknowledgement: a continue and the like.
+    fn sends_continue(&self) -> bool {
+        let silent = self.request.as_ref().is_some_and(|request| !request.request.body.is_answered());
+        silent && self.sending.as_ref().is_some_and(|sending| sending.outgoing.purpose == Purpose::Request)
+    }
+
+    pub(super) fn retransmit_by_clock(&mut self, now: Duration) {
+        let continues = self.sends_continue();
+        let Some(sending) = &mut self.sending else { return };
+        sending.waits += 1;
+        sending.silent_waits += 1;
+        let waits = sending.waits;
+        if now.saturating_sub(sending.since) >= REQUEST_LIMIT + self.on_the_line(MAX_SERIAL) {
+            self.give_up_sending(now);
+        } else if continues {
+            self.continue_by_clock(now);
+        } else {
+            if waits.is_multiple_of(RESET_EVERY) {
+                self.transmit_reset(now);
+            }
+            self.retransmit(now);
+        }
+    }
+
+    /// A continue is not acknowledged. Either it did not arrive, then the target stands and answers what it gets; or
+    /// it did and the acknowledgement was lost, then the target runs and answers nothing any more.
+    fn continue_by_clock(&mut self, now: Duration) {
+        let Some(Sending { waits, silent_waits, since, .. }) = &self.sending else { return };
+        let (waits, since) = (*waits, *since);
+        let pause = self.ack_time.patiently(waits) + self.on_the_line(512);
+        if *silent_waits >= SILENCE_MEANS_RUNNING {
+            let lively = since.saturating_sub(self.heard_at) < LIVELY;
+            match &mut self.transport {
+                Transport::Serial(_) if lively => return self.runs_silently(now),
+                // On KDNET the offers show that the target is still there, whether it runs or stands.
+                Transport::Kdnet(association) if association.heard_since(since) => return self.runs_silently(now),
+                Transport::Kdnet(association) if now.saturating_sub(since) < OFFER_PATIENCE => {
+                    association.ask_for_offer(&mut self.out);
+                }
+                _ => return self.give_up_sending(now),
+            }
+        }
+        // A small packet asks as well as a large one, and what a target that runs does not read is in the way of the
+        // next debugger's break-in. The continue itself goes out again when a state change shows that it is needed.
+        if waits == 1 || waits.is_multiple_of(4) {
+            self.retransmit(now);
+        } else {
+            self.transmit_resend();
+        }
+        if let Some(sending) = &mut self.sending {
+            sending.deadline = now + pause;
+        }
+    }
+
+    fn runs_silently(&mut self, now: Duration) {
+        self.out.diagnose(Diagnostic::NotAcknowledged);
+        self.in_step = false;
+        self.sending = None;
+        self.advance();
+        self.continued();
+        self.send_next(now);
+    }
+
+    fn give_up_sending(&mut self, now: Duration) {
+        self.in_step = false;
+        if self.sending.take().is_some_and(|sending| sending.outgoing.purpose == Purpose::Request) {
+            self.fail(now, RequestFailure::NotAcknowledged);
+        }
+        self.send_next(now);
+    }
+
+    /// The outstanding request took longer than it may.
+    pub(super) fn too_late(&mut self, now: Duration) {
+        self.in_step = false;
+        let reason = match self.request.as_ref().map(|request| (&request.stage, request.issues)) {
+            Some((Stage::Sending, 1)) => RequestFailure::NotAcknowledged,
+            _ => RequestFailure::NotAnswered,
+        };
+        self.fail(now, reason);
+        self.send_next(now);
+    }
+
+    /// The outstanding request ends without an answer.
+    pub(super) fn fail(&mut self, now: Duration, reason: RequestFailure) {
+        let Some(request) = self.request.take() else { return };
+        if let (Stage::Awaiting(_), true) = (&request.stage, reason != RequestFailure::StoppedAnew) {
+            self.owe(now, request.request);
+        }
+        self.leave_request();
+        self.out.events.push_back(Event::RequestFailed { reason });
+    }
+
+    /// The request is over. What the target has not acknowledged of it must still be delivered, or the ids come
+    /// apart; what was not sent yet must not be.
+    pub(super) fn leave_request(&mut self) {
+        self.queue.retain(|outgoing| outgoing.purpose != Purpose::Request);
+        if let Some(sending) = &mut self.sending
+            && sending.outgoing.purpose == Purpose::Request
+        {
+            sending.outgoing.purpose = Purpose::Leftover;
+        }
+    }
+
+    fn owe(&mut self, now: Duration, request: ManipulateRequest) {
+        let waiting = self.wait_for_reply(now, &request.body);
+        // A target that answers at all repeats what it owes within a few round trips.
+        let end = now + self.reply_time.after(8).max(Duration::from_secs(1)) + self.on_the_line(2 * MAX_SERIAL);
+        self.owed = Some(Owed { request, waiting, end });
+    }
+
+    fn wait_for_reply(&self, now: Duration, request: &Request) -> Waiting {
+        let works = matches!(request, Request::SearchMemory(_) | Request::FillMemory(_) | Request::PageIn(_));
+        let work = if works { Duration::from_millis(500) } else { Duration::ZERO };
+        let next = now + self.reply_time.timeout() + work + self.on_the_line(reply_size(request));
+        Waiting { since: now, probes: 0, probed: now, next }
+    }
+
+    /// What should have come after an acknowledgement did not.
+    pub(super) fn probe(&mut self, now: Duration) {
+        let line = self.on_the_line(512);
+        let confirming = matches!(&self.request, Some(Outstanding { stage: Stage::Confirming(_), .. }));
+        let (ack_time, reply_time) = (self.ack_time.clone(), self.reply_time.clone());
+        let Some(waiting) = self.waiting() else { return };
+        if confirming && waiting.probes >= CONFIRM_PROBES {
+            self.continued();
+            self.send_next(now);
+            return;
+        }
+        waiting.probes += 1;
+        waiting.probed = now;
+        let probes = waiting.probes;
+        let pause = if confirming { ack_time.patiently(probes) } else { reply_time.after(probes) };
+        waiting.next = now + pause + line;
+        self.troubles = self.troubles.saturating_add(u32::from(!confirming));
+        // Both ids came apart, or RESEND is not understood.
+        if !confirming && probes.is_multiple_of(RESET_EVERY) {
+            self.transmit_reset(now);
+        } else {
+            self.transmit_resend();
+        }
+    }
+
+    /// Asks the same again, under the next id: the reply to the issue before is lost for good.
+    pub(super) fn reissue(&mut self, now: Duration) {
+        let Some(request) = &mut self.request else { return };
+        if request.issues >= MAX_ISSUES {
+            if request.request.body.is_answered() {
+                self.in_step = false;
+                self.fail(now, RequestFailure::NotAnswered);
+            } else {
+                // It stops at the same place each time.
+                let stop = self.stop.take();
+                self.continued();
+                self.stop = stop;
+            }
+            return;
+        }
+        request.issues += 1;
+        request.stage = Stage::Sending;
+        let (count, payload) = (request.issues, request.payload.clone());
+        self.out.diagnose(Diagnostic::Reissued { count });
+        self.enqueue(now, PacketType::StateManipulate, payload, Purpose::Request);
+    }
+
+    pub(super) fn advance(&mut self) {
+        self.tx = if self.is_serial() { (self.tx & !SYNC) ^ 1 } else { self.tx.wrapping_add(2) };
+    }
+
+    /// The packet in flight arrived.
+    pub(super) fn acknowledged(&mut self, now: Duration) {
+        let Some(sending) = self.sending.take() else { return };
+        self.advance();
+        if sending.rounds == 1 {
+            let line = self.on_the_line(sending.outgoing.payload.len() + 33);
+            self.ack_time.sample(now.saturating_sub(sending.since).saturating_sub(line));
+        }
+        match sending.outgoing.purpose {
+            Purpose::Answer => {}
+            Purpose::Leftover => {
+                if let Ok(request) = ManipulateRequest::decode(&sending.outgoing.payload)
+                    && request.body.is_answered()
+                {
+                    self.owe(now, request);
+                }
+            }
+            Purpose::Request => self.request_acknowledged(now, sending.rounds),
+        }
+        self.send_next(now);
+    }
+
+    fn request_acknowledged(&mut self, now: Duration, rounds: u32) {
+        let Some(request) = &self.request else { return };
+        if request.request.body.is_answered() {
+            let waiting = self.wait_for_reply(now, &request.request.body);
+            if let Some(request) = &mut self.request {
+                request.stage = Stage::Awaiting(waiting);
+            }
+        } else if rounds == 1 && self.in_step {
+            self.continued();
+        } else {
+            // A target acknowledges a packet that it takes for a repetition as well, and then does nothing.
+            let next = now + self.ack_time.timeout();
+            if let Some(request) = &mut self.request {
+                request.stage = Stage::Confirming(Waiting { since: now, probes: 0, probed: now, next });
+            }
+        }
+    }
+
+    /// The target runs.
+    pub(super) fn continued(&mut self) {
+        self.request = None;
+        self.stop = None;
+        self.out.events.push_back(Event::Sent);
+    }
+}

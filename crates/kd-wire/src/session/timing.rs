@@ -1,0 +1,91 @@
+//! How long to wait for an answer, from how long answers took (RFC 6298).
+
+use std::time::Duration;
+
+/// What the estimate may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Before anything was measured.
+    pub(super) initial: Duration,
+    /// A machine that runs in another one is not always scheduled at once.
+    pub(super) floor: Duration,
+    /// What waiting again and again grows to.
+    pub(super) ceiling: Duration,
+}
+
+/// One kind of round trip: a request and its acknowledgement, or that and the reply.
+#[derive(Debug, Clone)]
+pub(super) struct RoundTrip {
+    bounds: Bounds,
+    smoothed: Option<Duration>,
+    variation: Duration,
+}
+
+impl RoundTrip {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        RoundTrip { bounds, smoothed: None, variation: Duration::ZERO }
+    }
+
+    /// A round trip that was not repeated, so that it is certain what answered what (Karn).
+    pub(super) fn sample(&mut self, took: Duration) {
+        let Some(smoothed) = self.smoothed else {
+            (self.smoothed, self.variation) = (Some(took), took / 2);
+            return;
+        };
+        let error = smoothed.abs_diff(took);
+        self.variation = (self.variation * 3 + error) / 4;
+        self.smoothed = Some((smoothed * 7 + took) / 8);
+    }
+
+    /// Half of what an answer takes as a rule: one that comes sooner after a repetition answers what was before it.
+    pub(super) fn too_soon(&self) -> Duration {
+        self.smoothed.unwrap_or_default() / 2
+    }
+
+    /// How long to wait before the first repetition.
+    pub(super) fn timeout(&self) -> Duration {
+        let Bounds { initial, floor, ceiling } = self.bounds;
+        let estimate = self.smoothed.map_or(initial, |smoothed| smoothed + self.variation * 4);
+        estimate.clamp(floor, ceiling)
+    }
+
+    /// The same after so many repetitions. Two go out at the same pace: one loss is likelier than a slow target.
+    pub(super) fn after(&self, repetitions: u32) -> Duration {
+        let doubled = 1u32 << (repetitions / 2).min(16);
+        self.timeout().saturating_mul(doubled).min(self.bounds.ceiling)
+    }
+
+    /// Growing half as fast: for questions whose answer may well be silence.
+    pub(super) fn patiently(&self, repetitions: u32) -> Duration {
+        self.after(repetitions / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        initial: Duration::from_millis(200),
+        floor: Duration::from_millis(5),
+        ceiling: Duration::from_millis(500),
+    };
+
+    #[test]
+    fn follows_the_wire_between_its_bounds() {
+        let mut trip = RoundTrip::new(BOUNDS);
+        assert_eq!(trip.timeout(), Duration::from_millis(200));
+        for _ in 0..50 {
+            trip.sample(Duration::from_micros(200));
+        }
+        assert_eq!(trip.timeout(), Duration::from_millis(5));
+        assert_eq!([0, 1, 2, 3, 4].map(|n| trip.after(n).as_millis()), [5, 5, 10, 10, 20]);
+        for _ in 0..50 {
+            trip.sample(Duration::from_millis(80));
+        }
+        assert!((80..120).contains(&trip.timeout().as_millis()), "{trip:?}");
+        assert_eq!(trip.after(u32::MAX), Duration::from_millis(500));
+        trip.sample(Duration::from_secs(60));
+        assert_eq!(trip.timeout(), Duration::from_millis(500));
+    }
+}
