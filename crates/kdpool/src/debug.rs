@@ -23,7 +23,7 @@ use crate::console::{Announcer, Console, complain, is_interactive, remark};
 use crate::diagnose::{ConnectEvidence, explain, explain_open};
 use crate::options::{self, DebugArgs, SessionArgs};
 use crate::work::Work;
-use crate::{COMMAND_FAILED, NO_CONNECTION, USAGE, ending, inputs, signals};
+use crate::{COMMAND_FAILED, NO_CONNECTION, USAGE, ending, holder, inputs, signals};
 
 /// Everything that is decided before the first packet.
 pub(crate) struct Plan {
@@ -127,6 +127,13 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
         Err(error) => return Ok(usage(&format!("{error:#}"))),
     };
     let announcer = Announcer::new(plan.session.format == options::Format::Json);
+    let _hold = match holder::take(&plan.spec) {
+        Ok(hold) => hold,
+        Err(who) => {
+            complain(&who);
+            return Ok(ExitCode::from(NO_CONNECTION));
+        }
+    };
     let opened = match Opened::open(runtime.handle(), &plan, announcer.clone()) {
         Ok(opened) => opened,
         Err(error) => {

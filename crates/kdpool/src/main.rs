@@ -8,6 +8,7 @@ mod diagnose;
 mod doctor;
 mod ending;
 mod fake;
+mod holder;
 mod inputs;
 mod leak;
 mod manual;

@@ -13,8 +13,11 @@ const LONGEST_LEAVE: Duration = Duration::from_secs(10);
 const QUIET_AFTER_BREAK_IN: Duration = Duration::from_millis(1500);
 const QUIET: Duration = Duration::from_millis(300);
 
-/// How often a target on a bad line is asked whether it stands: a third of all round trips may fail.
+/// How often a target on a bad line is asked whether it stands: a third of all round trips may fail. And one on a line
+/// that was good so far: on a serial port what it is asked stands in the way of the next debugger's break-in for as long
+/// as the kernel needs to read it, a byte each clock tick.
 const NUDGES: u32 = 10;
+const FEW_NUDGES: u32 = 2;
 const NUDGE_EVERY: Duration = Duration::from_millis(60);
 
 /// How long a target may take to stop once more, so that breakpoints can be taken out.
@@ -168,10 +171,9 @@ impl Actor {
     /// target repeats it only after a second or more: it is asked for.
     async fn listen(&mut self) -> After {
         let quiet = if self.break_ins_unanswered() > 0 { QUIET_AFTER_BREAK_IN } else { QUIET };
-        let quiet = if self.session.is_lossy() { quiet.max(NUDGE_EVERY * (NUDGES + 1)) } else { quiet };
-        let deadline = Deadline::now() + quiet;
-        let mut nudges = if self.session.is_lossy() { NUDGES } else { 0 };
-        let mut next = Deadline::now() + if nudges > 0 { NUDGE_EVERY } else { quiet };
+        let mut nudges = if self.session.is_lossy() { NUDGES } else { FEW_NUDGES };
+        let deadline = Deadline::now() + quiet.max(NUDGE_EVERY * (nudges + 3));
+        let mut next = Deadline::now() + NUDGE_EVERY;
         loop {
             if let Some(change) = self.next_stop.take() {
                 return After::Stopped(change);

@@ -140,8 +140,11 @@ enum Aim {
         break_in: bool,
     },
     BreakIn,
-    /// The target stands and its ids are not known yet: it is to take ours, and say its state change again.
-    Align,
+    /// The target stands and its ids are not known yet: it is to take ours, and say its state change again. What was
+    /// aimed at before goes on when it does not.
+    Align {
+        break_in: bool,
+    },
 }
 
 /// Working towards a state change.
@@ -164,6 +167,8 @@ pub struct HostSession {
     /// Serial: the target expects `tx`. One that was debugged before goes on where it was, and takes a packet with the
     /// other id for one that it has.
     tx_known: bool,
+    /// It was asked to take our ids, and did not.
+    aligned_in_vain: bool,
     rx: u32,
     /// Whether `rx` is what the target will send next. A fresh host takes any legal id.
     rx_known: bool,
@@ -218,6 +223,7 @@ impl HostSession {
     fn new(transport: Transport, times: Bounds, tx: u32, rx: u32) -> Self {
         HostSession {
             tx_known: matches!(transport, Transport::Kdnet(_)),
+            aligned_in_vain: false,
             transport,
             out: Output::default(),
             ack_time: RoundTrip::new(times),
@@ -457,7 +463,7 @@ impl HostSession {
         if let Transport::Kdnet(association) = &mut self.transport {
             association.break_in = break_in;
         } else {
-            (self.rx_known, self.tx_known) = (false, false);
+            (self.rx_known, self.tx_known, self.aligned_in_vain) = (false, false, false);
         }
         self.seek = Some(Seek { aim: Aim::Synchronise { break_in }, step: 0, resets: 0, next });
     }

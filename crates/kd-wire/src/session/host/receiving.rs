@@ -57,7 +57,7 @@ impl HostSession {
             serial.last_sync = None;
             self.tx = INITIAL_ID;
             self.rx = INITIAL_ID;
-            self.tx_known = true;
+            (self.tx_known, self.aligned_in_vain) = (true, false);
             if let Some(sending) = &mut self.sending {
                 sending.id = INITIAL_ID;
             }
@@ -237,6 +237,7 @@ impl HostSession {
         // A reply to the only issue proves that the request arrived; one to a re-issued request may belong to an
         // earlier issue, so the last one is still waited for.
         if let (Stage::Sending, 1) = (&request.stage, request.issues) {
+            self.troubles = self.troubles.saturating_add(1);
             self.acknowledged(now);
         }
         if let Some(Outstanding { request, stage: Stage::Awaiting(waiting), .. }) = self.request.take() {

@@ -11,14 +11,14 @@ const KDNET_PACE: Duration = Duration::from_millis(250);
 /// behind them.
 const BREAK_INS_PER_RESET: u32 = 8;
 /// How often a target is asked to take our ids before it is taken as it is.
-const ALIGN_TRIES: u32 = 8;
+const ALIGN_TRIES: u32 = 5;
 
 impl HostSession {
     /// Between the steps of a synchronisation.
     pub(super) fn step(&self, step: u32) -> Duration {
         let answer = self.on_the_line(300);
         match (&self.transport, self.seek.as_ref().map(|seek| seek.aim)) {
-            (_, Some(Aim::Align)) => self.ack_time.after(step) + answer,
+            (_, Some(Aim::Align { .. })) => self.ack_time.after(step) + answer,
             (Transport::Kdnet(_), Some(Aim::BreakIn)) => KDNET_PACE,
             (Transport::Kdnet(_), _) if step == 0 => Duration::from_millis(500),
             (Transport::Kdnet(_), _) => KDNET_PACE,
@@ -35,20 +35,30 @@ impl HostSession {
     /// again. False: that was tried often enough.
     pub(super) fn align(&mut self, now: Duration) -> bool {
         match &self.seek {
-            Some(Seek { aim: Aim::Align, step, .. }) if *step > ALIGN_TRIES => return false,
             // Under way already; the target repeats itself.
-            Some(Seek { aim: Aim::Align, .. }) => return true,
-            _ => {}
+            Some(Seek { aim: Aim::Align { .. }, .. }) => return true,
+            _ if self.aligned_in_vain => return false,
+            Some(Seek { aim: Aim::BreakIn | Aim::Synchronise { break_in: true }, .. }) => {
+                self.seek(Aim::Align { break_in: true });
+            }
+            _ => self.seek(Aim::Align { break_in: false }),
         }
-        self.seek(Aim::Align);
         self.seek_step(now);
         true
     }
 
     pub(super) fn seek_step(&mut self, now: Duration) {
+        if let Some(Seek { aim: Aim::Align { break_in }, step: ALIGN_TRIES, .. }) = self.seek {
+            // It is gone again, or does not know RESET: whatever it says next is taken as it is.
+            self.aligned_in_vain = true;
+            self.seek(Aim::Synchronise { break_in });
+        }
         let Some(seek) = &mut self.seek else { return };
         seek.step = seek.step.saturating_add(1);
         let step = seek.step;
+        if step > 1 {
+            self.troubles = self.troubles.saturating_add(1);
+        }
         let limit = match &self.transport {
             Transport::Serial(serial) if serial.config.resets > 0 => serial.config.resets,
             _ => u32::MAX,
@@ -58,17 +68,15 @@ impl HostSession {
             Aim::BreakIn => !step.is_multiple_of(BREAK_INS_PER_RESET),
             Aim::Synchronise { break_in: true } if serial => !step.is_multiple_of(BREAK_INS_PER_RESET),
             Aim::Synchronise { break_in } => break_in && step % 2 == 1,
-            Aim::Align => false,
+            Aim::Align { .. } => false,
         };
-        let reset = !stop && (seek.resets < limit || seek.aim == Aim::Align);
+        let reset = !stop && (seek.resets < limit || matches!(seek.aim, Aim::Align { .. }));
         if reset {
             seek.resets = seek.resets.saturating_add(1);
         }
-        let over = seek.aim == Aim::Align && step > ALIGN_TRIES;
         let wait = self.step(step);
         if let Some(seek) = &mut self.seek {
-            // Whoever never answers a RESET is taken as he is when he next says something.
-            seek.next = (!over).then_some(now + wait);
+            seek.next = Some(now + wait);
         }
         if stop {
             self.transmit_break_in();

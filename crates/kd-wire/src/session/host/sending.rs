@@ -10,8 +10,6 @@ const SILENCE_MEANS_RUNNING: u32 = 12;
 const CONFIRM_PROBES: u32 = 8;
 /// Silence after a continue says that the target runs only if it was not silent before.
 const LIVELY: Duration = Duration::from_secs(3);
-/// How long nothing may be heard of a KDNET target that runs; it offers every 3 s, and when it is asked to.
-const OFFER_PATIENCE: Duration = Duration::from_secs(4);
 /// A target that the id rules have come apart with ignores us until a RESET.
 const RESET_EVERY: u32 = 6;
 
@@ -150,17 +148,21 @@ impl HostSession {
         let Some(Sending { waits, silent_waits, since, .. }) = &self.sending else { return };
         let (waits, since) = (*waits, *since);
         let pause = self.ack_time.patiently(waits) + self.on_the_line(512);
-        if *silent_waits >= SILENCE_MEANS_RUNNING {
-            let lively = since.saturating_sub(self.heard_at) < LIVELY;
-            match &mut self.transport {
-                Transport::Serial(_) if lively => return self.runs_silently(now),
-                // On KDNET the offers show that the target is still there, whether it runs or stands.
-                Transport::Kdnet(association) if association.heard_since(since) => return self.runs_silently(now),
-                Transport::Kdnet(association) if now.saturating_sub(since) < OFFER_PATIENCE => {
+        let is_silent = *silent_waits >= SILENCE_MEANS_RUNNING;
+        let lively = match &mut self.transport {
+            Transport::Serial(_) => since.saturating_sub(self.heard_at) < LIVELY,
+            // On KDNET the offers show that the target is still there, whether it runs or stands. It makes one every 3 s,
+            // and when it is asked to.
+            Transport::Kdnet(association) => {
+                let heard = association.heard_since(since);
+                if !heard && waits.is_multiple_of(3) {
                     association.ask_for_offer(&mut self.out);
                 }
-                _ => return self.give_up_sending(now),
+                heard
             }
+        };
+        if is_silent && lively {
+            return self.runs_silently(now);
         }
         // A small packet asks as well as a large one, and what a target that runs does not read is in the way of the
         // next debugger's break-in. The continue itself goes out again when a state change shows that it is needed.

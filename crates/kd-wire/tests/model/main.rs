@@ -1,0 +1,100 @@
+//! The host's session against an independent peer, over a wire that does its worst: every placing of a few faults among
+//! the packets of a whole session, and seeds at length.
+//!
+//! The peer (peer.rs) is written from the documents of real stubs and shares nothing with the session. What is checked
+//! is what counts: a read gives the target's bytes or an error, within ten seconds; and once the session says that the
+//! target runs, it runs.
+
+#![allow(clippy::unwrap_used)]
+
+mod peer;
+mod wire;
+
+use std::time::Duration;
+
+use peer::Rules;
+use wire::{Fault, Run};
+
+/// Runs the session with these faults; returns how many packets there were to spoil.
+fn check(rules: Rules, faults: &[(usize, Fault)]) -> usize {
+    let mut run = Run::new(rules, faults.to_vec());
+    match run.session() {
+        Ok(()) => run.packets(),
+        Err(why) => {
+            let mut again = Run::new(rules, faults.to_vec()).told();
+            let _ = again.session();
+            panic!("{rules:?} {faults:?}: {why}\n{}", again.story())
+        }
+    }
+}
+
+/// Every placing of up to `depth` more faults behind the last.
+fn explore(rules: Rules, faults: &mut Vec<(usize, Fault)>, kinds: &[Fault], depth: usize, runs: &mut u64) {
+    let packets = check(rules, faults);
+    *runs += 1;
+    if depth == 0 {
+        return;
+    }
+    let first = faults.last().map_or(0, |(packet, _)| packet + 1);
+    for packet in first..packets {
+        for kind in kinds {
+            faults.push((packet, *kind));
+            explore(rules, faults, kinds, depth - 1, runs);
+            faults.pop();
+        }
+    }
+}
+
+const STREAM: [Fault; 6] = [Fault::Lost, Fault::Twice, Fault::Payload, Fault::Id, Fault::BreakIn, Fault::Reset];
+const DATAGRAM: [Fault; 5] = [Fault::Lost, Fault::Twice, Fault::Late, Fault::Payload, Fault::BreakIn];
+
+#[test]
+fn every_pair_of_faults() {
+    let mut runs = 0;
+    explore(Rules::Microsoft, &mut Vec::new(), &STREAM, 2, &mut runs);
+    explore(Rules::ReactOs, &mut Vec::new(), &STREAM[..5], 2, &mut runs);
+    explore(Rules::Kdnet2, &mut Vec::new(), &DATAGRAM, 2, &mut runs);
+    explore(Rules::Kdnet4, &mut Vec::new(), &DATAGRAM, 2, &mut runs);
+    println!("{runs} sessions");
+    assert!(runs > 5000, "{runs}");
+}
+
+/// Losses alone go one deeper.
+#[test]
+fn every_three_losses() {
+    let mut runs = 0;
+    for rules in [Rules::Microsoft, Rules::ReactOs, Rules::Kdnet2, Rules::Kdnet4] {
+        explore(rules, &mut Vec::new(), &[Fault::Lost], 3, &mut runs);
+    }
+    println!("{runs} sessions");
+    assert!(runs > 1000, "{runs}");
+}
+
+/// By seeds: the rates of a bad wire, all at once. `KDPOOL_MODEL_SEEDS=100000` for long.
+#[test]
+fn seeds_at_length() {
+    let seeds = std::env::var("KDPOOL_MODEL_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(500u64);
+    for rules in [Rules::Microsoft, Rules::ReactOs, Rules::Kdnet2, Rules::Kdnet4] {
+        let kinds: &[Fault] = if rules.is_stream() { &STREAM[..5] } else { &DATAGRAM };
+        for seed in 0..seeds {
+            let faults = wire::random_faults(seed, kinds);
+            check(rules, &faults);
+        }
+    }
+}
+
+/// The time that one fault costs is a few round trips, not a second: the wire of the model takes a millisecond.
+#[test]
+fn one_loss_costs_little() {
+    for rules in [Rules::Microsoft, Rules::ReactOs, Rules::Kdnet2, Rules::Kdnet4] {
+        let mut run = Run::new(rules, Vec::new());
+        run.session().unwrap();
+        let (clean, packets) = (run.frozen(), run.packets());
+        for packet in 0..packets {
+            let mut run = Run::new(rules, vec![(packet, Fault::Lost)]);
+            run.session().unwrap();
+            let cost = run.frozen().saturating_sub(clean);
+            assert!(cost < Duration::from_millis(600), "{rules:?}, packet {packet}: {cost:?}");
+        }
+    }
+}
