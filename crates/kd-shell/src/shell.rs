@@ -334,6 +334,23 @@ impl Shell {
         self.target.as_ref().is_some_and(|target| target.holder().end()).then_some(limit)
     }
 
+    /// Runs a command that may hold the target only so long, if that is limited.
+    fn holding(&mut self, run: impl FnOnce(&mut Self) -> Result<Reply, CommandError>) -> Result<Reply, CommandError> {
+        if let (0, Some(limit)) = (self.running, self.max_frozen) {
+            self.hold(limit);
+        }
+        self.running += 1;
+        let reply = run(self);
+        self.running -= 1;
+        match if self.running == 0 { self.held() } else { None } {
+            Some(limit) => {
+                self.cancelled = true;
+                cut_short(reply, limit)
+            }
+            None => reply,
+        }
+    }
+
     fn run_command(&mut self, command: &Command<'_>, out: &mut dyn Output) -> Outcome {
         self.notice_stop(out);
         let before = self.cost();
@@ -341,27 +358,19 @@ impl Shell {
         let span = tracing::info_span!("command", command = command.text);
         let _entered = span.enter();
         let mut next = Next::Continue;
-        if let (0, Some(limit)) = (self.running, self.max_frozen) {
-            self.hold(limit);
-        }
-        self.running += 1;
-        let reply = loop {
-            let ran = self.target.is_some() && self.lost().is_none() && self.halted().is_none();
-            match self.dispatch(command, before, &mut next, out) {
-                // As in kd: what follows g on a line or in a script is run when the target has stopped again.
-                Err(CommandError::Fault(Fault::Running)) if ran => match self.wait_to_go_on(out) {
-                    Ok(()) => {}
-                    Err(error) => break Err(error),
-                },
-                reply => break reply,
+        let reply = self.holding(|shell| {
+            loop {
+                let ran = shell.target.is_some() && shell.lost().is_none() && shell.halted().is_none();
+                match shell.dispatch(command, before, &mut next, out) {
+                    // As in kd: what follows g on a line or in a script is run when the target has stopped again.
+                    Err(CommandError::Fault(Fault::Running)) if ran => match shell.wait_to_go_on(out) {
+                        Ok(()) => {}
+                        Err(error) => break Err(error),
+                    },
+                    reply => break reply,
+                }
             }
-        };
-        self.running -= 1;
-        let taken_away = if self.running == 0 { self.held() } else { None };
-        let reply = match taken_away {
-            Some(limit) => cut_short(reply, limit),
-            None => reply,
-        };
+        });
         let cost = difference(before, self.cost());
         if command.word != ".stats" {
             self.session.last_command = LastCommand { command: command.text.into(), cost };
@@ -385,7 +394,7 @@ impl Shell {
         self.notice_stop(out);
         let before = self.cost();
         self.session.symbols.source().monitor().begin();
-        let reply = run(&mut Drive { shell: self, out: &mut *out, word: "", arguments: "" });
+        let reply = self.holding(|shell| run(&mut Drive { shell, out: &mut *out, word: "", arguments: "" }));
         let cost = difference(before, self.cost());
         self.finish((text, false), reply, cost, Next::Continue, out)
     }
@@ -412,7 +421,6 @@ impl Shell {
             Some(error) => self.refused |= error.is_refusal() && ends_line,
             None => {}
         }
-        self.cancelled |= taken_away.is_some();
         if let Some(ended) = self.take_end() {
             next = ended;
         }
