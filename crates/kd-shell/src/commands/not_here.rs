@@ -134,6 +134,8 @@ mod tests {
         for (word, nearest) in all() {
             assert!(COMMANDS.find(word).is_none(), "{word}");
             assert!(not_here(word).is_some() && !nearest.contains("  ") && nearest.len() < 120, "{word}");
+            let page = include_str!("../../../../docs/from-kd.md");
+            assert!(page.contains(&format!("`{word}`")), "docs/from-kd.md has no row of {word}");
             // Each of them is what a line's word comes to.
             assert_eq!(command(word).map(|command| command.word), Some(word.to_string()));
         }
