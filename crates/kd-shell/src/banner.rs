@@ -131,6 +131,10 @@ pub enum Reason {
 
 /// `Break instruction exception - code 80000003 (first chance)`
 pub(crate) fn exception(stop: &kd_target::Stop) -> String {
+    if let Some(load) = &stop.load {
+        let what = if load.unload { "Unload" } else { "Load" };
+        return format!("{what} module {} at {}", visible_name(&load.path), tick(load.base));
+    }
     let what = match stop.code {
         BREAKPOINT => "Break instruction exception",
         SINGLE_STEP => "Single step exception",
@@ -149,6 +153,10 @@ pub fn stopped(kernel: &dyn Kernel, symbols: &mut Symbols, reason: Reason, expla
         Reason::Step => {}
         Reason::Breakpoint(number) => {
             let _ = writeln!(text, "Breakpoint {number} hit");
+        }
+        Reason::Exception if stop.load.is_some() => {
+            let load = stop.load.iter();
+            text.extend(load.map(|load| module_change(&load.path, load.base, load.size, load.unload)));
         }
         Reason::Exception => {
             let _ = writeln!(text, "{}", exception(stop));

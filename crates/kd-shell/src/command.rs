@@ -45,6 +45,8 @@ pub(crate) enum Control {
     Repeat,
     Wait,
     Sleep,
+    Reboot,
+    Crash,
     Quit,
 }
 

@@ -1,6 +1,6 @@
 //! What commands ask of a kernel that stands still. A session has [`kd_target::Halted`], tests have their own.
 
-use kd_target::{Halted, Stop, TargetError, Version};
+use kd_target::{Halted, LoadStops, Stop, TargetError, Version};
 use nt_memory::{Fault, Memory};
 use nt_pool::Notes;
 use nt_symbols::SymbolFile;
@@ -74,6 +74,11 @@ pub trait Kernel: Memory {
     }
 
     fn clear_breakpoint(&self, _address: u64) -> Result<(), TargetError> {
+        Err(unchangeable())
+    }
+
+    /// At which drivers that come or go the target stops.
+    fn stop_at_loads(&self, _wanted: Option<LoadStops>) -> Result<(), TargetError> {
         Err(unchangeable())
     }
 
@@ -171,5 +176,10 @@ impl Kernel for Halted {
 
     fn clear_breakpoint(&self, address: u64) -> Result<(), TargetError> {
         Halted::clear_breakpoint(self, address)
+    }
+
+    fn stop_at_loads(&self, wanted: Option<LoadStops>) -> Result<(), TargetError> {
+        Halted::stop_at_loads(self, wanted);
+        Ok(())
     }
 }

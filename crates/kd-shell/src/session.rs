@@ -31,6 +31,14 @@ pub enum Format {
     Json,
 }
 
+/// `sxe ld:pattern`, `sxe ud:pattern`
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct LoadStop {
+    /// Of the file's name without its extension, or with it.
+    pub(crate) pattern: String,
+    pub(crate) unload: bool,
+}
+
 /// The cost of the last command, for `.stats`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LastCommand {
@@ -69,6 +77,8 @@ pub struct Session {
     /// `$t0` to `$t19`.
     pub(crate) temporaries: [u64; TEMPORARIES],
     pub(crate) aliases: Aliases,
+    /// Drivers at whose coming or going the target stops (`sxe ld`).
+    pub(crate) load_stops: Vec<LoadStop>,
     /// Of numbers without a prefix.
     pub(crate) radix: u32,
     /// `$exp`: what the last expression came to.
@@ -128,6 +138,7 @@ impl Session {
             next_code: None,
             temporaries: [0; TEMPORARIES],
             aliases: Aliases::default(),
+            load_stops: Vec::new(),
             radix: 16,
             last_value: 0,
             frame: 0,

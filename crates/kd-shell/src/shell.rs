@@ -561,6 +561,12 @@ impl Shell {
                     std::thread::sleep(left.min(SLEEP_STEP));
                 }
             }
+            Control::Reboot | Control::Crash => {
+                self.session.check_writing()?;
+                let run = if control == Control::Crash { kd_target::Halted::crash } else { kd_target::Halted::reboot };
+                self.let_run(run)?;
+                Ok(Reply::new(Done {}))
+            }
             Control::Quit => {
                 let halted = match arguments {
                     "" => false,

@@ -65,6 +65,7 @@ impl Machine {
             program_counter: facts.break_pc,
             instructions: vec![0xcc, 0xc3],
             asked: true,
+            load: None,
         };
         Self { kernel, version, stop, reads: Cell::new(0), searches: true, hole: 0..0, zeros: 0..0 }
     }

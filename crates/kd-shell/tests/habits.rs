@@ -458,3 +458,59 @@ fn what_kd_has_and_kdpool_has_not_says_what_comes_nearest() {
     }
     live.leave();
 }
+
+#[test]
+fn the_target_stops_at_a_driver_that_is_waited_for() {
+    use kd_fake::ModuleLoad;
+    let mut live = Live::article();
+    assert_eq!(live.text("sx"), "  ld - Load module - ignore\n  ud - Unload module - ignore\n");
+    live.text("sxe ld:newdr*; sxe ud:newdrv.sys");
+    assert!(live.text("sx").starts_with("  ld - Load module - break (only for newdr*)\n"));
+    let module = |name: &str, unload| ModuleLoad {
+        path: format!("\\SystemRoot\\system32\\drivers\\{name}.sys"),
+        base: 0xffff_f880_0999_0000,
+        size: 0x5000,
+        unload,
+    };
+    live.text("g");
+    live.fake.load_module(module("other", false));
+    live.fake.load_module(module("newdrv", false));
+    let stopped = live.text(".wait 0n20000");
+    let line = "ModLoad: fffff880`09990000 fffff880`09995000   \\SystemRoot\\system32\\drivers\\newdrv.sys\n";
+    assert!(stopped.starts_with(line), "{stopped}");
+    assert!(live.text(".lastevent").starts_with("Last event: Load module "));
+    assert!(!live.run("k").1 && live.text("r rip").starts_with("rip="));
+    live.text("g");
+    live.fake.load_module(module("newdrv", true));
+    assert!(live.text(".wait 0n20000").starts_with("ModUnload: fffff880`09990000 "));
+    live.text("sxd ld; sxr");
+    live.text("g");
+    live.fake.load_module(module("newdrv", false));
+    assert!(live.run(".wait 0n500").1);
+    assert!(!live.run(".break").1);
+    for line in ["sxe", "sxe av", "sx ld", "sxr x"] {
+        assert!(live.run(line).1, "{line}");
+    }
+    live.leave();
+}
+
+#[test]
+fn a_machine_is_restarted_and_crashed_when_that_is_allowed() {
+    let mut live = Live::article();
+    for line in [".reboot", ".crash"] {
+        assert!(live.run(line).0.errors.contains(".allow_write on"), "{line}");
+    }
+    let happens = |live: &Live, what: &dyn Fn(kd_fake::Stats) -> bool| {
+        let start = std::time::Instant::now();
+        while !what(live.fake.stats()) {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    live.text(".allow_write on; .crash");
+    happens(&live, &|stats| stats.bugcheck == Some(0xe2));
+    let mut live = Live::article();
+    live.text(".allow_write on; .reboot");
+    happens(&live, &|stats| stats.reboots == 1);
+    live.leave();
+}

@@ -1,5 +1,6 @@
 //! The session's task: it owns the link, the protocol's state machine and the clock.
 
+mod control;
 mod leaving;
 
 use std::collections::VecDeque;
@@ -509,6 +510,9 @@ impl Actor {
                         size: report.size_of_image,
                         unload: report.unload_symbols != 0,
                     });
+                    if self.halt_at_load(&change, report) {
+                        return Ok(());
+                    }
                 }
                 self.resume_and_break_again().await
             }
@@ -596,6 +600,7 @@ impl Actor {
             program_counter: change.program_counter,
             instructions,
             asked,
+            load: None,
         };
         self.set_phase(Phase::Halted(Arc::new(Halt { number: self.halts, version, stop })));
         self.tell(Event::Stopped);
@@ -623,6 +628,7 @@ impl Actor {
                 Ok(Answer::Done)
             }
             Ask::ClearBreakpoint { address } => self.clear_breakpoint(address).map(|()| Answer::Done),
+            Ask::EndRun { crash } => self.end_run(crash).await,
             Ask::Search { address, length, pattern } => {
                 let request = search_memory::Request {
                     search_address: address,

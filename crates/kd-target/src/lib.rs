@@ -78,6 +78,38 @@ pub struct Stop {
     pub instructions: Vec<u8>,
     /// We asked for it: the break instruction is the target's answer to Ctrl+C, `.break` or `-bonc`.
     pub asked: bool,
+    /// It is no exception but a driver that came or went and that was waited for ([`Halted::stop_at_loads`]).
+    pub load: Option<Load>,
+}
+
+/// A driver that was loaded or unloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    /// As the kernel names it: `\SystemRoot\system32\drivers\x.sys`.
+    pub path: String,
+    pub base: u64,
+    pub size: u32,
+    pub unload: bool,
+}
+
+/// Says which loads and unloads the target stops at.
+pub struct LoadStops(Box<dyn Fn(&Load) -> bool + Send>);
+
+impl LoadStops {
+    /// Stops where `wanted` is true.
+    pub fn new(wanted: impl Fn(&Load) -> bool + Send + 'static) -> Self {
+        Self(Box::new(wanted))
+    }
+
+    fn want(&self, load: &Load) -> bool {
+        (self.0)(load)
+    }
+}
+
+impl std::fmt::Debug for LoadStops {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LoadStops")
+    }
 }
 
 /// What was asked of the target so far.
@@ -243,6 +275,10 @@ enum Ask {
     },
     ClearBreakpoint {
         address: u64,
+    },
+    /// Restart the machine, or make it crash.
+    EndRun {
+        crash: bool,
     },
     /// What is written back before the target is left; without data nothing any more.
     RestoreOnLeave {
@@ -625,6 +661,32 @@ impl Halted {
     #[allow(clippy::result_large_err)] // As above.
     pub fn step(self) -> Result<Running, (Self, TargetError)> {
         self.let_run(true)
+    }
+
+    /// Restarts the machine. It says so, and comes back as another boot of the same target.
+    #[allow(clippy::result_large_err)] // As above.
+    pub fn reboot(self) -> Result<Running, (Self, TargetError)> {
+        self.end_run(false)
+    }
+
+    /// Makes the machine crash (bugcheck 0xE2). It writes its dump as it is set to, and stops once more before that.
+    #[allow(clippy::result_large_err)] // As above.
+    pub fn crash(self) -> Result<Running, (Self, TargetError)> {
+        self.end_run(true)
+    }
+
+    /// From now on the target stops where it tells of a driver that `wanted` wants, until another one is given; with
+    /// `None` at no driver.
+    pub fn stop_at_loads(&self, wanted: Option<LoadStops>) {
+        *status::lock(&self.session.shared.load_stops) = wanted;
+    }
+
+    #[allow(clippy::result_large_err)] // As above.
+    fn end_run(self, crash: bool) -> Result<Running, (Self, TargetError)> {
+        match self.ask(Ask::EndRun { crash }) {
+            Ok(_) => Ok(Running { session: self.session }),
+            Err(error) => Err((self, error)),
+        }
     }
 
     #[allow(clippy::result_large_err)] // As above.

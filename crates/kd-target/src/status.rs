@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nt_memory::Fault;
 
 use crate::gate::Gate;
-use crate::{Cost, Left, Modules, Pace, Stop, Version};
+use crate::{Cost, Left, LoadStops, Modules, Pace, Stop, Version};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Phase {
@@ -107,6 +107,8 @@ pub(crate) struct Shared {
     /// Whether the target's stub searches memory: it is not asked again and again for what it does not have.
     pub(crate) searching: Mutex<Searching>,
     pub(crate) interrupt: Interrupt,
+    /// Which drivers stop the target when they come or go; nobody's when there is none.
+    pub(crate) load_stops: Mutex<Option<LoadStops>>,
     /// Who looks at large reads.
     pub(crate) gate: Mutex<GateSlot>,
     /// What reads took so far.
@@ -149,6 +151,7 @@ impl Shared {
             reply_data: AtomicUsize::new(usize::MAX),
             searching: Mutex::default(),
             interrupt: interrupt.clone(),
+            load_stops: Mutex::new(None),
             gate: Mutex::default(),
             pace: Mutex::default(),
             taken_away: AtomicBool::new(false),

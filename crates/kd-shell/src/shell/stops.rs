@@ -231,7 +231,7 @@ impl Shell {
         Ok(())
     }
 
-    fn let_run(
+    pub(super) fn let_run(
         &mut self,
         run: fn(kd_target::Halted) -> Result<kd_target::Running, (kd_target::Halted, TargetError)>,
     ) -> Result<(), CommandError> {

@@ -62,6 +62,23 @@ pub(in crate::commands) const SLEEP: CommandInfo = CommandInfo {
     action: Action::Control(Control::Sleep),
 };
 
+pub(in crate::commands) const REBOOT: CommandInfo = CommandInfo {
+    names: &[".reboot"],
+    usage: ".reboot",
+    help: "restart the target's machine",
+    details: "At once, and without asking its programs. Only when changing the target is allowed\n(.allow_write on).",
+    action: Action::Control(Control::Reboot),
+};
+
+pub(in crate::commands) const CRASH: CommandInfo = CommandInfo {
+    names: &[".crash"],
+    usage: ".crash",
+    help: "make the target crash (bugcheck 0xE2), so that it writes its dump",
+    details: "It stops at the bugcheck first; g lets it write the dump and restart. Only when\nchanging the target is allowed \
+              (.allow_write on).",
+    action: Action::Control(Control::Crash),
+};
+
 pub(in crate::commands) const QUIT: CommandInfo = CommandInfo {
     names: &["q", "qd", "qq"],
     usage: "q [-halted]",

@@ -5,6 +5,7 @@ pub(in crate::commands) mod bug_check;
 pub(in crate::commands) mod control;
 pub(in crate::commands) mod driver_object;
 pub(in crate::commands) mod events;
+pub(in crate::commands) mod filters;
 pub(in crate::commands) mod process;
 pub(in crate::commands) mod registers;
 pub(in crate::commands) mod stack;
