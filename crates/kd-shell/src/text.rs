@@ -129,8 +129,8 @@ pub fn time(when: &Zoned) -> String {
 pub fn in_bytes(bytes: u64) -> String {
     match bytes {
         ..1024 => format!("{bytes} bytes"),
-        ..0xa0_0000 => format!("{} KB", bytes >> 10),
-        ..0x2_8000_0000 => format!("{} MB", bytes >> 20),
+        1024..0xa0_0000 => format!("{} KB", bytes >> 10),
+        0xa0_0000..0x2_8000_0000 => format!("{} MB", bytes >> 20),
         _ => format!("{} GB", bytes >> 30),
     }
 }

@@ -69,7 +69,7 @@ struct Meaning {
 }
 
 fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
-    let answer = drive.with(|context| read(context))?;
+    let answer = drive.with(read)?;
     let lines = answer.shown_by.clone();
     if lines.is_empty() {
         return Ok(Reply::new(answer));
