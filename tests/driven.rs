@@ -333,7 +333,7 @@ fn a_bad_element_of_a_variable_costs_nothing_but_itself() {
     let output = lab.command(&["-y", "symbols;foo*bar"]).args(command).output().unwrap();
     assert!(stderr(&output).starts_with("-y: symbol path element") && stdout(&output).contains("nt!PoolHitTag"));
     // Nothing at all is set: one line says to the letter what to add.
-    let output = lab.command(&command).output().unwrap();
+    let output = lab.command(&["-quiet", "-c", "? nt!PoolHitTag; q"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("no symbol path is set; -y 'srv*' on the command line"), "{}", stderr(&output));
     assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
@@ -406,6 +406,7 @@ fn a_word_that_is_none_has_its_neighbour_named() {
         (".poolused", "did you mean !poolused?"),
         ("hepl", "did you mean .help?"),
         (".help pooltpo", "did you mean !pooltop?"),
+        ("!leak wach Leak", "did you mean !leak watch?"),
         ("frobnicate", ".help lists them"),
     ] {
         let output = lab.run(&["-quiet", "-c", line, "-c", "q"]);

@@ -23,6 +23,19 @@ pub struct CommandInfo {
     pub(crate) action: Action,
 }
 
+impl CommandInfo {
+    /// The words that the usage separates by `|`: `!leak mark | check | watch`.
+    pub(crate) fn subcommands(&self) -> Vec<&'static str> {
+        let Some((_, rest)) = self.usage.split_once(char::is_whitespace) else { return Vec::new() };
+        if !rest.contains(" | ") {
+            return Vec::new();
+        }
+        let word = |part: &'static str| part.trim_matches(|c: char| c.is_whitespace() || c == '[' || c == ']');
+        let plain = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+        rest.split(" | ").map(word).filter(plain).collect()
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Action {
     /// Answers from what it is given.
@@ -101,4 +114,12 @@ impl Table {
 /// A mistake in a command's arguments, with the way it is written.
 pub(crate) fn usage(info: &CommandInfo, what: impl std::fmt::Display) -> CommandError {
     CommandError::Usage(format!("{what}; usage: {}", info.usage))
+}
+
+/// A subcommand that there is not, with the one that was probably meant.
+pub(crate) fn no_subcommand(info: &CommandInfo, word: &str) -> CommandError {
+    let command = info.names.first().copied().unwrap_or_default();
+    let meant = suggest::nearest(word, info.subcommands());
+    let hint = meant.map_or_else(String::new, |meant| format!(" (did you mean {command} {meant}?)"));
+    usage(info, format!("there is no '{command} {}'{hint}", visible_name(word)))
 }

@@ -21,7 +21,7 @@ use crate::{COMMAND_FAILED, debug};
 #[command(after_help = "\
 Examples:
   kdpool doctor
-  kdpool doctor -k com:port=/dev/ttyUSB0 -y srv*
+  kdpool doctor -k com:port=/dev/ttyUSB0 -y 'srv*'
 
 Nothing is sent to a target; a serial device, pipe or TCP port is opened and closed.
 Exit status: 0 nothing is in the way as far as can be seen, 1 something is, 2 usage.")]

@@ -53,7 +53,8 @@ pub(crate) struct LeakArgs {
 const LEAK_HELP: &str = "\
 Examples:
   kdpool leak -k net:port=50000,key=@key.txt -y 'srv*'
-  kdpool leak --tag Leak --every 30s --times 5 --fail-on confirmed -k net:port=50000,key=@key.txt -y 'srv*'
+  kdpool leak --tag Leak --every 30s --times 5 --fail-on confirmed \\
+    -k net:port=50000,key=@key.txt -y 'srv*'
 
 Exit status: as of kdpool; 5 when --fail-on came true, 6 when nothing was ever allocated with the tag, 130 after Ctrl+C
 (docs/exit-status.md). The target runs between the stops and afterwards.";
@@ -83,6 +84,8 @@ impl FromArgMatches for LeakArgs {
 pub(crate) fn run(arguments: LeakArgs) -> Result<ExitCode> {
     let LeakArgs { asked, mut debug } = arguments;
     debug.bonc = true;
+    // Whoever starts a hunt wants what it costs; it is said all the same.
+    debug.session.yes = true;
     debug.brief = true;
     debug.task = Some(Task { sub: Sub::Watch, asked });
     debug::run(debug)

@@ -25,7 +25,7 @@ mod work;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 
 use crate::options::{Cli, Command};
 
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(why) => return debug::usage(&why),
     };
-    let matches = Cli::command().get_matches_from(arguments);
+    let matches = options::command().get_matches_from(arguments);
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),

@@ -6,10 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 use clap_complete::Shell;
-
-use crate::options::Cli;
 
 /// Print the completions of a shell.
 #[derive(Debug, Args)]
@@ -35,7 +33,7 @@ pub(crate) struct ManArgs {
 
 pub(crate) fn completions(arguments: &CompletionsArgs) -> Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "kdpool", &mut script);
+    clap_complete::generate(arguments.shell, &mut crate::options::command(), "kdpool", &mut script);
     match io::stdout().lock().write_all(&script) {
         // `kdpool completions bash | head` is no failure.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
@@ -46,7 +44,7 @@ pub(crate) fn completions(arguments: &CompletionsArgs) -> Result<ExitCode> {
 pub(crate) fn man(arguments: &ManArgs) -> Result<ExitCode> {
     let folder = &arguments.folder;
     fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    clap_mangen::generate_to(Cli::command(), folder)
+    clap_mangen::generate_to(crate::options::command(), folder)
         .with_context(|| format!("cannot write the pages to {}", folder.display()))?;
     Ok(ExitCode::SUCCESS)
 }

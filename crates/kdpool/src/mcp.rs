@@ -24,9 +24,9 @@ use crate::{COMMAND_FAILED, inputs, signals};
 #[command(after_help = "\
 Examples:
   kdpool mcp --fake
-  kdpool mcp -k net:port=50000,key=1.2.3.4 -y srv*
+  kdpool mcp -k net:port=50000,key=1.2.3.4 -y 'srv*'
 
-A client starts this line itself; docs/mcp.md shows how three of them are told. The first question stops the target,
+A client starts this line itself; docs/mcp.md shows how three of them are told. The first question stops the target, \
 and it runs again when its lease ends, when the client says `run`, and when the client is gone.")]
 pub(crate) struct McpArgs {
     /// Connection, as kdpool's own -k takes it

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::fake::FakeArgs;
 use crate::{decode, doctor, leak, manual, mcp, setup};
@@ -32,11 +32,10 @@ Examples:
   kdpool -k net:port=50000,key=@key.txt -y 'srv*' -bonc
   kdpool -k com:port=/dev/ttyUSB0,baud=115200 -y 'srv*'
   kdpool -k com:pipe,port=/tmp/kd.sock,resets=0,reconnect -y 'srv*'
-  kdpool -k com:ipport=4555,port=vmhost -y 'srv*' -b -c '!poolused 4; !poolfind Leak; q'
+  kdpool -k com:ipport=4555,port=vmhost -y 'srv*' -b -c '!poolfind Leak; q'
 
-Exit status: 0 all commands succeeded, 1 one failed, 2 usage, 3 no connection,
-4 connection lost, or the target may still stand. Unlike kd, kdpool lets the
-target run when it leaves, however it leaves; `q -halted` leaves it standing."
+Exit status: 0 all commands succeeded, 1 one failed, 2 usage, 3 no connection, 4 connection lost, or the target may still stand. Unlike kd, kdpool \
+lets the target run when it leaves, however it leaves; `q -halted` leaves it standing."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -47,11 +46,11 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Attach to a fake Windows 7 with a leak, over real datagrams, in this process
+    /// Attach to a fake Windows 7 with a leak, in this process
     Demo(DemoArgs),
     /// Watch a pool tag and say whether it leaks, and who allocates it
     Leak(Box<leak::LeakArgs>),
-    /// Read a mark or a report of a leak without its target, with the symbols that are here
+    /// Read a mark or a report of a leak without its target
     Report(Box<leak::ReportArgs>),
     /// Run the fake Windows 7 alone, for any debugger to attach to
     Fake(FakeArgs),
@@ -61,12 +60,23 @@ pub(crate) enum Command {
     Setup(setup::SetupArgs),
     /// Check this host: port, firewall, address, symbols, serial devices
     Doctor(doctor::DoctorArgs),
-    /// Answer an agent's questions, as tools of the Model Context Protocol on standard input and output
+    /// Answer an agent's questions (Model Context Protocol)
     Mcp(mcp::McpArgs),
     /// Print the completions of a shell
     Completions(manual::CompletionsArgs),
     /// Write the manual pages to a folder
     Man(manual::ManArgs),
+}
+
+/// The command line, with help that is one page of short lines everywhere.
+pub(crate) fn command() -> clap::Command {
+    compact(Cli::command())
+}
+
+fn compact(command: clap::Command) -> clap::Command {
+    let help = clap::Arg::new("help").short('h').long("help").action(clap::ArgAction::HelpShort).help("Print help");
+    let help = help.help_heading(clap::builder::Resettable::Reset);
+    command.disable_help_flag(true).arg(help).mut_subcommands(compact)
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -82,16 +92,16 @@ pub(crate) enum Format {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct DebugArgs {
-    /// Where the target is (see below); alone it takes _NT_DEBUG_PORT and _NT_DEBUG_BAUD_RATE
+    /// Where the target is (see below) [default: _NT_DEBUG_PORT]
     #[arg(short = 'k', value_name = "CONNECTION", num_args = 0..=1, default_missing_value = "")]
     pub(crate) connection: Option<String>,
-    /// Break in as soon as the session begins (also -bonc, -b)
+    /// Break in at once (also -bonc, -b)
     #[arg(long)]
     pub(crate) bonc: bool,
-    /// Give up when the target has not stopped by then [default: wait for ever at a terminal, else 60]
-    #[arg(long, value_name = "SECONDS")]
+    /// Give up by then [default: 60, at a terminal never]
+    #[arg(long, value_name = "SEC")]
     pub(crate) connect_timeout: Option<u64>,
-    /// Write the traffic to a pcapng file, for `kdpool decode`
+    /// Write the traffic for `kdpool decode`
     #[arg(long, value_name = "FILE")]
     pub(crate) capture: Option<PathBuf>,
     #[command(flatten)]
@@ -108,47 +118,46 @@ pub(crate) struct DebugArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Session")]
 pub(crate) struct SessionArgs {
-    /// Symbol path; else _NT_SYMBOL_PATH
+    /// Symbol path [default: _NT_SYMBOL_PATH]
     #[arg(short = 'y', value_name = "PATH")]
     pub(crate) symbol_path: Option<String>,
-    /// Commands to run at the first prompt, separated by `;`
+    /// Commands for the first prompt, separated by `;`
     #[arg(short = 'c', value_name = "COMMANDS")]
     pub(crate) commands: Vec<String>,
-    /// Script to run at the first prompt (also -cf FILE)
+    /// Script for the first prompt (also -cf)
     #[arg(long = "cf", value_name = "FILE")]
     pub(crate) script: Option<PathBuf>,
-    /// Log file, overwritten (also -logo FILE)
+    /// Log file, overwritten (also -logo)
     #[arg(long, value_name = "FILE", conflicts_with = "loga", help_heading = "Output")]
     pub(crate) logo: Option<PathBuf>,
-    /// Log file, appended to (also -loga FILE)
+    /// Log file, appended to (also -loga)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) loga: Option<PathBuf>,
-    /// Pool tag descriptions; else KDPOOL_POOLTAG, else pooltag.txt beside the program
+    /// pooltag.txt [default: KDPOOL_POOLTAG, or here]
     #[arg(long, value_name = "FILE")]
     pub(crate) pooltag: Option<PathBuf>,
-    /// Allow commands to change the target's memory and registers (.allow_write)
+    /// Let commands change the target (.allow_write)
     #[arg(long)]
     pub(crate) allow_write: bool,
-    /// Take the target from a command that holds it longer (500ms, 2s, 1m), whatever the command does, and let it run
-    /// [default: no limit; a minute for !leak watch and !leak trace]
+    /// Take it from a command that holds it longer (2s)
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) max_frozen: Option<Duration>,
-    /// Output format
-    #[arg(long, value_enum, default_value_t = Format::Kd, help_heading = "Output")]
+    /// kd's lines, or json: an object a command
+    #[arg(long, value_enum, default_value_t = Format::Kd, hide_possible_values = true, help_heading = "Output")]
     pub(crate) format: Format,
-    /// Show what happens on the wire; twice for more (RUST_LOG for a finer choice)
+    /// Show the wire; twice for more (or RUST_LOG)
     #[arg(short = 'v', action = clap::ArgAction::Count, help_heading = "Output")]
     pub(crate) verbose: u8,
     /// Without kd's banner (also -quiet, -kqm)
     #[arg(long, help_heading = "Output")]
     pub(crate) quiet: bool,
-    /// Tell every place where symbols are looked for (also -n)
+    /// Tell how symbols are looked for (also -n)
     #[arg(long, help_heading = "Output")]
     pub(crate) noisy: bool,
-    /// Do what takes the target more than a minute's stand-still without asking
+    /// Do what freezes the target for over a minute
     #[arg(long)]
     pub(crate) yes: bool,
-    /// Write those messages to a file instead of standard error
+    /// Write what -v shows to a file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) trace_file: Option<PathBuf>,
 }
@@ -183,4 +192,46 @@ fn time(text: &str) -> Result<Duration, String> {
     kd_shell::duration(text)
         .filter(|time| !time.is_zero())
         .ok_or_else(|| "a time is a number and ms, s, m or h: 500ms, 2s, 1m".into())
+}
+
+#[cfg(test)]
+mod tests {
+
+    fn pages(command: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
+        let name = format!("{name} {}", command.get_name());
+        for sub in command.get_subcommands() {
+            pages(sub, &name, found);
+        }
+        found.push((name, command.clone()));
+    }
+
+    /// Every page of help at every usual width: no line is too long, and no example is broken at 80 columns.
+    #[test]
+    fn help_fits_every_terminal() {
+        let mut found = Vec::new();
+        let mut root = super::command();
+        root.build();
+        pages(&root, "", &mut found);
+        for (name, command) in found {
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in after.lines().filter(|line| line.starts_with(' ')) {
+                assert!(line.chars().count() <= 80, "{name}: {line}");
+            }
+            for width in [60, 80, 120] {
+                let text = command.clone().term_width(width).render_help().to_string();
+                for line in text.lines() {
+                    // Terms and examples are not broken for less than a usual terminal.
+                    let most = width.max(80);
+                    assert!(line.chars().count() <= most, "{name} at {width}: {line}");
+                }
+            }
+        }
+    }
+
+    /// A line an option, nearly everywhere.
+    #[test]
+    fn the_main_page_is_short() {
+        let text = super::command().term_width(80).render_help().to_string();
+        assert!(text.lines().count() <= 64, "{} lines:\n{text}", text.lines().count());
+    }
 }

@@ -14,7 +14,7 @@ use crate::console::remark;
 use crate::work::{Wait, Work};
 
 /// How often a running target is looked at.
-const STEP: Duration = Duration::from_millis(50);
+const STEP: Duration = Duration::from_millis(30);
 /// Lines that are read ahead.
 const AHEAD: usize = 64;
 
@@ -93,7 +93,6 @@ impl Work {
             && let Some(prompt) = prompt
             && !std::mem::replace(prompted, true)
         {
-            self.shell.borrow().session.log.write("");
             remark(prompt, false);
         }
         match lines.next.take() {

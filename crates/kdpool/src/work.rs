@@ -155,6 +155,10 @@ impl Work {
             Ok(false) => return Wait::Runs,
             Ok(true) => self.shell.borrow_mut().stop_lines(),
             Err(TargetError::Fault(Fault::Cancelled)) => {
+                if self.talked {
+                    // The terminal has written ^C.
+                    remark("\n", false);
+                }
                 return match self.line(".break") {
                     Next::Continue => Wait::Stopped,
                     next => Wait::End(next),

@@ -185,23 +185,12 @@ fn place(table: &Table, before: &[&str], word: &str) -> Place {
         ("dt" | "??", _) => Place::Type,
         ("r", _) => Place::Register,
         (".logopen" | ".logappend" | ".sympath" | ".sympath+" | ".symfix" | ".symfix+", _) => Place::File,
-        (_, []) => match subcommands(info) {
+        (_, []) => match info.subcommands() {
             words if words.is_empty() => Place::Name,
             words => Place::Subcommand(words),
         },
         _ => Place::Name,
     }
-}
-
-/// The words that the usage separates by `|`: `!leak mark | check | watch`.
-fn subcommands(info: &CommandInfo) -> Vec<&'static str> {
-    let Some((_, rest)) = info.usage.split_once(char::is_whitespace) else { return Vec::new() };
-    if !rest.contains(" | ") {
-        return Vec::new();
-    }
-    let word = |part: &'static str| part.trim_matches(|c: char| c.is_whitespace() || c == '[' || c == ']');
-    let plain = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
-    rest.split(" | ").map(word).filter(plain).collect()
 }
 
 /// The options that a command's help names.
@@ -261,10 +250,10 @@ mod tests {
 
     #[test]
     fn subcommands_come_from_the_usage() {
-        let leak = subcommands(TABLE.find("!leak").unwrap());
+        let leak = TABLE.find("!leak").unwrap().subcommands();
         assert!(leak.contains(&"mark") && leak.contains(&"watch") && leak.contains(&"trace"), "{leak:?}");
-        assert_eq!(subcommands(TABLE.find("!sym").unwrap()), ["noisy", "quiet"]);
-        assert_eq!(subcommands(TABLE.find("!poolfind").unwrap()), [""; 0]);
+        assert_eq!(TABLE.find("!sym").unwrap().subcommands(), ["noisy", "quiet"]);
+        assert_eq!(TABLE.find("!poolfind").unwrap().subcommands(), [""; 0]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use nt_symbols::ImageError;
 pub use self::arguments::{Arguments, Given};
 pub use self::options::{LeakOption, OPTIONS, Sub};
 use crate::answer::Reply;
-use crate::command::{Action, CommandInfo, usage};
+use crate::command::{Action, CommandInfo, no_subcommand, usage};
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
 use crate::marks::Held;
@@ -71,7 +71,7 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         "report" => report::run(drive, &Arguments::parse(Sub::Report, rest)?),
         "watch" => watch::run(drive, &Arguments::parse(Sub::Watch, rest)?),
         "" => Err(usage(&INFO, "what is to be done?")),
-        other => Err(usage(&INFO, format!("there is no '!leak {}'", visible_name(other)))),
+        other => Err(no_subcommand(&INFO, other)),
     }
 }
 

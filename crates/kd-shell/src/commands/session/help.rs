@@ -23,35 +23,48 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
 };
 
 /// The commands by what they are for, those first that this program is for. What stands nowhere comes at the end.
-const GROUPS: [(&str, &[&str]); 7] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     ("Pool", &["!poolused", "!poolfind", "!pool", "!poolval", "!pooltop", "!lookaside", "!pplookaside", "!vm"]),
     ("Leaks", &["!leak", "!verifier", "!tagowner"]),
     ("Memory", &["d*", "e*", "s", "dt", "?", "??", ".formats", "n", "!pte", "!list", ".allow_write"]),
     (
         "Running",
         &[
-            "g", ".break", "t", "p", "gu", "bp", "ba", "bm", "bl", "bc", "k", "r", "~", "u", "ub", "uf", ".wait",
-            ".sleep", "q",
+            "g",
+            ".break",
+            "t",
+            "gu",
+            "bp",
+            "ba",
+            "bm",
+            "bl",
+            "bc",
+            "k",
+            ".frame",
+            "r",
+            "~",
+            "u",
+            "ub",
+            "uf",
+            ".lastevent",
+            ".bugcheck",
+            "sxe",
+            ".wait",
+            ".sleep",
+            ".reboot",
+            ".crash",
+            "q",
         ],
     ),
     ("Processes", &["!process", "!thread", ".process", ".thread"]),
     ("Symbols", &[".symfix", ".sympath", ".symopt", ".reload", "!sym", "lm", "x", "ln", "!lmi", "!drvobj"]),
     (
+        "Scripts",
+        &["as", "ad", "al", "z", ".continue", ".leave", "!for_each_module", "!for_each_process", ".printf", ".echo"],
+    ),
+    (
         "Session",
-        &[
-            "vertarget",
-            "version",
-            ".time",
-            "!gflag",
-            ".logopen",
-            ".logclose",
-            ".logfile",
-            ".printf",
-            ".echo",
-            ".stats",
-            ".cls",
-            ".help",
-        ],
+        &["vertarget", "version", ".time", "!gflag", ".logopen", ".logclose", ".logfile", ".stats", ".cls", ".help"],
     ),
 ];
 
