@@ -48,6 +48,8 @@ pub enum Book {
     HeapSignatures,
     /// `_HEAP_PAGE_SEGMENT.Signature`: the segment's context, hidden by its address and the heap's key.
     SegmentSignatures,
+    /// `_HEAP_SEG_CONTEXT.SegmentCount` against the segments that its list leads to.
+    Segments,
     /// First descriptors of runs of pages in use: `TreeSignature`, and a size that the segment has room for.
     RangeDescriptors,
     /// Units of segments whose descriptor says that they are in use, against those that the runs have together.
@@ -76,6 +78,9 @@ pub enum Book {
     LargeHash,
     /// Lists of freed blocks against those that are plausible as a whole.
     FreedLists,
+    /// Pages of the classic pool that belong to no large allocation, against those with a chain of headers. Other things
+    /// lie there too, so that they balance unless hardly any page has one.
+    PoolPages,
     /// Special pool: pages in use against those that hold a header that fits.
     SpecialPages,
     /// Blocks of a tag: allocations less frees, by the tag's counters, against those that were found.
@@ -88,6 +93,7 @@ impl Book {
         match self {
             Book::HeapSignatures => "heap-signatures",
             Book::SegmentSignatures => "segment-signatures",
+            Book::Segments => "segments",
             Book::RangeDescriptors => "range-descriptors",
             Book::RangeUnits => "range-units",
             Book::VsSignatures => "vs-signatures",
@@ -101,6 +107,7 @@ impl Book {
             Book::LargeInHeaps => "large-in-heaps",
             Book::LargeHash => "large-hash",
             Book::FreedLists => "freed-lists",
+            Book::PoolPages => "pool-pages",
             Book::SpecialPages => "special-pages",
             Book::TagCounters => "tag-counters",
         }
@@ -110,7 +117,7 @@ impl Book {
     /// others are inferred from names and layouts, or wrong without harm (a hash that leads nowhere costs a search):
     /// their difference is worth a report and decides nothing.
     pub fn is_proven(self) -> bool {
-        !matches!(self, Book::RangeUnits | Book::LfhWithheld | Book::HeapCommittedPages | Book::LargeHash)
+        !matches!(self, Book::Segments | Book::RangeUnits | Book::HeapCommittedPages | Book::LargeHash)
     }
 }
 
@@ -120,6 +127,7 @@ impl fmt::Display for Book {
         f.write_str(match self {
             Book::HeapSignatures => "heaps with their signature",
             Book::SegmentSignatures => "segments with the signature of their heap",
+            Book::Segments => "segments",
             Book::RangeDescriptors => "descriptors of runs of pages that make sense",
             Book::RangeUnits => "units of segments in use",
             Book::VsSignatures => "VS subsegments with the signature of their size",
@@ -133,6 +141,7 @@ impl fmt::Display for Book {
             Book::LargeInHeaps => "large allocations that lie in a known heap",
             Book::LargeHash => "large allocations where the kernel's hash leads",
             Book::FreedLists => "lists of freed blocks that are plausible",
+            Book::PoolPages => "pages of pool with a chain of headers",
             Book::SpecialPages => "pages of special pool with a header",
             Book::TagCounters => "blocks that the kernel counts of the tag",
         })

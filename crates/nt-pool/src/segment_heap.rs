@@ -366,6 +366,7 @@ struct Reader<'k> {
     range_flags: Member,
     committed: Option<Member>,
     largest: Option<Member>,
+    segment_count: Option<Member>,
     unit_size: Member,
 }
 
@@ -398,6 +399,7 @@ impl<'k> Reader<'k> {
             // First in every build so far, as the lists' heads are.
             list_entry: segment.place("ListEntry").unwrap_or(0),
             largest: context.find("MaxAllocationSize"),
+            segment_count: context.find("SegmentCount"),
             context,
             segment_size: segment.size,
             segment_signature: Variable { address: signature.offset as u64, size: signature.size as u8 },
@@ -506,7 +508,12 @@ impl<'k> Reader<'k> {
             Ok(((), links))
         });
         match walked {
-            Ok(_) => Ok(()),
+            Ok(walked) => {
+                if let Some(count) = self.segment_count {
+                    books.count(Book::Segments, count.get(context), walked.len() as u64, address);
+                }
+                Ok(())
+            }
             Err(error) => note(notes, &what, error),
         }
     }

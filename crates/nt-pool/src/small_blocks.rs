@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use nt_memory::{Fault, PAGE_SIZE, Search};
 
-use crate::big_pages::{self, BigPage};
+use crate::big_pages::{self, BigPage, BigPages};
 use crate::checks::{Book, Check};
 use crate::classic_pool;
 use crate::lists::note;
@@ -139,17 +139,17 @@ pub fn find(
     let plan = Plan::read(kernel, kinds)?;
     let mut notes = Notes::default();
     let large = match big_pages::read(kernel, &|_| true) {
-        Ok(pages) => {
-            notes.extend(pages.notes);
-            pages.blocks
-        }
+        Ok(pages) => pages,
         Err(error) => {
             note(&mut notes, "what belongs to large allocations is not known", error)?;
-            Vec::new()
+            BigPages::new(0..0)
         }
     };
-    let mut found = plan.find(kernel, wanted, &large, limits)?;
+    let mut found = plan.find(kernel, wanted, &large.blocks, limits)?;
+    notes.extend(large.notes);
     found.notes.prepend(notes);
+    found.checks.extend(large.checks);
+    found.readings.large_hash = large.hash;
     Ok(found)
 }
 

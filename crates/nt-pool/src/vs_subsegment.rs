@@ -206,7 +206,12 @@ impl VsFormat {
                 Ok((chunk, previous)) => {
                     let given = previous.filter(|given| before.is_some_and(|before| before != *given));
                     joints += u64::from(before.is_some());
-                    let alone = given.is_some() && self.agree(area, chunk, end, &mut { MAX_STEPS }, 0);
+                    // The rest is in step; or, where nothing else can be taken up instead, leads to the end at least.
+                    let alone = given.is_some()
+                        && (self.agree(area, chunk, end, &mut { MAX_STEPS }, 0)
+                            || self.leads_to_end(area, chunk, end)
+                                && self.resume(area, offset, end).is_none()
+                                && waiting.is_none_or(|last| self.resume(area, last.offset, end).is_none()));
                     let cause = Cause::PreviousSize { given: given.unwrap_or(0), before: before.unwrap_or(0) };
                     if alone {
                         // All behind it is in step: no more than this one number is damaged.
@@ -283,6 +288,18 @@ impl VsFormat {
             }
         });
         trusted.next()
+    }
+
+    /// Whether the sizes from `chunk` on lead just to the end, whatever headers say of the chunks before them.
+    fn leads_to_end(&self, area: &Sparse, chunk: Chunk, end: u64) -> bool {
+        let mut offset = chunk.end();
+        while offset < end {
+            match self.chunk(area, offset, end) {
+                Ok((next, _)) => offset = next.end(),
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     /// Whether all chunks from `chunk` to the end, `least` of them or more, or at least two to where nothing can be

@@ -9,7 +9,7 @@ use std::ops::Range;
 use nt_memory::{Fault, PAGE_SIZE, Sparse};
 
 use crate::big_pages;
-use crate::checks::{Book, Books};
+use crate::checks::{Book, Books, Check};
 use crate::kernel::Variable;
 use crate::lfh_subsegment::{Chosen, LfhFormat};
 use crate::lists::note;
@@ -24,6 +24,11 @@ use crate::{Kernel, Lack, Missing, Notes, PoolError, PoolKind, Tag, special_page
 
 /// Damaged places that are named; more are only counted.
 const NAMED: usize = 16;
+
+/// Fewer pages of the classic pool say nothing; of so many one at least has a chain of headers, though free pages and
+/// those of other things lie there too.
+const FEW_PAGES: u64 = 16;
+const OTHER_PAGES: u64 = 256;
 
 /// Of a header's PoolType.
 const SESSION: u8 = 0x20;
@@ -112,6 +117,8 @@ pub(crate) struct Walk<'w> {
     pages_lost: u64,
     /// Blocks in use whose headers are not in memory.
     tagless: u64,
+    /// Pages of the classic pool that belong to no large allocation, and those of them with a chain of headers.
+    pool_pages: (u64, u64),
     /// What the LFH subsegments so far say of their forms, and those that wait until enough is said.
     chosen: Chosen,
     undecided: Vec<(Area, Sparse, Vec<Range<u64>>)>,
@@ -143,6 +150,7 @@ impl<'w> Walk<'w> {
             paged_out: Vec::new(),
             pages_lost: 0,
             tagless: 0,
+            pool_pages: (0, 0),
             chosen: Chosen::default(),
             undecided: Vec::new(),
             undecided_bytes: 0,
@@ -213,10 +221,16 @@ impl<'w> Walk<'w> {
                 self.damaged.add(|| format!("the VS chunk at {at:016x} is allocated, but its pool header is damaged"));
             }),
         }
-        let Walk { mut blocks, mut notes, mut books, damaged, read, chosen, .. } = self;
+        let Walk { mut blocks, mut notes, mut books, damaged, read, chosen, pool_pages, hunt, .. } = self;
         notes.extend(damaged.notes());
         blocks.sort_by_key(|block| block.header);
         books.extend(heaps.books.clone().checks());
+        let (expected, found) = pool_pages;
+        // Where the target searches, most pages that are read are others.
+        if expected > 0 && hunt.is_none() {
+            let ok = expected < FEW_PAGES || found > expected / OTHER_PAGES;
+            books.add(Check { name: Book::PoolPages, expected, found, ok, place: None });
+        }
         let mut readings = Readings { lfh_bits: chosen.bits, lfh_offsets: chosen.offsets, ..Readings::default() };
         readings.merge(&heaps.readings);
         Ok(Blocks { blocks, notes, stopped, read, checks: books.checks(), readings })

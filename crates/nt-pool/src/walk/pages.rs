@@ -22,6 +22,7 @@ impl Walk<'_> {
                 Some(page) => self.page(area, at, page),
                 None => vec![format!("the pool page at {at:016x} could not be read")],
             };
+            self.pool_pages.0 += 1;
             if self.blocks.len() == first && problems.is_empty() {
                 continue;
             }
@@ -106,6 +107,7 @@ impl Walk<'_> {
             self.blocks.truncate(first);
             return Vec::new();
         }
+        self.pool_pages.1 += u64::from(decoded > 0);
         broken_at
     }
 }
