@@ -1,0 +1,40 @@
+# Recipes; `just` lists them. Each is a cargo line that can be typed without just as well.
+
+[private]
+default:
+    @just --list
+
+# The demonstration, or any other arguments
+run *arguments='demo':
+    cargo run --release -p kdpool -- {{arguments}}
+
+# All tests
+test *arguments:
+    cargo test --workspace {{arguments}}
+
+# What CI runs
+check:
+    .ci/run
+
+# The crates' documentation, and the book's links and commands
+docs:
+    cargo doc --workspace --no-deps
+    cargo test -p kdpool --test docs
+
+# Write the golden transcripts anew
+golden:
+    KDPOOL_BLESS=1 cargo test -p kdpool --test transcripts
+
+# One fuzz target for a while: just fuzz deframer 60
+fuzz target seconds='60':
+    RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none {{target}} -- -max_total_time={{seconds}}
+
+# What questions cost on the wire, and how fast pool and symbols are read
+bench:
+    cargo run --release -p kdpool --example wire_cost
+    cargo run --release -p nt-pool --example pool_bench
+    cargo run --release -p kd-shell --example symbols_bench
+
+# A tarball for this machine: program, licence, manual, completions (docs/releasing.md)
+dist:
+    packaging/dist.sh
