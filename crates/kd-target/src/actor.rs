@@ -116,6 +116,8 @@ struct Actor {
     hold: Option<Hold>,
     /// The stop that was taken from its command because that held it too long.
     taken_away: Option<u64>,
+    /// It is to run again, as soon as what is under way has ended.
+    letting_go: bool,
     /// The target stands and does not answer.
     silent: bool,
     events: Sender<Event>,
@@ -163,6 +165,7 @@ pub(crate) async fn run(
         ending: None,
         hold: None,
         taken_away: None,
+        letting_go: false,
         silent: false,
         events,
         version: None,
@@ -265,6 +268,10 @@ impl Actor {
                 self.stopped(change).await?;
                 continue;
             }
+            if std::mem::take(&mut self.letting_go) {
+                self.resume().await?;
+                continue;
+            }
             let step = match self.backlog.pop_front() {
                 Some(order) => Step::Order(order),
                 None => self.step(None).await,
@@ -281,7 +288,7 @@ impl Actor {
                 Step::Order(Command::Leave { leave, done }) => return Ok((leave, Some(done))),
                 Step::OrdersClosed => return Ok((Leave::Running, None)),
                 Step::Lost(why) => return Err(why),
-                Step::HeldTooLong => self.take_away().await?,
+                Step::HeldTooLong => self.take_away(),
                 Step::Deadline => {}
             }
         }
@@ -365,13 +372,13 @@ impl Actor {
         hold.since.max(Deadline::from_std(halted)).checked_add(hold.limit)
     }
 
-    /// Lets the target run under a command that holds it too long. The command hears that it was interrupted.
-    async fn take_away(&mut self) -> Result<(), String> {
-        let Some(hold) = self.hold.take() else { return Ok(()) };
+    /// A command holds the target too long: from now on it hears that it was interrupted, and the target is let go.
+    fn take_away(&mut self) {
+        let Some(hold) = self.hold.take() else { return };
         tracing::info!(limit = ?hold.limit, "the target is taken from its command");
         self.taken_away = Some(self.halts);
+        self.letting_go = true;
         self.shared.taken_away.store(true, Ordering::Relaxed);
-        self.resume().await
     }
 
     /// What does not need the target to be asked anything.
@@ -479,7 +486,8 @@ impl Actor {
             Report::Exception(exception) => {
                 let is_break = exception.exception_code == STATUS_BREAKPOINT;
                 let is_ours = self.breakpoints.iter().any(|ours| ours.address == change.program_counter);
-                let asked = is_break && self.break_wanted && !is_ours;
+                // Without a break-in on its way it is a stop of the target's own, whatever we were about to do.
+                let asked = is_break && self.break_wanted && !is_ours && self.break_ins_unanswered() > 0;
                 // The step off a breakpoint, which something else came before.
                 if stepped == Some(Stepping::OffBreakpoint) {
                     return self.resume().await;
@@ -1048,7 +1056,10 @@ impl Actor {
                     }
                     // A continue is not called back.
                     Step::HeldTooLong if !request.is_answered() => self.hold = None,
-                    Step::HeldTooLong => self.session.cancel(self.now()),
+                    Step::HeldTooLong => {
+                        self.take_away();
+                        self.session.cancel(self.now());
+                    }
                     Step::Order(order @ Command::Leave { .. }) if request.is_answered() => {
                         self.put_off(order);
                         self.session.cancel(self.now());

@@ -71,7 +71,8 @@ fn sessions_that_follow_one_another_cost_the_same() {
             }
             assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?}");
             let frozen = setup.fake.stats().frozen;
-            assert!(frozen - before < 300 * MILLISECOND, "{carrier:?}, session {session}: {:?}", frozen - before);
+            // Some 20 ms by itself; a busy machine adds to it. A lost request would add three seconds.
+            assert!(frozen - before < Duration::from_secs(1), "{carrier:?}, session {session}: {:?}", frozen - before);
             before = frozen;
         }
         setup.assert_left_running();

@@ -40,6 +40,10 @@ const KDNET_TIMES: Bounds = Bounds {
 const SERIAL_TIMES: Bounds =
     Bounds { initial: Duration::from_millis(250), floor: Duration::from_millis(12), ceiling: Duration::from_secs(1) };
 
+/// The same of what the target itself works at: a search of some megabytes takes it some milliseconds, or a second.
+const WORK_TIMES: Bounds =
+    Bounds { initial: Duration::from_millis(400), floor: Duration::from_millis(40), ceiling: Duration::from_secs(2) };
+
 enum Transport {
     Serial(Serial),
     Kdnet(Box<Association>),
@@ -163,6 +167,7 @@ pub struct HostSession {
     /// Request to acknowledgement, and acknowledgement to reply.
     ack_time: RoundTrip,
     reply_time: RoundTrip,
+    work_time: RoundTrip,
     tx: u32,
     /// Serial: the target expects `tx`. One that was debugged before goes on where it was, and takes a packet with the
     /// other id for one that it has.
@@ -228,6 +233,7 @@ impl HostSession {
             out: Output::default(),
             ack_time: RoundTrip::new(times),
             reply_time: RoundTrip::new(times),
+            work_time: RoundTrip::new(WORK_TIMES),
             tx,
             rx,
             rx_known: false,
@@ -498,12 +504,7 @@ impl HostSession {
     /// Asks the stopped target. Ends with [`Event::Reply`], [`Event::Sent`] or [`Event::RequestFailed`], within eight
     /// seconds; within a minute where the target itself has much to do.
     pub fn request(&mut self, now: Duration, processor: u16, request: Request) -> Result<(), Busy> {
-        let limit = match &request {
-            Request::SearchMemory(_) | Request::FillMemory(_) | Request::CheckLowMemory(_) | Request::PageIn(_) => {
-                WORK_LIMIT
-            }
-            _ => REQUEST_LIMIT,
-        };
+        let limit = if is_work(&request) { WORK_LIMIT } else { REQUEST_LIMIT };
         self.request_within(now, processor, request, limit)
     }
 
@@ -587,6 +588,14 @@ impl HostSession {
             Transport::Serial(serial) => serial.on_the_line(bytes),
         }
     }
+}
+
+/// Whether the target has more to do than to answer.
+fn is_work(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::SearchMemory(_) | Request::FillMemory(_) | Request::CheckLowMemory(_) | Request::PageIn(_)
+    )
 }
 
 /// How much of a reply follows a request, with its headers.

@@ -246,7 +246,8 @@ impl HostSession {
             let slow = now.saturating_sub(waiting.probed) < self.ack_time.too_soon();
             if waiting.probes == 0 || slow {
                 let line = self.on_the_line(reply_size(&request.body));
-                self.reply_time.sample(now.saturating_sub(waiting.since).saturating_sub(line));
+                let time = if is_work(&request.body) { &mut self.work_time } else { &mut self.reply_time };
+                time.sample(now.saturating_sub(waiting.since).saturating_sub(line));
             }
         }
         self.leave_request();

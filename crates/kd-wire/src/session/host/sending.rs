@@ -233,9 +233,8 @@ impl HostSession {
     }
 
     fn wait_for_reply(&self, now: Duration, request: &Request) -> Waiting {
-        let works = matches!(request, Request::SearchMemory(_) | Request::FillMemory(_) | Request::PageIn(_));
-        let work = if works { Duration::from_millis(500) } else { Duration::ZERO };
-        let next = now + self.reply_time.timeout() + work + self.on_the_line(reply_size(request));
+        let time = if is_work(request) { &self.work_time } else { &self.reply_time };
+        let next = now + time.timeout() + self.on_the_line(reply_size(request));
         Waiting { since: now, probes: 0, probed: now, next }
     }
 
@@ -243,7 +242,14 @@ impl HostSession {
     pub(super) fn probe(&mut self, now: Duration) {
         let line = self.on_the_line(512);
         let confirming = matches!(&self.request, Some(Outstanding { stage: Stage::Confirming(_), .. }));
-        let (ack_time, reply_time) = (self.ack_time.clone(), self.reply_time.clone());
+        let works = match (&self.request, &self.owed) {
+            (Some(Outstanding { request, stage: Stage::Awaiting(_), .. }), _) | (_, Some(Owed { request, .. })) => {
+                is_work(&request.body)
+            }
+            _ => false,
+        };
+        let ack_time = self.ack_time.clone();
+        let reply_time = if works { self.work_time.clone() } else { self.reply_time.clone() };
         let Some(waiting) = self.waiting() else { return };
         if confirming && waiting.probes >= CONFIRM_PROBES {
             self.continued();
