@@ -280,6 +280,11 @@ impl FakeHandle {
         self.command(Command::Stop(code, address));
     }
 
+    /// Stops as a data breakpoint does: debug register `number` is what Dr6 names, at this address.
+    pub fn hit_data(&self, number: u8, address: u64) {
+        self.command(Command::HitData(number, address));
+    }
+
     /// Prints the bug check, breaks in, and restarts once continued.
     pub fn bugcheck(&self, code: u32) {
         self.command(Command::Bugcheck(code));

@@ -1,6 +1,6 @@
 //! The breakpoints that a session has set.
 
-use kd_target::TargetError;
+use kd_target::{DataAccess, TargetError};
 use serde::Serialize;
 
 use crate::kernel::Kernel;
@@ -25,6 +25,27 @@ pub(crate) struct Breakpoint {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) thread: Option<Hex>,
     pub(crate) once: bool,
+    /// What it waits for when it is one on data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) data: Option<Data>,
+}
+
+/// `w 4`, `r 8`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Data {
+    /// `w` writes, `r` reads and writes.
+    pub(crate) access: char,
+    pub(crate) size: u8,
+}
+
+/// Puts a breakpoint into the target.
+pub(crate) fn plant(kernel: &dyn Kernel, address: u64, data: Option<Data>) -> Result<(), TargetError> {
+    match data {
+        None => kernel.set_breakpoint(address),
+        Some(Data { access, size }) => {
+            kernel.set_data_breakpoint(address, DataAccess { writes_only: access == 'w', size })
+        }
+    }
 }
 
 /// What a stop at a breakpoint of ours means.

@@ -84,7 +84,7 @@ impl Table {
     /// The command with this word (lower case).
     pub(crate) fn find(&self, word: &str) -> Option<&'static CommandInfo> {
         // `bp3` is `bp` with the breakpoint's number.
-        let number = word.strip_prefix("bp").or_else(|| word.strip_prefix("bu")).unwrap_or_default();
+        let number = ["bp", "bu", "ba"].iter().find_map(|name| word.strip_prefix(name)).unwrap_or_default();
         let numbered = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
         let name = if numbered { &word[..2] } else { word };
         self.commands.iter().find(|info| info.names.contains(&name))

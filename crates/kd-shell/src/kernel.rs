@@ -1,6 +1,6 @@
 //! What commands ask of a kernel that stands still. A session has [`kd_target::Halted`], tests have their own.
 
-use kd_target::{Halted, LoadStops, Stop, TargetError, Version};
+use kd_target::{DataAccess, Halted, LoadStops, Stop, TargetError, Version};
 use nt_memory::{Fault, Memory};
 use nt_pool::Notes;
 use nt_symbols::SymbolFile;
@@ -70,6 +70,11 @@ pub trait Kernel: Memory {
 
     /// Plants a breakpoint.
     fn set_breakpoint(&self, _address: u64) -> Result<(), TargetError> {
+        Err(unchangeable())
+    }
+
+    /// Watches data; its breakpoint is cleared as any other.
+    fn set_data_breakpoint(&self, _address: u64, _access: DataAccess) -> Result<(), TargetError> {
         Err(unchangeable())
     }
 
@@ -172,6 +177,10 @@ impl Kernel for Halted {
 
     fn set_breakpoint(&self, address: u64) -> Result<(), TargetError> {
         Halted::set_breakpoint(self, address)
+    }
+
+    fn set_data_breakpoint(&self, address: u64, access: DataAccess) -> Result<(), TargetError> {
+        Halted::set_data_breakpoint(self, address, access)
     }
 
     fn clear_breakpoint(&self, address: u64) -> Result<(), TargetError> {

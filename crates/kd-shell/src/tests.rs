@@ -66,6 +66,7 @@ impl Machine {
             instructions: vec![0xcc, 0xc3],
             asked: true,
             load: None,
+            data: None,
         };
         Self { kernel, version, stop, reads: Cell::new(0), searches: true, hole: 0..0, zeros: 0..0 }
     }

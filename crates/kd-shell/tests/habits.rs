@@ -514,3 +514,43 @@ fn a_machine_is_restarted_and_crashed_when_that_is_allowed() {
     happens(&live, &|stats| stats.reboots == 1);
     live.leave();
 }
+
+#[test]
+fn data_is_watched_by_debug_registers_that_are_off_when_we_leave() {
+    let mut live = Live::article();
+    // A continue is acknowledged before it is carried out.
+    let dr7_becomes = |live: &Live, expected: u64| {
+        let start = std::time::Instant::now();
+        while live.fake.stats().continue_dr7 != Some(expected) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:x?}", live.fake.stats().continue_dr7);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    live.text("ba w4 nt!PoolHitTag; ba r8 nt!PoolBigPageTable \".echo hit; g\"; ba e1 nt!NtFlushKey");
+    let list = live.text("bl");
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(lines[0].ends_with(" w 4 0001 (0001) nt!PoolHitTag") && lines[0].starts_with(" 0 e fffff800`"), "{list}");
+    assert!(
+        lines[1].contains(" r 8 0001 (0001) nt!PoolBigPageTable") && lines[2].contains("     0001 (0001)"),
+        "{list}"
+    );
+    // Nothing is on while it stands; both are while it runs.
+    live.text("g");
+    dr7_becomes(&live, 0x400 | 0b101 | 0b1101 << 16 | 0b1011 << 20);
+    live.fake.hit_data(1, 0xffff_f800_0141_9000);
+    live.fake.hit_data(0, 0xffff_f800_0141_9000);
+    let stopped = live.text(".wait 0n20000");
+    assert!(stopped.starts_with("hit\nBreakpoint 0 hit\n"), "{stopped}");
+    live.text("bc 0");
+    live.text("g");
+    dr7_becomes(&live, 0x400 | 0b100 | 0b1011 << 20);
+    live.text(".break");
+    for line in ["ba w4 nt!PoolHitTag+1", "ba w3 nt!PoolHitTag", "ba e4 nt!NtFlushKey", "ba", "ba w4", "ba i1 60"] {
+        assert!(live.run(line).1, "{line}");
+    }
+    live.text("bc *; ba w1 nt!PoolHitTag; ba w1 nt!PoolHitTag+1; ba w1 nt!PoolHitTag+2; ba w1 nt!PoolHitTag+3");
+    assert!(live.run("ba w1 nt!PoolBigPageTable").0.errors.contains("all of them in use"));
+    live.text("g");
+    live.shell.take_target().unwrap().leave(kd_target::Leave::Running);
+    dr7_becomes(&live, 0x400);
+}

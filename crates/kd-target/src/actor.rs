@@ -1,6 +1,7 @@
 //! The session's task: it owns the link, the protocol's state machine and the clock.
 
 mod control;
+mod data;
 mod leaving;
 
 use std::collections::VecDeque;
@@ -86,6 +87,8 @@ struct Breakpoint {
     handle: Option<u32>,
     /// The target did not take it when it last went on: its memory is not there.
     refused: bool,
+    /// It is one on data, in a debug register and not in the table.
+    data: Option<data::Data>,
 }
 
 /// What becomes of a continue when the target does not take a breakpoint of ours.
@@ -485,7 +488,7 @@ impl Actor {
         match &change.report {
             Report::Exception(exception) => {
                 let is_break = exception.exception_code == STATUS_BREAKPOINT;
-                let is_ours = self.breakpoints.iter().any(|ours| ours.address == change.program_counter);
+                let is_ours = self.is_at_breakpoint(change.program_counter);
                 // Without a break-in on its way it is a stop of the target's own, whatever we were about to do.
                 let asked = is_break && self.break_wanted && !is_ours && self.break_ins_unanswered() > 0;
                 // The step off a breakpoint, which something else came before.
@@ -609,6 +612,7 @@ impl Actor {
             instructions,
             asked,
             load: None,
+            data: self.data_hit(change, version.machine),
         };
         self.set_phase(Phase::Halted(Arc::new(Halt { number: self.halts, version, stop })));
         self.tell(Event::Stopped);
@@ -636,6 +640,9 @@ impl Actor {
                 Ok(Answer::Done)
             }
             Ask::ClearBreakpoint { address } => self.clear_breakpoint(address).map(|()| Answer::Done),
+            Ask::SetDataBreakpoint { address, access } => {
+                self.set_data_breakpoint(address, access).await.map(|()| Answer::Done)
+            }
             Ask::EndRun { crash } => self.end_run(crash).await,
             Ask::Search { address, length, pattern } => {
                 let request = search_memory::Request {
@@ -736,8 +743,13 @@ impl Actor {
         }
         let handle = self.plant(processor, address).await?;
         self.lift(processor, handle).await?;
-        self.breakpoints.push(Breakpoint { address, handle: None, refused: false });
+        self.breakpoints.push(Breakpoint { address, handle: None, refused: false, data: None });
         Ok(())
+    }
+
+    /// Whether one of ours, not one on data, is at an instruction.
+    fn is_at_breakpoint(&self, program_counter: u64) -> bool {
+        self.breakpoints.iter().any(|known| known.data.is_none() && known.address == program_counter)
     }
 
     fn clear_breakpoint(&mut self, address: u64) -> Result<(), TargetError> {
@@ -770,7 +782,10 @@ impl Actor {
     async fn lift_breakpoints(&mut self) -> Result<(), TargetError> {
         let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
         for index in 0..self.breakpoints.len() {
-            let Some(handle) = self.breakpoints[index].handle.take() else { continue };
+            let Some(handle) = self.breakpoints[index].handle.take().filter(|_| self.breakpoints[index].data.is_none())
+            else {
+                continue;
+            };
             match self.lift(processor, handle).await {
                 Ok(()) | Err(TargetError::Refused(_)) => {}
                 Err(error) => return Err(error),
@@ -787,8 +802,12 @@ impl Actor {
         plant: Plant,
     ) -> Result<(), TargetError> {
         for index in 0..self.breakpoints.len() {
-            let Breakpoint { address, handle, refused } = self.breakpoints[index];
-            if handle.is_some() || except == Some(address) {
+            let Breakpoint { address, handle, refused, data } = self.breakpoints[index];
+            // The continue itself turns it on.
+            if data.is_some() {
+                self.breakpoints[index].handle = Some(0);
+            }
+            if data.is_some() || handle.is_some() || except == Some(address) {
                 continue;
             }
             match self.plant(processor, address).await {
@@ -914,7 +933,7 @@ impl Actor {
         let is_break = matches!(&at.report, Report::Exception(exception)
             if exception.exception_code == STATUS_BREAKPOINT);
         let went_on = is_break && self.step_over_break(&at, machine).await?;
-        let on_ours = !went_on && self.breakpoints.iter().any(|known| known.address == at.program_counter);
+        let on_ours = !went_on && self.is_at_breakpoint(at.program_counter);
         if on_ours && !single_step {
             if !self.step_off_breakpoint(&at, plant).await? {
                 self.resumed = Some(Instant::now());
@@ -949,7 +968,12 @@ impl Actor {
                 // SymStart 1 leaves the target's symbol range as it is; Dr7 is written into every processor.
                 0x014c => continue2::Request::new(
                     status,
-                    &continue2::X86 { trace_flag, dr7: at.x86().dr7, current_symbol_start: 1, ..Default::default() },
+                    &continue2::X86 {
+                        trace_flag,
+                        dr7: self.dr7(at.x86().dr7.into()) as u32,
+                        current_symbol_start: 1,
+                        ..Default::default()
+                    },
                 ),
                 0xaa64 => continue2::Request::new(
                     status,
@@ -957,7 +981,12 @@ impl Actor {
                 ),
                 _ => continue2::Request::new(
                     status,
-                    &continue2::X64 { trace_flag, dr7: at.x64().dr7, current_symbol_start: 1, ..Default::default() },
+                    &continue2::X64 {
+                        trace_flag,
+                        dr7: self.dr7(at.x64().dr7),
+                        current_symbol_start: 1,
+                        ..Default::default()
+                    },
                 ),
             })
         };

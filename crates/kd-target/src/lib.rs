@@ -80,6 +80,17 @@ pub struct Stop {
     pub asked: bool,
     /// It is no exception but a driver that came or went and that was waited for ([`Halted::stop_at_loads`]).
     pub load: Option<Load>,
+    /// The address of the breakpoint on data that was hit ([`Halted::set_data_breakpoint`]).
+    pub data: Option<u64>,
+}
+
+/// What a breakpoint on data waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DataAccess {
+    /// Reads do not count.
+    pub writes_only: bool,
+    /// 1, 2, 4 or 8 bytes, which the address is a multiple of.
+    pub size: u8,
 }
 
 /// A driver that was loaded or unloaded.
@@ -275,6 +286,10 @@ enum Ask {
     },
     ClearBreakpoint {
         address: u64,
+    },
+    SetDataBreakpoint {
+        address: u64,
+        access: DataAccess,
     },
     /// Restart the machine, or make it crash.
     EndRun {
@@ -644,6 +659,12 @@ impl Halted {
     /// Adds a breakpoint, which is in the target's table while the target runs. Leaving takes all of them out.
     pub fn set_breakpoint(&self, address: u64) -> Result<(), TargetError> {
         self.ask(Ask::SetBreakpoint { address: self.on_the_wire(address) }).map(drop)
+    }
+
+    /// Adds a breakpoint on data, in a debug register of every processor: four at most, on x64 and x86. It is on while
+    /// the target runs for us, and leaving turns it off.
+    pub fn set_data_breakpoint(&self, address: u64, access: DataAccess) -> Result<(), TargetError> {
+        self.ask(Ask::SetDataBreakpoint { address: self.on_the_wire(address), access }).map(drop)
     }
 
     /// Takes a breakpoint of ours out.

@@ -201,6 +201,16 @@ impl Cpu {
         layout(self.machine).special_debug.map_or(0, |(_, dr7)| self.special(dr7))
     }
 
+    /// Dr6 names a debug register until the host continues.
+    pub(crate) fn hit_data(&mut self, number: u8) {
+        let Some((dr6, _)) = layout(self.machine).special_debug else { return };
+        let value = self.dr6() & !0xf | 1 << number;
+        match self.machine.is_x86() {
+            true => put32(&mut self.special, dr6, value as u32),
+            false => put64(&mut self.special, dr6, value),
+        }
+    }
+
     pub(crate) fn set_dr7(&mut self, value: u64) {
         let layout = layout(self.machine);
         let (Some((_, special)), Some((_, dr7))) = (layout.special_debug, layout.debug) else { return };

@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Prompt(String),
     /// Stop with this exception code at this address.
     Stop(u32, u64),
+    /// Stop because of this debug register, at this address.
+    HitData(u8, u64),
     Bugcheck(u32),
     /// With the notice that a kernel sends before it restarts.
     Reboot,
@@ -308,6 +310,13 @@ impl Stub {
             Command::Stop(code, address) => {
                 self.current = 0;
                 self.cpus[0].set_pc(address);
+                self.halt(Stop::Exception { code, address, first_chance: true }, Patience::Endless).await
+            }
+            Command::HitData(number, address) => {
+                self.current = 0;
+                self.cpus[0].set_pc(address);
+                self.cpus[0].hit_data(number);
+                let code = 0x8000_0004;
                 self.halt(Stop::Exception { code, address, first_chance: true }, Patience::Endless).await
             }
             Command::Bugcheck(code) => {

@@ -63,6 +63,7 @@ const COMMANDS: &[CommandInfo] = &[
     memory::edit::INFO,
     memory::edit::ALLOW,
     execution::breakpoints::INFO,
+    execution::breakpoints::DATA,
     execution::breakpoints::LIST,
     execution::breakpoints::CHANGE,
     execution::filters::INFO,

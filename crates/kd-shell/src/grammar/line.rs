@@ -230,7 +230,7 @@ fn word(input: &str) -> IResult<&str, &str> {
         tag("?"),
         // `lm` and its options are one word for kd.
         tag_no_case("lm"),
-        recognize(pair(alt((tag_no_case("bp"), tag_no_case("bu"))), digit1)),
+        recognize(pair(alt((tag_no_case("bp"), tag_no_case("bu"), tag_no_case("ba"))), digit1)),
         take_while1(|c: char| c.is_ascii_alphabetic()),
         recognize(satisfy(|c: char| !c.is_whitespace())),
     ))

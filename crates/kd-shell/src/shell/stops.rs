@@ -102,7 +102,8 @@ impl Shell {
         }
         const SINGLE_STEP: u32 = 0x8000_0004;
         let code = self.halted().map(|halted| Kernel::stop(halted).code);
-        if self.stepping && code == Some(SINGLE_STEP) {
+        let is_data = self.halted().is_some_and(|halted| Kernel::stop(halted).data.is_some());
+        if self.stepping && code == Some(SINGLE_STEP) && !is_data {
             self.reason = Some(Reason::Step);
             return Ok(Seen::Plain);
         }
@@ -282,11 +283,13 @@ fn hit(context: &mut Context<'_>) -> Result<Option<Hit>, CommandError> {
     const STATUS_BREAKPOINT: u32 = 0x8000_0003;
     let kernel = context.kernel()?;
     let (stop, width) = (kernel.stop(), kernel.width());
-    if stop.code != STATUS_BREAKPOINT {
-        return Ok(None);
-    }
-    let address = width.address(stop.program_counter);
-    let is_here = |known: &Breakpoint| known.enabled && known.address.0 == address;
+    let address = match stop.data {
+        Some(address) => width.address(address),
+        None if stop.code == STATUS_BREAKPOINT => width.address(stop.program_counter),
+        None => return Ok(None),
+    };
+    let is_here =
+        |known: &Breakpoint| known.enabled && known.data.is_some() == stop.data.is_some() && known.address.0 == address;
     let Some(at) = context.session.breakpoints.iter().position(is_here) else { return Ok(None) };
     let Breakpoint { thread, process, condition, .. } = context.session.breakpoints[at].clone();
     if thread.is_some_and(|thread| width.address(thread.0) != width.address(stop.thread)) {

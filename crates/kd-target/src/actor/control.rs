@@ -51,6 +51,7 @@ impl Actor {
             instructions: instructions(change, version.machine),
             asked: false,
             load: Some(load),
+            data: None,
         };
         self.set_phase(Phase::Halted(Arc::new(Halt { number: self.halts, version, stop })));
         self.tell(Event::Stopped);

@@ -31,6 +31,7 @@ const MOST_STOPS_AGAIN: u32 = 4;
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// What came while nothing more was to come.
+#[allow(clippy::large_enum_variant)] // One at a time, on the stack.
 enum After {
     Quiet,
     Stopped(StateChange),

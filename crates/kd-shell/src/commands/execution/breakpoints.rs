@@ -11,7 +11,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
-use crate::breakpoint::{Breakpoint, clear};
+use crate::breakpoint::{Breakpoint, Data, clear, plant};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate;
@@ -31,6 +31,16 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               are run at each stop; where they end with g the target goes on. Each hit,\n\
               counted or not, stops the whole machine for some milliseconds. Hits are handled\n\
               while kdpool waits: at the prompt, in .wait, or before the next command.",
+    action: Action::Answer(set),
+};
+
+pub(in crate::commands) const DATA: CommandInfo = CommandInfo {
+    names: &["ba"],
+    usage: "ba[number] w|r|e size [options] address [passes] [\"commands\"]",
+    help: "stop where data is written (w), or read or written (r)",
+    details: "Four at most, in the debug registers of all processors (x64 and x86): 1, 2, 4 or 8\n\
+              bytes at a multiple of that. e 1 is bp. Options, passes and commands are those of bp.\n\
+              The target stops behind the instruction. They are off while it stands, and after q.",
     action: Action::Answer(set),
 };
 
@@ -79,6 +89,22 @@ fn quoted(text: &str) -> Result<(String, &str), CommandError> {
     Ok((value, ""))
 }
 
+/// `w4`, `r 8`, `e1` in front of an address. An execution is a breakpoint as any other.
+fn access(text: &str) -> Result<(Option<Data>, &str), CommandError> {
+    let wrong = || usage(&DATA, "an access (e, r or w) and a size (1, 2, 4, 8) are missing");
+    let kind = text.chars().next().ok_or_else(wrong)?.to_ascii_lowercase();
+    let rest = text[1..].trim_start();
+    let (size, rest) = rest.split_once(char::is_whitespace).ok_or_else(wrong)?;
+    let size = size.parse().ok().filter(|size| matches!(size, 1 | 2 | 4 | 8)).ok_or_else(wrong)?;
+    match kind {
+        'e' if size == 1 => Ok((None, rest.trim_start())),
+        'w' | 'r' => Ok((Some(Data { access: kind, size }), rest.trim_start())),
+        'e' => Err(usage(&DATA, "an execution is of 1 byte")),
+        'i' => Err(usage(&DATA, "accesses to ports are not watched")),
+        _ => Err(wrong()),
+    }
+}
+
 fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let number = match context.word.get(2..).filter(|number| !number.is_empty()) {
         None => None,
@@ -88,6 +114,10 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         }
     };
     let mut text = context.arguments.trim();
+    let mut data = None;
+    if context.word.starts_with("ba") {
+        (data, text) = access(text)?;
+    }
     let (mut once, mut condition, mut process, mut thread) = (false, None, None, None);
     while let Some(option) = text.strip_prefix('/') {
         let (option, rest) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
@@ -115,6 +145,11 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let width = context.width();
     let (address, rest) = evaluate(text, &mut context.scope())?;
     let address = width.address(address);
+    if let Some(Data { size, .. }) = data
+        && !address.is_multiple_of(u64::from(size))
+    {
+        return Err(usage(&DATA, format!("the address is no multiple of {size}")));
+    }
     let (passes, rest) = match rest.trim_start() {
         "" => (1, ""),
         rest if rest.starts_with('"') => (1, rest),
@@ -148,6 +183,7 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         process,
         thread,
         once,
+        data,
     };
     let here = breakpoints.iter().position(|known| known.address == Hex(address));
     let known = match number {
@@ -163,10 +199,16 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     // kd defines it anew.
     if let Some(known) = known.map(|known| &mut breakpoints[known]) {
         // The target may refuse the new place; then the old one stays.
-        if !known.enabled || known.address != Hex(address) {
-            kernel.set_breakpoint(address)?;
+        let moved = known.address != Hex(address);
+        // One of another kind at the same place has to go first.
+        if known.enabled && !moved && known.data != data {
+            clear(kernel, known.address.0)?;
+            known.enabled = false;
         }
-        if known.enabled && known.address != Hex(address) {
+        if !known.enabled || moved {
+            plant(kernel, address, data)?;
+        }
+        if known.enabled && moved {
             clear(kernel, known.address.0)?;
         }
         *known = new(known.number);
@@ -180,7 +222,7 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let Some(number) = number.filter(|_| breakpoints.len() < MAX_BREAKPOINTS as usize) else {
         return Err(CommandError::Failed(format!("the target has room for {MAX_BREAKPOINTS} breakpoints")));
     };
-    kernel.set_breakpoint(address)?;
+    plant(kernel, address, data)?;
     breakpoints.push(new(number));
     breakpoints.sort_by_key(|breakpoint| breakpoint.number);
     Ok(Reply::new(Done {}))
@@ -216,7 +258,7 @@ fn change(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         let breakpoint = &mut breakpoints[at];
         match (context.word, breakpoint.enabled) {
             ("be", false) => {
-                kernel.set_breakpoint(breakpoint.address.0)?;
+                plant(kernel, breakpoint.address.0, breakpoint.data)?;
                 breakpoint.enabled = true;
             }
             ("bc" | "bd", true) => {
@@ -239,7 +281,8 @@ impl Text for Breakpoints {
             let state = if *enabled { 'e' } else { 'd' };
             let symbol = symbol.as_deref().unwrap_or_default();
             let address = self.width.tick(address.0);
-            let mut line = format!("{number:>2} {state} {address}     {passes_left:04x} ({passes:04x}) {symbol}");
+            let data = breakpoint.data.map_or("    ".into(), |data| format!("{} {} ", data.access, data.size));
+            let mut line = format!("{number:>2} {state} {address} {data}{passes_left:04x} ({passes:04x}) {symbol}");
             if let Some(commands) = &breakpoint.commands {
                 line.push_str(&format!(" \"{}\"", visible_name(commands)));
             }
