@@ -61,6 +61,9 @@ pub enum Book {
     /// VS chunks in use that have no entry in the table of large allocations, against those with a pool header that
     /// fits them.
     VsPoolHeaders,
+    /// LFH subsegments, against those that are set up. A few are not when the target stops; that most are not means that
+    /// they are read in the wrong place.
+    LfhSetUp,
     /// `_HEAP_LFH_SUBSEGMENT`: sizes and counts, decoded, fit the subsegment's range.
     LfhOffsets,
     /// LFH blocks in use: `BlockCount - FreeCount` against the bitmap.
@@ -99,6 +102,7 @@ impl Book {
             Book::VsSignatures => "vs-signatures",
             Book::VsChunkSizes => "vs-chunk-sizes",
             Book::VsPoolHeaders => "vs-pool-headers",
+            Book::LfhSetUp => "lfh-set-up",
             Book::LfhOffsets => "lfh-offsets",
             Book::LfhBlocksInUse => "lfh-blocks-in-use",
             Book::LfhWithheld => "lfh-withheld",
@@ -133,6 +137,7 @@ impl fmt::Display for Book {
             Book::VsSignatures => "VS subsegments with the signature of their size",
             Book::VsChunkSizes => "VS chunks in step",
             Book::VsPoolHeaders => "VS chunks in use with a pool header",
+            Book::LfhSetUp => "LFH subsegments that are set up",
             Book::LfhOffsets => "LFH subsegments whose sizes fit",
             Book::LfhBlocksInUse => "LFH blocks in use",
             Book::LfhWithheld => "LFH blocks that would cross a page",

@@ -152,8 +152,15 @@ impl Walk<'_> {
     ) -> Result<(), Fault> {
         let at = area.address;
         let subsegment = match format.subsegment(bytes, area.length, &self.chosen) {
-            Ok(Some(subsegment)) => subsegment,
-            Ok(None) => return Ok(()),
+            Ok(Some(subsegment)) => {
+                self.subsegments.0 += 1;
+                self.subsegments.1 += 1;
+                subsegment
+            }
+            Ok(None) => {
+                self.subsegments.0 += 1;
+                return Ok(());
+            }
             Err(problem) => {
                 if !matches!(problem, Problem::Unreadable { .. }) || !self.lose(&(at..area.end())) {
                     self.books.hold(Book::LfhOffsets, false, at);

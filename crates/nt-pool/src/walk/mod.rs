@@ -25,6 +25,9 @@ use crate::{Kernel, Lack, Missing, Notes, PoolError, PoolKind, Tag, special_page
 /// Damaged places that are named; more are only counted.
 const NAMED: usize = 16;
 
+/// Fewer LFH subsegments say nothing about how many of them are set up.
+const FEW_SUBSEGMENTS: u64 = 4;
+
 /// Fewer pages of the classic pool say nothing; of so many one at least has a chain of headers, though free pages and
 /// those of other things lie there too.
 const FEW_PAGES: u64 = 16;
@@ -117,6 +120,8 @@ pub(crate) struct Walk<'w> {
     pages_lost: u64,
     /// Blocks in use whose headers are not in memory.
     tagless: u64,
+    /// LFH subsegments, and those of them that are set up.
+    subsegments: (u64, u64),
     /// Pages of the classic pool that belong to no large allocation, and those of them with a chain of headers.
     pool_pages: (u64, u64),
     /// What the LFH subsegments so far say of their forms, and those that wait until enough is said.
@@ -150,6 +155,7 @@ impl<'w> Walk<'w> {
             paged_out: Vec::new(),
             pages_lost: 0,
             tagless: 0,
+            subsegments: (0, 0),
             pool_pages: (0, 0),
             chosen: Chosen::default(),
             undecided: Vec::new(),
@@ -221,10 +227,14 @@ impl<'w> Walk<'w> {
                 self.damaged.add(|| format!("the VS chunk at {at:016x} is allocated, but its pool header is damaged"));
             }),
         }
-        let Walk { mut blocks, mut notes, mut books, damaged, read, chosen, pool_pages, hunt, .. } = self;
+        let Walk { mut blocks, mut notes, mut books, damaged, read, chosen, subsegments, pool_pages, hunt, .. } = self;
         notes.extend(damaged.notes());
         blocks.sort_by_key(|block| block.header);
         books.extend(heaps.books.clone().checks());
+        if let (expected @ 1.., found) = subsegments {
+            let ok = expected < FEW_SUBSEGMENTS || 2 * found >= expected;
+            books.add(Check { name: Book::LfhSetUp, expected, found, ok, place: None });
+        }
         let (expected, found) = pool_pages;
         // Where the target searches, most pages that are read are others.
         if expected > 0 && hunt.is_none() {
