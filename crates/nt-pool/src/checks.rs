@@ -84,6 +84,9 @@ pub enum Book {
     /// Pages of the classic pool that belong to no large allocation, against those with a chain of headers. Other things
     /// lie there too, so that they balance unless hardly any page has one.
     PoolPages,
+    /// Headers of the classic pool, against those that are of a free block or of one in use. They balance unless many are
+    /// neither, or none at all is in use.
+    PoolTypes,
     /// Special pool: pages in use against those that hold a header that fits.
     SpecialPages,
     /// Blocks of a tag: allocations less frees, by the tag's counters, against those that were found.
@@ -112,6 +115,7 @@ impl Book {
             Book::LargeHash => "large-hash",
             Book::FreedLists => "freed-lists",
             Book::PoolPages => "pool-pages",
+            Book::PoolTypes => "pool-types",
             Book::SpecialPages => "special-pages",
             Book::TagCounters => "tag-counters",
         }
@@ -147,6 +151,7 @@ impl fmt::Display for Book {
             Book::LargeHash => "large allocations where the kernel's hash leads",
             Book::FreedLists => "lists of freed blocks that are plausible",
             Book::PoolPages => "pages of pool with a chain of headers",
+            Book::PoolTypes => "headers of pool that are free or in use",
             Book::SpecialPages => "pages of special pool with a header",
             Book::TagCounters => "blocks that the kernel counts of the tag",
         })

@@ -28,6 +28,11 @@ impl Header {
         Tag::from_key(self.key)
     }
 
+    /// Whether a block in use has such a PoolType (Vista and later).
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.pool_type & IN_USE != 0
+    }
+
     /// Whether a block of this pool would have such a header: free, or in use and of the right kind, with a tag that
     /// somebody could have typed.
     pub(crate) fn is_plausible(&self, paged: bool) -> bool {
@@ -108,7 +113,7 @@ impl Headers {
         (self.unit..=room).contains(&header.block_size)
             && in_page + header.block_size <= PAGE_SIZE
             && in_page + self.unit < PAGE_SIZE
-            && header.pool_type & IN_USE != 0
+            && header.is_in_use()
             && (header.previous_size == 0 || header.pool_type & CACHE_ALIGNED != 0)
     }
 

@@ -311,12 +311,20 @@ struct Lookasides {
 
 impl Lookasides {
     fn new(kernel: &Kernel<'_>) -> Result<Self, PoolError> {
-        Ok(Lookasides {
+        let lists = Lookasides {
             lookasides: array(kernel, "_EX_HEAP_POOL_NODE", "Lookasides")?,
             buckets: array(kernel, "_RTL_DYNAMIC_LOOKASIDE", "Buckets")?,
             list_head: Record::new(kernel, "_RTL_LOOKASIDE").and_then(|list| list.place("ListHead")).unwrap_or(0)
                 as u64,
-        })
+        };
+        // The processor wants two pointers in one piece.
+        let first = lists.lookasides.offset + lists.buckets.offset + lists.list_head;
+        match first % (2 * u64::from(kernel.pointer_size)) {
+            0 => Ok(lists),
+            _ => Err(PoolError::Unlikely(format!(
+                "the symbols of nt have the first list's head at {first:#x} of _EX_HEAP_POOL_NODE, where none can be"
+            ))),
+        }
     }
 
     /// The lists' first elements.

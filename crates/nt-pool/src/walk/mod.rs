@@ -124,6 +124,8 @@ pub(crate) struct Walk<'w> {
     subsegments: (u64, u64),
     /// Pages of the classic pool that belong to no large allocation, and those of them with a chain of headers.
     pool_pages: (u64, u64),
+    /// Headers of the classic pool; those that are of a free block or of one in use; those in use.
+    pool_types: (u64, u64, u64),
     /// What the LFH subsegments so far say of their forms, and those that wait until enough is said.
     chosen: Chosen,
     undecided: Vec<(Area, Sparse, Vec<Range<u64>>)>,
@@ -157,6 +159,7 @@ impl<'w> Walk<'w> {
             tagless: 0,
             subsegments: (0, 0),
             pool_pages: (0, 0),
+            pool_types: (0, 0, 0),
             chosen: Chosen::default(),
             undecided: Vec::new(),
             undecided_bytes: 0,
@@ -227,7 +230,19 @@ impl<'w> Walk<'w> {
                 self.damaged.add(|| format!("the VS chunk at {at:016x} is allocated, but its pool header is damaged"));
             }),
         }
-        let Walk { mut blocks, mut notes, mut books, damaged, read, chosen, subsegments, pool_pages, hunt, .. } = self;
+        let Walk {
+            mut blocks,
+            mut notes,
+            mut books,
+            damaged,
+            read,
+            chosen,
+            subsegments,
+            pool_pages,
+            pool_types,
+            hunt,
+            ..
+        } = self;
         notes.extend(damaged.notes());
         blocks.sort_by_key(|block| block.header);
         books.extend(heaps.books.clone().checks());
@@ -240,6 +255,10 @@ impl<'w> Walk<'w> {
         if expected > 0 && hunt.is_none() {
             let ok = expected < FEW_PAGES || found > expected / OTHER_PAGES;
             books.add(Check { name: Book::PoolPages, expected, found, ok, place: None });
+        }
+        if let (expected @ 1.., found, in_use) = pool_types {
+            let ok = FEW_PAGES * (expected - found) <= expected && (in_use > 0 || expected < OTHER_PAGES);
+            books.add(Check { name: Book::PoolTypes, expected, found, ok, place: None });
         }
         let mut readings = Readings { lfh_bits: chosen.bits, lfh_offsets: chosen.offsets, ..Readings::default() };
         readings.merge(&heaps.readings);

@@ -44,6 +44,7 @@ impl Walk<'_> {
         let paged = area.pool.is_paged();
         let first = self.blocks.len();
         let (mut decoded, mut plausible) = (0, true);
+        let mut types = (0, 0, 0);
         let (mut start, mut before) = (0, 0);
         let mut broken_at = Vec::new();
         // A page has no more places to break at than headers.
@@ -54,6 +55,10 @@ impl Walk<'_> {
                     Ok(header) => {
                         decoded += 1;
                         plausible &= header.is_plausible(paged);
+                        let in_use = u64::from(header.is_in_use());
+                        types.0 += 1;
+                        types.1 += in_use | u64::from(header.pool_type == 0);
+                        types.2 += in_use;
                         last = Some((offset, self.blocks.len()));
                         let state = if header.pool_type != 0 { BlockState::Allocated } else { BlockState::Free };
                         self.add(area, at.wrapping_add(offset), header, state, BlockKind::Page);
@@ -108,6 +113,8 @@ impl Walk<'_> {
             return Vec::new();
         }
         self.pool_pages.1 += u64::from(decoded > 0);
+        let all = &mut self.pool_types;
+        *all = (all.0 + types.0, all.1 + types.1, all.2 + types.2);
         broken_at
     }
 }

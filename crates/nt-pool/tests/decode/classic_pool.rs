@@ -82,10 +82,23 @@ impl Pool {
         Pool { world, nonpaged, paged, special, blocks: Vec::new() }
     }
 
+    /// 8.1 on x64: fixed places, and no variable that says where special pool is.
+    fn of_8_1() -> Self {
+        let version = Version { build: 9600, ..WIN7_X64 };
+        let (nonpaged, paged, special) = (0xffff_e000_0000_0000, 0xffff_c000_0000_0000, 0xffff_cf80_0000_0000);
+        let mut pool = Pool { nonpaged, paged, special, ..Pool::new(Version { build: 7601, ..version }) };
+        pool.world.version = version;
+        pool.world.pointer_variable("MmNonPagedPoolStart", nonpaged);
+        pool.world.pointer_variable("MiNonPagedPoolEnd", nonpaged + 0x4000_0000);
+        pool.world.pointer_variable("MmPagedPoolEnd", paged + 0x1f_ffff_ffff);
+        pool.world.forget_symbol("MiSpecialPool");
+        pool
+    }
+
     fn entry(&self, address: u64, level: u32) -> (u64, u8) {
         let (base, size) = match (self.world.version.pointer, self.world.version.build) {
             (4, _) => (0xc000_0000, 4),
-            (_, 7601) => (0xffff_f680_0000_0000, 8u64),
+            (_, 7601 | 9600) => (0xffff_f680_0000_0000, 8u64),
             _ => (PTE_BASE_10, 8),
         };
         let mask = if self.world.version.pointer == 4 { 0xffff_ffff } else { 0xffff_ffff_ffff };
@@ -137,7 +150,11 @@ impl Pool {
 }
 
 pub(crate) fn ordinary(version: Version) -> Pool {
-    let mut pool = Pool::new(version);
+    fill(Pool::new(version))
+}
+
+fn fill(mut pool: Pool) -> Pool {
+    let version = pool.world.version;
     let (nonpaged, paged, special) = (pool.nonpaged, pool.paged, pool.special);
     for n in 0..3 {
         pool.page(
@@ -193,6 +210,22 @@ pub(crate) fn ordinary(version: Version) -> Pool {
     }
     pool.blocks.sort_by_key(|block| block.header);
     pool
+}
+
+/// Special pool of 8 and 8.1 is at ffffcf80`00000000 where no variable says more; where the kernel counts no page of it,
+/// it is not looked for.
+#[test]
+fn special_pool_of_8_1_is_found_where_no_variable_says_it() {
+    for (pages, found) in [(None, true), (Some(1), true), (Some(0), false)] {
+        let mut pool = fill(Pool::of_8_1());
+        if let Some(pages) = pages {
+            pool.world.u32_variable("MmSpecialPagesInUse", pages);
+        }
+        let blocks = find(&pool.world.kernel(), &|_| true, Kinds::ALL, Limits::default()).unwrap();
+        let special: Vec<_> = blocks.blocks.iter().filter(|block| block.kind == BlockKind::Special).collect();
+        assert_eq!(special.len(), usize::from(found), "{pages:?}");
+        assert_eq!(blocks.notes.lines().len(), 1, "the page in a page file alone: {:?}", blocks.notes.lines());
+    }
 }
 
 #[test]

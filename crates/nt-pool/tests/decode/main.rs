@@ -6,6 +6,7 @@ mod classic_pool;
 mod find;
 mod hostile;
 mod isf;
+mod lookaside;
 mod measured;
 mod pool_log;
 mod pool_page;
