@@ -8,7 +8,7 @@
 //!
 //! The machine is a [`kernel::Kernel`]: that of the article ([`kernel::article`]), or one of any x64 kernel whose symbol
 //! table there is, with a state that a seed decides ([`kernel::seeded`]). Its pool changes while it runs
-//! ([`FakeOptions::evolve`]) or when a test says so ([`FakeHandle::with_kernel`]), its books are kept as the kernel keeps
+//! ([`FakeOptions::evolve`], and [`kernel::demo`] for a hunt) or when a test says so ([`FakeHandle::with_kernel`]), its books are kept as the kernel keeps
 //! them, and [`kernel::Kernel::truth`] says what is in it. [`kernel::Kernel::write_raw`] writes its physical memory as
 //! Volatility 3 reads it: `vol -s SYMBOLS -f memory.raw windows.bigpools`, with the table of the same kernel in
 //! `SYMBOLS/windows/ntkrnlmp.pdb`.

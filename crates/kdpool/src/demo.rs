@@ -2,33 +2,58 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use kd_fake::kernel::{self, Begin};
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
 use kd_link::KdSpec;
 
 use crate::debug::{self, Plan};
-use crate::options::{Carrier, DemoArgs};
+use crate::options::{Carrier, DemoArgs, DemoWindows};
+
+/// Each line fits 80 columns.
+const SEVEN: &str = "\
+A fake Windows 7, stopped: its driver myfault.sys leaks whenever it runs. Hunt:
+  !leak watch -every 1s -times 5                what leaks, how fast, and who?
+  !leak trace Leak -hits 3                      stop at each allocation
+  !poolused 4   !poolfind Leak   !verifier 0x80 fffff8a005800000   the article's
+  g  lets it run, Ctrl+C stops it.   .help   q
+";
+const SEGMENT_HEAP: &str = "\
+A fake Windows, stopped: when it runs, myfault.sys leaks, leaky.sys too. Hunt:
+  !leak watch -every 1s -times 5                what leaks, how fast, and who?
+  !leak watch LkSm -every 1s -times 5           small blocks, by another driver
+  !leak trace Leak -hits 3                      stop at each allocation
+  !poolused 4   !poolfind Leak   !poolfind LkSm   !verifier 3
+  g  lets it run, Ctrl+C stops it.   .help   q
+";
+
+/// How often it is looked whether the target has stopped.
+pub(crate) const LOOK_AROUND: Duration = Duration::from_millis(5);
 
 const KEY: &str = "1.2.3.4";
-
-/// How often the demonstration's driver is at the place where it leaks.
-const LEAK_PERIOD: Duration = Duration::from_millis(100);
 
 /// The fake target of the demonstration. It ends when this is dropped.
 pub(crate) struct Demo {
     /// Holds its symbols, and its socket.
     folder: tempfile::TempDir,
-    _target: FakeTarget,
+    _target: Arc<FakeTarget>,
     pub(crate) spec: KdSpec,
 }
 
 impl Demo {
-    pub(crate) fn start(over: Carrier) -> Result<Demo> {
+    pub(crate) fn start(over: Carrier, windows: DemoWindows) -> Result<Demo> {
         let folder = tempfile::Builder::new().prefix("kdpool-demo-").tempdir().context("no temporary folder")?;
         let store = folder.path().join("symbols");
-        kd_fake::kernel::write_symbol_store(&store).context("cannot write the fake target's symbols")?;
+        let kernel::Demo { kernel, symbols, call, activity, begin } =
+            kernel::demo(windows.machine()).context("the fake target cannot be built")?;
+        match &symbols {
+            Some(table) => kernel::write_pdb(&store, table),
+            None => kernel::write_symbol_store(&store),
+        }
+        .context("cannot write the fake target's symbols")?;
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let port = UdpSocket::bind(loopback(0)).and_then(|socket| socket.local_addr()).context("no free port")?.port();
         let transport = match over {
@@ -39,10 +64,12 @@ impl Demo {
             Carrier::Pty => FakeTransport::Pty,
             Carrier::Tcp => FakeTransport::TcpListen(loopback(0)),
         };
-        let mut options = FakeOptions::new(transport, kd_fake::kernel::article());
-        // Something for breakpoints to be hit in.
-        options.call = Some((kd_fake::kernel::ARTICLE_CALL, LEAK_PERIOD));
-        let target = FakeTarget::start(options).context("the fake target did not start")?;
+        let mut options = FakeOptions::new(transport, kernel);
+        // Something for breakpoints to be hit in, and a leak that grows.
+        options.call = Some(call);
+        options.evolve = Some(activity);
+        let target = Arc::new(FakeTarget::start(options).context("the fake target did not start")?);
+        begin_at_first_stop(&target, begin);
         let connection = match over {
             Carrier::Net => format!("net:port={port},key={KEY}"),
             Carrier::Tcp => {
@@ -64,8 +91,22 @@ impl Demo {
     }
 }
 
+/// What the first questions find is the machine as the README has it; from then on it leaks.
+fn begin_at_first_stop(target: &Arc<FakeTarget>, begin: Begin) {
+    let target = Arc::downgrade(target);
+    std::thread::spawn(move || {
+        while let Some(target) = target.upgrade() {
+            if target.stats().stops > 0 {
+                return begin.now();
+            }
+            drop(target);
+            std::thread::sleep(LOOK_AROUND);
+        }
+    });
+}
+
 pub(crate) fn run(arguments: DemoArgs) -> Result<ExitCode> {
-    let demo = Demo::start(arguments.over)?;
+    let demo = Demo::start(arguments.over, arguments.windows)?;
     let mut session = arguments.session;
     if session.symbol_path.is_none() {
         session.symbol_path = Some(demo.symbols());
@@ -78,7 +119,9 @@ pub(crate) fn run(arguments: DemoArgs) -> Result<ExitCode> {
         capture: arguments.capture,
         session,
         task: None,
-        hint: "This is a fake Windows 7 with a leak. Try:  !poolused 4   !poolfind Leak   \
-               !verifier 0x80 fffff8a005800000   .help   q\n",
+        hint: match arguments.windows {
+            DemoWindows::Seven => SEVEN,
+            DemoWindows::Ten | DemoWindows::Eleven => SEGMENT_HEAP,
+        },
     })
 }

@@ -9,10 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kd_fake::isf::Isf;
-use kd_fake::kernel::{self, Kernel, Mutation, SeededOptions};
-use kd_fake::{FakeHandle, FakeOptions, FakeTransport, Faults, Machine, Start};
+use kd_fake::kernel::{self, Begin, Kernel, Mutation, SeededOptions, SystemCall};
+use kd_fake::{Evolve, FakeHandle, FakeOptions, FakeTransport, Faults, Start};
 
-/// The fake Windows 7 with the article's leak, for any debugger to attach to.
+use crate::demo::LOOK_AROUND;
+use crate::options::DemoWindows;
+
+/// A fake Windows with a leak, for any debugger to attach to.
 #[derive(Debug, Args)]
 pub(crate) struct FakeArgs {
     /// KDNET: the debugger's address and port; the target speaks first
@@ -59,11 +62,17 @@ pub(crate) struct FakeArgs {
     /// TCP: leave Nagle's algorithm on, as QEMU and ser2net do
     #[arg(long, requires = "tcp")]
     nagle: bool,
-    /// The driver leaks one block more after this much running time
-    #[arg(long, value_name = "MS", conflicts_with_all = ["isf", "arch"])]
+    /// Which Windows with the leak it is; the leak grows while it runs, once a debugger has stopped it
+    #[arg(long, value_enum, default_value_t = DemoWindows::Seven, conflicts_with_all = ["isf", "arch"])]
+    windows: DemoWindows,
+    /// Nothing goes on in it
+    #[arg(long, conflicts_with_all = ["leak_every", "churn"])]
+    still: bool,
+    /// Instead, its driver leaks one block more after this much running time (Windows 7)
+    #[arg(long, value_name = "MS", conflicts_with_all = ["isf", "arch", "windows"])]
     leak_every: Option<u64>,
-    /// Another driver allocates and frees all the time
-    #[arg(long, conflicts_with_all = ["isf", "arch"])]
+    /// Instead, another driver allocates and frees all the time (Windows 7)
+    #[arg(long, conflicts_with_all = ["isf", "arch", "windows"])]
     churn: bool,
     /// Lose this share of all packets, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
@@ -145,7 +154,7 @@ enum StartArg {
 }
 
 pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
-    let (kernel, table) = machine(arguments)?;
+    let Machine { kernel, table, hunt } = machine(arguments)?;
     if let Some(file) = &arguments.truth {
         let truth = serde_json::to_vec_pretty(&kernel.truth())?;
         fs::write(file, truth).with_context(|| format!("cannot write {}", file.display()))?;
@@ -192,9 +201,14 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
     if let Some(milliseconds) = arguments.retransmit {
         options.retransmit = Duration::from_millis(milliseconds);
     }
+    let mut begin = None;
     if arguments.leak_every.is_some() || arguments.churn {
         let period = arguments.leak_every.map(Duration::from_millis);
         options.evolve = Some(Box::new(kernel::article_activity(period, arguments.churn)));
+    } else if let Some((call, activity, begins)) = hunt.filter(|_| !arguments.still) {
+        options.call = Some(call);
+        options.evolve = Some(activity);
+        begin = Some(begins);
     }
     options.faults = Faults {
         seed: arguments.seed,
@@ -209,14 +223,26 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
         let target = kd_fake::spawn(options).await.context("the fake target did not start")?;
         match &table {
             Some(table) => println!("A fake Windows {} of build {build} is running. Attach with:", name(table.machine)),
-            None => println!("A fake Windows 7 x64 with a leak is running. Attach with:"),
+            None => println!("A fake Windows 7 x64 of build {build} is running. Attach with:"),
         }
         println!("  kdpool {}", attach_line(arguments, &target));
         if let Some(folder) = &arguments.store {
             println!("  -y {}", folder.display());
         }
         println!("Ctrl+C ends it.");
-        crate::signals::any_end().await;
+        let begins = async {
+            if let Some(begin) = begin {
+                while target.stats().stops == 0 {
+                    tokio::time::sleep(LOOK_AROUND).await;
+                }
+                begin.now();
+            }
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            () = crate::signals::any_end() => {}
+            () = begins => {}
+        }
         let stats = target.stop().await;
         println!(
             "It was {}; stopped {} times, {} ms in all; {} requests, {} bytes read.",
@@ -230,17 +256,23 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
     })
 }
 
-fn name(machine: Machine) -> &'static str {
+fn name(machine: kd_fake::Machine) -> &'static str {
     match machine {
-        Machine::X86 => "x86",
-        Machine::X86Pae => "x86 (PAE)",
-        Machine::X64 => "x64",
-        Machine::Arm64 => "ARM64",
+        kd_fake::Machine::X86 => "x86",
+        kd_fake::Machine::X86Pae => "x86 (PAE)",
+        kd_fake::Machine::X64 => "x64",
+        kd_fake::Machine::Arm64 => "ARM64",
     }
 }
 
-/// The machine, and its symbol table when it is not the article's.
-fn machine(arguments: &FakeArgs) -> Result<(Kernel, Option<Isf>)> {
+/// The machine, its symbol table when it is not the article's, and what goes on in it.
+struct Machine {
+    kernel: Kernel,
+    table: Option<Isf>,
+    hunt: Option<((SystemCall, Duration), Evolve, Begin)>,
+}
+
+fn machine(arguments: &FakeArgs) -> Result<Machine> {
     let (mut table, name) = match (&arguments.isf, arguments.arch) {
         (Some(file), _) => {
             let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -253,7 +285,10 @@ fn machine(arguments: &FakeArgs) -> Result<(Kernel, Option<Isf>)> {
             let table = Isf::carried(&name).context("no table is carried for it")??;
             (table, name)
         }
-        (None, None) => return Ok((kernel::article(), None)),
+        (None, None) => {
+            let kernel::Demo { kernel, symbols, call, activity, begin } = kernel::demo(arguments.windows.machine())?;
+            return Ok(Machine { kernel, table: symbols, hunt: Some((call, activity, begin)) });
+        }
     };
     // An image that is read with the table itself must name the table's PDB.
     if arguments.export_raw.is_none() || arguments.store.is_some() {
@@ -267,7 +302,7 @@ fn machine(arguments: &FakeArgs) -> Result<(Kernel, Option<Isf>)> {
     };
     let (kernel, _) = kernel::seeded(&table, arguments.seed, &options)
         .with_context(|| format!("{name} does not describe a kernel that can be built"))?;
-    Ok((kernel, Some(table)))
+    Ok(Machine { kernel, table: Some(table), hunt: None })
 }
 
 fn transport(arguments: &FakeArgs) -> Option<FakeTransport> {

@@ -16,7 +16,7 @@ use crate::console::Announcer;
 use crate::debug::{self, Opened, Plan};
 use crate::demo::Demo;
 use crate::diagnose::{explain, explain_open};
-use crate::options::{self, Carrier, SessionArgs, VERSION};
+use crate::options::{self, Carrier, DemoWindows, SessionArgs, VERSION};
 use crate::{COMMAND_FAILED, inputs, signals};
 
 /// Answer an agent's questions over the Model Context Protocol.
@@ -56,7 +56,7 @@ pub(crate) struct McpArgs {
 }
 
 pub(crate) fn run(arguments: McpArgs) -> Result<ExitCode> {
-    let demo = if arguments.fake { Some(Demo::start(Carrier::Net)?) } else { None };
+    let demo = if arguments.fake { Some(Demo::start(Carrier::Net, DemoWindows::Seven)?) } else { None };
     let spec = match (&demo, arguments.connection.as_deref()) {
         (Some(demo), _) => demo.spec.clone(),
         (None, connection) => match KdSpec::parse(connection.unwrap_or_default()) {

@@ -181,11 +181,38 @@ pub(crate) struct DemoArgs {
     /// What carries the session
     #[arg(long, value_enum, default_value_t = Carrier::Net)]
     pub(crate) over: Carrier,
+    /// Which Windows the fake target is
+    #[arg(long, value_enum, default_value_t = DemoWindows::Seven)]
+    pub(crate) windows: DemoWindows,
     /// Write the traffic to a pcapng file
     #[arg(long, value_name = "FILE")]
     pub(crate) capture: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
+}
+
+/// The fake machines with a leak that grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoWindows {
+    /// Windows 7, the article's
+    #[value(name = "7")]
+    Seven,
+    /// Windows 10 2004, whose pool is a segment heap
+    #[value(name = "10")]
+    Ten,
+    /// Windows 11 24H2
+    #[value(name = "11")]
+    Eleven,
+}
+
+impl DemoWindows {
+    pub(crate) fn machine(self) -> kd_fake::kernel::DemoWindows {
+        match self {
+            DemoWindows::Seven => kd_fake::kernel::DemoWindows::Seven,
+            DemoWindows::Ten => kd_fake::kernel::DemoWindows::Ten,
+            DemoWindows::Eleven => kd_fake::kernel::DemoWindows::Eleven,
+        }
+    }
 }
 
 fn time(text: &str) -> Result<Duration, String> {

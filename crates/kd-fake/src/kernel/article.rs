@@ -9,6 +9,7 @@ use crate::isf::{Identity, Isf, IsfError};
 use crate::kernel::books::{Books, Places, PoolKind, Usage};
 use crate::kernel::builder::Builder;
 use crate::kernel::code::{Call, Frame, Function};
+use crate::kernel::demo::{Hit, Hunt};
 use crate::kernel::modules::Module;
 use crate::kernel::pool::{BigPage, TagRow, TagTables, share, tag};
 use crate::kernel::random::Random;
@@ -95,7 +96,8 @@ const fn function(call: Call, base: u64) -> Function {
     Function { begin, end, frame: call.frame }
 }
 
-const MYFAULT_FUNCTIONS: [Function; 2] = [function(LEAK_CALLS[4], MYFAULT), function(LEAK_CALLS[5], MYFAULT)];
+pub(crate) const MYFAULT_FUNCTIONS: [Function; 2] =
+    [function(LEAK_CALLS[4], MYFAULT), function(LEAK_CALLS[5], MYFAULT)];
 
 fn kernel_functions(exit: u64) -> Vec<Function> {
     let begin = (exit - BASE) as u32;
@@ -254,6 +256,17 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
     builder.memory.map(MYFAULT, MYFAULT_SIZE.into());
     let log_routine = builder.symbol("ViPoolLogStackTrace")?;
     builder.calls(&LEAK_CALLS, log_routine, exit);
+    // On the way to the log, the verifier calls the allocator, which may stop for its debugger.
+    let allocator = builder.symbol("ExAllocatePoolWithTagPriority")?;
+    builder.call_between(LEAK_CALLS[7].function + 0x180, allocator);
+    let hunt = Hunt {
+        call: ARTICLE_CALL,
+        stack: LEAK_STACK.to_vec(),
+        // tcpip.sys instead of myfault.sys.
+        honest: vec![LEAK_STACK[0], LEAK_STACK[1], 0xffff_f880_0164_2d31, LEAK_STACK[4], LEAK_STACK[7]],
+        free: (FREE_STACK.to_vec(), FREEING_THREAD),
+        hit: Hit { tag: builder.symbol("PoolHitTag")?, instruction: allocator + 1 },
+    };
     builder.memory.map(LEAK_KERNEL_STACK - 0x6000, 0x6000);
 
     let (rows, overflow, pages) = (tag_rows(), overflow(), big_pages());
@@ -350,8 +363,8 @@ fn kernel(article: Article) -> Result<Kernel, IsfError> {
     let space = builder.memory.address_space(&USER_MEMORY);
     let directory = LEAK_PROCESS + builder.isf.offset("_KPROCESS", "DirectoryTableBase")?;
     builder.memory.put(directory, &space.to_le_bytes());
-    let books = Books::open(&builder, facts.processors, places, None)?;
-    Kernel::new(builder, facts, books, Fixed { modules, ..Fixed::default() })
+    let books = Books::open(&builder, facts.processors, places, None, None)?;
+    Kernel::new(builder, facts, books, Fixed { modules, hunt: Some(hunt), ..Fixed::default() })
 }
 
 /// What goes on in the article's machine, for [`FakeOptions::evolve`](crate::FakeOptions::evolve): every `leak_every`

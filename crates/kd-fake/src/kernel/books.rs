@@ -2,6 +2,7 @@
 
 mod big_pages;
 mod log;
+mod small;
 mod tags;
 mod tracking;
 
@@ -14,6 +15,7 @@ use self::big_pages::BigPages;
 pub(crate) use self::big_pages::EntryLayout;
 use self::log::Log;
 pub use self::log::Record;
+pub(crate) use self::small::SmallRoom;
 use self::tags::Tags;
 pub use self::tags::{TagUsage, Usage};
 pub(crate) use self::tags::{sums, usages};
@@ -129,6 +131,8 @@ pub(crate) struct Books {
     regions: [Range<u64>; 2],
     /// Where large blocks go in versions with segment heaps, as long as they fit there.
     heaps: Option<RunningHeaps>,
+    /// Where small blocks go.
+    small: Option<SmallRoom>,
     /// In each region, below this no page is free.
     lowest: [u64; 2],
     processors: u32,
@@ -145,6 +149,7 @@ impl Books {
         processors: u32,
         places: Places<'_>,
         heaps: Option<RunningHeaps>,
+        small: Option<SmallRoom>,
     ) -> Result<Books, IsfError> {
         let log = match builder.variable("VfPoolTraces")? {
             0 => None,
@@ -161,6 +166,7 @@ impl Books {
             lowest: [places.regions[0].start, places.regions[1].start],
             regions: places.regions,
             heaps,
+            small,
             processors,
             next_life: 1,
             live: BTreeMap::new(),

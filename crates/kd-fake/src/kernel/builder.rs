@@ -208,6 +208,13 @@ impl Place {
         u64::from_le_bytes(raw) >> self.shift & self.mask
     }
 
+    /// The value in a structure in memory.
+    pub(crate) fn load(&self, memory: &Memory, structure: u64) -> u64 {
+        let mut bytes = vec![0; self.offset + self.width];
+        memory.read(structure, &mut bytes);
+        self.get(&bytes)
+    }
+
     /// Sets the value in a structure in memory.
     pub(crate) fn store(&self, memory: &mut Memory, structure: u64, value: u64) {
         let mut bytes = vec![0; self.offset + self.width];

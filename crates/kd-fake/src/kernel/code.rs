@@ -85,6 +85,12 @@ impl Builder {
         // add rsp,168h; iretq
         self.memory.put(exit, &[0x48, 0x81, 0xc4, a, b, c, d, 0x48, 0xcf]);
     }
+
+    /// Puts one call more into a function, between the instructions that do nothing, to a function that returns at once.
+    pub(crate) fn call_between(&mut self, at: u64, callee: u64) {
+        self.memory.put(at, &relative(0xe8, at + NEAR as u64, callee));
+        self.memory.put(callee, &[NOP, NOP, 0xc3]);
+    }
 }
 
 /// A call that ends at `end`; to another image it goes through a register.

@@ -5,6 +5,7 @@ mod books;
 mod builder;
 mod clock;
 mod code;
+mod demo;
 mod image;
 mod memory;
 mod modules;
@@ -30,6 +31,7 @@ pub use self::books::{Life, Operation, PoolKind, Record, TagUsage, TrackedBlock,
 pub use self::builder::{Builder, Object};
 use self::clock::Clock;
 pub(crate) use self::code::TRAP_FRAME;
+pub use self::demo::{Begin, Demo, DemoWindows, demo};
 use self::memory::Memory;
 pub use self::mutation::{Mutation, mutated_layout};
 pub use self::seeded::{SeededOptions, seeded, seeded_identity};

@@ -20,6 +20,8 @@ pub(crate) struct Rules {
     pub(crate) never_used: u64,
     /// Whether the big-page table has POOL_FLAGS where it had a POOL_TYPE.
     pub(crate) pool_flags: bool,
+    /// Whether a block of special pool has something in its header's second half.
+    pub(crate) special_rest: bool,
     /// Makes a slot of the big-page table of a page number.
     pub(crate) factor: u64,
     /// What is wrong on purpose.
@@ -36,6 +38,7 @@ impl Default for Rules {
             whole_page_numbers: false,
             never_used: 0,
             pool_flags: false,
+            special_rest: false,
             factor: FACTOR,
             mutation: None,
         }
@@ -54,6 +57,7 @@ impl Rules {
                 lfh_key_shifted_first: true,
                 whole_page_numbers: true,
                 never_used: 1,
+                special_rest: true,
                 // The member's name is known, its values are not.
                 pool_flags: isf.offset("_POOL_TRACKER_BIG_PAGES", "PoolFlags").is_ok() && random.once_in(2),
                 ..Rules::default()

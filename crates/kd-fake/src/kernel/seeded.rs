@@ -1,5 +1,6 @@
 //! A machine of any x64 kernel whose symbol table there is, with a state that a seed decides.
 
+mod hunt;
 mod lookasides;
 mod places;
 mod rings;
@@ -11,8 +12,10 @@ mod tags;
 use std::ops::Range;
 
 use self::places::Map;
+pub(crate) use self::small::{Header, Headers, Owner};
 use self::stacks::Stacks;
 use crate::isf::{Identity, Isf, IsfError};
+use crate::kernel::article::MYFAULT_FUNCTIONS;
 use crate::kernel::books::{Books, Places, PoolKind};
 use crate::kernel::builder::Builder;
 use crate::kernel::modules::Module;
@@ -49,6 +52,9 @@ pub struct SeededOptions {
     pub private_pool: bool,
     /// Whether every tag's counters say what its blocks are. Else most tags have counters only, as large as they come.
     pub balanced: bool,
+    /// Whether `myfault.sys` is there with the article's code, the only driver that is verified, and a thread that calls
+    /// it; nothing else went on in the pool. For x64.
+    pub hunt: bool,
     /// What is wrong with its pool.
     pub mutation: Option<Mutation>,
 }
@@ -67,6 +73,7 @@ impl Default for SeededOptions {
             paged_out: false,
             private_pool: false,
             balanced: false,
+            hunt: false,
             mutation: None,
         }
     }
@@ -102,7 +109,9 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let machine = machine(&builder, build, options, &mut map, &mut random)?;
     let timestamp = 0x5000_0000 + random.below(0x1000_0000) as u32;
     let checksum = random.below(0x80_0000) as u32;
-    builder.kernel_image(isf.identity.clone(), (timestamp, checksum), &[])?;
+    let path = if options.hunt { Some(hunt::Path::of(&builder)?) } else { None };
+    let functions = path.as_ref().map(|path| path.functions(builder.base)).unwrap_or_default();
+    builder.kernel_image(isf.identity.clone(), (timestamp, checksum), &functions)?;
     let code: &[u8] =
         if isf.machine == Machine::Arm64 { &[0, 0, 0x3e, 0xd4, 0xc0, 3, 0x5f, 0xd6] } else { &[0xcc, 0xc3] };
     builder.set("DbgBreakPointWithStatus", code)?;
@@ -111,11 +120,17 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     let idle: Vec<u64> =
         (0..machine.processors.len()).map(|number| if number == 0 { first } else { map.room(0x1000) }).collect();
     builder.processors(&machine, &idle)?;
-    let (processes, threads, in_sessions) = processes(&mut builder, &mut map, &mut random)?;
+    let (processes, threads, in_sessions) = processes(&mut builder, &mut map, &mut random, options.hunt)?;
     builder.debugger_data(build)?;
     map.write(&mut builder, &mut random)?;
 
-    let (modules, unloaded) = modules(&mut builder, &mut map, &mut random, (timestamp, checksum), &machine)?;
+    let (modules, unloaded) =
+        modules(&mut builder, &mut map, &mut random, (timestamp, checksum), &machine, options.hunt)?;
+    let hunt = match &path {
+        // The last thread is the leaking program's.
+        Some(path) => Some(path.write(&mut builder, &mut map, &modules, threads[threads.len() - 1])?),
+        None => None,
+    };
     let rows = tags::write(&mut builder, &mut map, &mut random, machine.processors.len(), options.balanced)?;
     let table = map.room(u64::from(options.big_slots) * 0x20);
     // Kernels up to Windows 7 have none.
@@ -132,8 +147,9 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         paged_out: options.paged_out,
         private_pool: options.private_pool,
         balanced: options.balanced,
+        hunt: options.hunt,
     };
-    let small::Written { small, pages, heaps } = small::write(&mut builder, &mut map, &mut random, &world)?;
+    let small::Written { small, pages, heaps, room } = small::write(&mut builder, &mut map, &mut random, &world)?;
     builder.big_pages(table, options.big_slots.into(), &pages)?;
 
     let mut drivers = Vec::new();
@@ -146,7 +162,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
             options.log_length,
             &[],
         )?;
-        drivers = verified(&mut builder, &modules, &unloaded, &mut random)?;
+        drivers = verified(&mut builder, &modules, &unloaded, &mut random, options.hunt)?;
     }
     let at = map.room(0x2000 * (drivers.len() as u64 + 1));
     let trees = 1 + random.below(4) as u32;
@@ -200,13 +216,16 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         drivers: &drivers,
         verified: &verified,
     };
-    let books = Books::open(&builder, facts.processors, places, heaps)?;
-    let fixed = Fixed { modules, unloaded, rings, small, sessions, lookasides };
+    let books = Books::open(&builder, facts.processors, places, heaps, room)?;
+    let fixed = Fixed { modules, unloaded, rings, small, sessions, lookasides, hunt };
     let mut kernel = Kernel::new(builder, facts, books, fixed)?;
     kernel.count_standing_blocks();
-    live(&mut kernel, options.operations, &mut random, &stacks, &threads);
+    match kernel.fixed.hunt.clone() {
+        Some(hunt) => hunt::before(&mut kernel, &hunt),
+        None => live(&mut kernel, options.operations, &mut random, &stacks, &threads),
+    }
     kernel.settle();
-    if options.verifier {
+    if options.verifier && !options.hunt {
         special(&mut kernel, &mut random, &stacks, &threads);
     }
     if let Some(mutation) = options.mutation {
@@ -294,11 +313,14 @@ fn machine(
 type Processes = (Vec<u64>, Vec<u64>, Vec<Vec<u64>>);
 
 /// A few processes with threads, and those of the sessions.
-fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Result<Processes, IsfError> {
+fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random, hunt: bool) -> Result<Processes, IsfError> {
     let names = ["System", "smss.exe", "csrss.exe", "lsass.exe", "svchost.exe", "explorer.exe", "leaker.exe"];
     let count = 2 + random.below(names.len() as u64 - 1) as usize;
     let sessions = sessions::count(builder);
-    let names: Vec<&str> = names.into_iter().take(count).chain(sessions::PROCESSES.repeat(sessions)).collect();
+    let mut names: Vec<&str> = names.into_iter().take(count).chain(sessions::PROCESSES.repeat(sessions)).collect();
+    if hunt {
+        names.push("NotMyfault.exe");
+    }
     let mut all = Vec::new();
     for number in 0..names.len() {
         let threads: Vec<(u64, u64)> =
@@ -313,7 +335,8 @@ fn processes(builder: &mut Builder, map: &mut Map, random: &mut Random) -> Resul
     builder.processes(&processes)?;
     let threads = all.iter().flat_map(|(_, _, threads)| threads.iter().map(|(thread, _)| *thread)).collect();
     let all: Vec<u64> = all.iter().map(|(process, ..)| *process).collect();
-    let in_sessions = all[count..].chunks(sessions::PROCESSES.len()).map(<[u64]>::to_vec).collect();
+    let last = count + sessions * sessions::PROCESSES.len();
+    let in_sessions = all[count..last].chunks(sessions::PROCESSES.len()).map(<[u64]>::to_vec).collect();
     Ok((all, threads, in_sessions))
 }
 
@@ -343,6 +366,7 @@ fn modules(
     random: &mut Random,
     kernel: (u32, u32),
     machine: &Particulars,
+    hunt: bool,
 ) -> Result<(Vec<LoadedModule>, Vec<LoadedModule>), IsfError> {
     let mut module = |path, random: &mut Random| {
         let size = 0x3000 + 0x1000 * random.below(0x60) as u32;
@@ -358,14 +382,15 @@ fn modules(
     let mut loaded = vec![module("hal.dll", random), module("kdcom.dll", random)];
     let mut unloaded = Vec::new();
     for path in DRIVERS {
-        let module = module(path, random);
+        let mut module = module(path, random);
+        let name = path.rsplit('\\').next().unwrap_or(path);
+        if hunt && name == hunt::DRIVER {
+            (module.size, module.pdb, module.functions) = (hunt::DRIVER_SIZE, false, &MYFAULT_FUNCTIONS);
+        }
         match random.below(6) {
+            _ if hunt && hunt::LOADED.contains(&name) => loaded.push(module),
             0 => {}
-            1 => unloaded.push(LoadedModule {
-                name: path.rsplit('\\').next().unwrap_or(path).to_owned(),
-                base: module.base,
-                size: module.size.into(),
-            }),
+            1 => unloaded.push(LoadedModule { name: name.to_owned(), base: module.base, size: module.size.into() }),
             _ => loaded.push(module),
         }
     }
@@ -380,6 +405,7 @@ fn verified(
     modules: &[LoadedModule],
     unloaded: &[LoadedModule],
     random: &mut Random,
+    hunt: bool,
 ) -> Result<Vec<VerifiedDriver>, IsfError> {
     let mut drivers = Vec::new();
     let named = |path: &'static str| {
@@ -391,7 +417,10 @@ fn verified(
     };
     for path in DRIVERS {
         let (name, image, gone) = named(path);
-        if random.once_in(2) {
+        if hunt && name == hunt::DRIVER {
+            drivers.push(VerifiedDriver { name, image, loads: 1, unloads: 0, counters: Vec::new(), live: Vec::new() });
+        }
+        if hunt || random.once_in(2) {
             continue;
         }
         // A driver that left allocations is still in the kernel's tree: the machine is on its way to bug check 0xc4.
@@ -410,12 +439,13 @@ fn verified(
         drivers.push(VerifiedDriver { name, image, loads, unloads, counters, live: Vec::new() });
     }
     let fields = &builder.isf.user_type("_MM_DRIVER_VERIFIER_DATA")?.fields;
-    let mut names: Vec<String> = fields.keys().cloned().collect();
+    let mut names: Vec<String> = if hunt { Vec::new() } else { fields.keys().cloned().collect() };
     names.retain(|name| !["Level", "PreviousBucketName"].contains(&name.as_str()));
     // The kernel keeps these up: they start at what the drivers have, which is nothing.
     names.retain(|name| !name.starts_with("Current") && !name.ends_with("Bytes") && !name.starts_with("Peak"));
     // Pool tracking (8) or special pool (1) makes the kernel keep the log; the rest is as it comes.
     let level = (random.next() & 0x12a_ffff) | if random.once_in(3) { 1 } else { 8 };
+    let level = if hunt { hunt::LEVEL } else { level };
     let mut values = vec![("Level", level)];
     values.extend(names.iter().map(|name| (name.as_str(), random.below(0x10_0000))));
     builder.verifier_settings(&values)?;

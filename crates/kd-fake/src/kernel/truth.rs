@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::isf::Identity;
 use crate::kernel::books::{Life, Record, TagUsage, VerifierDriver};
+use crate::kernel::demo::Hunt;
 use crate::kernel::{Kernel, KernelFacts};
 
 /// The state of a machine at one moment. As JSON, addresses are numbers.
@@ -270,6 +271,8 @@ pub(crate) struct Fixed {
     pub(crate) small: Vec<SmallBlock>,
     pub(crate) sessions: Vec<Session>,
     pub(crate) lookasides: Vec<Lookaside>,
+    /// What a demonstration needs to know of the machine.
+    pub(crate) hunt: Option<Hunt>,
 }
 
 impl Kernel {

@@ -12,8 +12,9 @@ use std::ops::Range;
 use super::places::Map;
 use crate::isf::IsfError;
 use crate::kernel::Mutation;
-use crate::kernel::books::PoolKind;
+use crate::kernel::books::{PoolKind, SmallRoom};
 use crate::kernel::builder::{Builder, Place};
+use crate::kernel::memory::Memory;
 use crate::kernel::pool::BigPage;
 use crate::kernel::random::Random;
 use crate::kernel::segments::RunningHeaps;
@@ -42,6 +43,8 @@ pub(crate) struct World {
     pub(crate) private_pool: bool,
     /// Whether tags have no counters but those of their blocks.
     pub(crate) balanced: bool,
+    /// Whether somebody will leak small blocks, and what else is leaked is large.
+    pub(crate) hunt: bool,
 }
 
 /// A machine's small blocks by address, the blocks that are in the big-page table, and the heaps of those, in versions
@@ -50,6 +53,8 @@ pub(crate) struct Written {
     pub(crate) small: Vec<SmallBlock>,
     pub(crate) pages: Vec<BigPage>,
     pub(crate) heaps: Option<RunningHeaps>,
+    /// For small blocks that are allocated while the machine runs.
+    pub(crate) room: Option<SmallRoom>,
 }
 
 /// Runs the version's allocator and writes its pool.
@@ -63,7 +68,7 @@ pub(crate) fn write(
         ..17763 => {
             let mut small = classic::write(builder, map, random, world)?;
             small.extend(special::write_classic(builder, map, random)?);
-            Written { small, pages: Vec::new(), heaps: None }
+            Written { small, pages: Vec::new(), heaps: None, room: None }
         }
         _ => segment::write(builder, map, random, world)?,
     };
@@ -108,6 +113,11 @@ impl Owner {
         (self.size + process + line + unit).div_ceil(unit)
     }
 
+    /// Of so many bytes, and charged to nobody.
+    pub(crate) fn plain(tag: u32, size: u64) -> Owner {
+        Owner { tag, size, process: None, aligned: false }
+    }
+
     /// Mostly small, of few tags, sometimes charged to a process; at most `limit` bytes.
     fn random(random: &mut Random, world: &World, limit: u64) -> Owner {
         let texts: [&[u8; 4]; 10] =
@@ -118,8 +128,9 @@ impl Owner {
             _ => 0x120,
         };
         let (least, most) = world.sizes.unwrap_or((1, sizes));
+        let tag = **random.pick(&texts);
         Owner {
-            tag: u32::from_le_bytes(**random.pick(&texts)),
+            tag: u32::from_le_bytes(if world.hunt && tag == *b"Leak" { *b"MmSt" } else { tag }),
             size: least + random.below(most.min(limit) - least + 1),
             process: random.once_in(5).then(|| *random.pick(&world.processes)),
             aligned: false,
@@ -145,14 +156,14 @@ pub(crate) struct Headers {
 /// What a header says.
 pub(crate) struct Header {
     /// Of the block before, and of this one.
-    previous: u64,
-    units: u64,
-    index: u64,
-    pool: PoolKind,
+    pub(crate) previous: u64,
+    pub(crate) units: u64,
+    pub(crate) index: u64,
+    pub(crate) pool: PoolKind,
     /// None: free.
-    owner: Option<Owner>,
+    pub(crate) owner: Option<Owner>,
     /// The tag of a free block's last owner.
-    tag: u32,
+    pub(crate) tag: u32,
 }
 
 impl Headers {
@@ -172,7 +183,7 @@ impl Headers {
         })
     }
 
-    pub(crate) fn write(&self, builder: &mut Builder, at: u64, header: &Header) {
+    pub(crate) fn write(&self, memory: &mut Memory, at: u64, header: &Header) {
         let mut bytes = vec![0; self.unit as usize];
         self.previous.put(&mut bytes, header.previous);
         self.index.put(&mut bytes, header.index);
@@ -185,14 +196,14 @@ impl Headers {
             let kind = 2 | header.pool.pool_type() & 0x21 | aligned | quota;
             self.kind.put(&mut bytes, kind);
             if let (Some(process), None) = (owner.process, self.billed) {
-                builder.put_pointer(at + header.units * self.unit - builder.width(), process);
+                memory.put_pointer(at + header.units * self.unit - memory.pointer() as u64, process);
             }
             if let (Some(process), Some(billed)) = (owner.process, self.billed) {
                 let hidden = if self.cookie == 0 { process } else { process ^ self.cookie ^ at };
                 billed.put(&mut bytes, hidden);
             }
         }
-        builder.memory.put(at, &bytes);
+        memory.put(at, &bytes);
     }
 }
 

@@ -350,7 +350,7 @@ fn write_pool(
             let (address, bytes) = (header + unit, block.units * unit);
             fill(builder, address, bytes - unit, random);
             headers.write(
-                builder,
+                &mut builder.memory,
                 header,
                 &Header { previous, units: block.units, index: pool.index, pool: pool.kind, owner, tag },
             );

@@ -300,6 +300,18 @@ impl Heap {
         Some(())
     }
 
+    /// Makes subsegments of which no block is in use, for whoever comes later; returns which they are.
+    pub(crate) fn reserve(&mut self, bytes: u64, count: usize, room: &mut Room) -> std::ops::Range<usize> {
+        let first = self.lfh.len();
+        for _ in 0..count {
+            let mut lfh = Lfh::new(bytes, self.format);
+            let Some(address) = self.segments.take(0, lfh.pages, Content::Lfh, room) else { break };
+            lfh.address = address;
+            self.lfh.push(lfh);
+        }
+        first..self.lfh.len()
+    }
+
     /// Frees a random block.
     pub(crate) fn free(&mut self, random: &mut Random) {
         let number = random.below(self.live().max(1) as u64) as usize;

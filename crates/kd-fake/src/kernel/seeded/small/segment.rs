@@ -12,7 +12,7 @@ use super::heap::{ChunkState, Format, Heap};
 use super::{CACHE_LINE, Header, Headers, Owner, PAGE, World, Written, fill, kinds, special};
 use crate::isf::IsfError;
 use crate::kernel::Mutation;
-use crate::kernel::books::PoolKind;
+use crate::kernel::books::{PoolKind, SmallRoom};
 use crate::kernel::builder::{Builder, Place};
 use crate::kernel::pool::BigPage;
 use crate::kernel::random::Random;
@@ -23,6 +23,9 @@ use crate::kernel::truth::{Carrier, OuterHeader, Residence, SmallBlock, SmallSta
 
 const SEGMENT_HEAP: &str = "_SEGMENT_HEAP";
 const CONTEXT: &str = "_HEAP_SEG_CONTEXT";
+/// Subsegments for small blocks that are allocated while the machine runs, and the size of those with their headers.
+const RESERVED: usize = 60;
+const RESERVED_BYTES: u64 = 0x90;
 const STATE: &str = "_EX_POOL_HEAP_MANAGER_STATE";
 
 /// What all heaps share.
@@ -40,6 +43,17 @@ struct Writer<'a> {
     pages: Vec<BigPage>,
 }
 
+/// What the heaps' rules come to, outside the machine.
+struct Simulated {
+    /// Those of each node, one after the other.
+    heaps: Vec<Heap>,
+    /// Heaps of special pool, and the page of each of their blocks.
+    special: Vec<(Vec<u64>, Heap)>,
+    private: Heap,
+    /// Subsegments without a block in use, of the first node's heap for what is no code.
+    reserved: Range<usize>,
+}
+
 pub(crate) fn write(
     builder: &mut Builder,
     map: &mut Map,
@@ -52,9 +66,37 @@ pub(crate) fn write(
     builder.put_pointer(globals + builder.width(), lfh_key);
     builder.set_known("ExpHeapBackedPoolEnabledState", &1u32.to_le_bytes());
     builder.set_known("ExpCacheLineSize", &(CACHE_LINE as u32).to_le_bytes());
+    let state = builder.symbol("ExPoolState")?;
+    builder.put_pointer(state, globals);
 
     let format = format(builder, world)?;
     let nodes = if builder.isf.machine.is_x86() { 1 } else { 1 + random.below(3) };
+    let count = state + builder.isf.offset(STATE, "NumberOfPools")?;
+    builder.memory.put(count, &(nodes as u32).to_le_bytes());
+    let Simulated { heaps, special, private, reserved } = simulate(map, random, world, format, nodes);
+
+    let mut writer = Writer::new(builder, world, format, random)?;
+    let running = writer.nodes(builder, map, state, &heaps, kinds(world.build).len())?;
+    let special_heaps = state + builder.isf.offset(STATE, "SpecialHeaps")?;
+    for (slot, (pages, heap)) in (0..).zip(special) {
+        let at = writer.heap(builder, map, &heap)?;
+        builder.put_pointer(special_heaps + builder.width() * slot, at);
+        writer.special(builder, &pages, heap.kind, 0);
+    }
+    if world.private_pool {
+        let at = writer.heap(builder, map, &private)?;
+        private_pool(builder, map, state, at)?;
+    }
+    let room = match reserved.is_empty() {
+        true => None,
+        false => Some(small_room(builder, world, &heaps[1], reserved)?),
+    };
+    let rooms = [map.nonpaged_large(), map.paged_large()].map(|range| Room { next: range.start, end: range.end });
+    let running = RunningHeaps { layout: writer.segments, rooms, heaps: running, stale: Vec::new(), lazy: true };
+    Ok(Written { small: writer.small, pages: writer.pages, heaps: Some(running), room })
+}
+
+fn simulate(map: &Map, random: &mut Random, world: &World, format: Format, nodes: u64) -> Simulated {
     let of_node = || kinds(world.build).iter().map(|kind| Heap::new(*kind, format));
     let mut heaps: Vec<Heap> = (0..nodes).flat_map(|_| of_node()).collect();
     let mut rooms = [map.nonpaged_small(), map.paged_small()].map(|range| Room { next: range.start, end: range.end });
@@ -77,50 +119,28 @@ pub(crate) fn write(
         let heap = &mut heaps[heap];
         operate(heap, &mut rooms[usize::from(heap.kind.is_paged())], random, world);
     }
+    let reserved = if world.hunt { heaps[1].reserve(RESERVED_BYTES, RESERVED, &mut rooms[0]) } else { 0..0 };
+    Simulated { heaps, special, private, reserved }
+}
 
-    let state = builder.symbol("ExPoolState")?;
-    builder.put_pointer(state, globals);
-    let count = state + builder.isf.offset(STATE, "NumberOfPools")?;
-    builder.memory.put(count, &(nodes as u32).to_le_bytes());
-    let node = state + builder.isf.offset(STATE, "PoolNode")?;
-
-    let mut writer = Writer::new(builder, world, format, random)?;
-    let size = builder.isf.size("_EX_HEAP_POOL_NODE")?;
-    // The fourth heap of a node is one that this machine does not use.
-    let unused = Heap::new(PoolKind::Paged, format);
-    let mut running = Vec::new();
-    for (node, heaps) in (node..).step_by(size as usize).zip(heaps.chunks(kinds(world.build).len())) {
-        for (slot, heap) in (0..).zip(heaps.iter().chain([&unused])) {
-            let at = writer.heap(builder, map, heap)?;
-            builder.put_pointer(node + builder.width() * slot, at);
-            running.push(RunningHeap {
-                kind: heap.kind,
-                contexts: contexts(builder, at)?,
-                segments: heap.segments.clone(),
-            });
-        }
-        let lists = node + builder.isf.offset("_EX_HEAP_POOL_NODE", "Lookasides")?;
-        let size = builder.isf.size("_RTL_DYNAMIC_LOOKASIDE")?;
-        for (at, heap) in (lists..).step_by(size as usize).zip(&heaps[1..]) {
-            lookasides(builder, at, heap, format)?;
-        }
-    }
-    let special_heaps = state + builder.isf.offset(STATE, "SpecialHeaps")?;
-    for (slot, (pages, heap)) in (0..).zip(special) {
-        let at = writer.heap(builder, map, &heap)?;
-        builder.put_pointer(special_heaps + builder.width() * slot, at);
-        for page in pages {
-            writer.small.push(special::write_page(builder, page, heap.kind, true, 0, writer.random));
-            builder.memory.unmap(page + PAGE, PAGE);
-        }
-    }
-    if world.private_pool {
-        let at = writer.heap(builder, map, &private)?;
-        private_pool(builder, map, state, at)?;
-    }
-    let rooms = [map.nonpaged_large(), map.paged_large()].map(|range| Room { next: range.start, end: range.end });
-    let heaps = RunningHeaps { layout: writer.segments, rooms, heaps: running, stale: Vec::new(), lazy: true };
-    Ok(Written { small: writer.small, pages: writer.pages, heaps: Some(heaps) })
+/// The free blocks of some subsegments.
+fn small_room(builder: &Builder, world: &World, heap: &Heap, reserved: Range<usize>) -> Result<SmallRoom, IsfError> {
+    let subsegments = heap.lfh[reserved].iter().rev();
+    let slots = subsegments.flat_map(|lfh| {
+        let free = (0..lfh.blocks.len()).rev().filter(|number| !lfh.is_withheld(*number));
+        free.map(|number| (lfh.address, number as u64, lfh.block(number)))
+    });
+    let ty = "_HEAP_LFH_SUBSEGMENT";
+    Ok(SmallRoom {
+        kind: heap.kind,
+        bytes: RESERVED_BYTES,
+        unit: world.unit,
+        slots: slots.collect(),
+        headers: Headers::new(builder, world)?,
+        free_count: Place::of(&builder.isf, ty, "FreeCount")?,
+        bitmap: builder.isf.offset(ty, "BlockBitmap")?,
+        bits: builder.rules.lfh_bits,
+    })
 }
 
 /// A pool that a driver made for itself: no node leads to its heap.
@@ -175,11 +195,7 @@ pub(crate) fn write_session(
         let at = writer.heap(builder, map, heap)?;
         builder.put_pointer(state + builder.isf.offset(ty, member)?, at);
     }
-    for page in pages {
-        let block = special::write_page(builder, page, PoolKind::PagedSession, true, 0x2000, writer.random);
-        writer.small.push(block);
-        builder.memory.unmap(page + PAGE, PAGE);
-    }
+    writer.special(builder, &pages, PoolKind::PagedSession, 0x2000);
     Ok((writer.small, writer.pages))
 }
 
@@ -237,6 +253,44 @@ impl<'a> Writer<'a> {
             small: Vec::new(),
             pages: Vec::new(),
         })
+    }
+
+    /// The heaps of all nodes, so many for each, with their lookaside lists; returns what goes on while the machine runs.
+    fn nodes(
+        &mut self,
+        builder: &mut Builder,
+        map: &mut Map,
+        state: u64,
+        heaps: &[Heap],
+        of_node: usize,
+    ) -> Result<Vec<RunningHeap>, IsfError> {
+        let first = state + builder.isf.offset(STATE, "PoolNode")?;
+        let size = builder.isf.size("_EX_HEAP_POOL_NODE")?;
+        // The fourth heap of a node is one that this machine does not use.
+        let unused = Heap::new(PoolKind::Paged, self.format);
+        let mut running = Vec::new();
+        for (node, heaps) in (first..).step_by(size as usize).zip(heaps.chunks(of_node)) {
+            for (slot, heap) in (0..).zip(heaps.iter().chain([&unused])) {
+                let at = self.heap(builder, map, heap)?;
+                builder.put_pointer(node + builder.width() * slot, at);
+                let (contexts, segments) = (contexts(builder, at)?, heap.segments.clone());
+                running.push(RunningHeap { kind: heap.kind, contexts, segments });
+            }
+            let lists = node + builder.isf.offset("_EX_HEAP_POOL_NODE", "Lookasides")?;
+            let size = builder.isf.size("_RTL_DYNAMIC_LOOKASIDE")?;
+            for (at, heap) in (lists..).step_by(size as usize).zip(&heaps[1..]) {
+                lookasides(builder, at, heap, self.format)?;
+            }
+        }
+        Ok(running)
+    }
+
+    /// Blocks of special pool, each with a page behind it that is not there.
+    fn special(&mut self, builder: &mut Builder, pages: &[u64], kind: PoolKind, mark: u32) {
+        for page in pages {
+            self.small.push(special::write_page(builder, *page, kind, true, mark, self.random));
+            builder.memory.unmap(page + PAGE, PAGE);
+        }
     }
 
     /// Writes a heap and all that is in it; returns the address of its `_SEGMENT_HEAP`.
@@ -299,14 +353,14 @@ impl<'a> Writer<'a> {
         if outer.is_some() {
             // The first header has the whole block, the second what is behind it.
             values.owner = Some(Owner { aligned: false, ..owner });
-            self.headers.write(builder, header, &values);
+            self.headers.write(&mut builder.memory, header, &values);
             if own - header > unit {
                 builder.put_pointer(header + unit, self.headers.cookie ^ own);
             }
             let distance = (own - header) / unit;
             (values.previous, values.units, values.owner) = (distance, units - distance, Some(owner));
         }
-        self.headers.write(builder, own, &values);
+        self.headers.write(&mut builder.memory, own, &values);
         self.small.push(SmallBlock {
             address: own + unit,
             header: own,

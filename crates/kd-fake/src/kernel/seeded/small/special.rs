@@ -53,7 +53,9 @@ pub(crate) fn write_page(
     let (header, address) =
         if overruns { (page, (page + PAGE - size) & !(unit - 1)) } else { (page + PAGE - unit, page) };
     let first = size as u32 | mark | u32::from(pattern) << 16;
-    let bytes = [first.to_le_bytes(), tag.to_le_bytes(), [0; 4], [0; 4]].concat();
+    // What is behind the tag nobody has told of 26100; before that it is zeros.
+    let rest = if builder.rules.special_rest { random.next() } else { 0 };
+    let bytes = [&first.to_le_bytes()[..], &tag.to_le_bytes(), &rest.to_le_bytes()].concat();
     builder.memory.put(header, &bytes[..unit as usize]);
     fill(builder, address, size, random);
     SmallBlock {
