@@ -135,7 +135,7 @@ impl Run {
         }
         command.envs(variables.iter().copied());
         let output = command
-            .args(["demo", "-y", &path, "-c", "x nt!PoolBigPageTable; q"])
+            .args(["demo", "-y", &path, "-c", "x nt!PoolBigPageTable; ? nt!PoolBigPageTable; q"])
             .stdin(Stdio::null())
             .output()
             .unwrap();

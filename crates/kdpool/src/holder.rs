@@ -32,7 +32,7 @@ fn take_in(directory: &Path, spec: &KdSpec) -> Result<Option<Hold>, String> {
     };
     let name: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
     let open = || {
-        std::fs::create_dir_all(directory)?;
+        kd_shell::create_private_folder(directory)?;
         let path = directory.join(format!("holds-{name}.lock"));
         OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)
     };

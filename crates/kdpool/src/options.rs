@@ -92,13 +92,13 @@ pub(crate) enum Format {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct DebugArgs {
-    /// Where the target is (see below) [default: _NT_DEBUG_PORT]
+    /// The target, see below [default: _NT_DEBUG_PORT]
     #[arg(short = 'k', value_name = "CONNECTION", num_args = 0..=1, default_missing_value = "")]
     pub(crate) connection: Option<String>,
     /// Break in at once (also -bonc, -b)
     #[arg(long)]
     pub(crate) bonc: bool,
-    /// Give up by then [default: 60, at a terminal never]
+    /// Give up by then [default: 60 in scripts]
     #[arg(long, value_name = "SEC")]
     pub(crate) connect_timeout: Option<u64>,
     /// Write the traffic for `kdpool decode`
@@ -142,8 +142,8 @@ pub(crate) struct SessionArgs {
     /// Take it from a command that holds it longer (2s)
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) max_frozen: Option<Duration>,
-    /// kd's lines, or json: an object a command
-    #[arg(long, value_enum, default_value_t = Format::Kd, hide_possible_values = true, help_heading = "Output")]
+    /// kd (default), or json: an object a command
+    #[arg(long, value_enum, default_value_t = Format::Kd, hide_possible_values = true, hide_default_value = true, help_heading = "Output")]
     pub(crate) format: Format,
     /// Show the wire; twice for more (or RUST_LOG)
     #[arg(short = 'v', action = clap::ArgAction::Count, help_heading = "Output")]

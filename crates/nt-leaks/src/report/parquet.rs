@@ -7,7 +7,6 @@
 //!
 //! The columns are described in docs/leaks.md; machine and date are columns too, as engines read them from the path.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -180,7 +179,7 @@ impl<'a> Look<'a> {
         let folder = self.directory.join(table).join(format!("machine={}", encoded(self.machine)));
         let folder = folder.join(self.time.strftime("date=%Y-%m-%d").to_string());
         let failed = |source| ExportError::Write { path: folder.display().to_string(), source };
-        fs::create_dir_all(&folder).map_err(failed)?;
+        crate::create_private_folder(&folder).map_err(failed)?;
         let mut part = part_in(&folder).map_err(failed)?;
         let no_table = |source| ExportError::Parquet { path: folder.display().to_string(), source };
         write_table(part.as_file_mut(), rows, &columns).map_err(no_table)?;
