@@ -234,6 +234,81 @@ fn a_leak_is_found_without_its_tag() {
     assert_eq!(checks.filter(|line| line.ends_with(char::is_numeric)).count(), 4, "{shown}");
 }
 
+/// The command line of a file of examples/nightly, with the lab's connection and symbols, and in seconds.
+fn nightly(file: &str) -> Vec<String> {
+    let line = file.lines().find(|line| line.contains("kdpool leak ")).unwrap();
+    let words = line.split("kdpool ").last().unwrap().split_whitespace();
+    let words: Vec<&str> = words.map(|word| word.trim_matches(['"', '\''])).collect();
+    let mut kept = Vec::new();
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        match word {
+            "-k" | "-y" => drop(words.next().unwrap()),
+            "--for" => kept.extend([word, words.next().map(|_| "6s").unwrap()]),
+            word => kept.push(word),
+        }
+    }
+    kept.into_iter().map(String::from).collect()
+}
+
+/// The unit, the workflow and the pipeline of examples/nightly tell a leak by their status and their files; and a fix by
+/// comparing two of them.
+#[test]
+fn the_nightly_examples_run() {
+    let leaking =
+        || Lab::over_serial(article(), Some(Box::new(article_activity(Some(Duration::from_millis(100)), false))));
+    let unit = include_str!("../examples/nightly/kdpool-leak.service");
+    let workflow = include_str!("../examples/nightly/github-actions.yml");
+    let pipeline = include_str!("../examples/nightly/Jenkinsfile");
+    let labs = std::thread::scope(|scope| {
+        let run = |file| {
+            move || {
+                let lab = leaking();
+                let line = nightly(file);
+                let output = lab.run(&line.iter().map(String::as_str).collect::<Vec<_>>());
+                assert_eq!(output.status.code(), Some(5), "{line:?}: {}{}", text(&output), errors(&output));
+                assert!(lab.is_running(), "{line:?}");
+                let stops = text(&output).lines().filter(|line| line.contains(" in use ")).count();
+                assert!(stops >= 3, "no line a stop: {}", text(&output));
+                assert!(lab.file("leak.html").contains("myfault.sys+0x11f6"));
+                lab
+            }
+        };
+        let runs = [scope.spawn(run(unit)), scope.spawn(run(workflow)), scope.spawn(run(pipeline))];
+        runs.map(|run| run.join().unwrap())
+    });
+    let [unit, workflow, pipeline] = &labs;
+    assert!(unit.directory.path().join("looks/tags/machine=lab-1").is_dir());
+    for lab in [workflow, pipeline] {
+        let junit = lab.file("leak.xml");
+        assert!(junit.contains(r#"failures="1""#) && junit.contains("myfault.sys+0x11f6 leaks "), "{junit}");
+    }
+    let sarif: Value = serde_json::from_str(&workflow.file("leak.sarif")).unwrap();
+    let result = &sarif["runs"][0]["results"][0];
+    assert_eq!(result["locations"][0]["logicalLocations"][0]["fullyQualifiedName"], "myfault.sys+0x11f6", "{sarif}");
+
+    // The next build frees what it allocates.
+    let fixed = Lab::over_serial(article(), None);
+    let output = fixed.run(&["leak", "--tag", "Leak", "--every", "100ms", "--times", "3", "--json", "fixed.json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    std::fs::write(fixed.directory.path().join("leak.json"), unit.file("leak.json")).unwrap();
+    let compare = |before: &str, after: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kdpool"));
+        command.args(["compare", before, after, "-y", "symbols"]).current_dir(fixed.directory.path());
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let good = compare("leak.json", "fixed.json");
+    assert_eq!(good.status.code(), Some(0), "{}{}", text(&good), errors(&good));
+    assert!(text(&good).starts_with("fixed: 1 stack that grew before grows no more\n"), "{}", text(&good));
+    assert!(text(&good).contains("\n\tmyfault+0x11f6\n"), "{}", text(&good));
+    let bad = compare("fixed.json", "leak.json");
+    assert_eq!(bad.status.code(), Some(5));
+    assert!(text(&bad).starts_with("1 stack grows that did not before\n"), "{}", text(&bad));
+    let same = compare("leak.json", "leak.json");
+    assert_eq!(same.status.code(), Some(5));
+    assert!(text(&same).starts_with("not fixed: 1 stack still grows\n"), "{}", text(&same));
+}
+
 /// 500 requests for the whole hunt of four checks, with the article's 23 blocks and a driver that goes on.
 #[test]
 fn what_a_hunt_costs() {

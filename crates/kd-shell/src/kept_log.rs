@@ -8,14 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nt_pool::Notes;
-use nt_pool::pool_log::{self, PoolLog, Position, Trace, Wanted};
+use nt_pool::pool_log::{self, PoolLog, Position, Since, Trace, UNSETTLED, Wanted};
 
 use crate::error::CommandError;
 use crate::session::Context;
 use crate::vertarget::interrupt_time;
-
-/// Records that are read again at the next look.
-const OVERLAP: u32 = 16;
 
 /// Memory for one log: more is not kept.
 const MAX_BYTES: usize = 64 << 20;
@@ -27,7 +24,7 @@ const MAX_ADDRESSES: usize = 64;
 pub(crate) struct KeptLog {
     /// The kernel that all of this is of, and its log's length.
     of: (u64, u32),
-    /// A record of the last look, [`OVERLAP`] before its newest.
+    /// A record of the last look, [`UNSETTLED`] before its newest.
     witness: Option<Trace>,
     whole: Option<Part>,
     by_address: BTreeMap<u64, Part>,
@@ -75,8 +72,11 @@ impl KeptLog {
         // The newer one has more in it.
         let newer = |part: &&Part| std::cmp::Reverse(position.index.wrapping_sub(part.index));
         let part = of_address.into_iter().chain(&self.whole).max_by_key(newer)?;
-        let written = position.index.wrapping_sub(part.index);
-        (written < position.length.saturating_sub(OVERLAP)).then(|| part.clone())
+        let then = Position { index: part.index, length: position.length };
+        match position.since(then) {
+            Since::Gained(written) => (written < position.length.saturating_sub(UNSETTLED)).then(|| part.clone()),
+            Since::WentRound(_) | Since::Another => None,
+        }
     }
 
     /// Remembers a time and says how old the oldest record of a full log is (100 ns), once that is known.
@@ -134,7 +134,7 @@ pub(crate) fn position(context: &mut Context<'_>) -> Result<Option<Position>, Co
 pub(crate) fn whole(context: &mut Context<'_>, position: Position) -> Result<Option<Records>, CommandError> {
     let part = context.session.kept_log.part(None, position);
     let log = match &part {
-        Some(part) => context.pool(|kernel| pool_log::read_since(kernel, part.index.wrapping_sub(OVERLAP)))?,
+        Some(part) => context.pool(|kernel| pool_log::read_since(kernel, part.index.wrapping_sub(UNSETTLED)))?,
         None => context.pool(|kernel| pool_log::read(kernel, Wanted::All))?,
     };
     let Some(mut log) = log else { return Ok(None) };
@@ -147,7 +147,7 @@ pub(crate) fn whole(context: &mut Context<'_>, position: Position) -> Result<Opt
     let bytes = records.traces.capacity() * size_of::<Trace>() + frames * size_of::<u64>();
     records.too_large = bytes > MAX_BYTES;
     if records.notes.is_complete() && !records.too_large {
-        let wanted = records.index.wrapping_sub(OVERLAP);
+        let wanted = records.index.wrapping_sub(UNSETTLED);
         let witness = records.traces.iter().find(|trace| trace.sequence == wanted).cloned();
         let kept = &mut context.session.kept_log;
         kept.whole = Some(Part { index: records.index, lowest: 0, traces: Arc::clone(&records.traces) });
@@ -167,7 +167,9 @@ pub(crate) fn of_address(
 ) -> Result<Option<Records>, CommandError> {
     let part = context.session.kept_log.part(Some(address), position);
     let found = match &part {
-        Some(part) => context.pool(|kernel| pool_log::find_since(kernel, address, part.index.wrapping_sub(OVERLAP)))?,
+        Some(part) => {
+            context.pool(|kernel| pool_log::find_since(kernel, address, part.index.wrapping_sub(UNSETTLED)))?
+        }
         None => context.pool(|kernel| pool_log::find(kernel, address))?,
     };
     let Some(mut found) = found else { return Ok(None) };
@@ -182,7 +184,7 @@ pub(crate) fn of_address(
     }
     let records = Records { lowest, ..Records::from(found.log) };
     if records.notes.is_complete() {
-        let witness = context.pool(|kernel| pool_log::record(kernel, records.index.wrapping_sub(OVERLAP)))?;
+        let witness = context.pool(|kernel| pool_log::record(kernel, records.index.wrapping_sub(UNSETTLED)))?;
         let kept = &mut context.session.kept_log;
         if kept.by_address.len() >= MAX_ADDRESSES && !kept.by_address.contains_key(&address) {
             kept.by_address.clear();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kd_link::{BoxFuture, Capture, Frame, KdSpec, Link, OpenError, Trace};
-use kd_shell::{Format, Log, PoolTags, Session, Shell, Symbols, banner, event_text, leak};
+use kd_shell::{Format, HuntEnd, Log, PoolTags, Session, Shell, Symbols, banner, event_text, leak};
 use kd_target::{Event, Halted, Interrupt, Running, Target, TargetError};
 use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
 use nt_memory::Fault;
@@ -23,7 +23,7 @@ use crate::console::{Announcer, Console, complain, is_interactive, remark};
 use crate::diagnose::{ConnectEvidence, explain, explain_open};
 use crate::options::{self, DebugArgs, SessionArgs};
 use crate::work::Work;
-use crate::{COMMAND_FAILED, NO_CONNECTION, USAGE, ending, holder, inputs, signals};
+use crate::{COMMAND_FAILED, LEAK_FOUND, NO_CONNECTION, USAGE, ending, holder, inputs, signals};
 
 /// Everything that is decided before the first packet.
 pub(crate) struct Plan {
@@ -226,7 +226,11 @@ pub(crate) fn without_target(task: &Task, path: Option<&str>, format: options::F
     let format = if format == options::Format::Json { Format::Json } else { Format::Kd };
     let mut shell = Shell::new(session, format, Interrupt::default());
     let outcome = leak::order(&mut shell, task.sub, &task.asked, &mut Console::default());
-    Ok(if outcome.failed { ExitCode::from(COMMAND_FAILED) } else { ExitCode::SUCCESS })
+    Ok(match () {
+        () if shell.session.hunt_end == HuntEnd::Found => ExitCode::from(LEAK_FOUND),
+        () if outcome.failed => ExitCode::from(COMMAND_FAILED),
+        () => ExitCode::SUCCESS,
+    })
 }
 
 /// Waits for the first stop. Says why it does not come.

@@ -1,8 +1,7 @@
-//! `kdpool leak` and `kdpool report`: the hunt without a prompt.
+//! `kdpool leak`, `report` and `compare`: the hunt without a prompt, and what its files tell.
 //!
 //! Their options are those of `!leak`, declared once in the shell: here they become a command line's.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -91,41 +90,62 @@ pub(crate) fn run(arguments: LeakArgs) -> Result<ExitCode> {
     debug::run(debug)
 }
 
-/// What `kdpool report` has beside the options of `!leak report`.
+/// What reading files has beside the options of `!leak`.
 #[derive(Debug, Args)]
 struct Offline {
-    /// A mark's file or name, a report's file (--json, or what --format json printed), or two marks of one machine
-    #[arg(value_name = "FILE", num_args = 1..=2, required = true)]
-    input: Vec<PathBuf>,
     /// Symbol path; else _NT_SYMBOL_PATH
     #[arg(short = 'y', value_name = "PATH")]
     symbol_path: Option<String>,
-    /// As --blocks
-    #[arg(short = 'v')]
-    verbose: bool,
-    /// As --decimal
-    #[arg(short = 'd')]
-    short_decimal: bool,
     /// Output format
     #[arg(long, value_enum, default_value_t = options::Format::Kd)]
     format: options::Format,
 }
 
-/// `kdpool report`
+/// `kdpool report`, and `kdpool compare`.
 #[derive(Debug)]
-pub(crate) struct ReportArgs {
+pub(crate) struct FileArgs<const COMPARE: bool> {
     asked: Arguments,
     offline: Offline,
 }
+
+pub(crate) type ReportArgs = FileArgs<false>;
+pub(crate) type CompareArgs = FileArgs<true>;
 
 const REPORT_HELP: &str = "\
 Examples:
   kdpool report leak.json -y 'srv*' --html leak.html
   kdpool report monday.leak.json friday.leak.json -y 'srv*'";
 
-impl Args for ReportArgs {
+const COMPARE_HELP: &str = "\
+Example:
+  kdpool compare before/leak.json after/leak.json -y 'srv*'
+
+Exit status: 0 when nothing grows any more, 5 when something grows (docs/exit-status.md).";
+
+impl<const COMPARE: bool> FileArgs<COMPARE> {
+    const SUB: Sub = if COMPARE { Sub::Compare } else { Sub::Report };
+
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let FileArgs { asked, offline } = self;
+        debug::without_target(&Task { sub: Self::SUB, asked }, offline.symbol_path.as_deref(), offline.format)
+    }
+}
+
+impl<const COMPARE: bool> Args for FileArgs<COMPARE> {
     fn augment_args(command: Command) -> Command {
-        augment(Offline::augment_args(command), Sub::Report).after_help(REPORT_HELP)
+        let (help, count) = match COMPARE {
+            true => ("Reports (--json of kdpool leak): of the build before, and of the build after", 2..=2),
+            false => (
+                "A mark's file or name, a report's file (--json, or what --format json printed), or two marks of one machine",
+                1..=2,
+            ),
+        };
+        let files = Arg::new("files").value_name("FILE").num_args(count).required(true).help(help);
+        let mut command = augment(Offline::augment_args(command.arg(files)), Self::SUB);
+        if !COMPARE {
+            command = command.mut_arg("blocks", |arg| arg.short('v')).mut_arg("decimal", |arg| arg.short('d'));
+        }
+        command.after_help(if COMPARE { COMPARE_HELP } else { REPORT_HELP })
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -133,26 +153,14 @@ impl Args for ReportArgs {
     }
 }
 
-impl FromArgMatches for ReportArgs {
+impl<const COMPARE: bool> FromArgMatches for FileArgs<COMPARE> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let offline = Offline::from_arg_matches(matches)?;
-        let words = offline.input.iter().map(|file| match file.to_str() {
-            Some(file) => Ok(file.to_owned()),
-            None => Err(clap::Error::raw(ErrorKind::ValueValidation, "a file name is not UTF-8\n")),
-        });
-        let words = words.collect::<Result<_, _>>()?;
-        let mut asked = asked(matches, Sub::Report, words)?;
-        asked.show_more(offline.verbose, offline.short_decimal);
-        Ok(ReportArgs { asked, offline })
+        let words = matches.get_many::<String>("files").into_iter().flatten().cloned().collect();
+        Ok(FileArgs { asked: asked(matches, Self::SUB, words)?, offline: Offline::from_arg_matches(matches)? })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }
-}
-
-pub(crate) fn report(arguments: ReportArgs) -> Result<ExitCode> {
-    let ReportArgs { asked, offline } = arguments;
-    debug::without_target(&Task { sub: Sub::Report, asked }, offline.symbol_path.as_deref(), offline.format)
 }

@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Leak(Box<leak::LeakArgs>),
     /// Read a mark or a report of a leak without its target
     Report(Box<leak::ReportArgs>),
+    /// Compare two reports, of two builds of a driver, stack by stack
+    Compare(Box<leak::CompareArgs>),
     /// Run the fake Windows 7 alone, for any debugger to attach to
     Fake(FakeArgs),
     /// Print a KDNET capture, one line per datagram

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use nt_memory::Fault;
-use nt_pool::pool_log::{self, Heads, LEADING, PoolLog, Trace};
+use nt_pool::pool_log::{self, Heads, LEADING, PoolLog, Since, Trace, UNSETTLED};
 use nt_pool::{Kernel, PoolError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -31,13 +31,10 @@ pub struct Record {
 pub struct Position {
     pub index: u32,
     pub length: u32,
-    /// What the newest [`WITNESSES`] records held, newest first, with blanks between: if none of their slots holds that
+    /// What the newest [`UNSETTLED`] records held, newest first, with blanks between: if none of their slots holds that
     /// later, more was written than the index tells. One that differs alone was half written then, by another processor.
     pub anchor: Option<String>,
 }
-
-/// Processors may have been stopped while each wrote a record; more than this are not expected to.
-const WITNESSES: u32 = 4;
 
 /// Everything that was logged since a position, as far as it was seen.
 #[derive(Debug, Clone)]
@@ -70,19 +67,23 @@ fn digest(trace: &Trace) -> String {
 /// The digests of the newest records up to `index`; of slots that were never written a dash.
 fn anchor(traces: &[Trace], index: u32) -> Vec<String> {
     let at = |age: u32| traces.iter().find(|trace| trace.sequence == index.wrapping_sub(age));
-    (0..WITNESSES).map(|age| at(age).map_or("-".into(), digest)).collect()
+    (0..UNSETTLED).map(|age| at(age).map_or("-".into(), digest)).collect()
 }
 
 impl Position {
+    fn place(&self) -> pool_log::Position {
+        pool_log::Position { length: self.length, index: self.index }
+    }
+
     /// The record was written in full when the log stood here: the kernel counts a record first and writes it then, field
     /// by field. In a log that has come round the slot of one that is not may hold that of one round before.
     fn is_settled(&self, sequence: u32) -> bool {
-        self.index < self.length || self.index.wrapping_sub(sequence) >= WITNESSES
+        self.index < self.length || self.index.wrapping_sub(sequence) >= UNSETTLED
     }
 
     /// Where the log stands; `None` when the kernel keeps none.
     pub(crate) fn read(kernel: &Kernel<'_>) -> Result<Option<Self>, PoolError> {
-        let heads = pool_log::heads(kernel, WITNESSES)?;
+        let heads = pool_log::heads(kernel, UNSETTLED)?;
         Ok(heads.map(|Heads { log, .. }| Position::of(&log)))
     }
 
@@ -112,27 +113,28 @@ impl Harvest {
             self.complete = false;
             return Ok(false);
         };
-        let written = place.index.wrapping_sub(self.now.index);
-        if written > u32::MAX / 2 || place.length != self.now.length {
-            // Windows 11 gives a record back when it can take no stack.
-            notes.push(
-                "the verifier's log gave records back since the last look, or was replaced: it is not used".into(),
-            );
-            self.complete = false;
-            self.take_up(kernel)?;
-            return Ok(false);
-        }
-        if written >= place.length {
-            notes.push(format!(
-                "the verifier's log went round: {written} records were written since the last look, and it holds {}",
-                place.length
-            ));
-            (self.wrapped, self.complete) = (true, false);
-            self.take_up(kernel)?;
-            return Ok(true);
-        }
+        let written = match place.since(self.now.place()) {
+            Since::Gained(written) => written,
+            Since::Another => {
+                notes.push(
+                    "the verifier's log gave records back since the last look, or was replaced: it is not used".into(),
+                );
+                self.complete = false;
+                self.take_up(kernel)?;
+                return Ok(false);
+            }
+            Since::WentRound(written) => {
+                notes.push(format!(
+                    "the verifier's log went round: {written} records were written since the last look, and it holds {}",
+                    place.length
+                ));
+                (self.wrapped, self.complete) = (true, false);
+                self.take_up(kernel)?;
+                return Ok(true);
+            }
+        };
         // Some records more than are new: they must still be the same.
-        let witnesses = WITNESSES.min(place.length - written);
+        let witnesses = UNSETTLED.min(place.length - written);
         let Some(Heads { log, cut }) = pool_log::heads(kernel, written + witnesses)? else { return Ok(false) };
         let then = self.now.anchor.clone().unwrap_or_default();
         let again = anchor(&log.traces, self.now.index);
@@ -153,7 +155,7 @@ impl Harvest {
             notes.push(format!("{} new records of the verifier's log could not be read", written as usize - read));
             notes.extend(log.notes.lines());
         }
-        for age in (0..WITNESSES as usize).filter(|age| *age >= seen || changed[*age]) {
+        for age in (0..UNSETTLED as usize).filter(|age| *age >= seen || changed[*age]) {
             // What its slot seemed to hold was half written, or of the round before.
             let sequence = self.now.index.wrapping_sub(age as u32);
             self.void.insert(sequence);
@@ -174,7 +176,7 @@ impl Harvest {
 
     /// Goes on from where the log stands now. What was not settled at the last look stays unknown.
     fn take_up(&mut self, kernel: &Kernel<'_>) -> Result<(), PoolError> {
-        self.void.extend((0..WITNESSES).map(|age| self.now.index.wrapping_sub(age)));
+        self.void.extend((0..UNSETTLED).map(|age| self.now.index.wrapping_sub(age)));
         self.now = Position::read(kernel)?.unwrap_or(Position { anchor: None, ..self.now.clone() });
         Ok(())
     }

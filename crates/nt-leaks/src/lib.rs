@@ -20,6 +20,7 @@ mod stack;
 pub mod survey;
 mod trend;
 pub mod units;
+mod versus;
 pub mod watch;
 
 pub use check::{
@@ -30,7 +31,7 @@ pub use hunt::{AtMark, Culprit, Ended, Stop, Surveyed, WatchReport, culprit, roo
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};
 pub use private_file::{create_private_folder, open_private, write_private};
-pub use report::{Column, Page, flame_graph, folded, html, umdh, umdh_snapshot};
+pub use report::{Column, Page, flame_graph, folded, html, junit, sarif, umdh, umdh_snapshot};
 pub use report::{ExportError, export_check, export_mark};
 pub use saved::Saved;
 pub use snapshot::{
@@ -38,6 +39,7 @@ pub use snapshot::{
     small_pool,
 };
 pub use stack::{Frame, Module, Modules, Namer, PdbName, Resolver, Skip, Stack, StackId, Stacks};
+pub use versus::{Change, StackChange, Versus, versus};
 
 #[cfg(test)]
 mod model;

@@ -121,6 +121,34 @@ pub struct Position {
     pub index: u32,
 }
 
+/// The newest records that may be half written when the target is stopped: the kernel counts a record first and writes it
+/// then, and several processors may have been stopped while each wrote one; more than these are not expected to. Who
+/// follows a log reads them again at the next look.
+pub const UNSETTLED: u32 = 4;
+
+/// How a log went on since it stood somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// It gained so many records, and has them all.
+    Gained(u32),
+    /// It gained so many, and does not have them all any more.
+    WentRound(u32),
+    /// It gave records back (Windows 11 does when it can take no stack), or is another log.
+    Another,
+}
+
+impl Position {
+    /// How the log went on since it stood at `then`.
+    pub fn since(self, then: Position) -> Since {
+        let written = self.index.wrapping_sub(then.index);
+        match () {
+            () if written > u32::MAX / 2 || self.length != then.length => Since::Another,
+            () if written >= self.length => Since::WentRound(written),
+            () => Since::Gained(written),
+        }
+    }
+}
+
 /// Reads where the log stands; costs one or two small reads. `Ok(None)`: the kernel keeps no such log now.
 pub fn position(kernel: &Kernel<'_>) -> Result<Option<Position>, PoolError> {
     let log = Log::read(kernel)?;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nt_leaks::survey::By;
-use nt_leaks::{Scope, Skip};
+use nt_leaks::watch::Outcome;
+use nt_leaks::{Scope, Skip, WatchReport};
 use nt_pool::TagPattern;
 
 use super::INFO;
@@ -112,10 +113,15 @@ impl Arguments {
         Ok(parsed)
     }
 
-    /// More than options ask for: every block, and decimal numbers.
-    pub fn show_more(&mut self, verbose: bool, decimal: bool) {
-        self.report.verbose |= verbose;
-        self.report.decimal |= decimal;
+    /// The watch came to what `-fail-on` names, or worse.
+    pub(super) fn fails(&self, report: &WatchReport) -> bool {
+        match self.fail_on {
+            Some(FailOn::Confirmed) => report.all().any(|watch| watch.outcome == Outcome::Confirmed),
+            Some(FailOn::Growing) => {
+                report.all().any(|watch| matches!(watch.outcome, Outcome::Confirmed | Outcome::Growing))
+            }
+            None => false,
+        }
     }
 
     fn check_watch(&self) -> Result<(), String> {

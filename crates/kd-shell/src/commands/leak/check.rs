@@ -8,7 +8,7 @@ use nt_leaks::{BlockReport, CheckReport, LookError, Mark, StackFrom, umdh};
 use serde::Serialize;
 
 use super::arguments::{Arguments, Options, no_more};
-use super::files::{export, write_files};
+use super::files::{Source, export, write_files};
 use super::mark::{name, place};
 use super::options::Sub;
 use super::{DEFAULT_NAME, Held, modules, with_pool};
@@ -61,7 +61,7 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     context.session.leaks.insert(name, held);
     let report = report?;
     exported?;
-    write_files(Some(&report), &[report.growth()], &[], &report, &arguments.report)?;
+    write_files(Source::of_check(&report, &[report.growth()]), &report, &arguments.report)?;
     let notes = report.notes.clone();
     Ok(Reply::with_notes(Checked { report, options: arguments.report, width }, notes))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use nt_leaks::{CheckReport, Column, Growth, Mark, Page, Skip, flame_graph, folded, html};
+use nt_leaks::{CheckReport, Column, Growth, Mark, Page, Skip, WatchReport, flame_graph, folded, html, junit, sarif};
 use serde::Serialize;
 
 use super::arguments::Options;
@@ -17,6 +17,22 @@ pub(super) enum FileKind {
     Json,
     Svg(Column),
     Folded(Column),
+    /// Of a watch: for systems that run jobs.
+    JUnit,
+    Sarif,
+}
+
+/// What files are made of.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) last: Option<&'a CheckReport>,
+    /// What each check found in use.
+    pub(super) growth: &'a [Growth],
+    /// What they come to, and why.
+    pub(super) outcome: &'a [String],
+    pub(super) watch: Option<&'a WatchReport>,
+    /// Growth is a failure, too.
+    pub(super) strict: bool,
 }
 
 /// Whether there are folders for these files.
@@ -30,22 +46,36 @@ pub(super) fn have_places<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Resul
     Ok(())
 }
 
+impl<'a> Source<'a> {
+    pub(super) fn of_check(last: &'a CheckReport, growth: &'a [Growth]) -> Self {
+        Source { last: Some(last), growth, outcome: &[], watch: None, strict: false }
+    }
+
+    pub(super) fn of_watch(watch: &'a WatchReport, growth: &'a [Growth], outcome: &'a [String], strict: bool) -> Self {
+        Source { last: watch.last.as_ref(), growth, outcome, watch: Some(watch), strict }
+    }
+}
+
 /// Writes the files that were asked for, those behind one that cannot be written too. `answer` is what the command
-/// answers with; without a check there are only its own words to write. `growth`: what each check found in use; `outcome`: what they
-/// come to, and why.
-pub(super) fn write_files(
-    last: Option<&CheckReport>,
-    growth: &[Growth],
-    outcome: &[String],
-    answer: &impl Serialize,
-    options: &Options,
-) -> Result<(), CommandError> {
+/// answers with; without a check there are only its own words to write.
+pub(super) fn write_files(source: Source<'_>, answer: &impl Serialize, options: &Options) -> Result<(), CommandError> {
+    let Source { last, growth, outcome, watch, strict } = source;
     let mut written = Ok(());
     for (kind, path) in &options.files {
         let text = match (kind, last) {
             (FileKind::Json, _) => {
                 let json = serde_json::to_string(answer);
                 json.map_err(|error| CommandError::Failed(error.to_string()))? + "\n"
+            }
+            (FileKind::JUnit | FileKind::Sarif, _) => {
+                let Some(watch) = watch else {
+                    let why = "JUnit and SARIF tell what a watch came to, and this is none";
+                    return Err(CommandError::Failed(why.into()));
+                };
+                match kind {
+                    FileKind::Sarif => sarif(watch),
+                    _ => junit(watch, strict).map_err(|error| CommandError::Failed(error.to_string()))?,
+                }
             }
             (_, None) => continue,
             (FileKind::Html, Some(last)) => {

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod check;
+mod compare;
 mod files;
 mod freed;
 mod mark;
@@ -32,7 +33,7 @@ use crate::text::visible_name;
 
 pub(super) const INFO: CommandInfo = CommandInfo {
     names: &["!leak"],
-    usage: "!leak mark | check | watch | freed | setup | trace | report",
+    usage: "!leak mark | check | watch | freed | setup | trace | report | compare",
     help: "mark the pool, let the target run, and say of each block whether it is still the same allocation",
     details: "!leak mark [name] [tag] [pooltype] [-file F] [-small] [-all]\n\
               \x20                                                remember the blocks of a tag (all large ones without a tag)\n\
@@ -69,6 +70,7 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         "setup" => drive.with(|context| setup::run(context, rest)),
         "trace" => trace::run(drive, rest),
         "report" => report::run(drive, &Arguments::parse(Sub::Report, rest)?),
+        "compare" => compare::run(drive, &Arguments::parse(Sub::Compare, rest)?),
         "watch" => watch::run(drive, &Arguments::parse(Sub::Watch, rest)?),
         "" => Err(usage(&INFO, "what is to be done?")),
         other => Err(no_subcommand(&INFO, other)),
@@ -79,7 +81,8 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
 pub fn order(shell: &mut Shell, sub: Sub, asked: &Arguments, out: &mut dyn Output) -> Outcome {
     match sub {
         Sub::Watch => shell.perform("!leak watch", |drive| watch::run(drive, asked), out),
-        Sub::Report | Sub::Mark | Sub::Check | Sub::Trace | Sub::Compare => {
+        Sub::Compare => shell.perform("!leak compare", |drive| compare::run(drive, asked), out),
+        Sub::Report | Sub::Mark | Sub::Check | Sub::Trace => {
             shell.perform("!leak report", |drive| report::run(drive, asked), out)
         }
     }

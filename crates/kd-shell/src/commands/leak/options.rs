@@ -56,6 +56,7 @@ const fn flag(name: &'static str, help: &'static str, of: &'static [Sub], set: S
 }
 
 const REPORTS: &[Sub] = &[Sub::Check, Sub::Watch, Sub::Report];
+const WATCHES: &[Sub] = &[Sub::Watch, Sub::Report];
 const LOOKS: &[Sub] = &[Sub::Mark, Sub::Check, Sub::Watch];
 const WATCH: &[Sub] = &[Sub::Watch];
 const MARKS: &[Sub] = &[Sub::Mark, Sub::Check, Sub::Watch];
@@ -141,7 +142,7 @@ pub static OPTIONS: &[LeakOption] = &[
         "fail-on",
         "OUTCOME",
         "Exit with status 5 when this is the outcome, or worse: confirmed or growing",
-        WATCH,
+        WATCHES,
         |to, text| {
             to.fail_on = Some(match text {
                 "confirmed" => FailOn::Confirmed,
@@ -236,6 +237,10 @@ pub static OPTIONS: &[LeakOption] = &[
     option("folded-diff", "FILE", "Write folded stacks of what grew and what shrank", REPORTS, |to, text| {
         file(to, FileKind::Folded(Column::Difference), text)
     }),
+    option("junit", "FILE", "Write a JUnit report: one test for each tag that was watched", WATCHES, |to, text| {
+        file(to, FileKind::JUnit, text)
+    }),
+    option("sarif", "FILE", "Write the leaks as SARIF", WATCHES, |to, text| file(to, FileKind::Sarif, text)),
     option(
         "parquet",
         "DIR",

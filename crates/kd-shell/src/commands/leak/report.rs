@@ -9,16 +9,16 @@ use nt_symbols::{PdbId, SymbolFile};
 use serde::Serialize;
 
 use super::INFO;
-use super::arguments::{Arguments, Options};
+use super::arguments::{Arguments, FailOn, Options};
 use super::check::write_report;
-use super::files::write_files;
+use super::files::{Source, write_files};
 use super::mark::place;
 use super::watched::{Watched, mood};
 use crate::answer::{Reply, Text};
 use crate::command::usage;
 use crate::error::CommandError;
 use crate::grammar::words::unquoted;
-use crate::session::Session;
+use crate::session::{HuntEnd, Session};
 use crate::shell::Drive;
 use crate::symbols::{Load, with_offset};
 use crate::text::{Width, is_plain, visible_name};
@@ -60,12 +60,12 @@ pub(super) fn run(drive: &mut Drive<'_>, asked: &Arguments) -> Result<Reply, Com
         _ => return Err(usage(&INFO, "one file, or two marks to compare")),
     };
     notes.extend(report.notes.iter().cloned());
-    write_files(Some(&report), &[report.growth()], &[], &report, &asked.report)?;
+    write_files(Source::of_check(&report, &[report.growth()]), &report, &asked.report)?;
     Ok(Reply::with_notes(Reported { report, kind, options: asked.report.clone() }, notes))
 }
 
 /// A file, or the name of a mark.
-fn named(word: &str) -> PathBuf {
+pub(super) fn named(word: &str) -> PathBuf {
     let path = PathBuf::from(word);
     let mark = || Some(place(word).ok()?).filter(|mark| mark.is_file());
     if !path.exists() && is_plain(word) { mark().unwrap_or(path) } else { path }
@@ -80,7 +80,15 @@ fn watched(
 ) -> Result<Reply, CommandError> {
     name_culprit(&mut watch, asked);
     watch.others.iter_mut().for_each(|other| name_culprit(other, asked));
-    write_files(watch.last.as_ref(), &watch.growth(), &watch.lines(), &watch, &asked.report)?;
+    let (growth, lines) = (watch.growth(), watch.lines());
+    let strict = asked.fail_on == Some(FailOn::Growing);
+    write_files(Source::of_watch(&watch, &growth, &lines, strict), &watch, &asked.report)?;
+    let fails = asked.fails(&watch);
+    drive.with(|context| {
+        if fails {
+            context.session.hunt_end = HuntEnd::Found;
+        }
+    });
     drive.say_headline(&watch.headline, mood(watch.outcome));
     Ok(Reply::with_notes(Watched::of_file(watch, asked.report.clone()), notes))
 }
@@ -91,7 +99,7 @@ fn name_culprit(watch: &mut WatchReport, asked: &Arguments) {
 }
 
 /// Reads a file and names its frames.
-fn load(session: &Session, path: &Path, notes: &mut Vec<String>) -> Result<Saved, CommandError> {
+pub(super) fn load(session: &Session, path: &Path, notes: &mut Vec<String>) -> Result<Saved, CommandError> {
     let mut saved = Saved::load(path).map_err(|error| CommandError::Failed(error.to_string()))?;
     let source = session.symbols.source();
     let mut files: HashMap<(String, String, u32), Option<std::sync::Arc<dyn SymbolFile>>> = HashMap::new();

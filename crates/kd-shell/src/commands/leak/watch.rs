@@ -14,7 +14,7 @@ use nt_pool::{Tag, tags};
 use super::INFO;
 use super::arguments::{Arguments, FailOn};
 use super::check::look;
-use super::files::{export, write_files};
+use super::files::{Source, export, write_files};
 use super::mark::take;
 use super::survey::{self, Found};
 use super::watched::{Watched, mood};
@@ -257,15 +257,11 @@ impl Hunt<'_> {
             self.notes.extend(quarry.last.iter().flat_map(|report| report.notes.iter().cloned()));
         }
         let report = self.report(ended, target);
-        let fails = match self.asked.fail_on {
-            Some(FailOn::Confirmed) => report.all().any(|watch| watch.outcome == Outcome::Confirmed),
-            Some(FailOn::Growing) => {
-                report.all().any(|watch| matches!(watch.outcome, Outcome::Confirmed | Outcome::Growing))
-            }
-            None => false,
-        };
+        let fails = self.asked.fails(&report);
         let options = &self.asked.report;
-        if let Err(error) = write_files(report.last.as_ref(), &report.growth(), &report.lines(), &report, options) {
+        let (growth, lines) = (report.growth(), report.lines());
+        let strict = self.asked.fail_on == Some(FailOn::Growing);
+        if let Err(error) = write_files(Source::of_watch(&report, &growth, &lines, strict), &report, options) {
             failure.get_or_insert(error);
         }
         let width = drive.with(|context| {

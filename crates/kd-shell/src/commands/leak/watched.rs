@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::arguments::Options;
 use super::check::write_blocks;
+use super::files::FileKind;
 use super::left;
 use crate::answer::Text;
 use crate::output::Mood;
@@ -62,7 +63,11 @@ impl Text for Watched {
             self.write(other, out)?;
         }
         write_growers(&self.report, out)?;
-        for (_, file) in &self.options.files {
+        // Without a check there are only its own words to write.
+        let is_written = |kind: &FileKind| {
+            self.report.last.is_some() || matches!(kind, FileKind::Json | FileKind::JUnit | FileKind::Sarif)
+        };
+        for (_, file) in self.options.files.iter().filter(|(kind, _)| is_written(kind)) {
             writeln!(out, "Written: {}", file.display())?;
         }
         if self.live { writeln!(out, "{}", left(&self.report.target)) } else { Ok(()) }
