@@ -17,7 +17,7 @@ use crate::options::{Carrier, DemoArgs, DemoWindows};
 const SEVEN: &str = "\
 A fake Windows 7, stopped: its driver myfault.sys leaks whenever it runs. Hunt:
   !leak watch -every 1s -times 5                what leaks, how fast, and who?
-  !leak trace Leak -hits 3                      stop at each allocation
+  .allow_write on; !leak trace Leak -hits 3     stop at each allocation
   !poolused 4   !poolfind Leak   !verifier 0x80 fffff8a005800000   the article's
   g  lets it run, Ctrl+C stops it.   .help   q
 ";
@@ -25,7 +25,7 @@ const SEGMENT_HEAP: &str = "\
 A fake Windows, stopped: when it runs, myfault.sys leaks, leaky.sys too. Hunt:
   !leak watch -every 1s -times 5                what leaks, how fast, and who?
   !leak watch LkSm -every 1s -times 5           small blocks, by another driver
-  !leak trace Leak -hits 3                      stop at each allocation
+  .allow_write on; !leak trace Leak -hits 3     stop at each allocation
   !poolused 4   !poolfind Leak   !poolfind LkSm   !verifier 3
   g  lets it run, Ctrl+C stops it.   .help   q
 ";

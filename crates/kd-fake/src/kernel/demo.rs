@@ -33,7 +33,7 @@ pub struct Demo {
     /// The leaking thread's system call, and how often it makes it, for [`FakeOptions::call`](crate::FakeOptions::call).
     pub call: (SystemCall, Duration),
     /// For [`FakeOptions::evolve`](crate::FakeOptions::evolve). Nothing happens before it begins.
-    pub activity: Box<dyn FnMut(&mut Kernel, Duration) + Send>,
+    pub activity: crate::Evolve,
     /// Lets the activity begin.
     pub begin: Begin,
 }
