@@ -318,7 +318,12 @@ fn what_a_hunt_costs() {
     assert_eq!(hunt["result"]["outcome"], "confirmed", "{hunt}");
     let requests = lab.fake.stats().requests.values().sum::<u64>();
     println!("{requests} requests, {} of them for the command", hunt["cost"]["requests"]);
-    assert!(requests <= 500, "{requests} requests: {hunt}");
+    // A machine that is slow has let the driver go on: two requests for each block more at the mark, one at a check.
+    let number = |value: &Value| value.as_u64().unwrap();
+    let checks = hunt["result"]["checks"].as_array().unwrap();
+    let new = checks.iter().zip(2..).map(|(check, usual)| number(&check["new"]).saturating_sub(usual));
+    let late = 2 * number(&hunt["result"]["at_mark"]["blocks"]).saturating_sub(24) + new.sum::<u64>();
+    assert!(requests <= 500 + late, "{requests} requests: {hunt}");
     // 0.25 ms from a request to its reply, and 1 Gbit/s.
     let modelled = requests as f64 * 0.25 + hunt["cost"]["bytes_read"].as_f64().unwrap() / 100_000.0;
     assert!(modelled < 250.0, "{modelled} ms");

@@ -712,7 +712,7 @@ fn a_bugcheck_of_pool_leads_to_its_block_and_to_its_driver() {
         live.fake.with_kernel(|kernel| assert_eq!(kernel.write_virtual(place, &bytes), bytes.len()));
         live.text("g; .sleep 0n20; .break");
     };
-    crash(&mut live, [0xc2, 7, 0x1097, 0, 0xfffff8a0_06a0_0000]);
+    crash(&mut live, [0xc2, 7, 0x1097, 0, 0xffff_f8a0_06a0_0000]);
     let text = live.text(".bugcheck");
     let wanted = "Bugcheck code 000000C2\n\
                   Arguments 00000000`00000007 00000000`00001097 00000000`00000000 fffff8a0`06a00000\n\n\

@@ -1,5 +1,7 @@
 //! The report's page in a real browser: 10,000 blocks and 500 stacks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
