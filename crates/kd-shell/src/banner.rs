@@ -86,6 +86,15 @@ pub fn target(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Faul
         let _ = writeln!(text, "*** ERROR: {why}");
     }
     let _ = target.lines(&mut text, false);
+    let build = kernel.version().minor;
+    if nt_pool::build::is_unproven(build) {
+        let _ = writeln!(
+            text,
+            "Nobody has measured the pool of build {build} yet (newest: {}): it is read by its types; .selfcheck \
+             compares its books.",
+            nt_pool::build::NEWEST_MEASURED
+        );
+    }
     Ok(text)
 }
 

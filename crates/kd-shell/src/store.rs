@@ -75,7 +75,7 @@ impl PathSource {
         };
         Ok(match self.path.find_pdb(&image, &reach) {
             Ok(found) => Load::Loaded { file: found.file, mismatched: found.mismatched },
-            Err(missing) => miss(&missing, missing.to_string()),
+            Err(missing) => miss(&missing, told(&missing)),
         })
     }
 
@@ -121,6 +121,16 @@ fn image_key(request: &Request<'_>) -> Result<Option<ImageKey>, Fault> {
     let listed = request.kernel.drivers()?.drivers.into_iter().find(|driver| driver.base == base);
     let key = listed.map(|driver| ImageKey { time_date_stamp: driver.timestamp, size_of_image: driver.size });
     Ok(key.filter(|key| key.time_date_stamp != 0))
+}
+
+/// Why, and what helps at a prompt.
+fn told(missing: &NotFound) -> String {
+    let advice = match missing {
+        missing if missing.has_no_path() => "; set it with -y, _NT_SYMBOL_PATH or .sympath",
+        missing if missing.is_untried() => "; .sympath or .symfix tries it again",
+        _ => "",
+    };
+    format!("{missing}{advice}")
 }
 
 fn miss(missing: &NotFound, why: String) -> Load {
@@ -184,7 +194,7 @@ impl SymbolSource for PathSource {
         self.watch(|| {
             Ok(match self.path.find(name, id, &reach) {
                 Ok(found) => Load::Loaded { file: found.file, mismatched: found.mismatched },
-                Err(missing) => miss(&missing, missing.to_string()),
+                Err(missing) => miss(&missing, told(&missing)),
             })
         })
     }

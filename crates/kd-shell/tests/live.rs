@@ -60,7 +60,7 @@ fn the_articles_second_answer() {
     assert_eq!(lines[3], "*fffff8a006a00000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes");
     assert_eq!(lines[25], "*fffff8a005800000 :large page allocation, Tag  is Leak, size  is 0xfa000 bytes");
     assert_eq!(lines.len(), 26);
-    for (line, count) in [("!poolfind Leak 1", 23), ("!poolfind Leak 0", 0), ("!poolfind Lea?", 23)] {
+    for (line, count) in [("!poolfind Leak 1", 23), ("!poolfind Leak 0", 0)] {
         let json = live.json(line);
         assert_eq!(json["result"]["blocks"].as_array().unwrap().len(), count, "{line}");
         assert_eq!((&json["complete"], &json["ok"]), (&true.into(), &true.into()), "{line}: {json}");
@@ -69,12 +69,12 @@ fn the_articles_second_answer() {
         }
     }
     // Every hint that is printed can be typed, its options in any order.
-    let stopped = live.json("!poolfind Driv -small -global -limit 0 -bulk");
+    let stopped = live.json("!poolfind Driv -small -global -limit 0");
     assert!(stopped["result"]["stopped"].is_string(), "{stopped}");
     let rest = live.json("!poolfind -limit 400 -resume Driv -small");
     assert_eq!((&rest["ok"], &rest["result"]["stopped"]), (&true.into(), &serde_json::Value::Null), "{rest}");
     assert!(live.run("!poolfind -resume").0.errors.contains("no search was stopped"));
-    live.json("!poolfind Driv -small -global -limit 0 -bulk");
+    live.json("!poolfind Driv -small -global -limit 0");
     assert!(live.run("!poolfind Leak -resume").0.errors.contains("another tag"));
     assert!(live.run("!poolfind -resume -nonpaged").0.errors.contains("another pool type"));
     live.run("g");
@@ -97,6 +97,41 @@ fn blocks_that_are_counted_and_not_found_are_said() {
     assert!(warnings.len() == 1 && warnings[0].as_str().unwrap().starts_with(said), "{wrong}");
     let right = live.json("!poolfind Leak");
     assert_eq!((&right["complete"], &right["warnings"]), (&true.into(), &serde_json::json!([])), "{right}");
+    live.leave();
+}
+
+/// What it costs, what it writes and what it does not, and that a target that ran runs afterwards.
+#[test]
+fn a_self_check_is_a_screen_and_a_file() {
+    let mut live = Live::article();
+    let file = live.file("self.json");
+    let json = live.json(&format!(".selfcheck -file {file}"));
+    let cost = json["cost"]["requests"].as_u64().unwrap();
+    println!("{cost} requests: {}", live.text(".selfcheck"));
+    assert!(cost <= 300, "{cost} requests");
+    assert_eq!((&json["ok"], &json["result"]["build"]), (&true.into(), &7601.into()), "{json}");
+    let part = |name: &str| {
+        let parts = json["result"]["parts"].as_array().unwrap();
+        parts.iter().find(|part| part["part"] == name).unwrap_or_else(|| panic!("no {name}: {json}")).clone()
+    };
+    for name in ["modules", "tags", "large", "small", "blocks", "verifier", "log"] {
+        let part = part(name);
+        let state = part["state"].as_str().unwrap();
+        // Nothing that could not be compared is without its reason.
+        let said = !part["limits"].as_array().unwrap().is_empty() || !part["missing"].as_array().unwrap().is_empty();
+        assert!(state != "cannot know" || said, "{part}");
+    }
+    assert_eq!(part("modules")["state"], "ok", "{json}");
+    let written = fs::read_to_string(&file).unwrap();
+    for secret in ["fffff8", "fffffa", "Leak", "myfault", ".sys", "\"at\""] {
+        assert!(!written.contains(secret), "{secret} is in {written}");
+    }
+    let read = kd_shell::SelfCheckReport::read(std::path::Path::new(&file)).unwrap();
+    assert!(read.screen().contains("Windows 7 7601 x64") && read.screen().contains("module list"), "{}", read.screen());
+    assert!(live.run(".selfcheck -what").0.errors.contains("unknown option"));
+    live.run("g");
+    assert!(!live.run(".selfcheck -requests 20").1);
+    assert_eq!(live.shell.prompt(), None, "it runs again");
     live.leave();
 }
 

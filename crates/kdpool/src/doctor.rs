@@ -280,7 +280,9 @@ fn server(url: &str) -> Check {
     };
     let asked = tried.iter().filter(|attempt| attempt.place.contains("://"));
     let fault = asked.clone().find_map(|attempt| match &attempt.outcome {
-        Outcome::Fault(why) | Outcome::NotTried(why) | Outcome::Unusable(why) => Some(why.clone()),
+        Outcome::Fault(why) | Outcome::NotTried(why) | Outcome::Unreachable(why) | Outcome::Unusable(why) => {
+            Some(why.clone())
+        }
         _ => None,
     });
     match fault {

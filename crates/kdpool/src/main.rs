@@ -16,6 +16,7 @@ mod mcp;
 mod options;
 mod pipe;
 mod progress;
+mod selfcheck;
 mod setup;
 mod signals;
 mod spelling;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Some(Command::Leak(arguments)) => leak::run(*arguments),
         Some(Command::Report(arguments)) => arguments.run(),
         Some(Command::Compare(arguments)) => arguments.run(),
+        Some(Command::Selfcheck(arguments)) => selfcheck::run(&arguments),
         Some(Command::Fake(arguments)) => fake::run(&arguments),
         Some(Command::Decode(arguments)) => decode::run(arguments),
         Some(Command::Setup(arguments)) => setup::run(arguments),

@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Report(Box<leak::ReportArgs>),
     /// Compare two reports, of two builds of a driver, stack by stack
     Compare(Box<leak::CompareArgs>),
+    /// Show the file that .selfcheck wrote, for whoever got it with a bug report
+    Selfcheck(SelfcheckArgs),
     /// Run the fake Windows 7 alone, for any debugger to attach to
     Fake(FakeArgs),
     /// Print a KDNET capture, one line per datagram
@@ -79,6 +81,13 @@ fn compact(command: clap::Command) -> clap::Command {
     let help = clap::Arg::new("help").short('h').long("help").action(clap::ArgAction::HelpShort).help("Print help");
     let help = help.help_heading(clap::builder::Resettable::Reset);
     command.disable_help_flag(true).arg(help).mut_subcommands(compact)
+}
+
+/// Show a self-check's file.
+#[derive(Debug, Args)]
+pub(crate) struct SelfcheckArgs {
+    /// What `.selfcheck -file FILE` wrote
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]

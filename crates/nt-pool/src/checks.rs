@@ -22,10 +22,10 @@ pub struct Check {
 }
 
 impl Check {
-    /// A book that was balanced in one place only.
+    /// A book that was balanced in one place only; 0 where it is of no place.
     pub fn new(name: Book, expected: u64, found: u64, place: u64) -> Check {
         let ok = expected == found;
-        Check { name, expected, found, ok, place: (!ok).then_some(place) }
+        Check { name, expected, found, ok, place: Some(place).filter(|place| !ok && *place != 0) }
     }
 }
 
@@ -91,6 +91,27 @@ pub enum Book {
     SpecialPages,
     /// Blocks of a tag: allocations less frees, by the tag's counters, against those that were found.
     TagCounters,
+    /// Bytes of a tag's blocks, by the tag's counters, against those of the blocks that were found.
+    TagBytes,
+    /// Rows of the tag tables: those in use, and those that make sense.
+    TagRows,
+    /// `nt!MmAllocatedNonPagedPool`, in bytes, against the sum of the tags' bytes, which is no more.
+    NonPagedTotal,
+    /// `nt!ExpPoolBigEntriesInUse` against the entries of the table of large allocations that are in use.
+    LargeInUse,
+    /// Large allocations in use: neighbours, and those that do not overlap.
+    LargeApart,
+    /// Small blocks: neighbours, and those that do not overlap.
+    BlocksApart,
+    /// Second headers of cache-aligned blocks: by tag, type and size, against those that say how far behind the first
+    /// they lie.
+    AlignedHeaders,
+    /// Links forward in the list of modules against the links back.
+    ModuleLinks,
+    /// `MmVerifierData`'s allocations in use against those that the verifier tracks of its drivers.
+    TrackedAllocations,
+    /// `nt!VfPoolTracesIndex` against the newest record that is written.
+    LogIndex,
 }
 
 impl Book {
@@ -118,6 +139,16 @@ impl Book {
             Book::PoolTypes => "pool-types",
             Book::SpecialPages => "special-pages",
             Book::TagCounters => "tag-counters",
+            Book::TagBytes => "tag-bytes",
+            Book::TagRows => "tag-rows",
+            Book::NonPagedTotal => "nonpaged-total",
+            Book::LargeInUse => "large-in-use",
+            Book::LargeApart => "large-apart",
+            Book::BlocksApart => "blocks-apart",
+            Book::AlignedHeaders => "aligned-headers",
+            Book::ModuleLinks => "module-links",
+            Book::TrackedAllocations => "tracked-allocations",
+            Book::LogIndex => "log-index",
         }
     }
 
@@ -125,7 +156,18 @@ impl Book {
     /// others are inferred from names and layouts, or wrong without harm (a hash that leads nowhere costs a search):
     /// their difference is worth a report and decides nothing.
     pub fn is_proven(self) -> bool {
-        !matches!(self, Book::Segments | Book::RangeUnits | Book::HeapCommittedPages | Book::LargeHash)
+        !matches!(
+            self,
+            Book::Segments
+                | Book::RangeUnits
+                | Book::HeapCommittedPages
+                | Book::LargeHash
+                | Book::TagBytes
+                | Book::TagRows
+                | Book::NonPagedTotal
+                | Book::LargeInUse
+                | Book::TrackedAllocations
+        )
     }
 }
 
@@ -154,6 +196,16 @@ impl fmt::Display for Book {
             Book::PoolTypes => "headers of pool that are free or in use",
             Book::SpecialPages => "pages of special pool with a header",
             Book::TagCounters => "blocks that the kernel counts of the tag",
+            Book::TagBytes => "bytes that the kernel counts of tags",
+            Book::TagRows => "rows of the tag tables that make sense",
+            Book::NonPagedTotal => "bytes of nonpaged pool that tags count",
+            Book::LargeInUse => "large allocations in use",
+            Book::LargeApart => "large allocations that do not overlap",
+            Book::BlocksApart => "small blocks that do not overlap",
+            Book::AlignedHeaders => "second headers of cache-aligned blocks",
+            Book::ModuleLinks => "links back in the list of modules",
+            Book::TrackedAllocations => "allocations that the verifier tracks",
+            Book::LogIndex => "index of the newest record",
         })
     }
 }

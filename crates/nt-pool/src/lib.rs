@@ -8,6 +8,7 @@
 //!
 //! Counts and pointers come from an untrusted target: each is checked against a documented bound before it is used.
 
+mod allowance;
 pub mod around;
 pub mod big_pages;
 pub mod bug_check;
@@ -32,6 +33,7 @@ mod record;
 mod ring;
 mod search;
 pub mod segment_heap;
+pub mod selfcheck;
 pub mod sessions;
 pub mod small_blocks;
 pub mod special_page;

@@ -1,6 +1,7 @@
 //! `_POOL_HEADER`, and chains of them; `pool_page` draws the layout.
 
 use nt_memory::PAGE_SIZE;
+use std::cell::Cell;
 
 use crate::record::{Member, Record};
 use crate::{Kernel, PoolError, Tag};
@@ -52,6 +53,8 @@ pub(crate) struct Headers {
     pool_index: Option<Member>,
     tag: Member,
     process_billed: Option<Member>,
+    /// See [`Headers::aligned_seen`].
+    aligned: Cell<(u64, u64)>,
 }
 
 /// Why a chain of headers ends before its page does.
@@ -98,6 +101,7 @@ impl Headers {
             pool_index: header.find("PoolIndex"),
             tag: header.member("PoolTag")?,
             process_billed: header.find("ProcessBilled"),
+            aligned: Cell::default(),
         })
     }
 
@@ -138,12 +142,22 @@ impl Headers {
                 return None;
             }
             let second = self.get(bytes(distance)?);
-            let fits = second.key == first.key
+            let is_second = second.key == first.key
                 && second.pool_type == first.pool_type | CACHE_ALIGNED
-                && second.previous_size == distance
                 && second.block_size == first.block_size - distance;
+            if !is_second {
+                return None;
+            }
+            let fits = second.previous_size == distance;
+            let (seen, good) = self.aligned.get();
+            self.aligned.set((seen + 1, good + u64::from(fits)));
             fits.then_some((distance, second))
         })
+    }
+
+    /// How many second headers of cache-aligned blocks were met, and how many of them say where they lie.
+    pub(crate) fn aligned_seen(&self) -> (u64, u64) {
+        self.aligned.get()
     }
 
     /// Where in a header its tag lies.

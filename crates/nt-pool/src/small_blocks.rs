@@ -263,6 +263,10 @@ impl Plan {
         Ok(Plan { heaps, kinds: Kinds::NONE, segment_heap: false, notes })
     }
 
+    pub(crate) fn heaps(&self) -> &Heaps {
+        &self.heaps
+    }
+
     /// Bytes that [`Plan::find`] will read from `from` on.
     pub fn bytes(&self, from: u64) -> u64 {
         self.walked().map(|area| area.rest(from)).map(|rest| rest.end - rest.start).sum()

@@ -95,6 +95,8 @@ pub enum Outcome {
     /// A fault that may pass.
     Fault(String),
     NotTried(String),
+    /// Its server could not be reached before, for this reason, and is not asked again.
+    Unreachable(String),
     /// A server that was not to be asked in this search.
     NotAsked,
     Cancelled,
@@ -114,6 +116,7 @@ impl fmt::Display for Attempt {
             Outcome::Mismatch { wanted, found } => write!(f, "mismatched image: it is {found}, wanted is {wanted}"),
             Outcome::Unusable(why) | Outcome::Fault(why) => write!(f, "{why}"),
             Outcome::NotTried(why) => write!(f, "not tried: {why}"),
+            Outcome::Unreachable(why) => write!(f, "not tried: its host could not be reached before ({why})"),
             Outcome::NotAsked => write!(f, "not asked yet"),
             Outcome::Cancelled => write!(f, "cancelled"),
         }
@@ -167,6 +170,16 @@ impl NotFound {
         self.met(|outcome| *outcome == Outcome::NotAsked)
     }
 
+    /// There was nowhere to look.
+    pub fn has_no_path(&self) -> bool {
+        self.tried.is_empty()
+    }
+
+    /// A server was passed over that could not be reached before.
+    pub fn is_untried(&self) -> bool {
+        self.met(|outcome| matches!(outcome, Outcome::Unreachable(_)))
+    }
+
     /// A later search may find it.
     pub fn may_pass(&self) -> bool {
         self.met(|outcome| matches!(outcome, Outcome::Fault(_)))
@@ -181,7 +194,7 @@ impl fmt::Display for NotFound {
         };
         write!(f, "no {what} for {} ({})", self.name.escape_debug(), self.wanted)?;
         if self.tried.is_empty() {
-            return write!(f, ": the symbol path is empty; set it with -y, _NT_SYMBOL_PATH or .sympath");
+            return write!(f, ": the symbol path is empty");
         }
         let mut telling = self.tried.iter().filter(|attempt| attempt.outcome != Outcome::Missing).peekable();
         if telling.peek().is_none() {
@@ -602,8 +615,7 @@ impl<'s> Search<'s> {
     /// What is known of a URL without asking.
     fn known(&self, servers: &Servers, url: &str) -> Option<Outcome> {
         if let Some(why) = servers.unreachable(url) {
-            let why = format!("its host could not be reached before ({why}); .sympath or .symfix tries it again");
-            return Some(Outcome::NotTried(why));
+            return Some(Outcome::Unreachable(why));
         }
         servers.is_missing(url).then_some(Outcome::Missing)
     }

@@ -24,6 +24,7 @@ const COMMANDS: &[CommandInfo] = &[
     pool::lookaside::INFO,
     pool::lookaside::PER_PROCESSOR,
     pool::tag_owner::INFO,
+    pool::selfcheck::INFO,
     verifier::INFO,
     leak::INFO,
     execution::control::GO,

@@ -10,7 +10,6 @@
 //! all of it is read, and how far a budget goes, is decided here, from what the memory says of its own cost
 //! ([`nt_memory::Memory::spent`], [`nt_memory::Memory::reply_size`]).
 
-mod allowance;
 mod books;
 mod large;
 mod quote;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use nt_memory::{Spent, Through};
 
-use super::allowance::Allowance;
 use super::large::Found;
 use super::{Bounds, Place, Pool, Question, Sizes};
+use crate::allowance::Allowance;
 use crate::small_blocks::{self, Cost, Plan};
 use crate::{Kernel, PoolError, Tag};
 

@@ -2,11 +2,11 @@
 
 use nt_memory::Through;
 
-use super::allowance::Allowance;
 use super::books::tag_counters;
 use super::quote::Way;
 use super::sessions::InSessions;
 use super::{Block, Bounds, Findings, Place, Pool, Quote, Searched, Sizes, Skipped};
+use crate::allowance::Allowance;
 use crate::checks::Check;
 use crate::small_blocks::{self, Blocks, Cost, Limits};
 use crate::{Kernel, PoolError, sessions};
@@ -130,7 +130,7 @@ impl Quote {
 
     /// What was counted twice: on the walk, and by the kernel's own counters of the tag.
     fn checks(&mut self, small: &Blocks, searched: bool) -> Vec<Check> {
-        let mut checks = Vec::new();
+        let mut checks = small.checks.clone();
         let all = self.question.wants_large() && searched && self.found.stopped.is_none();
         if let Some(counted) = self.found.counted.filter(|_| all) {
             let complete = self.found.notes.is_complete();

@@ -230,6 +230,7 @@ impl<'w> Walk<'w> {
                 self.damaged.add(|| format!("the VS chunk at {at:016x} is allocated, but its pool header is damaged"));
             }),
         }
+        let formats = self.formats;
         let Walk {
             mut blocks,
             mut notes,
@@ -255,6 +256,10 @@ impl<'w> Walk<'w> {
         if expected > 0 && hunt.is_none() {
             let ok = expected < FEW_PAGES || found > expected / OTHER_PAGES;
             books.add(Check { name: Book::PoolPages, expected, found, ok, place: None });
+        }
+        let (seen, good) = formats.headers.aligned_seen();
+        if seen > 0 {
+            books.count(Book::AlignedHeaders, seen, good, 0);
         }
         if let (expected @ 1.., found, in_use) = pool_types {
             let ok = FEW_PAGES * (expected - found) <= expected && (in_use > 0 || expected < OTHER_PAGES);

@@ -9,5 +9,6 @@ pub(in crate::commands) mod pool_top;
 pub(in crate::commands) mod pool_used;
 pub(in crate::commands) mod pool_val;
 mod pool_watch;
+pub(in crate::commands) mod selfcheck;
 pub(in crate::commands) mod tag_owner;
 pub(in crate::commands) mod virtual_memory;

@@ -6,7 +6,7 @@ use nt_memory::{Fault, Layer, Memory, Search};
 
 use crate::small_blocks::Cost;
 
-pub(super) struct Allowance<'m> {
+pub(crate) struct Allowance<'m> {
     memory: &'m dyn Memory,
     reply: u64,
     left: Cell<Cost>,
@@ -14,17 +14,17 @@ pub(super) struct Allowance<'m> {
 }
 
 impl<'m> Allowance<'m> {
-    pub(super) fn new(memory: &'m dyn Memory, left: Cost) -> Self {
+    pub(crate) fn new(memory: &'m dyn Memory, left: Cost) -> Self {
         let reply = (memory.reply_size() as u64).max(1);
         Allowance { memory, reply, left: Cell::new(left), exhausted: Cell::new(false) }
     }
 
-    pub(super) fn left(&self) -> Cost {
+    pub(crate) fn left(&self) -> Cost {
         self.left.get()
     }
 
     /// Whether something was not read because of the cost.
-    pub(super) fn is_exhausted(&self) -> bool {
+    pub(crate) fn is_exhausted(&self) -> bool {
         self.exhausted.get()
     }
 
