@@ -21,9 +21,9 @@ docs:
     cargo doc --workspace --no-deps
     cargo test -p kdpool --test docs
 
-# Write the golden transcripts anew
+# Write the golden transcripts and the recorded screen anew
 golden:
-    KDPOOL_BLESS=1 cargo test -p kdpool --test transcripts
+    KDPOOL_BLESS=1 cargo test -p kdpool --test transcripts --test screen
 
 # One fuzz target for a while: just fuzz deframer 60
 fuzz target seconds='60':

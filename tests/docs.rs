@@ -141,7 +141,7 @@ fn commands_stand_in_single_quotes() {
 #[cfg(unix)]
 mod typed {
     use super::*;
-    use kd_fake::kernel::article;
+    use kd_fake::kernel::{article, article_activity};
     use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Output, Stdio};
@@ -158,7 +158,10 @@ mod typed {
             let folder = tempfile::tempdir().unwrap();
             kd_fake::kernel::write_symbol_store(&folder.path().join("symbols")).unwrap();
             let transport = FakeTransport::TcpListen(([127, 0, 0, 1], 0).into());
-            let fake = FakeTarget::start(FakeOptions::new(transport, article())).unwrap();
+            let mut options = FakeOptions::new(transport, article());
+            // A hunt without a tag goes on until something grows.
+            options.evolve = Some(Box::new(article_activity(Some(Duration::from_millis(100)), false)));
+            let fake = FakeTarget::start(options).unwrap();
             Lab { fake, folder }
         }
 

@@ -117,15 +117,16 @@ impl Output for Console {
             Mood::Bad => BAD,
         };
         let text = text.trim_end();
-        let mut out = anstream::stdout().lock();
-        if writeln!(out, "{style}{text}{style:#}").and_then(|()| out.flush()).is_err() {
-            self.closed = true;
-        }
+        let written = progress::aside(|| {
+            let mut out = anstream::stdout().lock();
+            writeln!(out, "{style}{text}{style:#}").and_then(|()| out.flush())
+        });
+        self.closed |= written.is_err();
     }
 
     fn erase(&mut self) {
         // A terminal that went away shows at the next write.
-        let _ = Term::stdout().clear_last_lines(self.table);
+        let _ = progress::aside(|| Term::stdout().clear_last_lines(self.table));
         self.table = 0;
     }
 
