@@ -242,7 +242,7 @@ fn the_symbol_proxy_of_windows_debuggers() {
 /// The server is not blamed for what a proxy says.
 #[test]
 fn a_proxy_that_refuses_is_named() {
-    for (status, why) in [("407 Who", "asks for a name and password"), ("502 Bad Gateway", "answers with status 502")] {
+    for status in ["407 Who", "502 Bad Gateway"] {
         let address = listen(move |stream| {
             let mut reader = BufReader::new(stream.try_clone()?);
             while request(&mut reader)?.is_some() {
@@ -251,7 +251,9 @@ fn a_proxy_that_refuses_is_named() {
             Ok(())
         });
         let run = Run::new(&format!("http://{NAME}"), &[("_NT_SYMBOL_PROXY", &address.to_string())]);
-        run.assert_missing(&format!("the proxy {address} (_NT_SYMBOL_PROXY) {why}"));
+        let why = format!("proxy server responded {}", &status[..3]);
+        run.assert_missing(&format!("the proxy {address} (_NT_SYMBOL_PROXY): "));
+        assert!(run.errors().contains(&why), "{why}: {}", run.errors());
         let run = Run::new(&format!("https://{NAME}"), &[("HTTPS_PROXY", &format!("http://{address}"))]);
         run.assert_missing(&format!("the proxy {address} (HTTPS_PROXY)"));
     }

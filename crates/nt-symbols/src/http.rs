@@ -229,18 +229,10 @@ fn get(route: &Route, url: &str, parts: &SyncSender<Part>) -> Result<(), FetchEr
     if way.first().is_some_and(secure) && !way.iter().all(secure) {
         return Err(FetchError::Broken("the server redirects from https to http".into()));
     }
-    match (response.status().as_u16(), through) {
-        (200, _) => {}
-        (404 | 410, _) => return Err(FetchError::NotFound),
-        // The proxy's own words: it wants a name, or did not reach the server.
-        (407, Some(named)) => {
-            let why = "asks for a name and password, as in http://name:password@host:port";
-            return Err(FetchError::Unreachable(format!("{} {why}", named.shown())));
-        }
-        (status @ (502..=504), Some(named)) => {
-            return Err(FetchError::Broken(format!("{} answers with status {status}", named.shown())));
-        }
-        (status, _) => return Err(FetchError::Status(status)),
+    match response.status().as_u16() {
+        200 => {}
+        404 | 410 => return Err(FetchError::NotFound),
+        status => return Err(FetchError::Status(status)),
     }
     if let Some(packed) = response.headers().get("content-encoding").and_then(|value| value.to_str().ok())
         && !matches!(packed, "identity" | "gzip" | "")
