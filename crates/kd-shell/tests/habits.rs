@@ -41,6 +41,7 @@ fn what_is_refused_takes_the_rest_of_its_line_along() {
         format!("bp nt!NtFlushKey \"{W}; foo\"; {W}"),
         format!("bp nt!NtFlushKey \"j (1) '{W}; {W}\"; {W}"),
         format!("!for_each_module \"foo; {W}\"; .foo; {W}"),
+        format!("!poolfind Leak -x \"{W}; foo\"; .foo; {W}"),
     ] {
         let (text, errors) = echoed(&mut live, &line);
         assert!(text.is_empty() && errors.lines().count() >= 1, "{line}: {text} {errors}");

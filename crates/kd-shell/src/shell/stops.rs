@@ -139,7 +139,9 @@ impl Shell {
                     }
                 }
                 self.refresh();
-                Ok(if self.halted().is_some() { Seen::Breakpoint } else { Seen::Runs })
+                // It may have stopped once more since its commands let it go: that stop was not looked at yet.
+                let stands = self.halted().is_some() && self.reason.is_some();
+                Ok(if stands { Seen::Breakpoint } else { Seen::Runs })
             }
         }
     }

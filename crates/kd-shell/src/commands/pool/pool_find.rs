@@ -173,6 +173,10 @@ struct Table {
 fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     let text = drive.arguments;
     let arguments = drive.with(|context| parse(text, context.session.stopped_search.as_ref()))?;
+    // A search may take long: commands that make no sense are refused before it.
+    if let Some(command) = &arguments.command {
+        drive.with(|context| context.commands.check(command, &context.session.aliases))?;
+    }
     let (quote, findings) = search(drive, &arguments)?;
     let (answer, notes) = answer(drive, &arguments, &quote, findings)?;
     let (answer, failure) = run_for_each(drive, answer, arguments.command.as_deref())?;
