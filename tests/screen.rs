@@ -124,7 +124,11 @@ fn svg(screen: &vt100::Screen) -> String {
     out + "</svg>\n"
 }
 
-/// The words of a picture, a line for each of the screen's; figures and addresses are all the same.
+/// Units: how large a figure is decides which one it has.
+const UNITS: [&str; 12] = ["ms", "s", "min", "h", "d", "B", "KB", "MB", "GB", "bytes", "blocks", "MB/min"];
+
+/// The words of a picture, a line for each of the screen's; figures, addresses and units are all the same. Of the date a
+/// line says only that there is one, and how often the counters were read depends on the machine.
 fn words(svg: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut at = String::new();
@@ -137,7 +141,8 @@ fn words(svg: &str) -> Vec<String> {
         }
         let line = lines.last_mut().unwrap();
         for word in shown.split_whitespace() {
-            let figure = word.chars().any(|c| c.is_ascii_digit());
+            let unit = word.trim_matches(|c: char| c.is_ascii_punctuation());
+            let figure = word.chars().any(|c| c.is_ascii_digit()) || UNITS.contains(&unit);
             // A sign may come or go with its figure.
             let word = if figure { "0" } else { word };
             if word == "0" && line.ends_with(" 0") {
@@ -147,6 +152,7 @@ fn words(svg: &str) -> Vec<String> {
             line.push_str(word);
         }
     }
+    lines.retain(|line| !line.starts_with(" Connected to ") && !line.starts_with(" Reading "));
     lines
 }
 
