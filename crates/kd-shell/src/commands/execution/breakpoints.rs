@@ -92,8 +92,9 @@ fn quoted(text: &str) -> Result<(String, &str), CommandError> {
 /// `w4`, `r 8`, `e1` in front of an address. An execution is a breakpoint as any other.
 fn access(text: &str) -> Result<(Option<Data>, &str), CommandError> {
     let wrong = || usage(&DATA, "an access (e, r or w) and a size (1, 2, 4, 8) are missing");
-    let kind = text.chars().next().ok_or_else(wrong)?.to_ascii_lowercase();
-    let rest = text[1..].trim_start();
+    let mut characters = text.chars();
+    let kind = characters.next().ok_or_else(wrong)?.to_ascii_lowercase();
+    let rest = characters.as_str().trim_start();
     let (size, rest) = rest.split_once(char::is_whitespace).ok_or_else(wrong)?;
     let size = size.parse().ok().filter(|size| matches!(size, 1 | 2 | 4 | 8)).ok_or_else(wrong)?;
     match kind {

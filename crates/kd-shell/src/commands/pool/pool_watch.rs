@@ -274,7 +274,7 @@ mod tests {
         shown.text(&mut text).unwrap();
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         assert!(
-            text.contains("\nLeak Paged       26    (+3)        0    (+0)     26   26624000 (+3072000) 1024000"),
+            text.contains("\n Leak Paged       26    (+3)        0    (+0)     26   26624000 (+3072000) 1024000"),
             "{text}"
         );
         // The first look has nothing to compare with, and each order has its first row.
