@@ -220,7 +220,7 @@ impl Text for Screen {
         )?;
         writeln!(
             out,
-            " Tag  Type  {:>8} {:>7} {:>8} {:>7} {:>6} {:>10} {:>9} {:>7}",
+            " Tag  Type  {:>7} {:>7} {:>7} {:>7} {:>6} {:>10} {:>9} {:>7}",
             "Allocs", "", "Frees", "", "Diff", "Bytes", "", "Per"
         )?;
         for row in &self.rows {
@@ -228,7 +228,7 @@ impl Text for Screen {
             let per = u64::try_from(row.count).ok().and_then(|count| row.bytes.checked_div(count)).unwrap_or(0);
             writeln!(
                 out,
-                " {} {kind:<5} {:>8} {:>7} {:>8} {:>7} {:>6} {:>10} {:>9} {per:>7}",
+                " {} {kind:<5} {:>7} {:>7} {:>7} {:>7} {:>6} {:>10} {:>9} {per:>7}",
                 row.tag,
                 row.allocs,
                 format!("({:+})", row.new_allocs),
@@ -274,7 +274,7 @@ mod tests {
         shown.text(&mut text).unwrap();
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         assert!(
-            text.contains("\n Leak Paged       26    (+3)        0    (+0)     26   26624000 (+3072000) 1024000"),
+            text.contains("\n Leak Paged      26    (+3)       0    (+0)     26   26624000 (+3072000) 1024000"),
             "{text}"
         );
         // The first look has nothing to compare with, and each order has its first row.
