@@ -37,8 +37,9 @@ fn a_target_is_let_go_broken_into_and_asked() {
 
     let (screen, failed, _) = live.run(".sleep 1; .break");
     assert!(!failed, "{}", screen.errors);
-    assert!(screen.text.starts_with("Break instruction exception - code 80000003 (first chance)\n****"));
-    assert!(screen.text.ends_with(" cc              int     3\n"));
+    // The box that explains Ctrl+C comes once in a session, and the banner had it.
+    assert!(screen.text.starts_with("Break instruction exception - code 80000003 (first chance)\n"), "{}", screen.text);
+    assert!(!screen.text.contains("****") && screen.text.ends_with(" cc              int     3\n"), "{}", screen.text);
 
     let (screen, failed, _) = live.run("!poolfind Leak; .stats");
     assert!(!failed, "{}", screen.errors);
@@ -77,8 +78,6 @@ fn the_articles_second_answer() {
     live.json("!poolfind Driv -small -global -limit 0");
     assert!(live.run("!poolfind Leak -resume").0.errors.contains("another tag"));
     assert!(live.run("!poolfind -resume -nonpaged").0.errors.contains("another pool type"));
-    live.run("g");
-    assert!(live.run("!poolfind Leak").0.errors.contains("break in first (Ctrl+C, or .break)"));
     live.leave();
 }
 
@@ -518,7 +517,6 @@ fn control_flow_and_scripts_with_arguments() {
     assert!(!failed, "{}", screen.errors);
     assert!(screen.text.starts_with("Evaluate expression: 2 = 00000000`00000002\n<1>\n"), "{}", screen.text);
     assert!(screen.text.ends_with("<3>\n"), "{}", screen.text);
-    assert_eq!(live.run(".if (1) { q }").2, Next::Quit { halted: false });
     assert!(live.run(".if (1) { bogus }").1);
     assert!(live.run(".if (1 { }").0.errors.starts_with("Syntax error at '"));
     // A script is one line of any length where it is condensed; every command explains itself.
@@ -542,6 +540,8 @@ fn control_flow_and_scripts_with_arguments() {
     let (screen, failed, _) = live.run(".printf \"%d %x %p %y\\n\", 0n10, 0n255, nt!NtFlushKey, nt!NtFlushKey");
     assert!(!failed, "{}", screen.errors);
     assert_eq!(screen.text, "10 ff fffff800017269e0 nt!NtFlushKey (fffff800`017269e0)\n");
+    // The target is let go in this moment; what comes after has none.
+    assert_eq!(live.run(".if (1) { q }").2, Next::Quit { halted: false });
     live.leave();
 }
 

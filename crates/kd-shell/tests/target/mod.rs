@@ -127,7 +127,10 @@ impl Live {
     }
 
     pub(crate) fn leave(mut self) {
-        self.shell.take_target().unwrap().leave(Leave::Running);
+        // `q` has let it go already.
+        if let Some(target) = self.shell.take_target() {
+            target.leave(Leave::Running);
+        }
         drop(self.fake);
         self.runtime.shutdown_timeout(Duration::from_secs(1));
     }
