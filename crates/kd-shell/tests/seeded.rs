@@ -396,7 +396,12 @@ fn the_pool_on_one_screen(live: &mut Live, truth: &Truth) {
             };
             let live = of(&[SmallState::Live]);
             let bytes: u64 = live.clone().map(|block| if kind == "special" { block.size } else { block.bytes }).sum();
-            let cached: u64 = of(&[SmallState::Lookaside, SmallState::Deferred]).map(|block| block.bytes).sum();
+            // A VS chunk whose free is delayed has the list's link where its pool header was: it is no block any more.
+            let kept: &'static [SmallState] = match kind {
+                "vs" => &[SmallState::Lookaside],
+                _ => &[SmallState::Lookaside, SmallState::Deferred],
+            };
+            let cached: u64 = of(kept).map(|block| block.bytes).sum();
             let mut carriers = top["small"]["carriers"].as_array().expect("carriers").iter();
             let Some(found) = carriers.find(|found| found["kind"] == kind && found["pool"] == name) else {
                 assert_eq!((bytes, cached), (0, 0), "build {}: no {name} {kind}", truth.build);
@@ -404,7 +409,11 @@ fn the_pool_on_one_screen(live: &mut Live, truth: &Truth) {
             };
             assert_eq!(found["count"], live.count(), "build {}: {name} {kind}", truth.build);
             assert_eq!(found["bytes"], bytes, "build {}: {name} {kind}", truth.build);
-            assert!(found["cached_bytes"].as_u64().is_some_and(|found| found >= cached), "{found}");
+            assert!(
+                found["cached_bytes"].as_u64().is_some_and(|found| found >= cached),
+                "build {}: {cached} cached, {found}",
+                truth.build
+            );
             let held = found["held"].as_u64().expect("bytes");
             assert!(held % 0x1000 == 0 && (held >= bytes || kind == "special"), "{found}");
             assert_eq!(found["slack"], held.saturating_sub(bytes));
