@@ -123,6 +123,8 @@ pub struct Terms {
     /// Between two readings; `None`: seconds at first, and longer as long as nothing leaks.
     pub every: Option<Duration>,
     pub run_for: Option<Duration>,
+    /// So many readings are enough, though never fewer than it takes to tell growth from chance.
+    pub readings: Option<usize>,
 }
 
 /// One tag's counters at the readings that had it.
@@ -215,7 +217,8 @@ impl Survey {
             return self.times.len() >= 2 && (1..=FEW).contains(&growers.len()) && evident;
         }
         let evident = |grower: &Grower| grower.grade == Grade::Leaks && grower.grew == grower.intervals;
-        self.growers().first().is_some_and(evident) || ran >= self.terms.run_for.unwrap_or(PATIENCE)
+        let enough = self.terms.readings.is_some_and(|most| self.times.len() >= most.max(READINGS));
+        self.growers().first().is_some_and(evident) || enough || ran >= self.terms.run_for.unwrap_or(PATIENCE)
     }
 
     /// Whether a survey whose growers turned out to be none may go on. `ran`: as of [`Survey::is_over`].

@@ -66,6 +66,7 @@ fn begin(asked: &Arguments) -> Found {
         every: asked.every,
         // The other half is for the checks.
         run_for: asked.run_for.map(|time| time / 2),
+        readings: asked.times.and_then(|times| usize::try_from(times).ok()),
     };
     Found {
         survey: Survey::new(terms),
