@@ -35,6 +35,13 @@ pub(super) struct Source<'a> {
     pub(super) strict: bool,
 }
 
+/// What stands under a page's headline: which machine, when, and by which program.
+fn facts(options: &Options) -> Vec<String> {
+    let now = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M %Z").to_string();
+    let program = format!("kdpool {}", env!("CARGO_PKG_VERSION"));
+    options.machine.iter().cloned().chain([now, program]).collect()
+}
+
 /// Whether there are folders for these files.
 pub(super) fn have_places<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Result<(), String> {
     for file in files {
@@ -79,7 +86,7 @@ pub(super) fn write_files(source: Source<'_>, answer: &impl Serialize, options: 
             }
             (_, None) => continue,
             (FileKind::Html, Some(last)) => {
-                let (trails, facts) = (BTreeMap::new(), [format!("kdpool {}", env!("CARGO_PKG_VERSION"))]);
+                let (trails, facts) = (BTreeMap::new(), facts(options));
                 html(&Page { last, growth, outcome, trails: &trails, facts: &facts, skip: &options.skip })
             }
             (FileKind::Svg(column), Some(last)) => flame_graph(last, *column, &options.skip),
