@@ -66,6 +66,8 @@ pub struct Shell {
     pub format: Format,
     /// How long `.break` waits for the target.
     pub patience: Duration,
+    /// `q` ends the session. A server's session is its client's to end: there `q` is refused.
+    pub ends_by_q: bool,
     commands: &'static Table,
     target: Option<Target>,
     interrupt: Interrupt,
@@ -119,6 +121,7 @@ impl Shell {
             target: None,
             interrupt,
             scripts: 0,
+            ends_by_q: true,
             loops: 0,
             leaving: None,
             catches: 0,
@@ -566,6 +569,9 @@ impl Shell {
                 let run = if control == Control::Crash { kd_target::Halted::crash } else { kd_target::Halted::reboot };
                 self.let_run(run)?;
                 Ok(Reply::new(Done {}))
+            }
+            Control::Quit if !self.ends_by_q => {
+                Err(CommandError::Failed("this session ends when its client does; g lets the target run".into()))
             }
             Control::Quit => {
                 let halted = match arguments {

@@ -128,6 +128,7 @@ fn connect(runtime: &Handle, plan: &Plan) -> Result<Session, String> {
     });
     let mut shell = Shell::new(session, Format::Json, interrupt.clone());
     shell.set_target(Target::Running(running));
+    shell.ends_by_q = false;
     let started = std::time::Instant::now();
     let explain = move || {
         let mut evidence = debug::lock(&evidence);
