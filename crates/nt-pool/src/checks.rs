@@ -84,6 +84,8 @@ pub enum Book {
     /// Pages of the classic pool that belong to no large allocation, against those with a chain of headers. Other things
     /// lie there too, so that they balance unless hardly any page has one.
     PoolPages,
+    /// The same of so few pages that a machine without small blocks may have them: it is shown, and decides nothing.
+    FewPoolPages,
     /// Headers of the classic pool, against those that are of a free block or of one in use. They balance unless many are
     /// neither, or none at all is in use.
     PoolTypes,
@@ -136,6 +138,7 @@ impl Book {
             Book::LargeHash => "large-hash",
             Book::FreedLists => "freed-lists",
             Book::PoolPages => "pool-pages",
+            Book::FewPoolPages => "pool-pages-few",
             Book::PoolTypes => "pool-types",
             Book::SpecialPages => "special-pages",
             Book::TagCounters => "tag-counters",
@@ -167,6 +170,7 @@ impl Book {
                 | Book::NonPagedTotal
                 | Book::LargeInUse
                 | Book::TrackedAllocations
+                | Book::FewPoolPages
         )
     }
 }
@@ -193,6 +197,7 @@ impl fmt::Display for Book {
             Book::LargeHash => "large allocations where the kernel's hash leads",
             Book::FreedLists => "lists of freed blocks that are plausible",
             Book::PoolPages => "pages of pool with a chain of headers",
+            Book::FewPoolPages => "of few pages of pool, those with a chain of headers",
             Book::PoolTypes => "headers of pool that are free or in use",
             Book::SpecialPages => "pages of special pool with a header",
             Book::TagCounters => "blocks that the kernel counts of the tag",

@@ -96,7 +96,7 @@ fn no_broken_rule_ends_in_a_list_that_is_silently_wrong() {
     for ((name, json), mutation) in classic.chain(heaps) {
         walk(name, json, 1, &small(Some(mutation)), |_, truth, found| {
             let right = live(&found) == wanted(truth);
-            let told = !checks::balance(&found.checks) || !found.notes.is_complete();
+            let told = found.checks.iter().any(|check| !check.ok) || !found.notes.is_complete();
             let failed: Vec<Book> = found.checks.iter().filter(|check| !check.ok).map(|check| check.name).collect();
             println!("{name} {mutation:?}: right {right}, told {told}, {failed:?} {:?}", found.notes.lines().first());
             if !right && !told {
@@ -119,7 +119,7 @@ fn no_member_that_is_elsewhere_ends_in_a_list_that_is_silently_wrong() {
         let mutation = Mutation::Layout(layout.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         walk(name, json, layout, &small(Some(mutation)), |_, truth, found| {
             let right = live(&found) == wanted(truth);
-            let complains = !checks::balance(&found.checks) || !found.notes.is_complete();
+            let complains = found.checks.iter().any(|check| !check.ok) || !found.notes.is_complete();
             told += u64::from(complains);
             if !right && !complains {
                 let (live, wanted) = (live(&found), wanted(truth));

@@ -254,8 +254,9 @@ impl<'w> Walk<'w> {
         let (expected, found) = pool_pages;
         // Where the target searches, most pages that are read are others.
         if expected > 0 && hunt.is_none() {
-            let ok = expected < OTHER_PAGES || found > expected / OTHER_PAGES;
-            books.add(Check { name: Book::PoolPages, expected, found, ok, place: None });
+            let name = if expected < OTHER_PAGES { Book::FewPoolPages } else { Book::PoolPages };
+            let ok = expected < FEW_PAGES || found > expected / OTHER_PAGES;
+            books.add(Check { name, expected, found, ok, place: None });
         }
         let (seen, good) = formats.headers.aligned_seen();
         if seen > 0 {
