@@ -17,7 +17,7 @@ use super::check::look;
 use super::files::{Source, export, write_files};
 use super::mark::take;
 use super::survey::{self, Found};
-use super::watched::{Watched, mood};
+use super::watched::{Watched, mood, row};
 use crate::answer::Reply;
 use crate::command::usage;
 use crate::error::CommandError;
@@ -425,18 +425,7 @@ fn table_of(quarry: &Quarry, tags: usize) -> String {
     }
     let rows = (ROWS / tags.max(1)).max(1);
     for stop in &quarry.stops[quarry.stops.len().saturating_sub(rows)..] {
-        table += &format!(
-            "{:>8} {:>8} {:>10} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8}\n",
-            units::time(stop.elapsed_ms as f64),
-            stop.outstanding,
-            units::bytes(stop.bytes as f64),
-            stop.still,
-            stop.freed,
-            stop.reused,
-            stop.new,
-            stop.unknown,
-            units::time(stop.frozen_ms)
-        );
+        table += &format!("{}\n", row(stop));
     }
     table
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use nt_leaks::survey::Grower;
 use nt_leaks::watch::Outcome;
-use nt_leaks::{CheckReport, Group, WatchReport, units};
+use nt_leaks::{CheckReport, Group, Stop, WatchReport, units};
 use serde::Serialize;
 
 use super::arguments::Options;
@@ -134,24 +134,27 @@ fn signed(bytes: i64) -> String {
     format!("{sign}{}", units::bytes(bytes as f64))
 }
 
+/// One stop under the head `time   in use      bytes  still  freed reused    new unknown  stopped`.
+pub(super) fn row(stop: &Stop) -> String {
+    format!(
+        "{:>8} {:>8} {:>10} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8}",
+        units::time(stop.elapsed_ms as f64),
+        stop.outstanding,
+        units::bytes(stop.bytes as f64),
+        stop.still,
+        stop.freed,
+        stop.reused,
+        stop.new,
+        stop.unknown,
+        units::time(stop.frozen_ms)
+    )
+}
+
 /// Every check, as the watch showed it.
 fn write_checks(report: &WatchReport, out: &mut dyn fmt::Write) -> fmt::Result {
     writeln!(out, "Checks:\n    time   in use      bytes  still  freed reused    new unknown  stopped requests")?;
     for stop in &report.checks {
-        writeln!(
-            out,
-            "{:>8} {:>8} {:>10} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>8}",
-            units::time(stop.elapsed_ms as f64),
-            stop.outstanding,
-            units::bytes(stop.bytes as f64),
-            stop.still,
-            stop.freed,
-            stop.reused,
-            stop.new,
-            stop.unknown,
-            units::time(stop.frozen_ms),
-            stop.requests
-        )?;
+        writeln!(out, "{} {:>8}", row(stop), stop.requests)?;
     }
     Ok(())
 }

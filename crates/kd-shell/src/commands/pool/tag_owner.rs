@@ -9,9 +9,9 @@
 use std::fmt;
 
 use nt_memory::Memory;
+use nt_pool::Tag;
 use nt_pool::notes::Notes;
 use nt_pool::tag_owner::{self, Form, LoadedImage, Owners, Place};
-use nt_pool::{Tag, TagPattern};
 use nt_unwind::{ImageId, Images, Stuck};
 use serde::Serialize;
 
@@ -74,7 +74,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let mut words = words(text);
     let word = words.next().ok_or_else(|| usage(&INFO, "no tag"))?;
     let tag = pattern(word).map_err(|error| usage(&INFO, error))?;
-    let tag = exact(&tag).ok_or_else(|| usage(&INFO, "a tag without wildcards is needed"))?;
+    let tag = tag.exact().ok_or_else(|| usage(&INFO, "a tag without wildcards is needed"))?;
     let modules: Vec<String> = words.map(str::to_owned).collect();
     let drivers = chosen(context, &modules)?;
     let mut notes = Notes::default();
@@ -117,30 +117,22 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::with_notes(answer, notes))
 }
 
-fn exact(tag: &TagPattern) -> Option<Tag> {
-    tag.exact()
-}
-
 /// The modules to be searched; the kernel's own image is the largest and comes last.
 fn chosen(context: &mut Context<'_>, modules: &[String]) -> Result<Vec<Driver>, CommandError> {
     let base = context.kernel()?.base();
     let mut names = context.names()?;
     let mut drivers = names.drivers()?.drivers.clone();
     drivers.sort_by_key(|driver| (driver.base == base, driver.base));
+    let is = |driver: &Driver, module: &String| {
+        short_name(driver, base).eq_ignore_ascii_case(module) || driver.file.eq_ignore_ascii_case(module)
+    };
     for module in modules {
-        let known = |driver: &Driver| {
-            short_name(driver, base).eq_ignore_ascii_case(module) || driver.file.eq_ignore_ascii_case(module)
-        };
-        if !drivers.iter().any(known) {
+        if !drivers.iter().any(|driver| is(driver, module)) {
             return Err(CommandError::Failed(format!("no module is called '{}'; lm lists them", visible_name(module))));
         }
     }
     if !modules.is_empty() {
-        drivers.retain(|driver| {
-            modules.iter().any(|module| {
-                short_name(driver, base).eq_ignore_ascii_case(module) || driver.file.eq_ignore_ascii_case(module)
-            })
-        });
+        drivers.retain(|driver| modules.iter().any(|module| is(driver, module)));
     }
     Ok(drivers)
 }
