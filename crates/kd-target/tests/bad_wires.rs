@@ -5,10 +5,14 @@
 
 mod setup;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kd_fake::{FakeOptions, Faults, Start};
-use kd_target::{Event, Leave, Left, Target, TargetError};
+use kd_link::{BoxFuture, Frame, Link};
+use kd_target::{Event, Interrupt, Leave, Left, Target, TargetError};
+use kd_wire::session::{HostSession, SerialConfig};
 use nt_memory::{Fault, Memory};
 
 use setup::{Carrier, PATIENCE, Setup, everywhere, set_up};
@@ -267,6 +271,69 @@ fn what_a_killed_debugger_left_is_taken_over() {
             base(&halted, 3000);
             assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?} {requests}");
             setup.assert_runs_soon();
+        }
+    });
+}
+
+/// A line that carries nothing to us until it is told to.
+struct Deaf {
+    link: Box<dyn Link>,
+    hears: Arc<AtomicBool>,
+}
+
+impl Link for Deaf {
+    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
+        Box::pin(async {
+            loop {
+                let frame = self.link.recv().await?;
+                if frame.is_none() || self.hears.load(Ordering::SeqCst) {
+                    return Ok(frame);
+                }
+            }
+        })
+    }
+
+    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        self.link.send(frame)
+    }
+
+    fn describe(&self) -> String {
+        self.link.describe()
+    }
+}
+
+/// A session ends before anything was heard, but after its break-in stopped the target: the report of the stop was lost.
+#[test]
+fn a_target_that_was_never_heard_but_stopped_is_let_go() {
+    everywhere(|carrier| {
+        // On KDNET a break-in is a part of the answer to an offer, which has to be heard first.
+        if matches!(carrier, Carrier::Net) {
+            return;
+        }
+        for hears_again in [true, false] {
+            let setup = set_up(carrier, |_| {});
+            let hears = Arc::new(AtomicBool::new(false));
+            let link = setup.runtime.block_on(kd_link::open(&setup.spec)).unwrap();
+            let link = Box::new(Deaf { link, hears: hears.clone() });
+            let session = HostSession::serial(SerialConfig::default());
+            let (running, _events) =
+                kd_target::attach(setup.runtime.handle(), link, session, true, Interrupt::default());
+            let deadline = Instant::now() + PATIENCE;
+            while !setup.fake.stats().halted {
+                assert!(Instant::now() < deadline, "{carrier:?}: did not stop");
+                std::thread::sleep(10 * MILLISECOND);
+            }
+            hears.store(hears_again, Ordering::SeqCst);
+            let started = Instant::now();
+            let left = setup.runtime.block_on(running.leaver().leave());
+            assert!(started.elapsed() < Duration::from_secs(5), "{carrier:?}: {:?}", started.elapsed());
+            if hears_again {
+                assert_eq!(left, Left::Running, "{carrier:?}");
+                setup.assert_runs_soon();
+            } else {
+                assert!(matches!(left, Left::Unmet { break_ins } if break_ins > 0), "{carrier:?}: {left:?}");
+                assert!(left.may_stand());
+            }
         }
     });
 }

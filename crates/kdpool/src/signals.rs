@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kd_target::{Interrupt, Leaver, Left};
+use kd_target::{Interrupt, Leaver};
 
 use crate::CONNECTION_LOST;
 use crate::console::complain;
@@ -54,10 +54,7 @@ pub(crate) async fn leave_on_termination(leaver: Leaver) {
     let left = leaver.leave().await;
     if left.may_stand() {
         complain(&left.to_string());
-        // Of a target that was never met the status says enough.
-        if !matches!(left, Left::Unmet { .. }) {
-            std::process::exit(CONNECTION_LOST.into());
-        }
+        std::process::exit(CONNECTION_LOST.into());
     }
     std::process::exit(128 + signal);
 }

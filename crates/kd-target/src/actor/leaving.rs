@@ -45,8 +45,9 @@ impl Actor {
         self.hold = None;
         self.session.stand_by();
         let broke_in = std::mem::take(&mut self.break_wanted) && self.break_ins_unanswered() > 0;
-        if !self.heard {
-            return Left::Unmet { break_ins: self.session.break_ins() };
+        // Nothing can have stopped for us that we never spoke to.
+        if !self.heard && self.session.break_ins() == 0 {
+            return Left::Unmet { break_ins: 0 };
         }
         let started = Deadline::now();
         match tokio::time::timeout(LONGEST_LEAVE, self.let_go(broke_in)).await {
@@ -78,6 +79,10 @@ impl Actor {
                         return Left::StopsAgain { program_counter: change.program_counter };
                     }
                     self.at = Some(change);
+                }
+                // Its stop may have been lost on the way here, and the break-in may still be on its way there.
+                After::Lost(_) | After::Quiet if !self.heard => {
+                    return Left::Unmet { break_ins: self.session.break_ins() };
                 }
                 // It runs, and nothing of ours is in it.
                 After::Lost(_) if was_at.is_some() => return Left::Running,
@@ -169,10 +174,11 @@ impl Actor {
     }
 
     /// Listens until nothing comes any more. On a line that loses packets the report of a stop may be lost as well, and a
-    /// target repeats it only after a second or more: it is asked for.
+    /// target repeats it only after a second or more: it is asked for. One of which nothing was ever heard is asked
+    /// little: it may be a kernel that starts, and reads a byte each clock tick.
     async fn listen(&mut self) -> After {
         let quiet = if self.break_ins_unanswered() > 0 { QUIET_AFTER_BREAK_IN } else { QUIET };
-        let mut nudges = if self.session.is_lossy() { NUDGES } else { FEW_NUDGES };
+        let mut nudges = if self.heard && self.session.is_lossy() { NUDGES } else { FEW_NUDGES };
         let deadline = Deadline::now() + quiet.max(NUDGE_EVERY * (nudges + 3));
         let mut next = Deadline::now() + NUDGE_EVERY;
         loop {
