@@ -327,8 +327,8 @@ fn vista_on_x64() {
 
 /// The allocators' lists after so many allocations and frees that every page, chunk and slot was used again and again.
 #[test]
-fn a_hundred_thousand_allocations_and_frees() {
-    let options = SeededOptions { small_operations: 30_000, small_blocks: 3_000, ..SeededOptions::default() };
+fn more_than_a_million_allocations_and_frees() {
+    let options = SeededOptions { small_operations: 300_000, small_blocks: 3_000, ..SeededOptions::default() };
     // Old pool of 32 bits; segment heaps with two bits a block, with one, and of ARM64.
     const KERNELS: [&str; 4] = ["x86", "x64-heap", "x64-26100", "arm64-26100"];
     let chosen = kd_fake::isf::CARRIED.iter().map(|(name, _)| KERNELS.contains(name));

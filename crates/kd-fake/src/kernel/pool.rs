@@ -49,6 +49,25 @@ pub(crate) fn hash(machine: Machine, value: u64, factor: u64, mask: u64) -> usiz
     ((product ^ product >> 32) & mask) as usize
 }
 
+/// The slots of a big-page table for these pages, a power of two and no fewer than `least`: the table doubles when blocks
+/// in use fill three quarters of it. Entries of freed blocks that find no room then are gone: the kernel gives their slots
+/// to others.
+pub(crate) fn big_page_slots(least: u64, pages: &mut Vec<BigPage>) -> u64 {
+    let live = pages.iter().filter(|page| !page.freed).count() as u64;
+    let mut slots = least;
+    while live > slots / 4 * 3 {
+        slots *= 2;
+    }
+    // A search ends at a slot that was never used.
+    let mut room = slots / 8 * 7 - live;
+    pages.retain(|page| {
+        let keep = !page.freed || room > 0;
+        room -= u64::from(keep && page.freed);
+        keep
+    });
+    slots
+}
+
 impl Builder {
     /// Writes the tag tables and the expansion table. `part` says what of a row is in a processor's table; a row that
     /// the processor does not have yet stays empty. `last` is the row for what found no place.
@@ -130,7 +149,7 @@ impl Builder {
         self.set_u32("ExpPoolBigEntriesInUse", live as u32)
     }
 
-    /// The table alone; returns how many of the pages are in use.
+    /// The table alone, of more slots than there are pages; returns how many of the pages are in use.
     pub(crate) fn big_page_table(&mut self, table: u64, slots: u64, pages: &[BigPage]) -> Result<usize, IsfError> {
         let size = self.isf.size("_POOL_TRACKER_BIG_PAGES")?;
         let layout = EntryLayout::of(self)?;
@@ -171,4 +190,24 @@ pub(crate) fn share(total: Usage, processor: u64, count: u64) -> Usage {
         }
     }
     if processor == 0 { first } else { others }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(number: u64, freed: bool) -> BigPage {
+        BigPage { address: number << 12, tag: tag(b"Leak"), kind: PoolKind::Paged, bytes: 0x1000, freed }
+    }
+
+    /// Else a page without a slot would be looked for without end.
+    #[test]
+    fn a_table_has_room_for_its_pages() {
+        let mut few: Vec<BigPage> = (1..=7).map(|number| page(number, number > 3)).collect();
+        assert_eq!((big_page_slots(8, &mut few), few.len()), (8, 7));
+        let mut many: Vec<BigPage> = (1..=40).map(|number| page(number, number % 2 == 0)).collect();
+        assert_eq!(big_page_slots(8, &mut many), 32);
+        let live = many.iter().filter(|page| !page.freed).count();
+        assert_eq!((live, many.len()), (20, 28));
+    }
 }

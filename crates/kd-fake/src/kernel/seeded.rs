@@ -19,6 +19,7 @@ use crate::kernel::article::MYFAULT_FUNCTIONS;
 use crate::kernel::books::{Books, Places, PoolKind};
 use crate::kernel::builder::Builder;
 use crate::kernel::modules::Module;
+use crate::kernel::pool::big_page_slots;
 use crate::kernel::random::Random;
 use crate::kernel::rules::Rules;
 use crate::kernel::system::{Particulars, Process, prcb, version_flags};
@@ -149,8 +150,10 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         balanced: options.balanced,
         hunt: options.hunt,
     };
-    let small::Written { small, pages, heaps, room } = small::write(&mut builder, &mut map, &mut random, &world)?;
-    builder.big_pages(table, options.big_slots.into(), &pages)?;
+    let small::Written { small, mut pages, heaps, room } = small::write(&mut builder, &mut map, &mut random, &world)?;
+    let slots = big_page_slots(options.big_slots.into(), &mut pages);
+    let table = if slots == u64::from(options.big_slots) { table } else { map.room(slots * 0x20) };
+    builder.big_pages(table, slots, &pages)?;
 
     let mut drivers = Vec::new();
     if options.verifier {

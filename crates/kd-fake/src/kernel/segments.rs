@@ -48,6 +48,8 @@ pub(crate) struct Segment {
     pub(crate) base: u64,
     pub(crate) context: usize,
     pub(crate) ranges: Vec<Range>,
+    /// No free range has more units.
+    most_free: u64,
 }
 
 /// Address space for segments.
@@ -100,11 +102,18 @@ impl Segments {
     }
 
     fn take_at(&mut self, context: usize, units: u64, content: Content, room: &mut Room) -> Option<At> {
-        let fits = |segment: &Segment| {
+        let fits = |segment: &mut Segment| {
+            if segment.context != context || segment.most_free < units {
+                return None;
+            }
             let fit = |range: &Range| range.content == Content::Free && range.units >= units;
-            (segment.context == context).then(|| segment.ranges.iter().position(fit)).flatten()
+            let slot = segment.ranges.iter().position(fit);
+            if slot.is_none() {
+                segment.most_free = units - 1;
+            }
+            slot
         };
-        let found = self.all.iter().enumerate().find_map(|(at, segment)| Some((at, fits(segment)?)));
+        let found = self.all.iter_mut().enumerate().find_map(|(at, segment)| Some((at, fits(segment)?)));
         let (at, slot) = match found {
             Some(found) => found,
             None => {
@@ -113,7 +122,8 @@ impl Segments {
                 if free.units < units {
                     return None;
                 }
-                self.all.push(Segment { base: room.segment(context)?, context, ranges: vec![free] });
+                let base = room.segment(context)?;
+                self.all.push(Segment { base, context, ranges: vec![free], most_free: free.units });
                 (self.all.len() - 1, 0)
             }
         };
@@ -152,7 +162,7 @@ impl Segments {
 
     /// Returns where the free range is that came of it.
     fn release_at(&mut self, (at, mut slot): At) -> At {
-        let ranges = &mut self.all[at].ranges;
+        let Segment { ranges, most_free, .. } = &mut self.all[at];
         ranges[slot].content = Content::Free;
         if ranges.get(slot + 1).is_some_and(|range| range.content == Content::Free) {
             ranges[slot].units += ranges.remove(slot + 1).units;
@@ -161,6 +171,7 @@ impl Segments {
             slot -= 1;
             ranges[slot].units += ranges.remove(slot + 1).units;
         }
+        *most_free = ranges[slot].units.max(*most_free);
         (at, slot)
     }
 }
