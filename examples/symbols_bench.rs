@@ -15,8 +15,7 @@ use kd_fake::kernel::{self, SeededOptions};
 use kd_fake::{FakeOptions, FakeTransport};
 use kd_link::KdSpec;
 use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
-use kd_target::{Interrupt, Leave, Target};
-use kd_wire::session::{HostSession, SerialConfig};
+use kd_target::{Attach, Interrupt, Leave, Target};
 use nt_symbols::{Isf, Pdb, SymbolFile};
 use pdb::FallibleIterator;
 
@@ -152,10 +151,9 @@ fn session(table: &Table, store: &Path, before: impl Fn() -> std::io::Result<()>
     before()?;
     let start = Instant::now();
     let spec = KdSpec::parse(&format!("com:ipport={},port={}", address.port(), address.ip()))?;
-    let link = runtime.block_on(kd_link::open(&spec))?;
     let interrupt = Interrupt::default();
-    let wire = HostSession::serial(SerialConfig::default());
-    let (running, _) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
+    let attach = Attach::to(spec).on(runtime.handle()).break_in(true).interrupt(interrupt.clone());
+    let (running, _) = attach.start()?;
     let source = PathSource::new(&store.display().to_string())?;
     let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());
     let mut shell = Shell::new(session, Format::Kd, interrupt);

@@ -17,8 +17,7 @@ use kd_fake::kernel::{
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
 use kd_link::KdSpec;
 use kd_shell::{Format, Log, Output, PathSource, PoolTags, Session, Shell, Symbols};
-use kd_target::{Interrupt, Target};
-use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
+use kd_target::{Attach, Interrupt, Target};
 use serde_json::Value;
 
 const KEY: &str = "1.2.3.4";
@@ -157,16 +156,15 @@ impl Lab {
         options.search_memory = case.search;
         options.offer_period = Duration::from_millis(100);
         let fake = FakeTarget::start(options)?;
-        let (spec, wire) = if case.serial {
+        let spec = if case.serial {
             let port = fake.address().ok_or("no address")?.port();
-            (format!("com:ipport={port},port=127.0.0.1"), HostSession::serial(SerialConfig::default()))
+            format!("com:ipport={port},port=127.0.0.1")
         } else {
-            let config = KdnetConfig { key: KEY.parse()?, targets: Vec::new(), seed: [7; 32] };
-            (format!("net:port={port},key={KEY}"), HostSession::kdnet(config))
+            format!("net:port={port},key={KEY}")
         };
-        let link = runtime.block_on(kd_link::open(&KdSpec::parse(&spec)?))?;
         let interrupt = Interrupt::default();
-        let (running, _events) = kd_target::attach(runtime.handle(), link, wire, true, interrupt.clone());
+        let attach = Attach::to(KdSpec::parse(&spec)?).on(runtime.handle()).break_in(true).interrupt(interrupt.clone());
+        let (running, _events) = attach.start()?;
         let halted = running.wait(Some(Duration::from_secs(20))).map_err(|(_, error)| error)?;
         let source = PathSource::new(&store.display().to_string())?;
         let session = Session::new(Symbols::new(Box::new(source)), PoolTags::built_in(), Log::default());

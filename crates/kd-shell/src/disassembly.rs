@@ -12,9 +12,9 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, Formatter, Instruction, MasmFormatter, MemorySizeOptions, Mnemonic, OpKind,
     SymbolResolver, SymbolResult,
 };
+use kd_target::Machine;
 use nt_memory::Fault;
 
-use crate::registers::{AMD64, ARM64, I386};
 use crate::symbols::Names;
 use crate::text::Width;
 
@@ -76,10 +76,10 @@ pub(crate) struct Disassembler {
 
 impl Disassembler {
     /// `None`: instructions of this machine are not known.
-    pub(crate) fn new(machine: u16) -> Option<Self> {
+    pub(crate) fn new(machine: Machine) -> Option<Self> {
         let width = match machine {
-            AMD64 => Width::Eight,
-            I386 => Width::Four,
+            Machine::X64 => Width::Eight,
+            Machine::X86 => Width::Four,
             _ => return None,
         };
         let named = Named::default();
@@ -167,8 +167,8 @@ fn is_absolute(instruction: &Instruction) -> bool {
 
 /// Where the instructions before the end of `bytes` begin: the longest row of them that ends there, at most `count`, from
 /// `start` on when that is known to be the start of one.
-pub(crate) fn backwards(machine: u16, bytes: &[u8], start: Option<usize>, count: usize) -> Vec<usize> {
-    let bits = if machine == AMD64 { 64 } else { 32 };
+pub(crate) fn backwards(machine: Machine, bytes: &[u8], start: Option<usize>, count: usize) -> Vec<usize> {
+    let bits = if machine == Machine::X64 { 64 } else { 32 };
     let first = bytes.len().saturating_sub(count.saturating_mul(MAX_LENGTH));
     let mut best = Vec::new();
     for from in start.into_iter().chain(first..bytes.len()) {
@@ -196,16 +196,16 @@ pub(crate) fn backwards(machine: u16, bytes: &[u8], start: Option<usize>, count:
 }
 
 /// The length of the instruction that `bytes` begin with if it is a call.
-pub(crate) fn call_length(machine: u16, bytes: &[u8]) -> Option<usize> {
+pub(crate) fn call_length(machine: Machine, bytes: &[u8]) -> Option<usize> {
     match machine {
-        AMD64 | I386 => {
-            let bits = if machine == AMD64 { 64 } else { 32 };
+        Machine::X64 | Machine::X86 => {
+            let bits = if machine == Machine::X64 { 64 } else { 32 };
             let instruction = Decoder::new(bits, bytes, DecoderOptions::NONE).decode();
             let is_call = instruction.mnemonic() == Mnemonic::Call;
             // A repeated string instruction is one as well for whoever steps.
             (is_call || instruction.has_rep_prefix() || instruction.has_repne_prefix()).then(|| instruction.len())
         }
-        ARM64 => {
+        Machine::Arm64 => {
             let word = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?);
             // bl, blr
             (word >> 26 == 0b10_0101 || word & 0xffff_fc1f == 0xd63f_0000).then_some(4)
@@ -217,12 +217,17 @@ pub(crate) fn call_length(machine: u16, bytes: &[u8]) -> Option<usize> {
 /// Where the instruction begins whose four-byte constant lies at `at` in `bytes`. `start` is where an instruction is known
 /// to begin, as a function does; without one the bytes before the constant tell: `b8` to `bf` (mov) and `68` (push) stand
 /// right before it, with a prefix as the case may be.
-pub(crate) fn instruction_of_constant(machine: u16, bytes: &[u8], start: Option<usize>, at: usize) -> Option<usize> {
+pub(crate) fn instruction_of_constant(
+    machine: Machine,
+    bytes: &[u8],
+    start: Option<usize>,
+    at: usize,
+) -> Option<usize> {
     /// Prefixes, opcode, ModRM, SIB and displacement.
     const BEFORE: usize = 11;
     let bits = match machine {
-        AMD64 => 64,
-        I386 => 32,
+        Machine::X64 => 64,
+        Machine::X86 => 32,
         _ => return None,
     };
     let holds = |from: usize| {
@@ -262,7 +267,7 @@ mod tests {
 
     use super::*;
 
-    fn text(machine: u16, bytes: &[u8], address: u64) -> String {
+    fn text(machine: Machine, bytes: &[u8], address: u64) -> String {
         let mut disassembler = Disassembler::new(machine).unwrap();
         let name = &mut |target: u64| Ok((target == 0xfffff801_0bf96000).then(|| "nt!Foo+0x10".to_string()));
         let one = disassembler.one(bytes, address, name).unwrap().unwrap();
@@ -287,7 +292,7 @@ mod tests {
             (&[0x25, 0xff, 0x00, 0x00, 0x00], "fffff801`0bf95810 25ff000000      and     eax,0FFh"),
             (&[0x48, 0x83, 0xec, 0x28], "fffff801`0bf95810 4883ec28        sub     rsp,28h"),
         ] {
-            assert_eq!(text(AMD64, bytes, 0xfffff801_0bf95810), line);
+            assert_eq!(text(Machine::X64, bytes, 0xfffff801_0bf95810), line);
         }
     }
 
@@ -296,44 +301,44 @@ mod tests {
         let tag = *b"Leak";
         // xor ecx,ecx; mov r8d,'kaeL'; ret
         let code = [&[0x33, 0xc9, 0x41, 0xb8][..], &tag, &[0xc3]].concat();
-        assert_eq!(instruction_of_constant(AMD64, &code, None, 4), Some(2));
-        assert_eq!(instruction_of_constant(AMD64, &code, Some(0), 4), Some(2));
+        assert_eq!(instruction_of_constant(Machine::X64, &code, None, 4), Some(2));
+        assert_eq!(instruction_of_constant(Machine::X64, &code, Some(0), 4), Some(2));
         // push 'kaeL'
         let code = [&[0x8b, 0xc1, 0x68][..], &tag].concat();
-        assert_eq!(instruction_of_constant(I386, &code, None, 3), Some(2));
+        assert_eq!(instruction_of_constant(Machine::X86, &code, None, 3), Some(2));
         // mov dword ptr [rsp+28h],'kaeL'
         let code = [&[0x90, 0xc7, 0x44, 0x24, 0x28][..], &tag].concat();
-        assert_eq!(instruction_of_constant(AMD64, &code, None, 5), Some(1));
+        assert_eq!(instruction_of_constant(Machine::X64, &code, None, 5), Some(1));
         // Text, and no instruction.
-        assert_eq!(instruction_of_constant(AMD64, b"\0\0\0\0Leak", None, 4), None);
+        assert_eq!(instruction_of_constant(Machine::X64, b"\0\0\0\0Leak", None, 4), None);
     }
 
     #[test]
     fn instructions_before_a_place_are_found() {
         // push rbp; mov rbp,rsp; sub rsp,28h; call; ret
         let code = [0x55, 0x48, 0x8b, 0xec, 0x48, 0x83, 0xec, 0x28, 0xe8, 1, 2, 3, 4, 0xc3];
-        assert_eq!(backwards(AMD64, &code, Some(0), 3), [4, 8, 13]);
-        assert_eq!(backwards(AMD64, &code, None, 2), [8, 13]);
-        assert_eq!(backwards(AMD64, &code, Some(1), 8), [1, 4, 8, 13]);
-        assert!(backwards(AMD64, &[], None, 8).is_empty());
+        assert_eq!(backwards(Machine::X64, &code, Some(0), 3), [4, 8, 13]);
+        assert_eq!(backwards(Machine::X64, &code, None, 2), [8, 13]);
+        assert_eq!(backwards(Machine::X64, &code, Some(1), 8), [1, 4, 8, 13]);
+        assert!(backwards(Machine::X64, &[], None, 8).is_empty());
     }
 
     proptest! {
         #[test]
         fn any_bytes_have_an_instruction_or_none(bytes: Vec<u8>, start in proptest::option::of(0usize..64), at in 0usize..64) {
-            let _ = instruction_of_constant(AMD64, &bytes, start, at);
-            let _ = instruction_of_constant(I386, &bytes, start, at);
+            let _ = instruction_of_constant(Machine::X64, &bytes, start, at);
+            let _ = instruction_of_constant(Machine::X86, &bytes, start, at);
         }
 
         #[test]
         fn rows_backwards_end_where_they_must(bytes in prop::collection::vec(any::<u8>(), 0..80), count in 1usize..9) {
-            let found = backwards(AMD64, &bytes, None, count);
+            let found = backwards(Machine::X64, &bytes, None, count);
             prop_assert!(found.len() <= count && found.is_sorted());
         }
 
         #[test]
         fn any_bytes_are_disassembled(bytes: [u8; 16], address: u64, x86: bool) {
-            let mut disassembler = Disassembler::new(if x86 { I386 } else { AMD64 }).unwrap();
+            let mut disassembler = Disassembler::new(if x86 { Machine::X86 } else { Machine::X64 }).unwrap();
             let one = disassembler.one(&bytes, address, &mut |_| Ok(None)).unwrap().unwrap();
             prop_assert!((1..=MAX_LENGTH).contains(&one.length));
         }

@@ -2,15 +2,11 @@
 //!
 //! They are read from the raw CONTEXT record (winnt.h): the program counter, which the stop carries, costs no request.
 
-use kd_target::TargetError;
+use kd_target::{Machine, TargetError};
 use nt_unwind::State;
 
 use crate::error::CommandError;
 use crate::kernel::Kernel;
-
-pub(crate) const AMD64: u16 = 0x8664;
-pub(crate) const I386: u16 = 0x014c;
-pub(crate) const ARM64: u16 = 0xaa64;
 
 /// Name, offset, size.
 pub(crate) type Register = (&'static str, usize, usize);
@@ -115,16 +111,16 @@ const ARM64_CONTEXT: &[Register] = &[
 ];
 
 /// What the registers of a machine are called.
-pub(crate) fn names(machine: u16) -> impl Iterator<Item = &'static str> {
+pub(crate) fn names(machine: Machine) -> impl Iterator<Item = &'static str> {
     of(machine).0.iter().map(|(name, _, _)| *name)
 }
 
 /// The registers of a machine and the names of its program counter, stack pointer and result.
-fn of(machine: u16) -> (&'static [Register], [&'static str; 3]) {
+fn of(machine: Machine) -> (&'static [Register], [&'static str; 3]) {
     match machine {
-        AMD64 => (AMD64_CONTEXT, ["rip", "rsp", "rax"]),
-        I386 => (I386_CONTEXT, ["eip", "esp", "eax"]),
-        ARM64 => (ARM64_CONTEXT, ["pc", "sp", "x0"]),
+        Machine::X64 => (AMD64_CONTEXT, ["rip", "rsp", "rax"]),
+        Machine::X86 => (I386_CONTEXT, ["eip", "esp", "eax"]),
+        Machine::Arm64 => (ARM64_CONTEXT, ["pc", "sp", "x0"]),
         _ => (&[], ["pc", "sp", "x0"]),
     }
 }
@@ -197,15 +193,15 @@ const I386_SPECIAL: &[Register] = &[
 /// are behind CONTEXT in KPROCESSOR_STATE, and from Windows 8 on XCR0 makes that aligned.
 pub(crate) fn special_registers(kernel: &dyn Kernel) -> u64 {
     match kernel.version().machine {
-        I386 if kernel.version().minor < nt_pool::build::WINDOWS_8 => 0x2cc,
-        I386 => 0x2d0,
+        Machine::X86 if kernel.version().minor < nt_pool::build::WINDOWS_8 => 0x2cc,
+        Machine::X86 => 0x2d0,
         _ => 2,
     }
 }
 
 /// One processor's registers.
 pub(crate) struct Registers {
-    machine: u16,
+    machine: Machine,
     context: Vec<u8>,
 }
 
@@ -254,7 +250,7 @@ pub(crate) fn state(registers: &Registers) -> State {
 }
 
 /// A register by its name or pseudo-name.
-pub(crate) fn find(machine: u16, name: &str) -> Option<Register> {
+pub(crate) fn find(machine: Machine, name: &str) -> Option<Register> {
     let (registers, [counter, stack, result]) = of(machine);
     let name = name.to_ascii_lowercase();
     let name = match name.as_str() {
@@ -267,25 +263,25 @@ pub(crate) fn find(machine: u16, name: &str) -> Option<Register> {
 }
 
 /// `edx`, `r8d`, `al` on x64; `dx`, `dl` on x86; `w0` on ARM64.
-fn part(machine: u16, name: &str) -> Option<Register> {
+fn part(machine: Machine, name: &str) -> Option<Register> {
     let (registers, _) = of(machine);
     let whole = |name: &str| registers.iter().find(|register| register.0 == name);
     match machine {
-        AMD64 => {
+        Machine::X64 => {
             let (of, parts) = PARTS.iter().find(|(_, parts)| parts.contains(&name))?;
             let at = parts.iter().position(|part| *part == name)?;
             let (_, offset, _) = whole(of)?;
             let [place, size] = [[0, 4], [0, 2], [0, 1], [1, 1]][at];
             Some((parts[at], offset + place, size)).filter(|part| !part.0.is_empty())
         }
-        I386 => {
+        Machine::X86 => {
             let (_, parts) = PARTS[..9].iter().find(|(_, parts)| parts[1..].contains(&name))?;
             let at = parts.iter().position(|part| *part == name)?;
             let (_, offset, _) = whole(parts[0])?;
             let [place, size] = [[0, 4], [0, 2], [0, 1], [1, 1]][at];
             Some((parts[at], offset + place, size)).filter(|part| !part.0.is_empty())
         }
-        ARM64 => match name {
+        Machine::Arm64 => match name {
             "x29" => whole("fp").copied(),
             "x30" => whole("lr").copied(),
             _ => {
@@ -299,28 +295,28 @@ fn part(machine: u16, name: &str) -> Option<Register> {
 }
 
 /// A flag's first bit, and how many bits it has.
-fn flag(machine: u16, name: &str) -> Option<(u32, u32)> {
+fn flag(machine: Machine, name: &str) -> Option<(u32, u32)> {
     let known = FLAGS.iter().find(|(known, ..)| known.eq_ignore_ascii_case(name))?;
-    matches!(machine, AMD64 | I386).then_some((known.1, known.2))
+    matches!(machine, Machine::X64 | Machine::X86).then_some((known.1, known.2))
 }
 
 /// Bytes of a register, a flag or a control register; `None` when there is none of this name.
-pub(crate) fn size(machine: u16, name: &str) -> Option<usize> {
+pub(crate) fn size(machine: Machine, name: &str) -> Option<usize> {
     let control = || special(machine, name).map(|(_, _, size)| size);
     find(machine, name).map(|(_, _, size)| size).or_else(control).or(flag(machine, name).map(|_| 1))
 }
 
-fn special(machine: u16, name: &str) -> Option<Register> {
+fn special(machine: Machine, name: &str) -> Option<Register> {
     let registers = match machine {
-        AMD64 => AMD64_SPECIAL,
-        I386 => I386_SPECIAL,
+        Machine::X64 => AMD64_SPECIAL,
+        Machine::X86 => I386_SPECIAL,
         _ => &[],
     };
     registers.iter().find(|register| register.0.eq_ignore_ascii_case(name)).copied()
 }
 
 /// Whether a register can be shown and not set: the target takes it from its hardware.
-pub(crate) fn is_special(machine: u16, name: &str) -> bool {
+pub(crate) fn is_special(machine: Machine, name: &str) -> bool {
     special(machine, name).is_some()
 }
 
@@ -333,7 +329,7 @@ pub(crate) fn value(kernel: &dyn Kernel, name: &str) -> Result<Option<u64>, Comm
     if let Some((_, offset, size)) = special(machine, name) {
         let base = special_registers(kernel);
         // What is asked for begins at the structure on x64, and at any byte of it on x86.
-        let (at, skipped) = if machine == I386 { (base + offset as u64, 0) } else { (base, offset) };
+        let (at, skipped) = if machine == Machine::X86 { (base + offset as u64, 0) } else { (base, offset) };
         let bytes = kernel.read_control(kernel.processor(), at, (skipped + size) as u32)?;
         return match bytes.get(skipped..skipped + size) {
             Some(bytes) => Ok(Some(little_endian(bytes))),
@@ -358,21 +354,21 @@ mod tests {
     #[test]
     fn parts_lie_in_their_registers() {
         for (machine, name, expected) in [
-            (AMD64, "edx", Some(("edx", 0x88, 4))),
-            (AMD64, "r8d", Some(("r8d", 0xb8, 4))),
-            (AMD64, "al", Some(("al", 0x78, 1))),
-            (AMD64, "AH", Some(("ah", 0x79, 1))),
-            (AMD64, "sil", Some(("sil", 0xa8, 1))),
-            (AMD64, "eip", Some(("eip", 0xf8, 4))),
-            (I386, "dx", Some(("dx", 0xa8, 2))),
-            (I386, "ah", Some(("ah", 0xb1, 1))),
-            (I386, "rdx", None),
-            (I386, "r8d", None),
-            (ARM64, "w3", Some(("x3", 0x20, 4))),
-            (ARM64, "x30", Some(("lr", 0xf8, 8))),
-            (ARM64, "w", None),
-            (AMD64, "", None),
-            (I386, "", None),
+            (Machine::X64, "edx", Some(("edx", 0x88, 4))),
+            (Machine::X64, "r8d", Some(("r8d", 0xb8, 4))),
+            (Machine::X64, "al", Some(("al", 0x78, 1))),
+            (Machine::X64, "AH", Some(("ah", 0x79, 1))),
+            (Machine::X64, "sil", Some(("sil", 0xa8, 1))),
+            (Machine::X64, "eip", Some(("eip", 0xf8, 4))),
+            (Machine::X86, "dx", Some(("dx", 0xa8, 2))),
+            (Machine::X86, "ah", Some(("ah", 0xb1, 1))),
+            (Machine::X86, "rdx", None),
+            (Machine::X86, "r8d", None),
+            (Machine::Arm64, "w3", Some(("x3", 0x20, 4))),
+            (Machine::Arm64, "x30", Some(("lr", 0xf8, 8))),
+            (Machine::Arm64, "w", None),
+            (Machine::X64, "", None),
+            (Machine::X86, "", None),
         ] {
             assert_eq!(find(machine, name), expected, "{name}");
         }
@@ -382,7 +378,7 @@ mod tests {
     fn flags_are_bits() {
         let mut context = vec![0; 0x100];
         context[0x44..0x48].copy_from_slice(&0x3046u32.to_le_bytes());
-        let registers = Registers { machine: AMD64, context };
+        let registers = Registers { machine: Machine::X64, context };
         let get = |name| registers.get(name);
         assert_eq!((get("zf"), get("pf"), get("cf"), get("iopl")), (Some(1), Some(1), Some(0), Some(3)));
         let changed = registers.set("zf", 0).unwrap();

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
+use kd_target::Machine;
 use nt_memory::{Fault, ReadError};
 use nt_unwind::{ImageId, Images, Position, State, Stuck, Unwinder};
 use serde::Serialize;
@@ -16,7 +17,7 @@ use serde::Serialize;
 use crate::answer::Text;
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
-use crate::registers::{self, AMD64, ARM64, I386, Registers};
+use crate::registers::{self, Registers};
 use crate::session::{Context, Session};
 use crate::symbols::{Names, NoSymbols, Symbols};
 use crate::text::{Hex, Width, tick, visible_name};
@@ -84,9 +85,9 @@ fn walk_with(
     let bounds = bounds(kernel, symbols, width.address(state.rsp()))?;
     let mut names = Names::new(kernel, symbols);
     match kernel.version().machine {
-        AMD64 => by_unwinding(&mut Unwinder::new(memory, images), memory, &mut names, state, (count, bounds)),
-        I386 | ARM64 => by_chain(memory, &mut names, state, (count, bounds), width),
-        other => Err(CommandError::Failed(format!("stacks of machine {other:04x} are not in this version"))),
+        Machine::X64 => by_unwinding(&mut Unwinder::new(memory, images), memory, &mut names, state, (count, bounds)),
+        Machine::X86 | Machine::Arm64 => by_chain(memory, &mut names, state, (count, bounds), width),
+        other => Err(CommandError::Failed(format!("stacks of machine {:04x} are not in this version", other.number()))),
     }
 }
 

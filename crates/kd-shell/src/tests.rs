@@ -49,7 +49,7 @@ impl Machine {
             minor: facts.build,
             protocol: 6,
             flags: facts.flags,
-            machine: facts.machine,
+            machine: kd_target::Machine::of(facts.machine),
             kernel_base: facts.kernel_base,
             loaded_module_list: facts.loaded_module_list,
             debugger_data_list: facts.debugger_data_list,

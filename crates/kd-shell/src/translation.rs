@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 
-use kd_target::TargetError;
+use kd_target::{Machine, TargetError};
 use nt_memory::paging::{self, Page, Physical, Scheme, SoftwarePte, Walk};
 use nt_memory::{Fault, Memory, PAGE_SIZE, ReadError, Search, Spent};
 use nt_symbols::SymbolFile;
 
 use crate::error::CommandError;
 use crate::kernel::Kernel;
-use crate::registers::{AMD64, ARM64, I386, special_registers};
+use crate::registers::special_registers;
 use crate::symbols::{NoSymbols, Symbols};
 use crate::typed::{offset_of, read_pointer};
 
@@ -129,22 +129,24 @@ impl<'a> Tables<'a> {
 fn translation(kernel: &dyn Kernel) -> Result<(Scheme, Option<u64>), CommandError> {
     let processor = kernel.stop().processor;
     match kernel.version().machine {
-        AMD64 => {
+        Machine::X64 => {
             // Cr0 Cr2 Cr3 Cr4.
             let special = kernel.read_control(processor, special_registers(kernel), 0x20)?;
             const FIVE_LEVELS: u64 = 1 << 12;
             let levels = if word(&special, 0x18, 8)? & FIVE_LEVELS != 0 { 5 } else { 4 };
             Ok((Scheme::X64 { levels }, Some(word(&special, 0x10, 8)?)))
         }
-        I386 => {
+        Machine::X86 => {
             let special = kernel.read_control(processor, special_registers(kernel), 0x10)?;
             const PAE: u64 = 1 << 5;
             let scheme = if word(&special, 0xc, 4)? & PAE != 0 { Scheme::Pae } else { Scheme::X86 };
             Ok((scheme, Some(word(&special, 8, 4)?)))
         }
         // Its special registers hold no table base; a process has one for both halves of the address space.
-        ARM64 => Ok((Scheme::Arm64, None)),
-        other => Err(CommandError::Failed(format!("page tables of machine {other:04x} are not in this version"))),
+        Machine::Arm64 => Ok((Scheme::Arm64, None)),
+        other => {
+            Err(CommandError::Failed(format!("page tables of machine {:04x} are not in this version", other.number())))
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::fmt;
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use kd_target::Version;
+use kd_target::{Machine, Version};
 use nt_memory::{Fault, Memory};
 use serde::Serialize;
 
@@ -145,11 +145,11 @@ pub(crate) fn windows(build: u16) -> &'static str {
 
 pub(crate) fn machine(version: &Version) -> &'static str {
     match version.machine {
-        0x8664 => "x64",
-        0x014c => "x86 compatible",
-        0xaa64 => "ARM 64-bit (AArch64)",
-        0x01c4 => "ARM (NT)",
-        _ => "unknown machine",
+        Machine::X64 => "x64",
+        Machine::X86 => "x86 compatible",
+        Machine::Arm64 => "ARM 64-bit (AArch64)",
+        Machine::Other(0x01c4) => "ARM (NT)",
+        Machine::Other(_) => "unknown machine",
     }
 }
 

@@ -1,8 +1,13 @@
 //! The session's task: it owns the link, the protocol's state machine and the clock.
 
+mod breakpoints;
 mod control;
 mod data;
+mod exchange;
+mod going;
 mod leaving;
+mod memory;
+mod stops;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,52 +18,33 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kd_link::{Frame, Link};
 use kd_wire::message::StateChange;
-use kd_wire::message::manipulate::{
-    ManipulateReply, Reply, Request, api_name, continue_api, continue2, get_context, get_version, read_control_space,
-    read_physical_memory, read_virtual_memory, restore_break_point, search_memory, set_context, write_break_point,
-    write_physical_memory, write_virtual_memory,
-};
-use kd_wire::message::state_change::{HIBERNATING, REBOOTING, Report};
+use kd_wire::message::manipulate::{ManipulateReply, Reply, Request};
+use kd_wire::message::state_change::Report;
 use kd_wire::session::{self, HostSession, RequestFailure};
-use nt_memory::{Fault, Search};
+use nt_memory::Fault;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
-use tracing::Instrument;
 
-use crate::continuing::Machine;
+use self::breakpoints::{Breakpoint, Plant};
+use self::exchange::{Exchanged, accepted, is_success, refused};
+use self::going::{DBG_CONTINUE, DBG_EXCEPTION_HANDLED, Stepping};
+use self::stops::{DEBUGGER_STOPS, instructions, is_restart_notice, is_same_stop, is_step};
+use crate::machine::Machine;
+use crate::order::{Answer, Ask, Command};
 use crate::status::{Halt, Phase, Searching, Shared, lock};
-use crate::{Answer, Ask, Command, Event, Leave, Left, Stop, TargetError, Version};
+use crate::{Event, Leave, Left, Stop, TargetError, Version};
+
+pub(crate) use self::memory::MOST_READ_DATA;
 
 const STATUS_BREAKPOINT: u32 = 0x8000_0003;
-/// Stops that a debugger causes, and that are therefore handled when it goes on: breakpoint, single step, the same two
-/// from 32-bit code, and a processor that was switched to.
-const DEBUGGER_STOPS: [u32; 5] = [STATUS_BREAKPOINT, 0x8000_0004, 0x4000_001f, 0x4000_001e, 0x8000_0007];
-const STATUS_NO_MORE_ENTRIES: u32 = 0x8000_001a;
-const DBG_EXCEPTION_HANDLED: u32 = 0x0001_0001;
-const DBG_CONTINUE: u32 = 0x0001_0002;
-const DBG_EXCEPTION_NOT_HANDLED: u32 = 0x8001_0001;
-
-/// Slots of a target's breakpoint table; handles count from 1.
-const BREAKPOINT_HANDLES: u32 = 32;
-
-/// A debugger fills the table from its first slot on whenever its target runs, and a stop takes out those that lie within
-/// some bytes of it. So what a dead one left begins near the table's start, and so many empty slots there are enough to
-/// see that it left nothing: the whole table costs a serial line a third of a second at each attach.
-const LEFTOVER_SLOTS: u32 = 4;
-
-/// A break-in that was sent once too often stops the target again, at the same place, within this time of a continue.
-const LATE_BREAK_IN: Duration = Duration::from_secs(2);
 
 /// How long the line may take to accept one packet; the longest is some 1,300 bytes.
 const LONGEST_SEND: Duration = Duration::from_secs(5);
 
-/// How long one instruction may take.
-const SINGLE_STEP: Duration = Duration::from_secs(5);
-
-/// A reply of this size passes every network; tried when larger ones do not come through.
-const SAFE_REPLY_DATA: usize = 1024;
+/// How long a target that runs is silent before it is called gone.
+pub(crate) const GONE: Duration = Duration::from_secs(5);
 
 #[allow(clippy::large_enum_variant)] // One at a time, on the stack.
 enum Step {
@@ -77,33 +63,6 @@ struct Hold {
     limit: Duration,
     /// When the command began.
     since: Deadline,
-}
-
-/// A breakpoint is in the target's table only while the target runs: what stands still holds its own bytes, and a
-/// debugger that dies at its prompt leaves nothing behind.
-struct Breakpoint {
-    address: u64,
-    /// In the target's table, which counts from 1.
-    handle: Option<u32>,
-    /// The target did not take it when it last went on: its memory is not there.
-    refused: bool,
-    /// It is one on data, in a debug register and not in the table.
-    data: Option<data::Data>,
-}
-
-/// What becomes of a continue when the target does not take a breakpoint of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Plant {
-    /// The user continues: it stands, and says why.
-    AllOrNone,
-    /// We continue a stop that the user does not see: it goes on, and misses that one.
-    WhatCanBe,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stepping {
-    OffBreakpoint,
-    ForUser,
 }
 
 struct Actor {
@@ -234,6 +193,11 @@ impl Actor {
     fn tell(&self, event: Event) {
         // Nobody has to listen.
         let _ = self.events.send(event);
+    }
+
+    /// As the target told; one that was not asked yet counts as what nearly all are.
+    fn machine(&self) -> Machine {
+        self.version.as_ref().map_or(Machine::X64, |version| version.machine)
     }
 
     fn set_phase(&self, phase: Phase) {
@@ -420,204 +384,6 @@ impl Actor {
         }
     }
 
-    fn restarted(&mut self) {
-        *self.shared.kept_modules() = None;
-        self.breakpoints.clear();
-        self.restore.clear();
-        self.stepping = None;
-        self.version = None;
-        self.at = None;
-        self.next_stop = None;
-        self.asked_at = None;
-        self.released = false;
-        self.silent = false;
-        // One that was on its way may have reached the machine only after it started anew.
-        if !self.break_wanted {
-            self.break_ins_answered = self.session.break_ins();
-        }
-        self.shared.reply_data.store(usize::MAX, Ordering::Relaxed);
-        *lock(&self.shared.searching) = Searching::Unknown;
-        self.set_phase(Phase::Running);
-        if !std::mem::take(&mut self.reboot_announced) {
-            self.tell(Event::Restarted { announced: false });
-        }
-        self.session.synchronise(self.now(), self.break_wanted);
-    }
-
-    fn break_in(&mut self) {
-        if self.at.is_some() {
-            return;
-        }
-        self.break_wanted = true;
-        if self.version.is_some() {
-            self.session.break_in(self.now());
-        } else {
-            // Not connected yet: the target may as well stand still already and need a RESET.
-            self.session.synchronise(self.now(), true);
-        }
-    }
-
-    /// Decides what a stop means. An error is the end of the link.
-    async fn stopped(&mut self, change: StateChange) -> Result<(), String> {
-        let again = self.at.as_ref().is_some_and(|at| is_same_stop(at, &change));
-        self.at = Some(change.clone());
-        self.answers_again();
-        if again {
-            return Ok(());
-        }
-        if self.version.is_none() && !is_restart_notice(&change) {
-            match self.ask_version().await {
-                Ok(()) => {}
-                Err(TargetError::Fault(fault)) => return self.ended_by(fault),
-                Err(_) => {
-                    // A stop that cannot be talked to: let the target report it again.
-                    self.at = None;
-                    self.session.synchronise(self.now(), self.break_wanted);
-                    return Ok(());
-                }
-            }
-        }
-        let stepped = if is_step(&change) { self.stepping.take() } else { None };
-        let lifted = match self.released {
-            true => self.lift_breakpoints().await,
-            false => self.release_leftovers().await,
-        };
-        if let Err(TargetError::Fault(fault)) = lifted {
-            return self.ended_by(fault);
-        }
-        match &change.report {
-            Report::Exception(exception) => {
-                let is_break = exception.exception_code == STATUS_BREAKPOINT;
-                let is_ours = self.is_at_breakpoint(change.program_counter);
-                // Without a break-in on its way it is a stop of the target's own, whatever we were about to do.
-                let asked = is_break && self.break_wanted && !is_ours && self.break_ins_unanswered() > 0;
-                // The step off a breakpoint, which something else came before.
-                if stepped == Some(Stepping::OffBreakpoint) {
-                    return self.resume().await;
-                }
-                if is_break && !asked && self.is_late_break_in(change.program_counter) {
-                    self.break_ins_answered += 1;
-                    self.tell(Event::BreakInAbsorbed);
-                    return self.resume().await;
-                }
-                self.break_wanted = false;
-                if asked && self.break_ins_unanswered() > 0 {
-                    self.break_ins_answered += 1;
-                }
-                self.asked_at = asked.then_some(change.program_counter);
-                self.halt(&change, asked);
-                Ok(())
-            }
-            Report::LoadSymbols(report) => {
-                *self.shared.kept_modules() = None;
-                if is_restart_notice(&change) {
-                    self.reboot_announced = report.base_of_dll == REBOOTING;
-                    self.version = None;
-                    self.tell(Event::Restarted { announced: true });
-                } else {
-                    self.tell(Event::ModuleChange {
-                        path: report.path(),
-                        base: report.base_of_dll,
-                        size: report.size_of_image,
-                        unload: report.unload_symbols != 0,
-                    });
-                    if self.halt_at_load(&change, report) {
-                        return Ok(());
-                    }
-                }
-                self.resume_and_break_again().await
-            }
-            Report::CommandString(_) | Report::Unknown { .. } => self.resume_and_break_again().await,
-        }
-    }
-
-    async fn ask_version(&mut self) -> Result<(), TargetError> {
-        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
-        let Exchanged::Reply(reply) = self.exchange(processor, Request::GetVersion(get_version::Request {})).await?
-        else {
-            return Err(TargetError::Refused("the target acknowledged but did not answer".into()));
-        };
-        let Reply::GetVersion(version) = reply.body else {
-            return Err(refused(reply.return_status, || "tell its version".into()));
-        };
-        accepted(reply.return_status, || "tell its version".into())?;
-        self.version = Some(Version {
-            major: version.major_version,
-            minor: version.minor_version,
-            protocol: version.protocol_version,
-            flags: version.flags,
-            machine: version.machine_type,
-            kernel_base: version.kern_base,
-            loaded_module_list: version.ps_loaded_module_list,
-            debugger_data_list: version.debugger_data_list,
-        });
-        Ok(())
-    }
-
-    /// What a fault in the middle of the session's own work means: the end of the link, or nothing but that the work is
-    /// not finished, when another stop came or the session is to end.
-    fn ended_by(&mut self, fault: Fault) -> Result<(), String> {
-        match fault {
-            Fault::Lost(why) => Err(why),
-            Fault::Running | Fault::Cancelled => Ok(()),
-        }
-    }
-
-    /// Continues a stop that is no business of the user's.
-    async fn resume(&mut self) -> Result<(), String> {
-        match self.go(false, Plant::WhatCanBe).await {
-            Ok(()) => Ok(()),
-            Err(TargetError::Fault(fault)) => self.ended_by(fault),
-            Err(error) => {
-                tracing::warn!(%error, "could not continue; asking the target to report again");
-                self.at = None;
-                self.session.synchronise(self.now(), self.break_wanted);
-                Ok(())
-            }
-        }
-    }
-
-    async fn resume_and_break_again(&mut self) -> Result<(), String> {
-        self.resume().await?;
-        if self.break_wanted && self.at.is_none() {
-            self.session.break_in(self.now());
-        }
-        Ok(())
-    }
-
-    fn break_ins_unanswered(&self) -> u32 {
-        self.session.break_ins().saturating_sub(self.break_ins_answered)
-    }
-
-    fn is_late_break_in(&self, program_counter: u64) -> bool {
-        self.asked_at == Some(program_counter)
-            && self.break_ins_unanswered() > 0
-            && self.resumed.is_some_and(|resumed| resumed.elapsed() < LATE_BREAK_IN)
-    }
-
-    fn halt(&mut self, change: &StateChange, asked: bool) {
-        let Some(version) = self.version.clone() else { return };
-        let Report::Exception(exception) = &change.report else { return };
-        let instructions = instructions(change, version.machine);
-        self.halts += 1;
-        let stop = Stop {
-            code: exception.exception_code,
-            first_chance: exception.first_chance != 0,
-            exception_address: exception.exception_address,
-            parameters: exception.parameters().to_vec(),
-            processor: change.processor,
-            processors: change.processors(),
-            thread: change.thread,
-            program_counter: change.program_counter,
-            instructions,
-            asked,
-            load: None,
-            data: self.data_hit(change, version.machine),
-        };
-        self.set_phase(Phase::Halted(Arc::new(Halt { number: self.halts, version, stop })));
-        self.tell(Event::Stopped);
-    }
-
     async fn answer(&mut self, halt: u64, ask: Ask) -> Result<Answer, TargetError> {
         if self.taken_away == Some(halt) {
             return Err(Fault::Cancelled.into());
@@ -644,20 +410,7 @@ impl Actor {
                 self.set_data_breakpoint(address, access).await.map(|()| Answer::Done)
             }
             Ask::EndRun { crash } => self.end_run(crash).await,
-            Ask::Search { address, length, pattern } => {
-                let request = search_memory::Request {
-                    search_address: address,
-                    search_length: length,
-                    pattern_length: pattern.len() as u32,
-                    data: pattern.into(),
-                };
-                let reply = self.reply(processor, Request::SearchMemory(request)).await?;
-                Ok(Answer::Search(match reply.body {
-                    Reply::SearchMemory(found) if is_success(reply.return_status) => Search::Found(found.found_address),
-                    Reply::SearchMemory(_) if reply.return_status == STATUS_NO_MORE_ENTRIES => Search::NotFound,
-                    _ => Search::Unsupported,
-                }))
-            }
+            Ask::Search { address, length, pattern } => self.search(processor, address, length, pattern).await,
             Ask::Context { processor } => {
                 let bytes = self.context(processor).await?;
                 Ok(Answer::Bytes { bytes, ended: false })
@@ -665,524 +418,6 @@ impl Actor {
             Ask::Go { single_step } => self.go(single_step, Plant::AllOrNone).await.map(|()| Answer::Done),
         }
     }
-
-    async fn read_physical(&mut self, processor: u16, address: u64, length: usize) -> Result<Answer, TargetError> {
-        let request = read_physical_memory::Request {
-            target_base_address: address,
-            transfer_count: length.min(MOST_READ_DATA) as u32,
-            caching: 0,
-        };
-        let reply = self.reply(processor, Request::ReadPhysicalMemory(request)).await?;
-        let Reply::ReadPhysicalMemory(body) = reply.body else {
-            return Err(refused(reply.return_status, || format!("read physical memory at {address:x}")));
-        };
-        let bytes = body.prefix();
-        let bytes = bytes.slice(..bytes.len().min(length));
-        self.shared.status().cost.bytes_read += bytes.len() as u64;
-        Ok(Answer::Bytes { bytes, ended: !is_success(reply.return_status) })
-    }
-
-    /// One request; the answer says how many bytes were written.
-    async fn write(
-        &mut self,
-        processor: u16,
-        address: u64,
-        data: Bytes,
-        physical: bool,
-    ) -> Result<Answer, TargetError> {
-        let count = data.len() as u32;
-        let request = match physical {
-            false => Request::WriteVirtualMemory(write_virtual_memory::Request {
-                target_base_address: address,
-                transfer_count: count,
-                data,
-            }),
-            true => Request::WritePhysicalMemory(write_physical_memory::Request {
-                target_base_address: address,
-                transfer_count: count,
-                caching: 0,
-                data,
-            }),
-        };
-        let reply = self.reply(processor, request).await?;
-        let written = match reply.body {
-            Reply::WriteVirtualMemory(body) => body.actual_bytes_written,
-            Reply::WritePhysicalMemory(body) => body.actual_bytes_written,
-            _ => return Err(refused(reply.return_status, || format!("write at {address:x}"))),
-        };
-        Ok(Answer::Count(written.min(count)))
-    }
-
-    async fn read_control(&mut self, processor: u16, selector: u64, length: u32) -> Result<Answer, TargetError> {
-        let request = read_control_space::Request { target_base_address: selector, transfer_count: length };
-        let reply = self.reply(processor, Request::ReadControlSpace(request)).await?;
-        match reply.body {
-            Reply::ReadControlSpace(body) if is_success(reply.return_status) => {
-                Ok(Answer::Bytes { bytes: body.prefix(), ended: false })
-            }
-            _ => Err(refused(reply.return_status, || {
-                format!("give {length:#x} bytes of control space {selector:#x} of processor {processor}")
-            })),
-        }
-    }
-
-    /// Writes a CONTEXT record. A target takes one only after it gave one in the same stop.
-    async fn set_context(&mut self, processor: u16, context: Bytes) -> Result<(), TargetError> {
-        let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
-        let context_flags = Machine::of(machine).and_then(|machine| machine.context_flags(&context)).unwrap_or(0);
-        self.context(processor).await?;
-        let request = set_context::Request { context_flags, data: context };
-        let reply = self.reply(processor, Request::SetContext(request)).await?;
-        accepted(reply.return_status, || format!("take registers of processor {processor}"))
-    }
-
-    /// Adds a breakpoint. It is planted once to see whether the target takes it.
-    async fn set_breakpoint(&mut self, processor: u16, address: u64) -> Result<(), TargetError> {
-        if self.breakpoints.iter().any(|known| known.address == address) {
-            return Err(TargetError::Refused(format!("there is a breakpoint of ours at {address:016x} already")));
-        }
-        let handle = self.plant(processor, address).await?;
-        self.lift(processor, handle).await?;
-        self.breakpoints.push(Breakpoint { address, handle: None, refused: false, data: None });
-        Ok(())
-    }
-
-    /// Whether one of ours, not one on data, is at an instruction.
-    fn is_at_breakpoint(&self, program_counter: u64) -> bool {
-        self.breakpoints.iter().any(|known| known.data.is_none() && known.address == program_counter)
-    }
-
-    fn clear_breakpoint(&mut self, address: u64) -> Result<(), TargetError> {
-        let known = self.breakpoints.iter().position(|known| known.address == address);
-        let known =
-            known.ok_or_else(|| TargetError::Refused(format!("there is no breakpoint of ours at {address:016x}")))?;
-        self.breakpoints.swap_remove(known);
-        Ok(())
-    }
-
-    async fn plant(&mut self, processor: u16, address: u64) -> Result<u32, TargetError> {
-        let request = write_break_point::Request { break_point_address: address };
-        let reply = self.reply(processor, Request::WriteBreakPoint(request)).await?;
-        match reply.body {
-            Reply::WriteBreakPoint(body) if is_success(reply.return_status) => Ok(body.break_point_handle),
-            _ => Err(refused(reply.return_status, || {
-                format!("set a breakpoint at {address:016x}: its table is full, or it has one there")
-            })),
-        }
-    }
-
-    async fn lift(&mut self, processor: u16, break_point_handle: u32) -> Result<(), TargetError> {
-        let request = restore_break_point::Request { break_point_handle };
-        let reply = self.reply(processor, Request::RestoreBreakPoint(request)).await?;
-        accepted(reply.return_status, || format!("take breakpoint {break_point_handle} of its table out"))
-    }
-
-    /// Takes ours out of the target. It has removed those around the program counter itself, and answers with an error
-    /// for them.
-    async fn lift_breakpoints(&mut self) -> Result<(), TargetError> {
-        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
-        for index in 0..self.breakpoints.len() {
-            let Some(handle) = self.breakpoints[index].handle.take().filter(|_| self.breakpoints[index].data.is_none())
-            else {
-                continue;
-            };
-            match self.lift(processor, handle).await {
-                Ok(()) | Err(TargetError::Refused(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts ours into the target, but for the one at `except`.
-    async fn plant_breakpoints(
-        &mut self,
-        processor: u16,
-        except: Option<u64>,
-        plant: Plant,
-    ) -> Result<(), TargetError> {
-        for index in 0..self.breakpoints.len() {
-            let Breakpoint { address, handle, refused, data } = self.breakpoints[index];
-            // The continue itself turns it on.
-            if data.is_some() {
-                self.breakpoints[index].handle = Some(0);
-            }
-            if data.is_some() || handle.is_some() || except == Some(address) {
-                continue;
-            }
-            match self.plant(processor, address).await {
-                Ok(handle) => {
-                    self.breakpoints[index].handle = Some(handle);
-                    self.breakpoints[index].refused = false;
-                }
-                Err(TargetError::Refused(why)) if plant == Plant::WhatCanBe => {
-                    self.breakpoints[index].refused = true;
-                    if !refused {
-                        self.tell(Event::BreakpointMissed { address, why });
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs the one instruction under a breakpoint of ours; continuing there would stop at it again. False: the target
-    /// stopped for another reason meanwhile, or the step did not end.
-    async fn step_off_breakpoint(&mut self, at: &StateChange, plant: Plant) -> Result<bool, TargetError> {
-        self.plant_breakpoints(at.processor, Some(at.program_counter), plant).await?;
-        self.stepping = Some(Stepping::OffBreakpoint);
-        self.continue_with(at, DBG_EXCEPTION_HANDLED, true).await?;
-        self.at = None;
-        let deadline = Deadline::now() + SINGLE_STEP;
-        let stop = loop {
-            if let Some(stop) = self.next_stop.take() {
-                break stop;
-            }
-            match self.step(Some(deadline)).await {
-                Step::Event(event) => self.on_event(event),
-                Step::Lost(why) => {
-                    self.lost(why.clone());
-                    return Err(Fault::Lost(why).into());
-                }
-                Step::Deadline => {
-                    tracing::warn!("a single step did not end; the breakpoint is out");
-                    return Ok(false);
-                }
-                Step::Order(order) => self.put_off(order),
-                Step::OrdersClosed => self.ending = Some((Leave::Running, None)),
-                Step::HeldTooLong => {}
-            }
-        };
-        if !is_step(&stop) {
-            // Reported as any other stop.
-            self.next_stop = Some(stop);
-            return Ok(false);
-        }
-        self.stepping = None;
-        self.at = Some(stop);
-        self.lift_breakpoints().await?;
-        Ok(true)
-    }
-
-    async fn read(&mut self, processor: u16, address: u64, length: usize) -> Result<Answer, TargetError> {
-        let mut length = length.min(MOST_READ_DATA);
-        loop {
-            let request = read_virtual_memory::Request { target_base_address: address, transfer_count: length as u32 };
-            // Whether a large reply passes is not known before one did.
-            let untried = length > SAFE_REPLY_DATA && self.shared.reply_data.load(Ordering::Relaxed) == usize::MAX;
-            let limit = untried.then_some(UNTRIED_REPLY);
-            match self.exchange_within(processor, Request::ReadVirtualMemory(request), limit).await {
-                Ok(Exchanged::Reply(ManipulateReply {
-                    return_status, body: Reply::ReadVirtualMemory(reply), ..
-                })) => {
-                    let bytes = reply.prefix();
-                    let bytes = bytes.slice(..bytes.len().min(length));
-                    self.shared.status().cost.bytes_read += bytes.len() as u64;
-                    let ended = !is_success(return_status);
-                    if !ended && bytes.len() < length {
-                        self.learn_reply_data(address, bytes.len());
-                    } else if bytes.len() > SAFE_REPLY_DATA {
-                        self.shared.reply_data.fetch_min(MOST_READ_DATA, Ordering::Relaxed);
-                    }
-                    return Ok(Answer::Bytes { bytes, ended });
-                }
-                Ok(Exchanged::Reply(reply)) => {
-                    return Err(TargetError::Refused(format!(
-                        "the target answered the read of {address:016x} with status {:08x}",
-                        reply.return_status
-                    )));
-                }
-                Ok(Exchanged::Sent) => return Err(Fault::Lost("a read was not answered".into()).into()),
-                // Small replies that come and large ones that do not: a path that drops large datagrams.
-                Err(TargetError::Silent(RequestFailure::NotAnswered)) if length > SAFE_REPLY_DATA => {
-                    tracing::warn!(length, "no reply; asking for less");
-                    self.shared.reply_data.store(SAFE_REPLY_DATA, Ordering::Relaxed);
-                    length = SAFE_REPLY_DATA;
-                }
-                Err(error) => return Err(self.without_answer(error)),
-            }
-        }
-    }
-
-    /// A good reply that came back short shows how much this target's replies carry, unless it ends at a page: then
-    /// the target may have stopped for another reason.
-    fn learn_reply_data(&self, address: u64, got: usize) {
-        if got >= 256 && !address.wrapping_add(got as u64).is_multiple_of(nt_memory::PAGE_SIZE) {
-            self.shared.reply_data.fetch_min(got, Ordering::Relaxed);
-        }
-    }
-
-    async fn reply(&mut self, processor: u16, request: Request) -> Result<ManipulateReply, TargetError> {
-        let exchanged = self.exchange(processor, request).await;
-        match exchanged.map_err(|error| self.without_answer(error))? {
-            Exchanged::Reply(reply) => Ok(reply),
-            Exchanged::Sent => Err(TargetError::Refused("the target acknowledged but did not answer".into())),
-        }
-    }
-
-    /// Lets the halted target run, or run one instruction.
-    async fn go(&mut self, single_step: bool, plant: Plant) -> Result<(), TargetError> {
-        let Some(mut at) = self.at.clone() else { return Ok(()) };
-        let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
-        let status = match &at.report {
-            Report::Exception(exception) if DEBUGGER_STOPS.contains(&exception.exception_code) => DBG_EXCEPTION_HANDLED,
-            Report::Exception(_) => DBG_EXCEPTION_NOT_HANDLED,
-            _ => DBG_CONTINUE,
-        };
-        let is_break = matches!(&at.report, Report::Exception(exception)
-            if exception.exception_code == STATUS_BREAKPOINT);
-        let went_on = is_break && self.step_over_break(&at, machine).await?;
-        let on_ours = !went_on && self.is_at_breakpoint(at.program_counter);
-        if on_ours && !single_step {
-            if !self.step_off_breakpoint(&at, plant).await? {
-                self.resumed = Some(Instant::now());
-                self.set_phase(Phase::Running);
-                return Ok(());
-            }
-            if let Some(stepped) = self.at.clone() {
-                at = stepped;
-            }
-        }
-        let except = (on_ours && single_step).then_some(at.program_counter);
-        self.plant_breakpoints(at.processor, except, plant).await?;
-        if single_step {
-            self.stepping = Some(Stepping::ForUser);
-        }
-        self.continue_with(&at, status, single_step).await?;
-        self.at = None;
-        self.resumed = Some(Instant::now());
-        self.set_phase(Phase::Running);
-        Ok(())
-    }
-
-    /// The request that lets a stop go on: all of the target, or one instruction of the processor that stopped.
-    async fn continue_with(&mut self, at: &StateChange, status: u32, single_step: bool) -> Result<(), TargetError> {
-        let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
-        let trace_flag = u32::from(single_step);
-        // Continue says the same to every machine; Continue2 is laid out for each.
-        let request = if is_restart_notice(at) || self.version.is_none() {
-            Request::Continue(continue_api::Request { continue_status: status })
-        } else {
-            Request::Continue2(match machine {
-                // SymStart 1 leaves the target's symbol range as it is; Dr7 is written into every processor.
-                0x014c => continue2::Request::new(
-                    status,
-                    &continue2::X86 {
-                        trace_flag,
-                        dr7: self.dr7(at.x86().dr7.into()) as u32,
-                        current_symbol_start: 1,
-                        ..Default::default()
-                    },
-                ),
-                0xaa64 => continue2::Request::new(
-                    status,
-                    &continue2::Arm64 { continue_flag: 1, trace_flag, current_symbol_start: 1, ..Default::default() },
-                ),
-                _ => continue2::Request::new(
-                    status,
-                    &continue2::X64 {
-                        trace_flag,
-                        dr7: self.dr7(at.x64().dr7),
-                        current_symbol_start: 1,
-                        ..Default::default()
-                    },
-                ),
-            })
-        };
-        let exchanged = self.exchange(at.processor, request).await;
-        exchanged.map_err(|error| self.without_answer(error))?;
-        Ok(())
-    }
-
-    /// Moves the program counter behind a hard-coded break instruction; continuing on it would break again at once.
-    /// False: there is none.
-    async fn step_over_break(&mut self, at: &StateChange, machine: u16) -> Result<bool, TargetError> {
-        let Some(machine_facts) = Machine::of(machine) else { return Ok(false) };
-        let mut instructions = instructions(at, machine);
-        if instructions.len() < machine_facts.break_length()
-            && let Answer::Bytes { bytes, .. } =
-                self.read(at.processor, at.program_counter, machine_facts.break_length()).await?
-        {
-            instructions = bytes.to_vec();
-        }
-        let Some(behind) = machine_facts.behind_break(at.program_counter, &instructions) else { return Ok(false) };
-        let context = self.context(at.processor).await?;
-        let mut context = context.to_vec();
-        machine_facts.fill_up(&mut context);
-        let Some(context_flags) = machine_facts.set_program_counter(&mut context, behind) else {
-            return Err(TargetError::Refused(format!("the target's CONTEXT has only {} bytes", context.len())));
-        };
-        let request = Request::SetContext(set_context::Request { context_flags, data: context.into() });
-        let reply = self.reply(at.processor, request).await?;
-        if !is_success(reply.return_status) {
-            return Err(TargetError::Refused(format!(
-                "the target did not take a program counter behind its break instruction (status {:08x})",
-                reply.return_status
-            )));
-        }
-        Ok(true)
-    }
-
-    async fn context(&mut self, processor: u16) -> Result<Bytes, TargetError> {
-        let request = Request::GetContext(get_context::Request { context_flags: 0 });
-        let reply = self.reply(processor, request).await?;
-        match reply.body {
-            Reply::GetContext(context) if is_success(reply.return_status) => Ok(context.data),
-            _ => Err(TargetError::Refused(format!(
-                "the target did not give the registers of processor {processor} (status {:08x})",
-                reply.return_status
-            ))),
-        }
-    }
-
-    /// One request to its end. Prints, prompts and file requests that come in between are answered.
-    async fn exchange(&mut self, processor: u16, request: Request) -> Result<Exchanged, TargetError> {
-        self.exchange_within(processor, request, None).await
-    }
-
-    /// The same, at most so long.
-    async fn exchange_within(
-        &mut self,
-        processor: u16,
-        request: Request,
-        limit: Option<Duration>,
-    ) -> Result<Exchanged, TargetError> {
-        let span = tracing::debug_span!("request", api = api_name(request.api()), processor);
-        self.exchange_in_span(processor, request, limit).instrument(span).await
-    }
-
-    async fn exchange_in_span(
-        &mut self,
-        processor: u16,
-        request: Request,
-        limit: Option<Duration>,
-    ) -> Result<Exchanged, TargetError> {
-        // One that did not answer the last request is asked only whether it does again.
-        let limit = if self.silent { Some(limit.unwrap_or(SILENT_LIMIT).min(SILENT_LIMIT)) } else { limit };
-        for _ in 0..MOST_ATTEMPTS {
-            if self.ending.as_ref().is_some_and(|(_, done)| done.is_some()) {
-                return Err(Fault::Cancelled.into());
-            }
-            let asked = match limit {
-                Some(limit) => self.session.request_within(self.now(), processor, request.clone(), limit),
-                None => self.session.request(self.now(), processor, request.clone()),
-            };
-            asked.map_err(|busy| TargetError::Refused(busy.to_string()))?;
-            self.shared.status().cost.requests += 1;
-            let failure = loop {
-                match self.step(None).await {
-                    Step::Event(session::Event::Reply(reply)) => {
-                        self.answers_again();
-                        return Ok(Exchanged::Reply(reply));
-                    }
-                    Step::Event(session::Event::Sent) => return Ok(Exchanged::Sent),
-                    Step::Event(session::Event::RequestFailed { reason }) => break reason,
-                    Step::Event(event) => self.on_event(event),
-                    Step::Lost(why) => {
-                        self.lost(why.clone());
-                        return Err(Fault::Lost(why).into());
-                    }
-                    // A continue is not called back.
-                    Step::HeldTooLong if !request.is_answered() => self.hold = None,
-                    Step::HeldTooLong => {
-                        self.take_away();
-                        self.session.cancel(self.now());
-                    }
-                    Step::Order(order @ Command::Leave { .. }) if request.is_answered() => {
-                        self.put_off(order);
-                        self.session.cancel(self.now());
-                    }
-                    Step::Order(order) => self.put_off(order),
-                    Step::OrdersClosed => self.ending = Some((Leave::Running, None)),
-                    Step::Deadline => {}
-                }
-            };
-            match failure {
-                // The stop we stand at, reported again: the request was lost.
-                RequestFailure::StoppedAnew if self.still_stands() => self.next_stop = None,
-                // Another stop: only a continue can have led to it, and then its acknowledgement was lost.
-                RequestFailure::StoppedAnew if !request.is_answered() => return Ok(Exchanged::Sent),
-                RequestFailure::StoppedAnew => return Err(Fault::Running.into()),
-                RequestFailure::TooLong => return Err(TargetError::Refused(failure.to_string())),
-                RequestFailure::TargetRestarted => return Err(Fault::Running.into()),
-                RequestFailure::Cancelled => return Err(Fault::Cancelled.into()),
-                RequestFailure::NotAcknowledged | RequestFailure::NotAnswered => {
-                    tracing::warn!(%failure);
-                    return Err(TargetError::Silent(failure));
-                }
-            }
-        }
-        Err(TargetError::Refused("the target reports stop after stop instead of answering".into()))
-    }
-
-    /// An order that comes in the middle of an exchange waits for its end.
-    fn put_off(&mut self, order: Command) {
-        match order {
-            Command::Leave { leave, done } => self.ending = Some((leave, Some(done))),
-            order => self.backlog.push_back(order),
-        }
-    }
-
-    fn answers_again(&mut self) {
-        if std::mem::take(&mut self.silent) {
-            self.session.stand_by();
-            self.tell(Event::AnswersAgain);
-        }
-    }
-
-    /// A target that stands and does not answer is asked for its state change until it does.
-    fn without_answer(&mut self, error: TargetError) -> TargetError {
-        let TargetError::Silent(_) = error else { return error };
-        if self.at.is_some() && self.ending.is_none() {
-            if !std::mem::replace(&mut self.silent, true) {
-                self.tell(Event::Silent);
-            }
-            self.session.synchronise(self.now(), false);
-        }
-        error
-    }
-
-    fn still_stands(&self) -> bool {
-        match (&self.at, &self.next_stop) {
-            (Some(at), Some(next)) => is_same_stop(at, next),
-            (_, next) => next.is_none(),
-        }
-    }
-
-    /// What a session that died left in the table, before anything of ours is in it.
-    async fn release_leftovers(&mut self) -> Result<(), TargetError> {
-        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
-        let mut last = LEFTOVER_SLOTS;
-        let mut handle = 1;
-        while handle <= last {
-            match self.lift(processor, handle).await {
-                Ok(()) => last = BREAKPOINT_HANDLES,
-                // An empty slot.
-                Err(TargetError::Refused(_)) => {}
-                Err(error) => return Err(error),
-            }
-            handle += 1;
-        }
-        self.released = true;
-        Ok(())
-    }
-}
-
-/// The largest KD packet less the header of a reply.
-pub(crate) const MOST_READ_DATA: usize = 4000 - 56;
-/// How long a target that runs is silent before it is called gone.
-pub(crate) const GONE: Duration = Duration::from_secs(5);
-/// How long the first large reply may take.
-const UNTRIED_REPLY: Duration = Duration::from_secs(3);
-/// How long a request to a target that did not answer the last one may take.
-const SILENT_LIMIT: Duration = Duration::from_secs(1);
-/// How often a request is asked anew when stops come instead of its answer.
-const MOST_ATTEMPTS: u32 = 4;
-
-enum Exchanged {
-    Reply(ManipulateReply),
-    Sent,
 }
 
 async fn until(deadline: Option<Deadline>) {
@@ -1190,44 +425,6 @@ async fn until(deadline: Option<Deadline>) {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-fn refused(status: u32, what: impl FnOnce() -> String) -> TargetError {
-    TargetError::Refused(format!("the target did not {} (status {status:08x})", what()))
-}
-
-fn accepted(status: u32, what: impl FnOnce() -> String) -> Result<(), TargetError> {
-    if is_success(status) { Ok(()) } else { Err(refused(status, what)) }
-}
-
-/// NTSTATUS: the top bit is a failure or a warning.
-fn is_success(status: u32) -> bool {
-    status & 0x8000_0000 == 0
-}
-
-/// The bytes at the program counter that came with a stop; where they lie depends on the machine.
-fn instructions(change: &StateChange, machine: u16) -> Vec<u8> {
-    match machine {
-        0x014c => change.x86().instructions().to_vec(),
-        0xaa64 => change.arm64().instructions().to_vec(),
-        _ => change.x64().instructions().to_vec(),
-    }
-}
-
-/// Whether an instruction was run for us.
-fn is_step(change: &StateChange) -> bool {
-    matches!(&change.report, Report::Exception(exception)
-        if DEBUGGER_STOPS.contains(&exception.exception_code) && exception.exception_code != STATUS_BREAKPOINT)
-}
-
-fn is_restart_notice(change: &StateChange) -> bool {
-    matches!(&change.report, Report::LoadSymbols(report)
-        if report.unload_symbols != 0 && [REBOOTING, HIBERNATING].contains(&report.base_of_dll))
-}
-
-fn is_same_stop(a: &StateChange, b: &StateChange) -> bool {
-    (a.new_state, a.processor, a.program_counter, a.thread) == (b.new_state, b.processor, b.program_counter, b.thread)
-        && a.report == b.report
 }
 
 /// What to answer to a question of the target, which stands still until it is answered: the choice that lets it run.

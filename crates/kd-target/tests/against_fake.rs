@@ -7,11 +7,11 @@ mod setup;
 use std::time::{Duration, Instant};
 
 use kd_fake::{Faults, Start};
-use kd_target::{Event, Interrupt, Leave, Running, Target};
-use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
+use kd_target::{Attach, Event, Interrupt, Leave, Running, Target};
+use kd_wire::session::{HostSession, SerialConfig};
 use nt_memory::{Fault, Memory};
 
-use setup::{Carrier, KEY, PATIENCE, everywhere, set_up};
+use setup::{Carrier, PATIENCE, everywhere, set_up};
 
 #[test]
 fn attaches_reads_and_leaves_over_every_carrier() {
@@ -242,10 +242,9 @@ fn a_bad_line_is_no_reason_for_wrong_bytes() {
 #[test]
 fn an_interrupt_ends_a_wait_and_a_read() {
     let setup = set_up(Carrier::Net, |_| {});
-    let link = setup.runtime.block_on(kd_link::open(&setup.spec)).unwrap();
-    let session = HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), targets: Vec::new(), seed: [7; 32] });
     let interrupt = Interrupt::default();
-    let (running, _events) = kd_target::attach(setup.runtime.handle(), link, session, false, interrupt.clone());
+    let attach = Attach::to(setup.spec.clone()).on(setup.runtime.handle()).interrupt(interrupt.clone());
+    let (running, _events) = attach.start().unwrap();
     let raise = interrupt.clone();
     let raiser = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(300));

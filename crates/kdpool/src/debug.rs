@@ -12,15 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kd_link::{BoxFuture, Capture, Frame, KdSpec, Link, OpenError, Trace};
+use kd_link::{BoxFuture, Capture, Frame, KdSpec, Link, Trace};
 use kd_shell::{Format, HuntEnd, Log, PoolTags, Session, Shell, Symbols, banner, event_text, leak};
-use kd_target::{Event, Halted, Interrupt, Running, Target, TargetError};
-use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
+use kd_target::{Attach, AttachError, Event, Halted, Interrupt, Running, Target, TargetError};
 use nt_memory::Fault;
 use tokio::runtime::Handle;
 
 use crate::console::{Announcer, Console, complain, is_interactive, remark};
-use crate::diagnose::{ConnectEvidence, explain, explain_open};
+use crate::diagnose::{ConnectEvidence, explain, explain_attach};
 use crate::options::{self, DebugArgs, SessionArgs};
 use crate::work::Work;
 use crate::{COMMAND_FAILED, LEAK_FOUND, NO_CONNECTION, USAGE, ending, holder, inputs, signals};
@@ -122,10 +121,6 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
         Err(error) => return Ok(usage(&format!("{error:#}"))),
     };
     let runtime = crate::runtime()?;
-    let wire = match make_wire_session(runtime.handle(), &plan.spec) {
-        Ok(wire) => wire,
-        Err(error) => return Ok(usage(&format!("{error:#}"))),
-    };
     let announcer = Announcer::new(plan.session.format == options::Format::Json);
     let _hold = match holder::take(&plan.spec) {
         Ok(hold) => hold,
@@ -134,16 +129,12 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
             return Ok(ExitCode::from(NO_CONNECTION));
         }
     };
-    let opened = match Opened::open(runtime.handle(), &plan, announcer.clone()) {
-        Ok(opened) => opened,
-        Err(error) => {
-            explain_open(&error).iter().for_each(|line| complain(line));
-            return Ok(ExitCode::from(NO_CONNECTION));
-        }
-    };
-    let evidence = opened.evidence.clone();
     let interrupt = Interrupt::default();
-    let (running, restarted) = opened.attach(runtime.handle(), &plan, wire, &interrupt, &shell.log)?;
+    let attached = match Attached::start(runtime.handle(), &plan, announcer.clone(), &interrupt, &shell.log) {
+        Ok(attached) => attached,
+        Err(error) => return Ok(not_attached(&error)),
+    };
+    let Attached { running, restarted, evidence } = attached;
     // From here on the target may be halted at any moment; dropping `running` lets it run.
     runtime.spawn(signals::interrupt_on_ctrl_c(interrupt.clone()));
     runtime.spawn(signals::leave_on_termination(running.leaver()));
@@ -167,56 +158,80 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
     ending::conclude(worked, &left, told.get(), json)
 }
 
-/// A carrier that is open, or is waited for.
-pub(crate) struct Opened {
-    link: Box<dyn Link>,
-    told: Told,
+/// Says why nothing was attached to.
+fn not_attached(error: &AttachError) -> ExitCode {
+    explain_attach(error).iter().for_each(|line| complain(line));
+    ExitCode::from(match error {
+        AttachError::Spec(_) | AttachError::Key(_) | AttachError::Target(_) => USAGE,
+        AttachError::Open(_) | AttachError::Stop(_) => NO_CONNECTION,
+        AttachError::Layer(_) | AttachError::System(_) => COMMAND_FAILED,
+    })
+}
+
+/// A target whose carrier is open, or is waited for.
+pub(crate) struct Attached {
+    pub(crate) running: Running,
+    /// It started anew since somebody looked.
+    pub(crate) restarted: Arc<AtomicBool>,
     /// What is seen on the line.
     pub(crate) evidence: Arc<Mutex<ConnectEvidence>>,
 }
 
-impl Opened {
-    pub(crate) fn open(runtime: &Handle, plan: &Plan, announcer: Announcer) -> Result<Opened, OpenError> {
+impl Attached {
+    /// Opens the line, puts a session on it, and listens to what happens there by itself.
+    pub(crate) fn start(
+        runtime: &Handle,
+        plan: &Plan,
+        announcer: Announcer,
+        interrupt: &Interrupt,
+        log: &Log,
+    ) -> Result<Attached, AttachError> {
         let host = kd_link::local_addresses().unwrap_or_default();
         let evidence = Arc::new(Mutex::new(ConnectEvidence::new(plan.spec.clone(), host)));
         let told = Told { announcer, quiet: plan.brief || plan.session.quiet, aside: plan.is_aside() };
-        let waiting = waiting(evidence.clone(), told.clone());
-        let link = runtime.block_on(kd_link::open_reporting(&plan.spec, waiting))?;
-        // What is waited for is opened later.
-        if !plan.spec.reconnects() {
-            told.opened(&plan.spec, &link.describe());
-        }
-        Ok(Opened { link, told, evidence })
-    }
-
-    /// Puts a session on the link, and listens to what happens there by itself. Beside the target it returns whether it
-    /// started anew since somebody looked.
-    pub(crate) fn attach(
-        self,
-        runtime: &Handle,
-        plan: &Plan,
-        wire: HostSession,
-        interrupt: &Interrupt,
-        log: &Log,
-    ) -> Result<(Running, Arc<AtomicBool>)> {
-        let Opened { link, told, evidence } = self;
-        let (spec, inner) = (plan.spec.clone(), link);
-        let mut link: Box<dyn Link> =
-            Box::new(Counted { inner, evidence: evidence.clone(), spec: spec.clone(), told: told.clone() });
-        if let Some(path) = &plan.capture {
-            let file = kd_shell::open_private(path, false)
-                .with_context(|| format!("cannot write the capture {}", path.display()))?;
-            let port = if let KdSpec::Net(net) = &spec { net.port } else { 0 };
-            link = Box::new(Capture::new(link, Box::new(file), port)?);
-        }
-        let link = Box::new(Trace::new(link));
-        let (running, events) = kd_target::attach(runtime, link, wire, plan.break_on_connect, interrupt.clone());
+        let (running, events) = Attach::to(plan.spec.clone())
+            .on(runtime)
+            .break_in(plan.break_on_connect)
+            .interrupt(interrupt.clone())
+            .waiting(waiting(evidence.clone(), told.clone()))
+            .layer(|link| layers(link, plan, &evidence, &told))
+            .start()?;
         let restarted = Arc::new(AtomicBool::new(false));
         let (log, verbose) = (log.clone(), plan.session.verbose > 0);
-        let listener = Listener { spec, evidence, told, log, restarted: restarted.clone(), verbose };
+        let listener = Listener {
+            spec: plan.spec.clone(),
+            evidence: evidence.clone(),
+            told,
+            log,
+            restarted: restarted.clone(),
+            verbose,
+        };
         std::thread::spawn(move || listener.listen(events));
-        Ok((running, restarted))
+        Ok(Attached { running, restarted, evidence })
     }
+}
+
+/// What is put around the carrier once it is open: what counts, what `--capture` and `-v` write.
+fn layers(
+    link: Box<dyn Link>,
+    plan: &Plan,
+    evidence: &Arc<Mutex<ConnectEvidence>>,
+    told: &Told,
+) -> io::Result<Box<dyn Link>> {
+    // What is waited for is opened later.
+    if !plan.spec.reconnects() {
+        told.opened(&plan.spec, &link.describe());
+    }
+    let (spec, evidence, told) = (plan.spec.clone(), evidence.clone(), told.clone());
+    let mut link: Box<dyn Link> = Box::new(Counted { inner: link, evidence, spec, told });
+    if let Some(path) = &plan.capture {
+        let file = kd_shell::open_private(path, false).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot write the capture {}: {error}", path.display()))
+        })?;
+        let port = if let KdSpec::Net(net) = &plan.spec { net.port } else { 0 };
+        link = Box::new(Capture::new(link, Box::new(file), port)?);
+    }
+    Ok(Box::new(Trace::new(link)))
 }
 
 /// Does what needs no target.
@@ -406,20 +421,6 @@ impl Link for Counted {
     fn describe(&self) -> String {
         self.inner.describe()
     }
-}
-
-pub(crate) fn make_wire_session(runtime: &Handle, spec: &KdSpec) -> Result<HostSession> {
-    Ok(match spec {
-        KdSpec::Net(net) => {
-            let mut seed = [0; 32];
-            getrandom::fill(&mut seed).context("no random numbers")?;
-            let targets = runtime.block_on(net.target_addresses()).context("-k: target=")?;
-            HostSession::kdnet(KdnetConfig { key: net.key.expose().parse().context("-k: key")?, targets, seed })
-        }
-        KdSpec::Serial(serial) => HostSession::serial(SerialConfig { baud: Some(serial.baud), resets: 0 }),
-        KdSpec::Pipe(pipe) => HostSession::serial(SerialConfig { baud: None, resets: pipe.resets.unwrap_or_default() }),
-        KdSpec::Tcp(_) => HostSession::serial(SerialConfig::default()),
-    })
 }
 
 /// Our own crates: what the line editor and others tell of themselves is neither asked for nor always harmless.

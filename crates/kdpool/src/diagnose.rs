@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use kd_link::{KdSpec, NetSpec, NetTarget, OpenError, SerialSpec};
+use kd_target::AttachError;
 use kd_wire::session::Diagnostic;
 
 /// What was seen while waiting for the target.
@@ -112,8 +113,16 @@ pub(crate) fn explain(evidence: &ConnectEvidence) -> Vec<String> {
     }
 }
 
-/// The lines to print when the carrier could not be opened.
-pub(crate) fn explain_open(error: &OpenError) -> Vec<String> {
+/// Why nothing was attached to, and what to do.
+pub(crate) fn explain_attach(error: &AttachError) -> Vec<String> {
+    match error {
+        AttachError::Open(error) => explain_open(error),
+        AttachError::Spec(_) | AttachError::Key(_) | AttachError::Target(_) => vec![format!("-k: {error}")],
+        AttachError::Layer(_) | AttachError::System(_) | AttachError::Stop(_) => vec![error.to_string()],
+    }
+}
+
+fn explain_open(error: &OpenError) -> Vec<String> {
     let mut lines = vec![error.to_string()];
     if let OpenError::PortTaken { port, .. } = error {
         lines.push(if cfg!(windows) {

@@ -13,9 +13,9 @@ use kd_target::{Interrupt, Target};
 use tokio::runtime::Handle;
 
 use crate::console::Announcer;
-use crate::debug::{self, Opened, Plan};
+use crate::debug::{self, Attached, Plan};
 use crate::demo::Demo;
-use crate::diagnose::{explain, explain_open};
+use crate::diagnose::{explain, explain_attach};
 use crate::options::{self, Carrier, DemoWindows, SessionArgs, VERSION};
 use crate::{COMMAND_FAILED, inputs, signals};
 
@@ -109,13 +109,11 @@ pub(crate) fn run(arguments: McpArgs) -> Result<ExitCode> {
 
 /// Opens the line and puts a session on it, in the thread that will ask the questions.
 fn connect(runtime: &Handle, plan: &Plan) -> Result<Session, String> {
-    let words = |error: anyhow::Error| format!("{error:#}");
-    let wire = debug::make_wire_session(runtime, &plan.spec).map_err(words)?;
-    let opened = Opened::open(runtime, plan, Announcer::new(true)).map_err(|error| explain_open(&error).join("\n"))?;
-    let session = inputs::session(&plan.session, true).map_err(words)?;
+    let session = inputs::session(&plan.session, true).map_err(|error| format!("{error:#}"))?;
     let interrupt = Interrupt::default();
-    let evidence = opened.evidence.clone();
-    let (running, restarted) = opened.attach(runtime, plan, wire, &interrupt, &session.log).map_err(words)?;
+    let Attached { running, restarted, evidence } =
+        Attached::start(runtime, plan, Announcer::new(true), &interrupt, &session.log)
+            .map_err(|error| explain_attach(&error).join("\n"))?;
     let leaver = running.leaver();
     runtime.spawn(async move {
         signals::any_end().await;

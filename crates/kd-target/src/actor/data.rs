@@ -31,9 +31,9 @@ const DR7_BREAKPOINTS: u64 = 0xffff_00ff;
 impl Actor {
     pub(super) async fn set_data_breakpoint(&mut self, address: u64, access: DataAccess) -> Result<(), TargetError> {
         let Some(at) = self.at.clone() else { return Err(Fault::Running.into()) };
-        let machine = self.version.as_ref().map_or(0x8664, |version| version.machine);
-        let is_x86 = machine == 0x014c;
-        if !matches!(machine, 0x014c | 0x8664) || access.size == 8 && is_x86 {
+        let machine = self.machine();
+        let is_x86 = machine == Machine::X86;
+        if !matches!(machine, Machine::X86 | Machine::X64) || access.size == 8 && is_x86 {
             return Err(TargetError::Refused("this machine has no such breakpoint on data".into()));
         }
         if self.breakpoints.iter().any(|known| known.address == address) {
@@ -92,14 +92,14 @@ impl Actor {
     }
 
     /// The breakpoint on data that a stop is of.
-    pub(super) fn data_hit(&self, change: &StateChange, machine: u16) -> Option<u64> {
+    pub(super) fn data_hit(&self, change: &StateChange, machine: Machine) -> Option<u64> {
         let Report::Exception(exception) = &change.report else { return None };
         let is_step =
             DEBUGGER_STOPS.contains(&exception.exception_code) && exception.exception_code != STATUS_BREAKPOINT;
         let dr6 = match machine {
-            0x014c => change.x86().dr6.into(),
-            0x8664 => change.x64().dr6,
-            _ => 0,
+            Machine::X86 => change.x86().dr6.into(),
+            Machine::X64 => change.x64().dr6,
+            Machine::Arm64 | Machine::Other(_) => 0,
         };
         let is_hit = |known: &&Breakpoint| known.data.is_some_and(|data| dr6 >> data.number & 1 != 0);
         self.breakpoints.iter().find(is_hit).filter(|_| is_step).map(|known| known.address)

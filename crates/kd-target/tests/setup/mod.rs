@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
 use kd_link::KdSpec;
-use kd_target::{Event, Halted, Interrupt, Running};
-use kd_wire::session::{HostSession, KdnetConfig, SerialConfig};
+use kd_target::{Attach, Event, Halted, Running};
 
 pub(crate) const KEY: &str = "1.2.3.4";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,14 +76,7 @@ impl Setup {
     }
 
     pub(crate) fn attach_on(&self, runtime: &tokio::runtime::Runtime, break_in: bool) -> (Running, Receiver<Event>) {
-        let session = match &self.spec {
-            KdSpec::Net(_) => {
-                HostSession::kdnet(KdnetConfig { key: KEY.parse().unwrap(), targets: Vec::new(), seed: [7; 32] })
-            }
-            _ => HostSession::serial(SerialConfig::default()),
-        };
-        let link = runtime.block_on(kd_link::open(&self.spec)).unwrap();
-        kd_target::attach(runtime.handle(), link, session, break_in, Interrupt::default())
+        Attach::to(self.spec.clone()).on(runtime.handle()).break_in(break_in).start().unwrap()
     }
 
     pub(crate) fn assert_left_running(&self) {

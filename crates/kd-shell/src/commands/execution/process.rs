@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
+use kd_target::Machine;
 use nt_memory::{Fault, Memory, ReadError};
 use nt_symbols::{Layout, SymbolFile};
 use nt_unwind::State;
@@ -22,7 +23,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate, evaluate_all};
 use crate::kernel::Kernel;
-use crate::registers::{self, AMD64, Registers};
+use crate::registers::{self, Registers};
 use crate::session::Context;
 use crate::stack;
 use crate::symbols::Symbols;
@@ -231,7 +232,7 @@ fn types_of<'a>(kernel: &'a dyn Kernel, symbols: &mut Symbols) -> Result<Types<'
 /// The registers that a thread will have when it runs again.
 pub(in crate::commands) fn switched_out(context: &mut Context<'_>, thread: u64) -> Result<State, CommandError> {
     let kernel = context.kernel()?;
-    if kernel.version().machine != AMD64 {
+    if kernel.version().machine != Machine::X64 {
         return Err(CommandError::Failed("stacks of waiting threads are known for x64 only".into()));
     }
     let types = types(context)?;

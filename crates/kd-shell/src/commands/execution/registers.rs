@@ -11,6 +11,7 @@
 
 use std::fmt::{self, Write};
 
+use kd_target::Machine;
 use serde::Serialize;
 
 use super::unassemble::at_counter;
@@ -21,7 +22,7 @@ use crate::error::CommandError;
 use crate::grammar::Scope;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::words::unquoted;
-use crate::registers::{AMD64, ARM64, I386, Registers, is_special, size};
+use crate::registers::{Registers, is_special, size};
 use crate::session::{Context, temporary};
 use crate::shell::{Drive, Next};
 use crate::text::{Hex, Width, visible_name};
@@ -62,17 +63,20 @@ struct Value {
 }
 
 /// The general registers and flags that `r` alone shows.
-const ALL: [(u16, &[&str]); 3] = [
+const ALL: [(Machine, &[&str]); 3] = [
     (
-        AMD64,
+        Machine::X64,
         &[
             "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rip", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
             "r14", "r15", "cs", "ss", "ds", "es", "fs", "gs", "efl",
         ],
     ),
-    (I386, &["eax", "ebx", "ecx", "edx", "esi", "edi", "eip", "esp", "ebp", "cs", "ss", "ds", "es", "fs", "gs", "efl"]),
     (
-        ARM64,
+        Machine::X86,
+        &["eax", "ebx", "ecx", "edx", "esi", "edi", "eip", "esp", "ebp", "cs", "ss", "ds", "es", "fs", "gs", "efl"],
+    ),
+    (
+        Machine::Arm64,
         &[
             "x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15",
             "x16", "x17", "x18", "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "fp", "lr",
@@ -170,7 +174,7 @@ fn set(context: &mut Context<'_>, name: &str, value: u64) -> Result<(), CommandE
 }
 
 /// kd's lines of all registers.
-fn layout(machine: u16, values: &[Value]) -> String {
+fn layout(machine: Machine, values: &[Value]) -> String {
     let get = |name: &str| values.iter().find(|value| value.name == name).map_or(0, |value| value.value.0);
     let mut text = String::new();
     let segments = |text: &mut String| {
@@ -180,7 +184,7 @@ fn layout(machine: u16, values: &[Value]) -> String {
         let _ = writeln!(text, "           efl={:08x}", get("efl"));
     };
     match machine {
-        AMD64 => {
+        Machine::X64 => {
             for row in [
                 &["rax", "rbx", "rcx"][..],
                 &["rdx", "rsi", "rdi"],
@@ -195,7 +199,7 @@ fn layout(machine: u16, values: &[Value]) -> String {
             let _ = writeln!(text, "{}", flags(machine, get("efl")));
             segments(&mut text);
         }
-        I386 => {
+        Machine::X86 => {
             let row =
                 |names: &[&str]| -> String { names.iter().map(|name| format!("{name}={:08x} ", get(name))).collect() };
             let _ = writeln!(text, "{}", row(&["eax", "ebx", "ecx", "edx", "esi", "edi"]).trim_end());
@@ -215,8 +219,8 @@ fn layout(machine: u16, values: &[Value]) -> String {
 
 /// `iopl=0         nv up ei pl nz na pe nc`. kd's words for parity are the wrong way round on x64: with 202, where the
 /// flag is clear, it says pe there and po on x86.
-fn flags(machine: u16, efl: u64) -> String {
-    let (even, odd) = if machine == AMD64 { ("po", "pe") } else { ("pe", "po") };
+fn flags(machine: Machine, efl: u64) -> String {
+    let (even, odd) = if machine == Machine::X64 { ("po", "pe") } else { ("pe", "po") };
     let flag = |bit: u32, set: &'static str, clear: &'static str| if efl >> bit & 1 != 0 { set } else { clear };
     format!(
         "iopl={} {} {} {} {} {} {} {} {} {} {}",
@@ -342,14 +346,14 @@ r14=0000000000000001 r15=0000000000000000
 iopl=0         nv up ei pl nz na pe nc
 cs=0010  ss=0018  ds=002b  es=002b  fs=0053  gs=002b             efl=00000202
 ";
-        assert_eq!(layout(AMD64, &values), expected);
+        assert_eq!(layout(Machine::X64, &values), expected);
     }
 
     #[test]
     fn flags_are_told() {
-        assert_eq!(flags(I386, 0x246), "iopl=0         nv up ei pl zr na pe nc");
-        assert_eq!(flags(I386, 0x202), "iopl=0         nv up ei pl nz na po nc");
-        assert_eq!(flags(AMD64, 0x246), "iopl=0         nv up ei pl zr na po nc");
-        assert_eq!(flags(I386, 0x3e97), "iopl=3         ov dn ei ng nz ac pe cy");
+        assert_eq!(flags(Machine::X86, 0x246), "iopl=0         nv up ei pl zr na pe nc");
+        assert_eq!(flags(Machine::X86, 0x202), "iopl=0         nv up ei pl nz na po nc");
+        assert_eq!(flags(Machine::X64, 0x246), "iopl=0         nv up ei pl zr na po nc");
+        assert_eq!(flags(Machine::X86, 0x3e97), "iopl=3         ov dn ei ng nz ac pe cy");
     }
 }

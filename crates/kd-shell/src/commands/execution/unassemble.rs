@@ -87,7 +87,10 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let width = context.width();
     let machine = kernel.version().machine;
     let Some(mut disassembler) = Disassembler::new(machine) else {
-        return Err(CommandError::Failed(format!("instructions of machine {machine:04x} are not in this version")));
+        return Err(CommandError::Failed(format!(
+            "instructions of machine {:04x} are not in this version",
+            machine.number()
+        )));
     };
     // An end is an address, a length counts instructions.
     let range = range::parse(context.arguments, 1, &mut context.scope())?;
@@ -145,7 +148,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
 /// A disassembler for the target's instructions.
 fn disassembler(context: &Context<'_>) -> Result<Disassembler, CommandError> {
     let machine = context.kernel()?.version().machine;
-    let why = || CommandError::Failed(format!("instructions of machine {machine:04x} are not in this version"));
+    let why =
+        || CommandError::Failed(format!("instructions of machine {:04x} are not in this version", machine.number()));
     Disassembler::new(machine).ok_or_else(why)
 }
 

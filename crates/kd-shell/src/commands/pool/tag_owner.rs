@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use kd_target::Machine;
 use nt_memory::Memory;
 use nt_pool::Tag;
 use nt_pool::notes::Notes;
@@ -139,7 +140,7 @@ fn chosen(context: &mut Context<'_>, modules: &[String]) -> Result<Vec<Driver>, 
 
 fn search(
     context: &mut Context<'_>,
-    machine: u16,
+    machine: Machine,
     tag: Tag,
     drivers: &[Driver],
     files: &[Option<std::sync::Arc<nt_symbols::ImageFile>>],
@@ -153,14 +154,14 @@ fn search(
             file: files.get(index).and_then(Option::as_ref).map(|file| file.as_ref() as &dyn Memory),
         })
         .collect();
-    context.pool(|kernel| tag_owner::owners(kernel, machine, tag, &images))
+    context.pool(|kernel| tag_owner::owners(kernel, machine.number(), tag, &images))
 }
 
 /// A place with its name and its instruction.
 fn show(
     context: &mut Context<'_>,
     images: &mut Images,
-    machine: u16,
+    machine: Machine,
     drivers: &[Driver],
     place: &Place,
 ) -> Result<Found, CommandError> {

@@ -1,9 +1,65 @@
-//! What continuing needs to know of a processor: where its program counter lies and what a break instruction is.
+//! The target's processor: what a client asks about it, and what continuing needs to know of it.
 
-/// One machine as far as letting it go is concerned.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Machine {
-    /// The instruction that a kernel breaks with.
+/// The processor architecture of a target, by the PE machine number that it tells in GetVersion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Machine {
+    /// `0x014c`, `IMAGE_FILE_MACHINE_I386`.
+    X86,
+    /// `0x8664`, `IMAGE_FILE_MACHINE_AMD64`.
+    X64,
+    /// `0xaa64`, `IMAGE_FILE_MACHINE_ARM64`.
+    Arm64,
+    /// Any other number: it is attached to and its memory read, and nothing is known of its registers.
+    Other(u16),
+}
+
+/// `IMAGE_FILE_MACHINE_ARMNT`: the ARM of Windows 8 and Windows RT, of 32 bits.
+const ARM: u16 = 0x01c4;
+
+impl Machine {
+    /// The machine of a PE header's or GetVersion's number.
+    pub fn of(number: u16) -> Self {
+        match number {
+            0x014c => Self::X86,
+            0x8664 => Self::X64,
+            0xaa64 => Self::Arm64,
+            other => Self::Other(other),
+        }
+    }
+
+    /// Its number in PE headers and GetVersion.
+    pub fn number(self) -> u16 {
+        match self {
+            Self::X86 => 0x014c,
+            Self::X64 => 0x8664,
+            Self::Arm64 => 0xaa64,
+            Self::Other(number) => number,
+        }
+    }
+
+    /// Bytes of a pointer: 4 or 8.
+    pub fn pointer_size(self) -> u8 {
+        match self {
+            Self::X86 | Self::Other(ARM) => 4,
+            Self::X64 | Self::Arm64 | Self::Other(_) => 8,
+        }
+    }
+
+    /// What letting it go needs to know of its registers.
+    pub(crate) fn context(self) -> Option<&'static ContextRecord> {
+        match self {
+            Self::X64 => Some(&X64),
+            Self::X86 => Some(&X86),
+            Self::Arm64 => Some(&ARM64),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+/// Where a CONTEXT record has what a continue needs, and the instruction that a kernel breaks with.
+#[derive(Debug)]
+pub(crate) struct ContextRecord {
+    /// `int 3` and its like.
     break_instruction: &'static [u8],
     /// Offset and size of the program counter in CONTEXT.
     program_counter: usize,
@@ -14,14 +70,14 @@ pub(crate) struct Machine {
     context_size: (usize, usize),
 }
 
-const X64: Machine = Machine {
+const X64: ContextRecord = ContextRecord {
     break_instruction: &[0xcc],
     program_counter: 0xf8,
     pointer_size: 8,
     context_flags: 0x30,
     context_size: (0x300, 0x4d0),
 };
-const X86: Machine = Machine {
+const X86: ContextRecord = ContextRecord {
     break_instruction: &[0xcc],
     program_counter: 0xb8,
     pointer_size: 4,
@@ -29,7 +85,7 @@ const X86: Machine = Machine {
     context_size: (0x2cc, 0x2cc),
 };
 /// `brk #0xf000`
-const ARM64: Machine = Machine {
+const ARM64: ContextRecord = ContextRecord {
     break_instruction: &[0x00, 0x00, 0x3e, 0xd4],
     program_counter: 0x108,
     pointer_size: 8,
@@ -37,17 +93,7 @@ const ARM64: Machine = Machine {
     context_size: (0x390, 0x390),
 };
 
-impl Machine {
-    /// By the PE machine number of GetVersion.
-    pub(crate) fn of(machine: u16) -> Option<Self> {
-        match machine {
-            0x8664 => Some(X64),
-            0x014c => Some(X86),
-            0xaa64 => Some(ARM64),
-            _ => None,
-        }
-    }
-
+impl ContextRecord {
     /// The address behind a hard-coded break instruction, or `None` if `instructions` does not begin with one.
     ///
     /// The kernel takes its table's breakpoints out of the bytes it reports, so a break instruction among them is
@@ -88,6 +134,15 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_keep_their_numbers() {
+        for number in [0x014c, 0x8664, 0xaa64, 0x01c4, 0x0200, 0] {
+            assert_eq!(Machine::of(number).number(), number);
+        }
+        let sizes = [0x014c, 0x01c4, 0x8664, 0xaa64].map(|number| Machine::of(number).pointer_size());
+        assert_eq!(sizes, [4, 4, 8, 8]);
+    }
 
     #[test]
     fn a_hard_coded_break_is_stepped_over() {

@@ -1,0 +1,63 @@
+//! What happens to a session on its own, and what goes wrong in it.
+
+use std::time::Duration;
+
+use nt_memory::Fault;
+
+/// What happens to the session on its own; the shell shows it when it sees fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Text that a driver printed (DbgPrint), untouched.
+    Print(String),
+    /// A prompt of the target (`DbgPrompt`) that was answered for it.
+    Prompt {
+        text: String,
+        answer: String,
+    },
+    /// The transport is up: KDNET has keys with this peer, or a stream is open.
+    Connected {
+        peer: Option<std::net::SocketAddr>,
+    },
+    /// The target said that it reboots, or came back without saying so.
+    Restarted {
+        announced: bool,
+    },
+    /// The target stopped. [`Running::wait`] and [`Running::break_in`] return the stop itself.
+    Stopped,
+    /// Something that a person who wonders why it does not connect wants to know.
+    Diagnostic(kd_wire::session::Diagnostic),
+    /// A driver was loaded or unloaded while the target ran; it was continued at once.
+    ModuleChange {
+        path: String,
+        base: u64,
+        size: u32,
+        unload: bool,
+    },
+    /// A lone break-in of before was answered only now; the target was continued at once.
+    BreakInAbsorbed,
+    /// The target was continued after a stop of its own and did not take this breakpoint of ours: its memory is gone.
+    BreakpointMissed {
+        address: u64,
+        why: String,
+    },
+    /// The target stands and does not answer any more. It is asked until it does.
+    Silent,
+    AnswersAgain,
+    Lost(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    #[error("the target did not stop within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// Nothing is heard of a target that is asked to stop.
+    #[error("no answer for {} s: the target is gone, or its line is", .0.as_secs())]
+    Gone(Duration),
+    /// A target that stands did not answer a request.
+    #[error("the target does not answer any more ({0})")]
+    Silent(kd_wire::session::RequestFailure),
+    #[error("{0}")]
+    Refused(String),
+}
