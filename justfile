@@ -31,9 +31,9 @@ fuzz target seconds='60':
 
 # What questions cost on the wire, and how fast pool and symbols are read
 bench:
-    cargo run --release -p kdpool --example wire_cost
-    cargo run --release -p nt-pool --example pool_bench
-    cargo run --release -p kd-shell --example symbols_bench
+    cargo bench -p kdpool --bench wire_cost
+    cargo bench -p nt-pool --bench pool_bench
+    cargo bench -p kd-shell --bench symbols_bench
 
 # A tarball for this machine: program, licence, manual, completions (docs/releasing.md)
 dist:

@@ -339,7 +339,7 @@ fn article() -> Option<Vec<(String, Vec<String>)>> {
 fn the_articles_text_is_ours() {
     let Some(commands) = article() else { return println!("skipped: there is no shared/article.md") };
     assert_eq!(commands.len(), 3);
-    // !poolfind lets a target go on while it searches; tests/transcripts.rs has its answer.
+    // !poolfind lets a target go on while it searches; kdpool/tests/transcripts.rs has its answer.
     for (command, expected) in commands.into_iter().filter(|(command, _)| !command.starts_with("!poolfind")) {
         let ours = text(&command);
         let ours: Vec<&str> = ours.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();

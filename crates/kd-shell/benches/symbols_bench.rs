@@ -1,4 +1,4 @@
-//! What symbols cost: `cargo run --release -p kd-shell --example symbols_bench [TABLE.json.xz]`.
+//! What symbols cost: `cargo bench -p kd-shell --bench symbols_bench [-- TABLE.json.xz]`.
 //!
 //! Writes the PDB of a kernel from its ISF table (the one of ../shared/isf with the most symbols, if none is given), once
 //! as it is and once with copies of its types until the file has 12 MB; then times this project's reader, the
@@ -78,8 +78,13 @@ fn plain_type(path: &Path, name: &str) -> pdb::Result<usize> {
     }
 }
 
+/// The program's own argument: `cargo bench` adds one.
+fn argument() -> Option<std::ffi::OsString> {
+    std::env::args_os().skip(1).find(|argument| argument != "--bench")
+}
+
 fn table() -> Option<PathBuf> {
-    if let Some(given) = std::env::args_os().nth(1) {
+    if let Some(given) = argument() {
         return Some(given.into());
     }
     let shared = std::env::var_os("KDPOOL_SHARED")

@@ -12,7 +12,6 @@ use kd_fake::kernel::{self, SeededOptions};
 use serde_json::Value;
 use target::Live;
 
-#[path = "../crates/kd-shell/tests/target/mod.rs"]
 mod target;
 
 /// A table's JSON, read as nothing but JSON.

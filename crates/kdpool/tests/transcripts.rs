@@ -1,4 +1,4 @@
-//! Whole sessions of the binary, compared with the transcripts in tests/golden.
+//! Whole sessions of the binary, compared with the transcripts in golden.
 //!
 //! `KDPOOL_BLESS=1 cargo test -p kdpool --test transcripts` writes them anew; look at the difference before you commit.
 
@@ -40,7 +40,7 @@ fn steady(text: &str) -> String {
 }
 
 fn compare(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let text = steady(text);
     if std::env::var_os("KDPOOL_BLESS").is_some() {
         std::fs::write(&path, &text).expect("the transcript is written");

@@ -1,6 +1,6 @@
 //! What the questions of the article cost on the wire: requests, bytes, and how long the target stands still.
 //!
-//! `cargo run --release -p kdpool --example wire_cost`
+//! `cargo bench -p kdpool --bench wire_cost`
 //!
 //! The fake target answers at once, so its frozen time is the work of this machine; the last columns put the counted
 //! requests and bytes on the lines that people have: KDNET with 0.25 ms between request and reply, an emulated UART

@@ -47,7 +47,7 @@ impl Wine {
         let compiler = program("x86_64-w64-mingw32-gcc").ok_or("no x86_64-w64-mingw32-gcc")?;
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(exe, folder.path().join("kdpool.exe")).unwrap();
-        let sources = root().join("tests/wine");
+        let sources = root().join("crates/kdpool/tests/wine");
         for (output, source, options) in
             [("bcryptprimitives.dll", "bcryptprimitives.c", &["-shared"][..]), ("pipe.exe", "pipe.c", &[])]
         {

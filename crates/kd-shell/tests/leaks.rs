@@ -14,7 +14,6 @@ use kd_fake::kernel::{
 use serde_json::Value;
 use target::{Live, Screen, session};
 
-#[path = "../crates/kd-shell/tests/target/mod.rs"]
 mod target;
 
 /// The stack of another place in the driver.

@@ -1,4 +1,4 @@
-//! How fast pool is decoded from memory, on one core: `cargo run --release -p nt-pool --example pool_bench [TABLE.json.xz]`.
+//! How fast pool is decoded from memory, on one core: `cargo bench -p nt-pool --bench pool_bench [-- TABLE.json.xz]`.
 //!
 //! The old pool's pages are those of a seeded Windows 7 machine; VS and LFH subsegments those of a machine of the table
 //! given, or of the carried 32-bit Windows 10. Each figure is the walk that `!poolfind Leak` makes without its reading from
@@ -15,7 +15,7 @@ use nt_symbols::Isf;
 
 type Failure = Box<dyn std::error::Error>;
 
-const WINDOWS_7: &[u8] = include_bytes!("../crates/kd-fake/data/339E74133576439CBCDF7E0229DA3773-1.json.xz");
+const WINDOWS_7: &[u8] = include_bytes!("../../kd-fake/data/339E74133576439CBCDF7E0229DA3773-1.json.xz");
 const RUNS: usize = 9;
 
 struct Machine<'m>(&'m kernel::Kernel);
@@ -73,12 +73,17 @@ fn measure(name: &str, symbols: &Isf, table: &Table, sizes: (u64, u64)) -> Resul
     Ok(())
 }
 
+/// The program's own argument: `cargo bench` adds one.
+fn argument() -> Option<std::ffi::OsString> {
+    std::env::args_os().skip(1).find(|argument| argument != "--bench")
+}
+
 fn main() -> Result<(), Failure> {
     let seven = Isf::parse("ntkrnlmp", WINDOWS_7.to_vec())?;
     let table = Table::from_xz(WINDOWS_7)?;
     measure("old pool, small blocks", &seven, &table, (1, 0x100))?;
     measure("old pool, all sizes", &seven, &table, (1, 0xf80))?;
-    let (symbols, table) = match std::env::args_os().nth(1) {
+    let (symbols, table) = match argument() {
         Some(path) => (Isf::open(&path)?, Table::from_xz(&std::fs::read(&path)?)?),
         None => {
             let json = kd_fake::isf::CARRIED.iter().find(|(name, _)| *name == "x86-heap").ok_or("not carried")?.1;

@@ -178,7 +178,7 @@ fn keys(value: &Value) -> Vec<&str> {
 fn documented(command: &str, result: &Value) {
     let row = |command: &str| -> &str {
         let start = format!("| `{command}` |");
-        include_str!("../docs/json.md").lines().find(|line| line.starts_with(&start)).unwrap()
+        include_str!("../../../docs/json.md").lines().find(|line| line.starts_with(&start)).unwrap()
     };
     let members = result.as_object().into_iter().flatten();
     let (own, check) = (row(command), row("!leak check"));
@@ -257,9 +257,9 @@ fn nightly(file: &str) -> Vec<String> {
 fn the_nightly_examples_run() {
     let leaking =
         || Lab::over_serial(article(), Some(Box::new(article_activity(Some(Duration::from_millis(100)), false))));
-    let unit = include_str!("../examples/nightly/kdpool-leak.service");
-    let workflow = include_str!("../examples/nightly/github-actions.yml");
-    let pipeline = include_str!("../examples/nightly/Jenkinsfile");
+    let unit = include_str!("../../../examples/nightly/kdpool-leak.service");
+    let workflow = include_str!("../../../examples/nightly/github-actions.yml");
+    let pipeline = include_str!("../../../examples/nightly/Jenkinsfile");
     let labs = std::thread::scope(|scope| {
         let run = |file| {
             move || {

@@ -10,9 +10,9 @@
 //! | 5 tags that cannot be printed | here |
 //! | 6 TOTAL, Diff, descriptions, pool types, session pool | here; `-session` and flag 8 say whose pool it is |
 //! | 7 flags of `!pool`, bits of `!poolval`, lists of `!lookaside` | `kd-shell/tests/seeded.rs`; `!poolval` here |
-//! | 8 no types; a link that dies | here; `tests/leak_program.rs` |
+//! | 8 no types; a link that dies | here; `kdpool/tests/leak_program.rs` |
 //! | 9 more than 255 processors | `nt-pool/tests/decode/tags.rs` |
-//! | 10 marks, growth, stacks | `tests/leaks.rs`, `tests/leak_program.rs` |
+//! | 10 marks, growth, stacks | `leaks.rs`, `kdpool/tests/leak_program.rs` |
 //! | limits of 256 rows and 1,024 blocks | here |
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -26,7 +26,6 @@ use kd_fake::kernel::{
 use serde_json::Value;
 use target::{Live, tables};
 
-#[path = "../crates/kd-shell/tests/target/mod.rs"]
 mod target;
 
 /// Windows 7, which every clone has, or what `change` makes of its table.
