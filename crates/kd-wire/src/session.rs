@@ -1,9 +1,9 @@
 //! The two ends of a KD connection, without I/O: [`HostSession`] and [`TargetSession`].
 //!
 //! The caller owns the socket and the clock. Time is a [`Duration`](std::time::Duration) since any epoch that does
-//! not change. After each call that takes `now`, drain [`HostSession::poll_transmit`] to the carrier and
-//! [`HostSession::poll_event`], then arm one timer for [`HostSession::poll_timeout`] and call
-//! [`HostSession::handle_timeout`] when it fires:
+//! not change, and never goes backwards.
+//!
+//! # How a session is driven
 //!
 //! ```text
 //! bytes arrive  -> handle_bytes / handle_datagram  \
@@ -11,8 +11,82 @@
 //! user acts     -> request, synchronise, break_in  /
 //! ```
 //!
-//! Acknowledgements are queued inside `handle_*`; send them before anything slow, because some targets give a
-//! debugger up for lost after 0.7 s.
+//! * **After every call that changes the session** (all that take `&mut self` and are no `poll_`), first
+//!   [`HostSession::poll_transmit`] until it is `None`, each to the carrier, then [`HostSession::poll_event`] until it is
+//!   `None`. Both only hand out what is there; neither makes anything new. Acknowledgements are among what is sent: send
+//!   before anything slow, because some targets give a debugger up for lost after 0.7 s.
+//! * **[`HostSession::poll_timeout`]** is the time of the next thing that is due by the clock. It changes with every call
+//!   of the first kind, to an earlier time as well as to a later one or none, and only with them: not by time that passes,
+//!   and not by a poll. So it is asked once after the polls above, and what it said before is forgotten. `None` says that
+//!   only bytes or the user can bring this on: wait for those without a limit.
+//! * **[`HostSession::handle_timeout`]** belongs to that time. Too early it does nothing; late it does once what is due.
+//!   A time in the past is no fault of the caller's: call it at once, and poll again.
+//! * **First** comes [`HostSession::synchronise`]: with `break_in` it stops a running target, without it only takes up one
+//!   that stands. It is called again after [`Event::TargetRestarted`], and when a stream was closed and opened again.
+//!   Over KDNET nothing is sent before the target's first datagram came, unless [`KdnetConfig::targets`] names it.
+//! * **After [`Event::StateChange`]** the target stands, and can be asked: one [`HostSession::request`] at a time, the next
+//!   only after the end of the one before ([`Busy`] else). It ends with exactly one of [`Event::Reply`], [`Event::Sent`]
+//!   (of a continue, which is never answered: it runs from then on) and [`Event::RequestFailed`]. Time limits are the
+//!   session's own.
+//! * **[`Event::Prompt`] and [`Event::FileIo`]** hold the target until they are answered, and come at any time, in the
+//!   middle of a request too.
+//! * **To stop a target that runs**, [`HostSession::break_in`]; it is repeated until a state change comes, or until
+//!   [`HostSession::stand_by`].
+//!
+//! Both ends in one program, on a clock that is only counted:
+//!
+//! ```
+//! use std::time::Duration;
+//! use kd_wire::message::Message;
+//! use kd_wire::session::{Event, HostSession, SerialConfig, TargetEvent, TargetSession};
+//! # use kd_wire::message::StateChange;
+//! # use kd_wire::message::state_change::{EXCEPTION, Exception, Report};
+//! # let stop = StateChange {
+//! #     new_state: EXCEPTION,
+//! #     processor_level: 6,
+//! #     processor: 0,
+//! #     number_processors: 1,
+//! #     thread: 0xffff_fa80_0000_1000,
+//! #     program_counter: 0xffff_f800_0000_1000,
+//! #     report: Report::Exception(Exception { exception_code: 0x8000_0003, ..Exception::default() }),
+//! #     control_report: [0; 48],
+//! # };
+//!
+//! let mut host = HostSession::serial(SerialConfig::default());
+//! let mut target = TargetSession::serial();
+//! let mut now = Duration::ZERO;
+//! host.synchronise(now, true);
+//! let stopped = 'stopped: loop {
+//!     // What the last call queued goes to the other end ...
+//!     while let Some(transmit) = host.poll_transmit() {
+//!         target.handle_bytes(now, &transmit.data);
+//!     }
+//!     while let Some(event) = target.poll_event() {
+//!         if event == TargetEvent::BreakIn {
+//!             target.send(now, Message::StateChange(stop.clone()));
+//!         }
+//!     }
+//!     while let Some(transmit) = target.poll_transmit() {
+//!         host.handle_bytes(now, &transmit.data);
+//!     }
+//!     // ... what the session has to say is taken ...
+//!     while let Some(event) = host.poll_event() {
+//!         if let Event::StateChange(change) = event {
+//!             break 'stopped change;
+//!         }
+//!     }
+//!     // ... and then it is waited for whatever is due first.
+//!     let timers = [host.poll_timeout(), target.poll_timeout()];
+//!     now = timers.into_iter().flatten().min().expect("a host that synchronises has a timer");
+//!     host.handle_timeout(now);
+//!     target.handle_timeout(now);
+//! };
+//! assert_eq!(stopped.program_counter, 0xffff_f800_0000_1000);
+//! // It listened for a moment before it sent the break-in: the target might have stood already.
+//! assert!(now >= Duration::from_millis(100) && host.break_ins() == 1);
+//! ```
+//!
+//! With a socket and requests: `examples/drive_a_session.rs`; with all that a debugger needs: `kd-target`.
 
 mod association;
 mod host;

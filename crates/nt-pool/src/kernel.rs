@@ -62,7 +62,9 @@ impl<'a> Kernel<'a> {
     /// A kernel whose image is at `base`. `pointer_size` is 4 or 8; `build` is what GetVersion or `nt!NtBuildNumber` says
     /// (7601, 26100): a few rules that no type shows depend on it.
     pub fn new(memory: &'a dyn Memory, symbols: &'a dyn SymbolFile, base: u64, pointer_size: u8, build: u16) -> Self {
-        Kernel { memory, symbols, base, pointer_size, build }
+        let kernel = Kernel { memory, symbols, base, pointer_size, build };
+        // KD carries the addresses of 32-bit kernels sign-extended.
+        Kernel { base: kernel.wrap(base), ..kernel }
     }
 
     /// Reads variables that will be asked for one by one, so that those that lie near each other cost one request. For

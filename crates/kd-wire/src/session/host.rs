@@ -403,7 +403,7 @@ impl HostSession {
         self.ask_again(now);
     }
 
-    /// The time that [`HostSession::poll_timeout`] named has come.
+    /// The time that [`HostSession::poll_timeout`] named has come. Called earlier it does nothing.
     pub fn handle_timeout(&mut self, now: Duration) {
         match &mut self.transport {
             Transport::Kdnet(association) => association.handle_timeout(now, &mut self.out),
@@ -436,7 +436,8 @@ impl HostSession {
         self.out.transmits.pop_front()
     }
 
-    /// When [`HostSession::handle_timeout`] wants to be called.
+    /// When [`HostSession::handle_timeout`] wants to be called; `None`: nothing is due by the clock. It holds until the
+    /// next call that changes the session ([how a session is driven](crate::session#how-a-session-is-driven)).
     pub fn poll_timeout(&self) -> Option<Duration> {
         let transport = match &self.transport {
             Transport::Serial(serial) => serial.stalled,
@@ -457,6 +458,7 @@ impl HostSession {
         .min()
     }
 
+    /// What the session has to say next.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.out.events.pop_front()
     }
