@@ -15,6 +15,7 @@ use crate::breakpoint::{Breakpoint, Data, clear, plant};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate;
+use crate::kernel::Kernel;
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 
@@ -106,6 +107,18 @@ fn access(text: &str) -> Result<(Option<Data>, &str), CommandError> {
     }
 }
 
+/// What `bp` and `ba` were told, but for the number.
+struct Wanted {
+    address: u64,
+    passes: u64,
+    commands: Option<String>,
+    condition: Option<String>,
+    process: Option<Hex>,
+    thread: Option<Hex>,
+    once: bool,
+    data: Option<Data>,
+}
+
 fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let number = match context.word.get(2..).filter(|number| !number.is_empty()) {
         None => None,
@@ -114,6 +127,45 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             Some(number.map_err(|_| usage(&INFO, format!("{text} is no number of a breakpoint")))?)
         }
     };
+    let wanted = wanted(context)?;
+    let (kernel, address) = (context.kernel()?, wanted.address);
+    let symbol = context.names()?.name(address)?;
+    let breakpoints = &mut context.session.breakpoints;
+    let known = known(breakpoints, number, address)?;
+    let new = |number| Breakpoint {
+        number,
+        address: Hex(address),
+        enabled: true,
+        symbol,
+        passes: wanted.passes,
+        passes_left: wanted.passes,
+        commands: wanted.commands,
+        condition: wanted.condition,
+        process: wanted.process,
+        thread: wanted.thread,
+        once: wanted.once,
+        data: wanted.data,
+    };
+    if let Some(known) = known.map(|known| &mut breakpoints[known]) {
+        let number = known.number;
+        redefine(kernel, known, new(number))?;
+        let mut reply = Reply::new(Done {});
+        reply.remarks.push(format!("breakpoint {number} redefined"));
+        return Ok(reply);
+    }
+    let used = |number: &u32| breakpoints.iter().any(|known| known.number == *number);
+    let number = number.or_else(|| (0..MAX_BREAKPOINTS).find(|number| !used(number)));
+    let Some(number) = number.filter(|_| breakpoints.len() < MAX_BREAKPOINTS as usize) else {
+        return Err(CommandError::Failed(format!("the target has room for {MAX_BREAKPOINTS} breakpoints")));
+    };
+    plant(kernel, address, wanted.data)?;
+    breakpoints.push(new(number));
+    breakpoints.sort_by_key(|breakpoint| breakpoint.number);
+    Ok(Reply::new(Done {}))
+}
+
+/// Reads the arguments: access (`ba`), options, address, passes, commands.
+fn wanted(context: &mut Context<'_>) -> Result<Wanted, CommandError> {
     let mut text = context.arguments.trim();
     let mut data = None;
     if context.word.starts_with("ba") {
@@ -142,10 +194,8 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if text.is_empty() {
         return Err(usage(&INFO, "no address"));
     }
-    let kernel = context.kernel()?;
-    let width = context.width();
     let (address, rest) = evaluate(text, &mut context.scope())?;
-    let address = width.address(address);
+    let address = context.width().address(address);
     if let Some(Data { size, .. }) = data
         && !address.is_multiple_of(u64::from(size))
     {
@@ -159,74 +209,50 @@ fn set(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if passes == 0 {
         return Err(usage(&INFO, "a breakpoint stops at its first pass or at a later one"));
     }
-    let commands = match rest.trim_start() {
-        "" => None,
-        rest => {
-            let (commands, left) = quoted(rest)?;
-            if !left.trim().is_empty() {
-                return Err(usage(&INFO, format!("what is '{}'?", left.trim())));
-            }
-            context.commands.check(&commands, &context.session.aliases)?;
-            Some(commands).filter(|commands| !commands.trim().is_empty())
-        }
-    };
-    let symbol = context.names()?.name(address)?;
-    let breakpoints = &mut context.session.breakpoints;
-    let new = |number| Breakpoint {
-        number,
-        address: Hex(address),
-        enabled: true,
-        symbol,
-        passes,
-        passes_left: passes,
-        commands,
-        condition,
-        process,
-        thread,
-        once,
-        data,
-    };
-    let here = breakpoints.iter().position(|known| known.address == Hex(address));
-    let known = match number {
-        None => here,
-        Some(number) => {
-            if let Some(other) = here.map(|here| breakpoints[here].number).filter(|other| *other != number) {
-                let why = format!("breakpoint {other} is at this address already; bc {other} clears it");
-                return Err(CommandError::Failed(why));
-            }
-            breakpoints.iter().position(|known| known.number == number)
-        }
-    };
-    // kd defines it anew.
-    if let Some(known) = known.map(|known| &mut breakpoints[known]) {
-        // The target may refuse the new place; then the old one stays.
-        let moved = known.address != Hex(address);
-        // One of another kind at the same place has to go first.
-        if known.enabled && !moved && known.data != data {
-            clear(kernel, known.address.0)?;
-            known.enabled = false;
-        }
-        if !known.enabled || moved {
-            plant(kernel, address, data)?;
-        }
-        if known.enabled && moved {
-            clear(kernel, known.address.0)?;
-        }
-        *known = new(known.number);
-        let number = known.number;
-        let mut reply = Reply::new(Done {});
-        reply.remarks.push(format!("breakpoint {number} redefined"));
-        return Ok(reply);
+    let commands = commands(context, rest.trim_start())?;
+    Ok(Wanted { address, passes, commands, condition, process, thread, once, data })
+}
+
+/// What is run at each stop: checked now, when its author reads the error.
+fn commands(context: &Context<'_>, rest: &str) -> Result<Option<String>, CommandError> {
+    if rest.is_empty() {
+        return Ok(None);
     }
-    let used = |number: &u32| breakpoints.iter().any(|known| known.number == *number);
-    let number = number.or_else(|| (0..MAX_BREAKPOINTS).find(|number| !used(number)));
-    let Some(number) = number.filter(|_| breakpoints.len() < MAX_BREAKPOINTS as usize) else {
-        return Err(CommandError::Failed(format!("the target has room for {MAX_BREAKPOINTS} breakpoints")));
-    };
-    plant(kernel, address, data)?;
-    breakpoints.push(new(number));
-    breakpoints.sort_by_key(|breakpoint| breakpoint.number);
-    Ok(Reply::new(Done {}))
+    let (commands, left) = quoted(rest)?;
+    if !left.trim().is_empty() {
+        return Err(usage(&INFO, format!("what is '{}'?", left.trim())));
+    }
+    context.commands.check(&commands, &context.session.aliases)?;
+    Ok(Some(commands).filter(|commands| !commands.trim().is_empty()))
+}
+
+/// The breakpoint that is defined anew: the one with this number, or without a number the one at this address.
+fn known(breakpoints: &[Breakpoint], number: Option<u32>, address: u64) -> Result<Option<usize>, CommandError> {
+    let here = breakpoints.iter().position(|known| known.address == Hex(address));
+    let Some(number) = number else { return Ok(here) };
+    if let Some(other) = here.map(|here| breakpoints[here].number).filter(|other| *other != number) {
+        let why = format!("breakpoint {other} is at this address already; bc {other} clears it");
+        return Err(CommandError::Failed(why));
+    }
+    Ok(breakpoints.iter().position(|known| known.number == number))
+}
+
+/// As kd does it. The target may refuse the new place; then the old one stays.
+fn redefine(kernel: &dyn Kernel, known: &mut Breakpoint, new: Breakpoint) -> Result<(), CommandError> {
+    let moved = known.address != new.address;
+    // One of another kind at the same place has to go first.
+    if known.enabled && !moved && known.data != new.data {
+        clear(kernel, known.address.0)?;
+        known.enabled = false;
+    }
+    if !known.enabled || moved {
+        plant(kernel, new.address.0, new.data)?;
+    }
+    if known.enabled && moved {
+        clear(kernel, known.address.0)?;
+    }
+    *known = new;
+    Ok(())
 }
 
 fn list(context: &mut Context<'_>) -> Result<Reply, CommandError> {

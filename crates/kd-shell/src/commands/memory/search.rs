@@ -172,85 +172,25 @@ impl Kind {
             _ => 1,
         }
     }
+
+    /// The command whose line shows a hit.
+    fn shown_by(self) -> &'static str {
+        match self {
+            Self::Word | Self::Unicode => "dW",
+            Self::Double => "dc",
+            Self::Quad => "dq",
+            Self::Object => "dp",
+            _ => "db",
+        }
+    }
 }
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let options = options(context.arguments).map_err(|why| usage(&INFO, why))?;
-    let kernel = context.kernel()?;
     let width = context.width();
-    let size = options.kind.size(width);
-    let (range, pattern) = split_range(context, options.rest, size)?;
-    let length = range.1;
-    if length > MAX_RANGE {
-        return Err(usage(&INFO, format!("{length:#x} bytes are more than the {MAX_RANGE:#x} of one search")));
-    }
-    let start = width.address(range.0);
     let memory: &dyn Memory = &context.memory()?;
-    let mut found = Found::default();
-    if matches!(options.kind, Kind::AnyAscii | Kind::AnyUnicode) {
-        if !pattern.trim().is_empty() {
-            return Err(usage(&INFO, "-sa and -su have no pattern"));
-        }
-        texts(memory, start, length, size as usize, options.least, &mut found)?;
-        if options.restrict {
-            found.hits.retain(|hit| context.session.saved_hits.contains(&hit.0));
-        }
-    } else {
-        let bytes = pattern_bytes(context, options.kind, pattern, width)?;
-        match options.restrict {
-            true => {
-                for &address in &context.session.saved_hits {
-                    let mut there = vec![0; bytes.len()];
-                    if memory.read(address, &mut there)? == bytes.len() && there == bytes {
-                        found.hits.push((address, None));
-                    }
-                }
-            }
-            false => find(memory, start, length, &bytes, options.kind.alignment(width), &mut found)?,
-        }
-    }
-    let mut notes = Vec::new();
-    let process = context.session.process;
-    let unknown = !found.skipped.is_empty();
-    if unknown || options.writable_only {
-        let tables = Tables::new(kernel, &mut context.session.symbols, process);
-        match tables {
-            Err(CommandError::Fault(fault)) => return Err(fault.into()),
-            Err(error) if options.writable_only => return Err(error),
-            Err(error) => {
-                notes.push(format!("what the target could not read was skipped; where is not known: {error}"))
-            }
-            Ok(tables) => {
-                for (at, length) in std::mem::take(&mut found.skipped) {
-                    if length > MOST_LOOKED_AT {
-                        notes.push(format!(
-                            "what the target could not read was skipped; in {length:#x} bytes at {} it was not looked \
-                             at where",
-                            width.tick(at)
-                        ));
-                        continue;
-                    }
-                    match tables.holes(at, length)? {
-                        Some(holes) => found.holes.extend(holes),
-                        None => notes.push(format!(
-                            "what the target could not read of {length:#x} bytes at {} was skipped; where is not known: \
-                             its page tables cannot be read",
-                            width.tick(at)
-                        )),
-                    }
-                }
-                if options.writable_only {
-                    let mut pages = HashMap::new();
-                    for &(address, _) in &found.hits {
-                        if let Entry::Vacant(page) = pages.entry(address / PAGE_SIZE) {
-                            page.insert(tables.is_writable(address)?);
-                        }
-                    }
-                    found.hits.retain(|hit| pages.get(&(hit.0 / PAGE_SIZE)) == Some(&true));
-                }
-            }
-        }
-    }
+    let mut found = search(context, &options, memory)?;
+    let mut notes = look_at_pages(context, &options, &mut found)?;
     notes.extend(not_searched(&mut found.holes, width));
     let mut overflow = None;
     if options.save {
@@ -264,22 +204,95 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         let line = match &text {
             _ if options.addresses_only => format!("0x{}\n", width.tick(address)),
             Some(text) => format!("{}  \"{}\"\n", width.tick(address), visible_name(text)),
-            None => {
-                let word = match options.kind {
-                    Kind::Word | Kind::Unicode => "dW",
-                    Kind::Double => "dc",
-                    Kind::Quad => "dq",
-                    Kind::Object => "dp",
-                    _ => "db",
-                };
-                excerpt(memory, word, width, address)?
-            }
+            None => excerpt(memory, options.kind.shown_by(), width, address)?,
         };
         hits.push(Hit { address: Hex(address), text, line });
     }
     let mut reply = Reply::with_notes(Hits { hits }, notes);
     reply.remarks.extend(overflow);
     Ok(reply)
+}
+
+/// Searches the range, or the hits that were saved.
+fn search(context: &mut Context<'_>, options: &Options<'_>, memory: &dyn Memory) -> Result<Found, CommandError> {
+    let width = context.width();
+    let size = options.kind.size(width);
+    let ((start, length), pattern) = split_range(context, options.rest, size)?;
+    if length > MAX_RANGE {
+        return Err(usage(&INFO, format!("{length:#x} bytes are more than the {MAX_RANGE:#x} of one search")));
+    }
+    let start = width.address(start);
+    let mut found = Found::default();
+    if matches!(options.kind, Kind::AnyAscii | Kind::AnyUnicode) {
+        if !pattern.trim().is_empty() {
+            return Err(usage(&INFO, "-sa and -su have no pattern"));
+        }
+        texts(memory, start, length, size as usize, options.least, &mut found)?;
+        if options.restrict {
+            found.hits.retain(|hit| context.session.saved_hits.contains(&hit.0));
+        }
+        return Ok(found);
+    }
+    let bytes = pattern_bytes(context, options.kind, pattern, width)?;
+    if !options.restrict {
+        find(memory, start, length, &bytes, options.kind.alignment(width), &mut found)?;
+        return Ok(found);
+    }
+    for &address in &context.session.saved_hits {
+        let mut there = vec![0; bytes.len()];
+        if memory.read(address, &mut there)? == bytes.len() && there == bytes {
+            found.hits.push((address, None));
+        }
+    }
+    Ok(found)
+}
+
+/// Asks the page tables where what was skipped is unreadable, and which hits can be written. Says what is not known.
+fn look_at_pages(
+    context: &mut Context<'_>,
+    options: &Options<'_>,
+    found: &mut Found,
+) -> Result<Vec<String>, CommandError> {
+    if found.skipped.is_empty() && !options.writable_only {
+        return Ok(Vec::new());
+    }
+    let (kernel, width, process) = (context.kernel()?, context.width(), context.session.process);
+    let tables = match Tables::new(kernel, &mut context.session.symbols, process) {
+        Ok(tables) => tables,
+        Err(CommandError::Fault(fault)) => return Err(fault.into()),
+        Err(error) if options.writable_only => return Err(error),
+        Err(error) => {
+            return Ok(vec![format!("what the target could not read was skipped; where is not known: {error}")]);
+        }
+    };
+    let mut notes = Vec::new();
+    for (at, length) in std::mem::take(&mut found.skipped) {
+        if length > MOST_LOOKED_AT {
+            notes.push(format!(
+                "what the target could not read was skipped; in {length:#x} bytes at {} it was not looked at where",
+                width.tick(at)
+            ));
+            continue;
+        }
+        match tables.holes(at, length)? {
+            Some(holes) => found.holes.extend(holes),
+            None => notes.push(format!(
+                "what the target could not read of {length:#x} bytes at {} was skipped; where is not known: its page \
+                 tables cannot be read",
+                width.tick(at)
+            )),
+        }
+    }
+    if options.writable_only {
+        let mut pages = HashMap::new();
+        for &(address, _) in &found.hits {
+            if let Entry::Vacant(page) = pages.entry(address / PAGE_SIZE) {
+                page.insert(tables.is_writable(address)?);
+            }
+        }
+        found.hits.retain(|hit| pages.get(&(hit.0 / PAGE_SIZE)) == Some(&true));
+    }
+    Ok(notes)
 }
 
 /// Places, with their text where that is what was looked for, and what of the range was not looked at.
