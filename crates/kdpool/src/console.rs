@@ -1,7 +1,7 @@
 //! Standard output and standard error, and who may write to the terminal when.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anstyle::{AnsiColor, Style};
@@ -17,8 +17,13 @@ const GOOD: Style = AnsiColor::Green.on_default().bold();
 const DOUBTFUL: Style = AnsiColor::Yellow.on_default().bold();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 
+/// Lines that others than [`Console`] wrote, of the connection for example: a table that stands above one is not to be
+/// drawn over.
+static ASIDES: AtomicUsize = AtomicUsize::new(0);
+
 /// One line about what went wrong, in colour where people look.
 pub(crate) fn complain(line: &str) {
+    ASIDES.fetch_add(1, Ordering::Relaxed);
     // With standard error gone there is nobody to tell.
     progress::aside(|| drop(writeln!(anstream::stderr().lock(), "{ERROR}{line}{ERROR:#}")));
 }
@@ -26,6 +31,7 @@ pub(crate) fn complain(line: &str) {
 /// Lines for people that are no result: to standard output as kd writes them, or `aside`, to standard error, when a
 /// program reads standard output.
 pub(crate) fn remark(text: &str, aside: bool) {
+    ASIDES.fetch_add(1, Ordering::Relaxed);
     progress::aside(|| {
         if aside {
             // With standard error gone there is nobody to tell.
@@ -67,6 +73,19 @@ pub(crate) struct Console {
     pub(crate) closed: bool,
     /// Lines of the table that was drawn last, as long as nothing came after it.
     table: usize,
+    /// [`ASIDES`] when it was drawn.
+    asides: usize,
+}
+
+impl Console {
+    /// Takes the table from the screen that was drawn last, if nothing came after it.
+    fn clear_table(&mut self) {
+        let lines = std::mem::take(&mut self.table);
+        if lines > 0 && self.asides == ASIDES.load(Ordering::Relaxed) {
+            // A terminal that went away shows at the next write.
+            let _ = progress::aside(|| Term::stdout().clear_last_lines(lines));
+        }
+    }
 }
 
 impl Output for Console {
@@ -102,11 +121,10 @@ impl Output for Console {
             return self.write(line);
         }
         let width = usize::from(terminal.size().1);
-        let lines: Vec<_> = table.lines().map(|line| truncate_str(line, width, "")).collect();
-        // A terminal that went away shows at the next write.
-        let _ = progress::aside(|| terminal.clear_last_lines(self.table));
+        let lines: Vec<_> = table.lines().map(|line| truncate_str(line, width, "...")).collect();
+        self.clear_table();
         self.write(&(lines.join("\n") + "\n"));
-        self.table = lines.len();
+        (self.table, self.asides) = (lines.len(), ASIDES.load(Ordering::Relaxed));
     }
 
     fn headline(&mut self, text: &str, mood: Mood) {
@@ -116,7 +134,11 @@ impl Output for Console {
             Mood::Doubtful => DOUBTFUL,
             Mood::Bad => BAD,
         };
-        let text = text.trim_end();
+        // A terminal would break words; a program reads one line.
+        let text = match Term::stdout().is_term() {
+            true => textwrap::fill(text.trim_end(), self.columns()),
+            false => text.trim_end().to_owned(),
+        };
         let written = progress::aside(|| {
             let mut out = anstream::stdout().lock();
             writeln!(out, "{style}{text}{style:#}").and_then(|()| out.flush())
@@ -125,9 +147,7 @@ impl Output for Console {
     }
 
     fn erase(&mut self) {
-        // A terminal that went away shows at the next write.
-        let _ = progress::aside(|| Term::stdout().clear_last_lines(self.table));
-        self.table = 0;
+        self.clear_table();
     }
 
     fn ask(&mut self, question: &str) -> Option<bool> {

@@ -16,15 +16,15 @@ use crate::options::{Carrier, DemoArgs, DemoWindows};
 /// Each line fits 80 columns.
 const SEVEN: &str = "\
 A fake Windows 7, stopped: its driver myfault.sys leaks whenever it runs. Hunt:
-  !leak watch -every 1s -times 5                what leaks, how fast, and who?
+  !leak watch                                   what leaks, how fast, and who?
   .allow_write on; !leak trace Leak -hits 3     stop at each allocation
   !poolused 4   !poolfind Leak   !verifier 0x80 fffff8a005800000   the article's
   g  lets it run, Ctrl+C stops it.   .help   q
 ";
 const SEGMENT_HEAP: &str = "\
 A fake Windows, stopped: when it runs, myfault.sys leaks, leaky.sys too. Hunt:
-  !leak watch -every 1s -times 5                what leaks, how fast, and who?
-  !leak watch LkSm -every 1s -times 5           small blocks, by another driver
+  !leak watch                                   what leaks, how fast, and who?
+  !leak watch LkSm                              small blocks, by another driver
   .allow_write on; !leak trace Leak -hits 3     stop at each allocation
   !poolused 4   !poolfind Leak   !poolfind LkSm   !verifier 3
   g  lets it run, Ctrl+C stops it.   .help   q

@@ -225,10 +225,10 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
             Some(table) => println!("A fake Windows {} of build {build} is running. Attach with:", name(table.machine)),
             None => println!("A fake Windows 7 x64 of build {build} is running. Attach with:"),
         }
-        println!("  kdpool {}", attach_line(arguments, &target));
-        if let Some(folder) = &arguments.store {
-            println!("  -y {}", folder.display());
-        }
+        let line = attach_line(arguments, &target);
+        let symbols = arguments.store.as_ref().map_or(String::new(), |folder| format!(" -y {}", folder.display()));
+        println!("  kdpool {line}{symbols} -bonc");
+        println!("or hunt what leaks in it:\n  kdpool leak {line}{symbols}");
         println!("Ctrl+C ends it.");
         let begins = async {
             if let Some(begin) = begin {
@@ -325,13 +325,13 @@ fn transport(arguments: &FakeArgs) -> Option<FakeTransport> {
 
 fn attach_line(arguments: &FakeArgs, target: &FakeHandle) -> String {
     if let Some(host) = arguments.net {
-        return format!("-k net:port={},key=<the key you gave> -bonc", host.port());
+        return format!("-k net:port={},key={}", host.port(), arguments.key.as_deref().unwrap_or_default());
     }
     #[cfg(unix)]
     if let Some(path) = target.path() {
         let carrier = if arguments.pty { "com:port=" } else { "com:pipe,port=" };
-        return format!("-k {carrier}{} -bonc", path.display());
+        return format!("-k {carrier}{}", path.display());
     }
     let address = target.address().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
-    format!("-k com:ipport={},port={} -bonc", address.port(), address.ip())
+    format!("-k com:ipport={},port={}", address.port(), address.ip())
 }

@@ -1,11 +1,13 @@
 //! What a command has done so far, for whoever waits for it.
 
+use std::io;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use console::Term;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use kd_shell::Consent;
 use kd_shell::text::{in_bytes, lasting};
 use kd_target::{Cost, Meter};
@@ -74,12 +76,63 @@ impl Drop for Watch {
 fn draw(line: &str) {
     let mut bar = bar();
     let bar = bar.get_or_insert_with(|| {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let terminal = Term::stderr();
+        let target = match terminal.is_term() {
+            true => ProgressDrawTarget::term_like(Box::new(Narrowed(terminal))),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
         // It cuts what is too long for the terminal.
         bar.with_style(ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()))
     });
     bar.set_message(line.to_owned());
     bar.tick();
+}
+
+/// A terminal whose last columns are left alone: it shows the `^C` that is typed there. Behind a line that is as wide as
+/// the terminal that would begin another line, and the progress above it would stay.
+#[derive(Debug)]
+struct Narrowed(Term);
+
+/// `^C`, and the cursor.
+const TYPED: u16 = 3;
+
+impl TermLike for Narrowed {
+    fn width(&self) -> u16 {
+        self.0.size().1.saturating_sub(TYPED).max(1)
+    }
+
+    fn move_cursor_up(&self, lines: usize) -> io::Result<()> {
+        self.0.move_cursor_up(lines)
+    }
+
+    fn move_cursor_down(&self, lines: usize) -> io::Result<()> {
+        self.0.move_cursor_down(lines)
+    }
+
+    fn move_cursor_right(&self, columns: usize) -> io::Result<()> {
+        self.0.move_cursor_right(columns)
+    }
+
+    fn move_cursor_left(&self, columns: usize) -> io::Result<()> {
+        self.0.move_cursor_left(columns)
+    }
+
+    fn write_line(&self, line: &str) -> io::Result<()> {
+        self.0.write_line(line)
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.0.write_str(text)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.0.clear_line()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// What was seen of a command so far.
@@ -111,9 +164,9 @@ impl Seen {
         let bytes = now.bytes_read - self.first.bytes_read;
         let rate = bytes as f64 / elapsed.as_secs_f64();
         let left = expected.1.saturating_sub(now.bytes_read - self.read.1);
-        let rest = match expected.1 {
-            0 => String::new(),
-            all => {
+        let rest = match (expected.1, left) {
+            (0, _) | (_, 0) => String::new(),
+            (all, left) => {
                 let time = Duration::try_from_secs_f64(left as f64 / rate.max(1.0)).unwrap_or(Duration::MAX);
                 let share = 100 * (all - left.min(all)) / all;
                 format!("{share} % of {}, {} left; ", in_bytes(all), lasting(time))

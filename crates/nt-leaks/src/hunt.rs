@@ -105,9 +105,6 @@ pub struct WatchReport {
     pub outcome: Outcome,
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub reasons: Vec<String>,
-    /// The first of the reasons why growth is not called a leak.
-    #[serde(default, skip)]
-    pub doubt: Option<String>,
     #[serde(default)]
     pub ended: Ended,
     /// Where most of the growth is allocated.

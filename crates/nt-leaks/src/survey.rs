@@ -28,7 +28,7 @@ const NEXT: Duration = Duration::from_secs(1);
 /// A survey that sees nothing that leaks ends after this time, where nobody says when.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// So many readings, at least, tell growth from a breath.
-const READINGS: usize = 4;
+pub(crate) const READINGS: usize = 4;
 /// Where no more tags than this grow, and all of them as a leak does, checks tell more than readings.
 const FEW: usize = 2;
 /// Requests that following one tag costs: its row by the hash, in each processor's table.
@@ -184,7 +184,8 @@ impl Survey {
         if self.terms.every.is_some() {
             return;
         }
-        let grows = self.growers().first().is_some_and(|first| first.grade == Grade::Leaks);
+        let grows =
+            self.untagged().is_some() || self.growers().first().is_some_and(|first| first.grade == Grade::Leaks);
         self.after = match (self.times.len(), grows) {
             (0 | 1, _) => FIRST,
             (_, true) if self.times.len() < READINGS => NEXT,
@@ -218,7 +219,9 @@ impl Survey {
         }
         let evident = |grower: &Grower| grower.grade == Grade::Leaks && grower.grew == grower.intervals;
         let enough = self.terms.readings.is_some_and(|most| self.times.len() >= most.max(READINGS));
-        self.growers().first().is_some_and(evident) || enough || ran >= self.terms.run_for.unwrap_or(PATIENCE)
+        // Readings that are limited to some tags tell nothing of other memory.
+        let beside = self.whole.len() > READINGS && self.untagged().is_some();
+        beside || self.growers().first().is_some_and(evident) || enough || ran >= self.terms.run_for.unwrap_or(PATIENCE)
     }
 
     /// Whether a survey whose growers turned out to be none may go on. `ran`: as of [`Survey::is_over`].

@@ -37,6 +37,11 @@ pub fn time(milliseconds: f64) -> String {
     }
 }
 
+/// `1 check`, `4 checks`
+pub fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -362,7 +362,8 @@ impl Watch {
     /// What it comes to, and why.
     pub fn verdict(&self) -> Verdict {
         let Some(look) = &self.last else {
-            return Verdict { outcome: Outcome::Unknown, reasons: vec![Reason::NoLook] };
+            let reasons = std::iter::once(Reason::NoLook).chain(self.before_the_mark()).collect();
+            return Verdict { outcome: Outcome::Unknown, reasons };
         };
         let Some(bytes) = look.bytes else {
             return Verdict { outcome: Outcome::Unknown, reasons: vec![Reason::NotCounted] };
@@ -372,7 +373,6 @@ impl Watch {
             std::cmp::Ordering::Less => Outcome::Shrinking,
             std::cmp::Ordering::Equal => Outcome::Stable,
             std::cmp::Ordering::Greater => {
-                reasons.push(Reason::Rate { bytes_per_minute: self.rate(), minutes_left: self.exhausted() });
                 let doubts = self.doubts(look);
                 let outcome = if doubts.is_empty() { Outcome::Confirmed } else { Outcome::Growing };
                 reasons.extend(doubts);
@@ -380,6 +380,13 @@ impl Watch {
             }
         };
         Verdict { outcome, reasons }
+    }
+
+    /// Growth that a survey saw, which is no verdict.
+    fn before_the_mark(&self) -> Option<Reason> {
+        let &(elapsed_ms, then) = self.start.earlier.first()?;
+        let grew = self.start.bytes.checked_sub(then).filter(|grew| *grew > 0)?;
+        Some(Reason::Before { grew, readings: self.start.earlier.len() + 1, elapsed_ms })
     }
 
     /// What was seen.

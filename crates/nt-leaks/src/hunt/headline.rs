@@ -5,6 +5,7 @@
 //! ```
 
 use super::{Ended, WatchReport};
+use crate::survey::{Grade, READINGS};
 use crate::units;
 use crate::watch::Outcome;
 
@@ -25,10 +26,7 @@ impl WatchReport {
     }
 
     fn of_tag(&self, tag: &str) -> String {
-        let checks = match self.checks.len() {
-            1 => "1 check".into(),
-            count => format!("{count} checks"),
-        };
+        let checks = units::count(self.checks.len() as u64, "check");
         let elapsed = self.checks.last().map_or(0, |stop| stop.elapsed_ms) as f64;
         let bytes = self.checks.last().map_or(self.at_mark.bytes, |stop| stop.bytes);
         let rate = units::bytes(self.bytes_per_minute);
@@ -66,7 +64,8 @@ impl WatchReport {
                 )
             }
             Outcome::Unknown => {
-                format!("no verdict on tag {tag}: {}", self.reasons.first().map_or("nothing is known", String::as_str))
+                let why = if self.reasons.is_empty() { "nothing is known".into() } else { self.reasons.join("; ") };
+                format!("no verdict on tag {tag}: {why}")
             }
         }
     }
@@ -74,6 +73,15 @@ impl WatchReport {
     /// No tag was watched.
     fn nothing(&self) -> String {
         let survey = self.survey.clone().unwrap_or_default();
+        let elapsed = units::time(survey.elapsed_ms as f64);
+        // It ended between the survey and the mark.
+        if let Some(grower) = self.growers.first().filter(|grower| grower.grade > Grade::Uneven) {
+            let grew = units::bytes(grower.bytes as f64 - grower.bytes_then as f64);
+            let (tag, readings) = (grower.tag, survey.readings);
+            return format!(
+                "no verdict: tag {tag} grew by {grew} in {readings} readings, {elapsed}, and was not checked"
+            );
+        }
         if let Some(untagged) = self.untagged {
             let what = match (untagged.nonpaged, untagged.mdl) {
                 (_, 0) => "nonpaged memory",
@@ -83,9 +91,11 @@ impl WatchReport {
             let rate = units::bytes(untagged.bytes_per_minute);
             return format!("{what} grew by {rate}/min that no pool tag shows: page ranges, contiguous memory or MDLs");
         }
-        let elapsed = units::time(survey.elapsed_ms as f64);
         match survey.readings {
             0 | 1 => "no verdict: the tags were not compared".into(),
+            few if few < READINGS => {
+                format!("no verdict: {few} readings of {} tags, {elapsed}, are too few", survey.tags)
+            }
             readings => {
                 format!("no leak seen: none of {} tags grew steadily in {readings} readings, {elapsed}", survey.tags)
             }
@@ -97,6 +107,7 @@ impl WatchReport {
 mod tests {
     use super::super::*;
     use crate::stack::Stacks;
+    use crate::survey::Grade;
 
     fn stop(elapsed_ms: u64, bytes: u64) -> Stop {
         Stop {
@@ -172,6 +183,37 @@ mod tests {
             "nonpaged memory grew by 2.0 MB/min that no pool tag shows: page ranges, contiguous memory or MDLs"
         );
         assert_eq!(WatchReport::default().make_headline(), "no verdict: the tags were not compared");
+    }
+
+    /// A survey that did not come to its end has found nothing out.
+    #[test]
+    fn no_verdict_is_worded_that_was_not_reached() {
+        let survey = Some(Surveyed { readings: 3, elapsed_ms: 3000, tags: 312, requests: 900, frozen_ms: 200 });
+        let cut = WatchReport { ended: Ended::Interrupted, survey, ..WatchReport::default() };
+        assert_eq!(cut.make_headline(), "interrupted: no verdict: 3 readings of 312 tags, 3.0 s, are too few");
+        let grower = |grade| Grower {
+            tag: nt_pool::Tag(*b"Leak"),
+            paged: true,
+            grade,
+            bytes_then: 1 << 20,
+            bytes: 4 << 20,
+            count_then: 1,
+            count: 4,
+            allocs: 3,
+            frees: 0,
+            bytes_per_minute: 6e7,
+            count_per_minute: 60.0,
+            steadiness: 1.0,
+            intervals: 2,
+            grew: 2,
+        };
+        for (grade, words) in [
+            (Grade::Leaks, "no verdict: tag Leak grew by 3.0 MB in 3 readings, 3.0 s, and was not checked"),
+            (Grade::Uneven, "no verdict: 3 readings of 312 tags, 3.0 s, are too few"),
+        ] {
+            let found = WatchReport { growers: vec![grower(grade)], ..cut.clone() };
+            assert_eq!(found.make_headline(), format!("interrupted: {words}"));
+        }
     }
 
     /// The kernel allocates for drivers, and the verifier stands in between.

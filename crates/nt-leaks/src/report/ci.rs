@@ -3,7 +3,7 @@
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use serde_json::json;
 
-use crate::hunt::WatchReport;
+use crate::hunt::{Ended, WatchReport};
 use crate::line::Line;
 use crate::watch::Outcome;
 
@@ -28,15 +28,16 @@ impl CleanedLines for String {
 }
 
 /// One test for each tag that was watched. A confirmed leak fails, with `growing` whatever grows; what has no verdict is
-/// an error.
+/// an error, and so is a watch that was cut off before it found anything: a job that tests nothing must not look green.
 pub fn junit(watch: &WatchReport, growing: bool) -> Result<String, std::fmt::Error> {
     let mut suite = TestSuite::new("kdpool leak");
     for watch in watch.all() {
-        let kind = match watch.outcome {
-            Outcome::Confirmed => Some(NonSuccessKind::Failure),
-            Outcome::Growing => growing.then_some(NonSuccessKind::Failure),
-            Outcome::Unknown => Some(NonSuccessKind::Error),
-            Outcome::Stable | Outcome::Shrinking => None,
+        let kind = match (watch.outcome, watch.ended) {
+            (Outcome::Confirmed, _) => Some(NonSuccessKind::Failure),
+            (Outcome::Growing, _) if growing => Some(NonSuccessKind::Failure),
+            (Outcome::Unknown, _) => Some(NonSuccessKind::Error),
+            (_, Ended::Interrupted | Ended::Stopped | Ended::Failed) => Some(NonSuccessKind::Error),
+            (Outcome::Growing | Outcome::Stable | Outcome::Shrinking, Ended::Done) => None,
         };
         let headline = watch.make_headline().cleaned();
         let status = match kind {
@@ -124,6 +125,8 @@ mod tests {
         );
         assert!(xml.contains("it &lt;grew&gt; &amp; stays") && !xml.contains('\u{1b}'), "{xml}");
         assert!(junit(&report, true).unwrap().contains(r#"failures="2""#));
+        let cut = WatchReport { ended: Ended::Interrupted, ..watch("Stay", Outcome::Stable) };
+        assert!(junit(&cut, false).unwrap().contains(r#"errors="1""#));
         let log: serde_json::Value = serde_json::from_str(&sarif(&report)).unwrap();
         let results = log["runs"][0]["results"].as_array().unwrap();
         let levels: Vec<_> = results.iter().map(|result| result["level"].as_str().unwrap()).collect();

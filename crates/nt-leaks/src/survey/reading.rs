@@ -27,8 +27,8 @@ const VARIABLES: [&str; 12] = [
     "MmMdlPagesAllocated",
 ];
 
-/// Memory as the kernel counts it beside its tags, in bytes; `None` where it has no variable of a public name (Windows
-/// 10 and later).
+/// Memory as the kernel counts it beside its tags, in bytes; `None` where it has neither a variable nor members of a
+/// public name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pages {
     pub nonpaged: Option<u64>,
@@ -113,15 +113,36 @@ impl Pages {
     fn read(kernel: &Kernel<'_>) -> Result<Pages, PoolError> {
         let paged = kernel.layout("_MM_PAGED_POOL_INFO").ok();
         let paged = paged.and_then(|layout| layout.field("AllocatedPagedPool").map(|field| field.offset));
+        let state = |part: (&str, &str), member: &str| match in_state(kernel, part, member) {
+            Some(offset) => pages(kernel, STATE, offset),
+            None => Ok(None),
+        };
         Ok(Pages {
-            nonpaged: pages(kernel, "MmAllocatedNonPagedPool", 0)?,
+            nonpaged: match pages(kernel, "MmAllocatedNonPagedPool", 0)? {
+                None => state(("Pools", "_MI_POOL_STATE"), "AllocatedNonPagedPool")?,
+                known => known,
+            },
             paged: match paged {
                 Some(offset) => pages(kernel, "MmPagedPoolInfo", offset)?,
                 None => None,
             },
-            mdl: pages(kernel, "MmMdlPagesAllocated", 0)?,
+            mdl: match pages(kernel, "MmMdlPagesAllocated", 0)? {
+                None => state(("Vs", "_MI_VISIBLE_STATE"), "MdlPagesAllocated")?,
+                known => known,
+            },
         })
     }
+}
+
+/// Windows 10 and later keep their counts in one variable, an `_MI_SYSTEM_INFORMATION`. Folklore: the variables of
+/// Windows 7 are gone there (10.0.16299 to 22000, by the public symbol tables of those kernels), the members have the
+/// variables' old names without `Mm`.
+const STATE: &str = "MiState";
+
+/// Where a member of a part of [`STATE`] is, by the kernel's own types. `part`: its name and its type.
+fn in_state(kernel: &Kernel<'_>, part: (&str, &str), member: &str) -> Option<u64> {
+    let place = kernel.layout("_MI_SYSTEM_INFORMATION").ok()?.field(part.0)?.offset;
+    place.checked_add(kernel.layout(part.1).ok()?.field(member)?.offset)
 }
 
 /// A count of pages, in bytes. Newer kernels keep some of the variables and count in others: 0 is no count.

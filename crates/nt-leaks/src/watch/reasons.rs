@@ -8,6 +8,12 @@ use crate::units;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reason {
     NoLook,
+    /// What the survey of all tags saw before the mark.
+    Before {
+        grew: u64,
+        readings: usize,
+        elapsed_ms: u64,
+    },
     /// The counters could not be read.
     NotCounted,
     Change {
@@ -39,10 +45,6 @@ pub enum Reason {
     StackKeeps {
         stack: StackId,
         blocks: u64,
-    },
-    Rate {
-        bytes_per_minute: f64,
-        minutes_left: Option<f64>,
     },
     TooFew {
         looks: usize,
@@ -77,15 +79,15 @@ pub enum Reason {
 impl Reason {
     /// It keeps growth from being called a leak.
     pub fn is_doubt(&self) -> bool {
-        use Reason::{BlocksSurvived, Change, CountedSurvived, Freed, Rate, StackKeeps};
+        use Reason::{Before, BlocksSurvived, Change, CountedSurvived, Freed, StackKeeps};
         !matches!(
             self,
-            Change { .. }
+            Before { .. }
+                | Change { .. }
                 | BlocksSurvived { .. }
                 | CountedSurvived { .. }
                 | Freed { .. }
                 | StackKeeps { .. }
-                | Rate { .. }
         )
     }
 }
@@ -94,24 +96,31 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = |count: u64| units::bytes(count as f64);
         let time = |ms: u64| units::time(ms as f64);
+        let checks = |looks: usize| units::count(looks as u64, "check");
         match *self {
             Reason::NoLook => write!(f, "no check was made"),
+            Reason::Before { grew, readings, elapsed_ms } => {
+                write!(f, "its counters grew by {} in {readings} readings, {}", bytes(grew), time(elapsed_ms))
+            }
             Reason::NotCounted => write!(f, "the tag's counters could not be read"),
             Reason::Change { then, now, elapsed_ms, looks, grew, fell } => write!(
                 f,
-                "{} at the mark, {} after {}; of {looks} checks {grew} grew, {fell} fell",
+                "{} at the mark, {} after {}; of {} {grew} grew, {fell} fell",
                 bytes(then),
                 bytes(now),
-                time(elapsed_ms)
+                time(elapsed_ms),
+                checks(looks)
             ),
             Reason::BlocksSurvived { at_least, of, looks, elapsed_ms } => write!(
                 f,
-                "at least {at_least} of the {of} blocks of the mark survived {looks} checks, {}",
+                "at least {at_least} of the {of} blocks of the mark survived {}, {}",
+                checks(looks),
                 time(elapsed_ms)
             ),
             Reason::CountedSurvived { at_least, of, looks, elapsed_ms } => write!(
                 f,
-                "at least {at_least} of {of} allocations survived {looks} checks, {}, by the counters",
+                "at least {at_least} of {of} allocations survived {}, {}, by the counters",
+                checks(looks),
                 time(elapsed_ms)
             ),
             Reason::Freed { frees: 0, .. } => write!(f, "nothing of this tag was freed since the mark"),
@@ -121,20 +130,12 @@ impl fmt::Display for Reason {
             Reason::StackKeeps { stack, blocks } => {
                 write!(f, "all blocks of {stack} are still there, {blocks} of them new")
             }
-            Reason::Rate { bytes_per_minute, minutes_left } => {
-                write!(f, "it grows by {}/min", units::bytes(bytes_per_minute))?;
-                match minutes_left {
-                    Some(minutes) => {
-                        write!(f, "; at this rate the pool is exhausted in {}", units::time(minutes * 60_000.0))
-                    }
-                    None => Ok(()),
-                }
-            }
             Reason::TooFew { looks, least } => {
-                write!(f, "{looks} checks are too few for a verdict (at least {least})")
+                let are = if looks == 1 { "is" } else { "are" };
+                write!(f, "{} {are} too few for a verdict (at least {least})", checks(looks))
             }
             Reason::Seldom { grew, of } => {
-                write!(f, "it grew in {grew} of {of} intervals only: longer ones tell more (-every)")
+                write!(f, "it grew in {grew} of {of} intervals only: longer ones tell more")
             }
             Reason::Setback { bytes: fallen } => write!(f, "in between it fell by {}", bytes(fallen)),
             Reason::Burst => write!(f, "nearly all of the growth came at once"),
@@ -152,11 +153,11 @@ impl fmt::Display for Reason {
             }
             Reason::NoSurvivor => write!(f, "no block is proved to have survived"),
             Reason::Young { age_ms, asked_ms } => {
-                write!(f, "no survivor is as old as -min-age {} yet ({})", time(asked_ms), time(age_ms))
+                write!(f, "no survivor is older than {}: {} were asked for", time(age_ms), time(asked_ms))
             }
             Reason::Usual { age_ms, life_ms } => write!(
                 f,
-                "its blocks may live for {} and be freed then; it was watched for {} (-for, -min-age)",
+                "its blocks may live for {} and be freed then; it was watched for {}",
                 time(life_ms),
                 time(age_ms)
             ),

@@ -56,6 +56,8 @@ pub(super) enum FailOn {
 /// How a report looks, and where else it goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Options {
+    /// It was typed at the prompt, where options have one dash.
+    pub(super) at_prompt: bool,
     pub(super) verbose: bool,
     pub(super) decimal: bool,
     pub(super) skip: Skip,
@@ -92,7 +94,9 @@ impl Arguments {
             };
             given.push((option, value));
         }
-        Self::new(sub, plain, &given).map_err(|why| usage(&INFO, why))
+        let mut parsed = Self::new(sub, plain, &given).map_err(|why| usage(&INFO, why))?;
+        parsed.report.at_prompt = true;
+        Ok(parsed)
     }
 
     /// What a program asks for: words, and options of [`OPTIONS`].

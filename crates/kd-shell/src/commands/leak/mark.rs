@@ -174,9 +174,10 @@ pub(super) fn take(
         && mark.snapshot.blocks.is_empty()
     {
         let tag = Tag::from_key(tag).0;
-        notes.push(match mark.snapshot.counters.is_empty() {
-            true => format!("nothing was ever allocated with the tag {tag} (tags are case-sensitive)"),
-            false => format!("no allocation with the tag {tag} is listed now"),
+        notes.push(match (mark.snapshot.counters.is_empty(), mark.snapshot.outstanding(tag.key())) {
+            (true, _) => format!("nothing was ever allocated with the tag {tag} (tags are case-sensitive)"),
+            (false, Some(0)) => format!("no allocation with the tag {tag} is in use now"),
+            (false, _) => format!("tag {tag}: its small allocations are counted, not listed"),
         });
     }
     Ok(Held::new(mark))

@@ -13,7 +13,7 @@ use super::arguments::{Arguments, FailOn, Options};
 use super::check::write_report;
 use super::files::{Source, write_files};
 use super::mark::place;
-use super::watched::{Watched, mood};
+use super::watched::{Origin, Watched, mood};
 use crate::answer::{Reply, Text};
 use crate::command::usage;
 use crate::error::CommandError;
@@ -89,8 +89,11 @@ fn watched(
             context.session.hunt_end = HuntEnd::Found;
         }
     });
-    drive.say_headline(&watch.headline, mood(watch.outcome));
-    Ok(Reply::with_notes(Watched::of_file(watch, asked.report.clone()), notes))
+    for watch in watch.all() {
+        drive.say_headline(&watch.headline, mood(watch.outcome));
+    }
+    let answer = Watched::new(watch, asked.report.clone(), Width::Eight, Origin::File, notes.len());
+    Ok(Reply::with_notes(answer, notes))
 }
 
 fn name_culprit(watch: &mut WatchReport, asked: &Arguments) {

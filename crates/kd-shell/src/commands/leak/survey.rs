@@ -10,6 +10,8 @@ use crate::error::CommandError;
 use crate::output::difference;
 use crate::shell::{Drive, is_cancelled};
 
+/// What is drawn again and again at a terminal must not be broken.
+const COLUMNS: usize = 79;
 /// Growers that a line names.
 const NAMED: usize = 3;
 
@@ -113,8 +115,8 @@ fn readings(drive: &mut Drive<'_>, found: &mut Found) -> Result<Ended, CommandEr
         }
         found.survey.add(&reading);
         found.first.get_or_insert(reading);
-        let line = line(&found.survey, cost.frozen.as_secs_f64() * 1000.0);
-        drive.say_row(&line, &line);
+        let frozen = cost.frozen.as_secs_f64() * 1000.0;
+        drive.say_row(&line(&found.survey, frozen, COLUMNS), &line(&found.survey, frozen, usize::MAX));
         if found.survey.is_over(found.started.elapsed()) {
             return Ok(Ended::Done);
         }
@@ -126,20 +128,40 @@ fn readings(drive: &mut Drive<'_>, found: &mut Found) -> Result<Ended, CommandEr
     }
 }
 
-/// `Reading 3: 412 tags in 3.0 s, 2 grow: Leak +2.0 MB (leaks), ...`
-fn line(survey: &Survey, frozen_ms: f64) -> String {
+/// `Reading 3: 412 tags, 3.0 s, stopped 12 ms; 2 grow: Leak +2.0 MB, TcpB +4 KB uneven`: as many of the tags as fit.
+fn line(survey: &Survey, frozen_ms: f64, columns: usize) -> String {
     let growers = survey.growers();
-    let named: Vec<String> = growers.iter().take(NAMED).map(named).collect();
-    let grow = match growers.len() {
-        0 => "none grows".into(),
-        count => format!("{count} grow: {}", named.join(", ")),
-    };
-    let elapsed = units::time(survey.elapsed_ms() as f64);
-    let frozen = units::time(frozen_ms);
-    format!("Reading {}: {} tags, {elapsed}; {grow} (stopped {frozen})\n", survey.readings(), survey.tags())
+    let (elapsed, frozen) = (units::time(survey.elapsed_ms() as f64), units::time(frozen_ms));
+    let mut line = format!("Reading {}: {} tags, {elapsed}, stopped {frozen}", survey.readings(), survey.tags());
+    if survey.readings() < 2 {
+        return line + "\n";
+    }
+    line += "; ";
+    match growers.len() {
+        0 => line += "none grows",
+        1 => line += "1 grows: ",
+        count => line += &format!("{count} grow: "),
+    }
+    line += &listed(growers.iter().take(NAMED).map(named), columns.saturating_sub(line.len()));
+    line + "\n"
 }
 
-fn named(grower: &Grower) -> String {
+/// As many of some words as there is room for, in one line.
+pub(super) fn listed(words: impl Iterator<Item = String>, columns: usize) -> String {
+    const MORE: &str = ", ...";
+    let mut list = String::new();
+    for word in words {
+        let comma = if list.is_empty() { "" } else { ", " };
+        if list.len() + comma.len() + word.len() + MORE.len() > columns {
+            return if list.is_empty() { "...".into() } else { list + MORE };
+        }
+        list += &format!("{comma}{word}");
+    }
+    list
+}
+
+/// `TcpB +128 KB uneven`
+pub(super) fn named(grower: &Grower) -> String {
     let grown = units::bytes(grower.bytes as f64 - grower.bytes_then as f64);
     let grade = match grower.grade {
         Grade::Leaks => "",

@@ -17,7 +17,7 @@ use super::check::look;
 use super::files::{Source, export, write_files};
 use super::mark::take;
 use super::survey::{self, Found};
-use super::watched::{Watched, mood, row};
+use super::watched::{Origin, Watched, mood, row};
 use crate::answer::Reply;
 use crate::command::usage;
 use crate::error::CommandError;
@@ -276,8 +276,11 @@ impl Hunt<'_> {
             context.width()
         });
         drive.erase();
-        drive.say_headline(&report.headline, mood(report.outcome));
-        let answer = Watched::new(report, options.clone(), width);
+        for watch in report.all() {
+            drive.say_headline(&watch.headline, mood(watch.outcome));
+        }
+        let origin = if drive.is_interactive() { Origin::Terminal } else { Origin::Watch };
+        let answer = Watched::new(report, options.clone(), width, origin, self.notes.len());
         let mut reply = Reply::with_notes(answer, self.notes);
         reply.failure = failure;
         Ok(reply)
@@ -307,9 +310,13 @@ impl Hunt<'_> {
             leader.survey = Some(found.summary.clone());
             leader.growers.clone_from(&found.growers);
             leader.untagged = found.survey.untagged();
-            if leader.tag.is_none() && found.summary.readings > 1 && ended == Ended::Done {
-                leader.outcome = Outcome::Stable;
-            }
+            leader.outcome = match (&leader.tag, leader.untagged) {
+                (Some(_), _) => leader.outcome,
+                (None, Some(_)) => Outcome::Growing,
+                // What was surveyed to the end and not watched does not grow.
+                (None, None) if ended == Ended::Done => Outcome::Stable,
+                (None, None) => Outcome::Unknown,
+            };
         }
         leader.headline = leader.make_headline();
         leader
@@ -414,11 +421,11 @@ fn table_of(quarry: &Quarry, tags: usize) -> String {
     const ROWS: usize = 8;
     let seconds = units::time(quarry.stops.last().map_or(0, |stop| stop.elapsed_ms) as f64);
     let mut table = format!(
-        "{}: {}  {}  {} checks in {seconds}\n",
+        "{}: {}  {}  {} in {seconds}\n",
         quarry.tag(),
         units::bytes(quarry.watch.bytes() as f64),
         sparkline(quarry),
-        quarry.stops.len()
+        units::count(quarry.stops.len() as u64, "check"),
     );
     if tags == 1 {
         table += "    time   in use      bytes  still  freed reused    new unknown  stopped\n";
