@@ -10,6 +10,7 @@ use tokio::time::Instant;
 pub struct Faults {
     /// Seed of the generator; the same seed over the same traffic makes the same faults.
     pub seed: u64,
+    /// It never arrives.
     pub drop: f64,
     /// Not applied to what a serial host sends: such bytes have no borders.
     pub duplicate: f64,

@@ -30,10 +30,13 @@ const RESPONSE: usize = 322;
 /// Why a key string is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
+    /// It has so many parts instead of four.
     #[error("a KDNET key has four parts w.x.y.z, this one has {0}")]
     Parts(usize),
+    /// This part is no base-36 number of 64 bits.
     #[error("key part {0:?} is not a base-36 number of 1 to 13 digits below 2^64")]
     Part(String),
+    /// All of it is zero, which KDNET refuses.
     #[error("the all-zero key is not allowed")]
     Zero,
 }

@@ -33,9 +33,13 @@ pub enum Start {
 /// A driver that is loaded while the target runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleLoad {
+    /// As the kernel names it: `\SystemRoot\system32\drivers\x.sys`.
     pub path: String,
+    /// Where its image is said to lie.
     pub base: u64,
+    /// Bytes of its image.
     pub size: u32,
+    /// It goes; else it comes.
     pub unload: bool,
 }
 
@@ -55,11 +59,13 @@ impl Shared {
 
 /// How a fake target behaves. Times are those of real targets unless a test shortens them.
 pub struct FakeOptions {
+    /// How a debugger reaches it.
     pub transport: FakeTransport,
     pub(crate) kernel: Shared,
     /// Changes the machine while it runs: called at every clock tick with the running time since the last call. While
     /// the target is stopped it is not called.
     pub evolve: Option<Evolve>,
+    /// What it does when it starts: runs, waits at boot, stands.
     pub start: Start,
     /// What it does after a restart.
     pub restart: Start,
@@ -81,6 +87,7 @@ pub struct FakeOptions {
     pub call: Option<(SystemCall, Duration)>,
     /// A DbgPrint this often while it runs.
     pub print_every: Option<Duration>,
+    /// What it prints, again and again, where printing is on.
     pub print_text: String,
     /// A DbgPrint after every continue.
     pub print_on_continue: Option<String>,
@@ -103,10 +110,12 @@ pub struct FakeOptions {
     pub reboot_time: Duration,
     /// How long a crashed machine writes its dump before it restarts.
     pub dump_time: Duration,
+    /// What goes wrong on its line.
     pub faults: Faults,
 }
 
 impl FakeOptions {
+    /// A machine that runs, on a line without faults.
     pub fn new(transport: FakeTransport, kernel: Kernel) -> FakeOptions {
         let retransmit = match transport {
             FakeTransport::Kdnet { .. } => Duration::from_millis(500),
@@ -346,6 +355,7 @@ pub struct FakeTarget {
 }
 
 impl FakeTarget {
+    /// Starts it on threads of its own; they end when it is dropped.
     pub fn start(options: FakeOptions) -> io::Result<FakeTarget> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

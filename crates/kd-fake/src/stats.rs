@@ -24,6 +24,7 @@ pub struct Stats {
     pub requests: BTreeMap<u32, u64>,
     /// Of KDNET datagrams and serial bytes, headers included.
     pub bytes_sent: u64,
+    /// Of packets and datagrams, headers included.
     pub bytes_received: u64,
     /// Data bytes of memory reads.
     pub bytes_read: u64,
@@ -49,7 +50,9 @@ pub struct Stats {
     pub bugcheck: Option<u32>,
     /// KDNET: offers made, accepted responses, datagrams dropped as forged, old or foreign.
     pub offers: u64,
+    /// Debuggers that connected, one after the other.
     pub connections: u64,
+    /// Datagrams that did not authenticate, or were no KDNET.
     pub datagrams_refused: u64,
     /// The status of each answered file request.
     pub file_statuses: Vec<u32>,

@@ -28,6 +28,7 @@ const PAUSE_STEP: Duration = Duration::from_millis(5);
 pub enum FakeTransport {
     /// UDP: offers go to `host`.
     Kdnet {
+        /// The debugger's address, as `bcdedit /dbgsettings` would have it.
         host: SocketAddr,
         /// `w.x.y.z`, base 36.
         key: String,
@@ -44,6 +45,7 @@ pub enum FakeTransport {
     UnixConnect(PathBuf),
     /// Serial over TCP; port 0 takes a free one.
     TcpListen(SocketAddr),
+    /// Connects to a debugger that listens there.
     TcpConnect(SocketAddr),
     /// Serial on a pseudo terminal, whose path the handle tells.
     #[cfg(unix)]

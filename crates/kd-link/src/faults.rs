@@ -19,10 +19,15 @@ const REORDER_HOLD: Duration = Duration::from_millis(20);
 /// everything behind it too.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct FaultRates {
+    /// It never arrives.
     pub drop: f64,
+    /// It arrives twice.
     pub duplicate: f64,
+    /// It arrives behind the next one.
     pub reorder: f64,
+    /// One bit of it flips.
     pub corrupt: f64,
+    /// It waits a while before it goes on.
     pub delay: f64,
     /// A delayed frame waits up to this long.
     pub longest_delay: Duration,
@@ -37,6 +42,7 @@ pub struct Faults {
 }
 
 impl Faults {
+    /// Puts faults on both directions of `inner`; the same seed over the same traffic makes the same ones.
     pub fn new(inner: Box<dyn Link>, seed: u64, from_target: FaultRates, to_target: FaultRates) -> Self {
         Self {
             line: DelayLine::new(inner),

@@ -37,14 +37,19 @@ pub use stream::{StreamLink, Waiting};
 pub use trace::Trace;
 pub use udp::UdpLink;
 
+/// What a link's methods return, so that layers can hold any link in a box.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a carrier moves: a piece of a byte stream (serial, pipe, TCP) or one datagram (KDNET).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
+    /// A piece of a stream, cut anywhere.
     Bytes(Bytes),
+    /// One datagram, whole.
     Datagram {
+        /// Whom it came from, or goes to.
         peer: SocketAddr,
+        /// Its payload.
         data: Bytes,
     },
     /// Received only, from a stream with `reconnect`: it has just been opened, for the first time or again. Bytes
@@ -56,6 +61,7 @@ pub enum Frame {
 pub trait Link: Send {
     /// The next piece from the target. `Ok(None)` is the end of a stream that will not come back.
     fn recv(&mut self) -> BoxFuture<'_, io::Result<Option<Frame>>>;
+    /// Hands a frame to the carrier; ready when that has taken it.
     fn send(&mut self, frame: Frame) -> BoxFuture<'_, io::Result<()>>;
     /// One line for people: `UDP port 50000`, `/dev/ttyUSB0 at 115200 baud`.
     fn describe(&self) -> String;

@@ -33,7 +33,9 @@ const INTERFACE_LIMIT: usize = 4096;
 /// Which way a frame went, as seen by the machine that captured it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
+    /// From the target.
     Inbound,
+    /// To the target.
     Outbound,
 }
 
@@ -44,29 +46,45 @@ pub struct Captured {
     pub time: Duration,
     /// `None` when the file does not say.
     pub direction: Option<Direction>,
+    /// What was recorded.
     pub data: CapturedData,
 }
 
 /// What was captured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CapturedData {
-    Datagram { src: SocketAddr, dst: SocketAddr, payload: Bytes },
+    /// A UDP datagram.
+    Datagram {
+        /// Sender.
+        src: SocketAddr,
+        /// Receiver.
+        dst: SocketAddr,
+        /// What UDP carried.
+        payload: Bytes,
+    },
+    /// A piece of a serial stream, as kdpool's own captures hold it.
     Bytes(Bytes),
 }
 
 /// Why a capture file cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
+    /// Its first bytes are those of neither format.
     #[error("not a pcapng or pcap file")]
     NotACapture,
+    /// What was read before is good; the rest was never written.
     #[error("the file ends in the middle of a block, {0} bytes from its start")]
     Truncated(usize),
+    /// So long a block is damage, not traffic.
     #[error("a block {0} bytes from the start of the file is longer than 16 MiB")]
     TooLong(usize),
+    /// So many interfaces are damage, not a machine.
     #[error("more than 4096 interfaces in one section")]
     Interfaces,
+    /// A block contradicts itself.
     #[error("damaged block {0} bytes from the start of the file")]
     Damaged(usize),
+    /// The system cannot read the file.
     #[error("the file cannot be read")]
     Read,
 }
@@ -106,6 +124,7 @@ struct Interface {
 }
 
 impl<'a> CaptureReader<'a> {
+    /// Reads the file's beginning, which says which format it is.
     pub fn new(file: impl Read + Send + 'a) -> Result<Self, CaptureError> {
         let reader = create_reader(FIRST_BUFFER, file).map_err(|error| match error {
             PcapError::ReadError => CaptureError::Read,

@@ -17,6 +17,7 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
+    /// A line of this speed in each direction, with `latency` for each frame on top.
     pub fn new(inner: Box<dyn Link>, bytes_per_second: NonZeroU32, latency: Duration) -> Self {
         let meter = || Meter { bytes_per_second, latency, free_at: None };
         Self { line: DelayLine::new(inner), from_target: meter(), to_target: meter() }

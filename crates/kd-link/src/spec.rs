@@ -32,17 +32,24 @@ const MAX_KEY_FILE: u64 = 4096;
 /// A parsed `-k` string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KdSpec {
+    /// KDNET, over UDP.
     Net(NetSpec),
+    /// A serial device of this machine.
     Serial(SerialSpec),
+    /// A named pipe or a Unix socket: a virtual machine's serial port.
     Pipe(PipeSpec),
+    /// A serial line behind a TCP port.
     Tcp(TcpSpec),
 }
 
 /// KDNET: this host listens on a UDP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetSpec {
+    /// The UDP port of this machine that the target sends to.
     pub port: u16,
+    /// The key that the target was told.
     pub key: KeyText,
+    /// Where to ask for an offer, instead of waiting for one.
     pub target: Option<NetTarget>,
 }
 
@@ -60,13 +67,16 @@ pub enum NetTarget {
 /// A serial device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SerialSpec {
+    /// `COM1`, `/dev/ttyUSB0`.
     pub port: String,
+    /// Bits per second, as the target was told.
     pub baud: u32,
 }
 
 /// A serial port that a VM exports as a Unix-domain socket or a Windows named pipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipeSpec {
+    /// `\\.\pipe\com_1`, or a socket's path.
     pub port: String,
     /// How many reset packets may be sent while synchronising; 0 is any number, `None` leaves it to the session.
     pub resets: Option<u32>,
@@ -77,7 +87,9 @@ pub struct PipeSpec {
 /// A serial port that is exported over TCP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpSpec {
+    /// Name or address.
     pub host: String,
+    /// TCP port.
     pub port: u16,
     /// Wait for the server, and connect again when the connection breaks.
     pub reconnect: bool,
@@ -129,28 +141,78 @@ impl fmt::Debug for KeyText {
 /// Why a `-k` string is refused. One line each, and never the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
+    /// There is no `net:` or `com:` at its beginning.
     #[error("connection string `{0}` has no carrier: use net:port=N,key=w.x.y.z or com:port=DEVICE,baud=N")]
     NoCarrier(String),
+    /// Another word than `net` and `com`.
     #[error("carrier `{0}` is not supported: use net: or com:")]
     Carrier(String),
+    /// An option that this carrier does not have.
     #[error("{carrier}: has no option `{option}`; it takes {known}")]
-    Option { carrier: &'static str, option: String, known: &'static str },
+    Option {
+        /// `net` or `com`.
+        carrier: &'static str,
+        /// The word.
+        option: String,
+        /// What it has, as a list.
+        known: &'static str,
+    },
+    /// The same option once more.
     #[error("{carrier}: option `{option}` is given twice")]
-    Twice { carrier: &'static str, option: &'static str },
+    Twice {
+        /// `net` or `com`.
+        carrier: &'static str,
+        /// Which one.
+        option: &'static str,
+    },
+    /// It cannot do without this option.
     #[error("{carrier}: needs {what}")]
-    Missing { carrier: &'static str, what: &'static str },
+    Missing {
+        /// `net` or `com`.
+        carrier: &'static str,
+        /// The option, and what it is.
+        what: &'static str,
+    },
+    /// A value that is not in its range.
     #[error("{carrier}: {option}={value} is not a number from {min} to {max}")]
-    Number { carrier: &'static str, option: &'static str, value: String, min: u32, max: u32 },
+    Number {
+        /// `net` or `com`.
+        carrier: &'static str,
+        /// Which option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// The least that it may be.
+        min: u32,
+        /// The most that it may be.
+        max: u32,
+    },
+    /// A flag with `=`.
     #[error("{carrier}: option `{option}` takes no value")]
-    NoValue { carrier: &'static str, option: &'static str },
+    NoValue {
+        /// `net` or `com`.
+        carrier: &'static str,
+        /// Which one.
+        option: &'static str,
+    },
+    /// Two carriers in one string.
     #[error("com: pipe and ipport exclude each other")]
     PipeAndTcp,
+    /// An option of pipes and TCP on a serial device.
     #[error("com: `{0}` is for com:pipe and com:ipport only")]
     StreamOnly(&'static str),
+    /// The key has so many parts.
     #[error("net: the key has {0} part(s), but must be four base-36 numbers joined by dots, as in 1.2.3.4")]
     KeyParts(usize),
+    /// `key=@FILE`, and the file does not give a key.
     #[error("net: cannot read the key's file {path}: {why}")]
-    KeyFile { path: String, why: String },
+    KeyFile {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// This part of the key, counted from 1.
     #[error("net: part {0} of the key is not a base-36 number of 1 to 13 digits (0-9, a-z)")]
     KeyPart(usize),
 }

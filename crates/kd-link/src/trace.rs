@@ -11,6 +11,7 @@ pub struct Trace {
 }
 
 impl Trace {
+    /// Writes what passes `inner` to the log, at level trace.
     pub fn new(inner: Box<dyn Link>) -> Self {
         Self { inner }
     }

@@ -56,6 +56,7 @@ pub enum ServeError {
     /// What came was no beginning of a session.
     #[error("the client did not begin a session of the Model Context Protocol: {0}")]
     Handshake(String),
+    /// The system gives no thread for the questions.
     #[error("the thread for the target could not be started: {0}")]
     Thread(std::io::Error),
 }

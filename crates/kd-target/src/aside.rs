@@ -13,11 +13,13 @@ use crate::{Leave, Left, Pace};
 /// What was asked of the target so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
+    /// Requests sent, each counted again when it is asked anew.
     pub requests: u64,
     /// Bytes of memory that came over the wire.
     pub bytes_read: u64,
     /// Bytes sent to the target, headers included.
     pub bytes_sent: u64,
+    /// How long the target stood still in all, since the session began.
     pub frozen: Duration,
 }
 
@@ -69,6 +71,7 @@ impl Holder {
 pub struct Meter(pub(crate) Arc<Shared>);
 
 impl Meter {
+    /// What the session has cost by now.
     pub fn cost(&self) -> Cost {
         self.0.status().cost()
     }

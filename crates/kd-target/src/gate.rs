@@ -8,7 +8,9 @@ use crate::Pace;
 /// What a read is about to ask of the target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LargeRead {
+    /// Requests that the read will take.
     pub requests: u64,
+    /// Bytes that will come.
     pub bytes: u64,
     /// How fast the link has been so far.
     pub pace: Pace,

@@ -49,6 +49,7 @@ impl Halted {
         }
     }
 
+    /// What the target says of itself, asked once a boot.
     pub fn version(&self) -> &Version {
         &self.halt.version
     }
@@ -58,10 +59,12 @@ impl Halted {
         self.session.shared.reply_data.load(Ordering::Relaxed).min(actor::MOST_READ_DATA)
     }
 
+    /// Why and where it stands.
     pub fn stop(&self) -> &Stop {
         &self.halt.stop
     }
 
+    /// What the session has cost by now.
     pub fn cost(&self) -> Cost {
         self.session.shared.status().cost()
     }

@@ -11,10 +11,13 @@ use nt_memory::{Fault, Memory, ReadError};
 /// A driver on the loaded-module list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
+    /// Where its image begins.
     pub base: u64,
+    /// Bytes of its image.
     pub size: u32,
     /// As the kernel spells it: `ntoskrnl.exe`, `myfault.sys`.
     pub file: String,
+    /// Of its image's header; tells builds apart.
     pub checksum: u32,
     /// The image's time stamp, 0 when it is not known.
     pub time_date_stamp: u32,
@@ -25,6 +28,7 @@ pub struct Module {
 /// The loaded-module list as far as it could be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Modules {
+    /// In the list's order, which is that of loading.
     pub modules: Vec<Module>,
     /// What is missing and why; empty when the list is complete.
     pub notes: Vec<String>,

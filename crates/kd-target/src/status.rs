@@ -63,6 +63,7 @@ struct InterruptState {
 }
 
 impl Interrupt {
+    /// Ends the wait or the read that is under way, or the next one.
     pub fn raise(&self) {
         self.0.raised.store(true, Ordering::SeqCst);
         let mut watchers = lock(&self.0.wake);
@@ -80,6 +81,7 @@ impl Interrupt {
         self.0.raised.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether it was raised and nobody has taken notice yet.
     pub fn is_raised(&self) -> bool {
         self.0.raised.load(Ordering::SeqCst)
     }

@@ -9,20 +9,27 @@ pub struct Version {
     pub major: u16,
     /// The build number.
     pub minor: u16,
+    /// Of KD: 6 since Windows XP.
     pub protocol: u8,
+    /// 1 more than one processor, 2 `debugger_data_list` is there, 4 pointers of 64 bits.
     pub flags: u16,
     /// Its processors.
     pub machine: Machine,
+    /// Where the kernel's own image begins, as the wire carries it (sign-extended on 32 bits).
     pub kernel_base: u64,
+    /// Address of `nt!PsLoadedModuleList`.
     pub loaded_module_list: u64,
+    /// Address of the list that leads to KDDEBUGGER_DATA64.
     pub debugger_data_list: u64,
 }
 
 impl Version {
+    /// Bytes of a pointer: 4 or 8.
     pub fn pointer_size(&self) -> u8 {
         self.machine.pointer_size()
     }
 
+    /// Whether its kernel is one for several processors.
     pub fn is_multiprocessor(&self) -> bool {
         self.flags & 1 != 0
     }
@@ -33,12 +40,19 @@ impl Version {
 pub struct Stop {
     /// Exception code; 0x80000003 is a breakpoint or a break-in.
     pub code: u32,
+    /// The program's own handlers have not seen it yet.
     pub first_chance: bool,
+    /// The instruction that raised it.
     pub exception_address: u64,
+    /// What the exception carries: of an access violation, how and where.
     pub parameters: Vec<u64>,
+    /// The processor that stopped.
     pub processor: u16,
+    /// How many the machine has.
     pub processors: u32,
+    /// The address of its ETHREAD.
     pub thread: u64,
+    /// The next instruction; of a breakpoint the one that it stands on.
     pub program_counter: u64,
     /// The bytes at the program counter that came with the stop.
     pub instructions: Vec<u8>,
@@ -64,8 +78,11 @@ pub struct DataAccess {
 pub struct Load {
     /// As the kernel names it: `\SystemRoot\system32\drivers\x.sys`.
     pub path: String,
+    /// Where its image lies.
     pub base: u64,
+    /// Bytes of its image.
     pub size: u32,
+    /// It went; else it came.
     pub unload: bool,
 }
 

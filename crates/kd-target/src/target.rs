@@ -10,7 +10,9 @@ use crate::{Cost, Gate, Halted, Holder, Leave, Leaver, Left, Meter, TargetError,
 
 /// A target in one of its two states. Commands that need the other state do not compile.
 pub enum Target {
+    /// It stands still.
     Halted(Halted),
+    /// It runs, or was not met yet.
     Running(Running),
 }
 
@@ -40,6 +42,7 @@ impl Target {
         Meter(self.session().shared.clone())
     }
 
+    /// What the session has cost by now.
     pub fn cost(&self) -> Cost {
         self.session().shared.status().cost()
     }
@@ -82,6 +85,7 @@ impl Running {
         Leaver { commands: self.session.commands.clone(), shared: self.session.shared.clone() }
     }
 
+    /// What the session has cost by now.
     pub fn cost(&self) -> Cost {
         self.session.shared.status().cost()
     }

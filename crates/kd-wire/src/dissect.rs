@@ -25,41 +25,57 @@ pub struct Dissection {
     pub envelope: Option<Envelope>,
     /// Why the contents could not be read.
     pub rejection: Option<Rejection>,
+    /// What it is.
     pub content: Content,
 }
 
 /// The KDNET datagram around the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
+    /// Of the protocol: 2 (Windows 8.1), 4 and 5 (Windows 10 and later) are known.
     pub version: u8,
+    /// Control or data.
     pub channel: Channel,
     /// `None` if it did not authenticate.
     pub sequence: Option<u64>,
 }
 
+/// What a datagram or packet turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// Not readable; see [`Dissection::rejection`].
     Opaque,
+    /// A target offers itself.
     Offer(Offer),
+    /// A host takes an offer: keys are agreed with it.
     Response(Response),
     /// A host asks for an offer.
     Poke,
+    /// The target says that the new key works.
     Ping(Ping),
+    /// The host asks a running target to stop.
     BreakIn,
     /// ACKNOWLEDGE, RESEND, RESET.
     Control {
+        /// Which of the three.
         packet_type: PacketType,
+        /// The id that it is about.
         id: u32,
     },
+    /// A KD message.
     Data {
+        /// Its kind.
         packet_type: PacketType,
+        /// Its id, which the acknowledgement names.
         id: u32,
+        /// Decoded.
         message: Message,
     },
     /// Authentic or well framed, but not what it should be.
     Malformed {
+        /// What is wrong with it.
         reason: String,
+        /// All of it.
         bytes: Bytes,
     },
     /// Serial bytes that belong to no packet.
@@ -74,6 +90,7 @@ pub struct Dissector {
 }
 
 impl Dissector {
+    /// Follows one conversation that is sealed with `key`.
     pub fn new(key: Key) -> Self {
         Dissector { key, data_keys: VecDeque::new() }
     }
@@ -189,6 +206,7 @@ pub struct SerialDissector {
 }
 
 impl SerialDissector {
+    /// Follows one direction of a line.
     pub fn new(direction: Direction) -> Self {
         SerialDissector { direction, deframer: Deframer::new() }
     }

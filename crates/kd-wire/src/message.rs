@@ -26,29 +26,42 @@ use crate::packet::PacketType;
 /// Who sent a message. Requests and replies share their packet types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
+    /// From the debugger.
     HostToTarget,
+    /// From the debuggee.
     TargetToHost,
 }
 
 /// One decoded data packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
+    /// Why and where the target stands.
     StateChange(StateChange),
+    /// What a stopped target is asked to do.
     Request(ManipulateRequest),
+    /// What it answers.
     Reply(ManipulateReply),
+    /// Text that the target prints or asks for.
     DebugIo(DebugIo),
+    /// The target wants a file of the host's.
     FileIoRequest(FileIoRequest),
+    /// What the host answers.
     FileIoReply(FileIoReply),
+    /// Trace data, which nothing here reads.
     TraceIo(TraceIo),
+    /// A request of the target's to its host.
     ControlRequest(ControlRequest),
     /// A packet type without a known message, STATE_CHANGE32 among them.
     Unknown {
+        /// Its kind.
         packet_type: PacketType,
+        /// All of it.
         bytes: Bytes,
     },
 }
 
 impl Message {
+    /// What a packet of this kind, in this direction, says.
     pub fn decode(packet_type: PacketType, direction: Direction, bytes: &Bytes) -> Result<Self, DecodeError> {
         use Direction::{HostToTarget, TargetToHost};
         Ok(match (packet_type, direction) {
@@ -65,6 +78,7 @@ impl Message {
         })
     }
 
+    /// The packet's kind and its bytes.
     pub fn encode(&self) -> (PacketType, Vec<u8>) {
         match self {
             Message::StateChange(message) => (PacketType::StateChange64, message.encode()),

@@ -17,8 +17,11 @@ pub use deframer::{Deframed, Deframer};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+/// Bytes before a packet's payload.
 pub const HEADER_SIZE: usize = 16;
+/// `0000`, before packets that are acknowledged.
 pub const DATA_LEADER: u32 = 0x3030_3030;
+/// `iiii`, before packets that are not.
 pub const CONTROL_LEADER: u32 = 0x6969_6969;
 /// Follows a data packet on a serial line.
 pub const TRAILER: u8 = 0xaa;
@@ -34,18 +37,30 @@ pub const INITIAL_ID: u32 = 0x8080_0000;
 /// Set in the first id that a serial target sends after it started.
 pub const SYNC: u32 = 0x800;
 
+/// What a packet is, by the number in its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketType {
+    /// Of targets older than Windows XP.
     StateChange32,
+    /// A request, or its reply.
     StateManipulate,
+    /// Text of the target's, and answers to it.
     DebugIo,
+    /// A data packet arrived.
     Acknowledge,
+    /// The last data packet is to be sent again.
     Resend,
+    /// Both sides begin anew.
     Reset,
+    /// The target stopped.
     StateChange64,
+    /// Trace data.
     TraceIo,
+    /// A request of the target's.
     ControlRequest,
+    /// The target wants a file of the host's.
     FileIo,
+    /// A number that nobody has described.
     Unknown(u16),
 }
 
@@ -86,6 +101,7 @@ impl From<PacketType> for u16 {
 }
 
 impl PacketType {
+    /// As Microsoft's headers call it.
     pub fn name(self) -> &'static str {
         match self {
             PacketType::StateChange32 => "STATE_CHANGE32",
@@ -106,27 +122,50 @@ impl PacketType {
 /// One packet, its checksum already verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
+    /// What it is.
     pub packet_type: PacketType,
+    /// Its own, or of control packets the one that they are about.
     pub id: u32,
+    /// With data, or without.
     pub body: Body,
 }
 
+/// What follows a packet's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
+    /// Nothing.
     Control,
+    /// A message, checked by the header's sum.
     Data(Bytes),
 }
 
+/// Why bytes are no packet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
+    /// So few bytes hold no header.
     #[error("{0} bytes are shorter than a packet header")]
     Short(usize),
+    /// They do not begin as packets do.
     #[error("{0:#010x} is no packet leader")]
     Leader(u32),
+    /// The header's length cannot be right.
     #[error("ByteCount {count} but {available} bytes follow the header")]
-    ByteCount { count: usize, available: usize },
+    ByteCount {
+        /// What the header says.
+        count: usize,
+        /// Bytes that there are.
+        available: usize,
+    },
+    /// The payload was damaged on its way.
     #[error("checksum {expected:#x} in the header, {computed:#x} over the bytes")]
-    Checksum { id: u32, expected: u32, computed: u32 },
+    Checksum {
+        /// The packet's id, which may be damaged as well.
+        id: u32,
+        /// The header's sum.
+        expected: u32,
+        /// The payload's.
+        computed: u32,
+    },
 }
 
 /// The sum of all bytes.
@@ -152,10 +191,12 @@ impl Header {
 }
 
 impl Packet {
+    /// A packet without a payload.
     pub fn control(packet_type: PacketType, id: u32) -> Self {
         Packet { packet_type, id, body: Body::Control }
     }
 
+    /// A packet that carries a message.
     pub fn data(packet_type: PacketType, id: u32, payload: impl Into<Bytes>) -> Self {
         Packet { packet_type, id, body: Body::Data(payload.into()) }
     }

@@ -116,6 +116,7 @@ pub struct SerialConfig {
 /// How a KDNET host behaves.
 #[derive(Debug, Clone)]
 pub struct KdnetConfig {
+    /// What the target was told; it seals all that is no data.
     pub key: Key,
     /// Where to ask for an offer instead of waiting for one (`target=`): the addresses of one target.
     pub targets: Vec<SocketAddr>,
@@ -128,6 +129,7 @@ pub struct KdnetConfig {
 pub struct Transmit {
     /// `None` on a stream.
     pub peer: Option<SocketAddr>,
+    /// For the carrier, as it is.
     pub data: Bytes,
 }
 
@@ -135,9 +137,15 @@ pub struct Transmit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// KDNET: keys are agreed with this peer. Streams: the first packet came in.
-    Connected { peer: Option<SocketAddr> },
+    Connected {
+        /// None on a stream.
+        peer: Option<SocketAddr>,
+    },
     /// KDNET: the target is the same, its address is new.
-    PeerMoved { peer: SocketAddr },
+    PeerMoved {
+        /// The new one.
+        peer: SocketAddr,
+    },
     /// The target started anew: breakpoints, modules and outstanding requests are gone.
     TargetRestarted,
     /// The target stands still.
@@ -147,29 +155,49 @@ pub enum Event {
     /// The outstanding request, one that is never answered (Continue and the like), was acknowledged.
     Sent,
     /// The outstanding request is over without an answer.
-    RequestFailed { reason: RequestFailure },
+    RequestFailed {
+        /// Why.
+        reason: RequestFailure,
+    },
     /// DbgPrint.
-    Print { processor: u16, text: Bytes },
+    Print {
+        /// Who printed.
+        processor: u16,
+        /// Untouched: the target's code page, no line end added.
+        text: Bytes,
+    },
     /// DbgPrompt: the target waits for [`HostSession::answer_prompt`].
-    Prompt { processor: u16, text: Bytes },
+    Prompt {
+        /// Who asks.
+        processor: u16,
+        /// Untouched: the target's code page, no line end added.
+        text: Bytes,
+    },
     /// The target waits for [`HostSession::answer_file`].
     FileIo(FileIoRequest),
     /// What somebody who wonders why it does not work wants to know.
     Diagnostic(Diagnostic),
 }
 
+/// Why a request has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RequestFailure {
+    /// It was sent again and again, and nothing was heard.
     #[error("the target did not acknowledge the request")]
     NotAcknowledged,
+    /// It reached the target, which said nothing more.
     #[error("the target acknowledged the request but did not answer it")]
     NotAnswered,
+    /// The target is another boot by now.
     #[error("the target restarted")]
     TargetRestarted,
+    /// A stop was reported while it was under way; the answer will not come.
     #[error("the target reported another stop instead of answering")]
     StoppedAnew,
+    /// [`HostSession::cancel`] was called.
     #[error("the request was given up")]
     Cancelled,
+    /// It was not sent.
     #[error("the request is longer than a packet may be")]
     TooLong,
 }
@@ -179,78 +207,101 @@ pub enum RequestFailure {
 #[error("another request is outstanding")]
 pub struct Busy;
 
+/// What somebody who wonders why it does not work wants to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Diagnostic {
     /// It looks like KDNET but does not authenticate: the key differs, or it was damaged.
     AuthenticationFailed {
+        /// Its sender.
         peer: SocketAddr,
     },
     /// Data sealed with a key that we do not have: of an earlier session, or damaged. An offer will come.
     UnknownSession {
+        /// Its sender.
         peer: SocketAddr,
     },
     /// Sent by a host, not by a target: our own datagram came back, or two debuggers talk to each other.
     OwnDirection {
+        /// Its sender.
         peer: SocketAddr,
     },
     /// Authentic, but seen before.
     Replayed {
+        /// Its sender.
         peer: SocketAddr,
     },
     /// Not a KDNET datagram.
     NotKdnet {
+        /// Its sender.
         peer: SocketAddr,
+        /// Its bytes.
         length: usize,
     },
     /// KDNET of a version nobody has described.
     UnsupportedVersion {
+        /// Its sender.
         peer: SocketAddr,
+        /// The version.
         version: u8,
     },
     /// Another machine uses the same key and port; it is not answered.
     ForeignHost {
+        /// Its sender.
         peer: SocketAddr,
     },
     /// An offer, and whom the target is configured for and connected to.
     Offer {
+        /// Its sender.
         peer: SocketAddr,
+        /// The host that the target was told.
         configured: SocketAddr,
+        /// The debugger that it has, if any.
         connected: Option<SocketAddr>,
     },
     /// Bytes between packets: boot text, or a wrong baud rate.
     SerialNoise {
+        /// How many.
         bytes: usize,
     },
+    /// A serial packet was damaged; it is asked for again.
     BadChecksum,
+    /// A serial data packet does not end as it should; it is asked for again.
     BadTrailer {
+        /// What stood there instead of 0xaa.
         found: u8,
     },
     /// A packet longer than the protocol allows.
     TooLong {
+        /// What the header claims.
         count: usize,
     },
     /// A packet that is not what its type promises.
     Malformed {
+        /// In what way.
         reason: String,
     },
     /// A packet of a type that this host cannot use.
     UnexpectedPacket {
+        /// As the header has it.
         packet_type: u16,
     },
     /// A request or answer is sent again, for the n-th time.
     Retransmit {
+        /// Which time it is.
         count: u32,
     },
     /// A Continue (or the like) was never acknowledged, but the target went silent as one that runs does.
     NotAcknowledged,
     /// A request is asked anew, because its answer was lost.
     Reissued {
+        /// Which time it is.
         count: u32,
     },
     /// The packet ids had come apart and are aligned again.
     Resynchronised,
     /// A reply to no outstanding request, dropped.
     StaleReply {
+        /// The request that it would answer.
         api: u32,
     },
     /// The target asks again and again; it is answered more slowly from now on.

@@ -33,7 +33,15 @@ pub enum Fault {
 pub enum ReadError {
     /// `read` bytes are good, the byte at `address + read` is not readable.
     #[error("cannot read {wanted:#x} bytes at {address:016x}: the target could not read {:016x}", address.wrapping_add(*read as u64))]
-    Hole { address: u64, wanted: usize, read: usize },
+    Hole {
+        /// Where what was wanted begins.
+        address: u64,
+        /// Bytes that were wanted.
+        wanted: usize,
+        /// Bytes before the hole.
+        read: usize,
+    },
+    /// There is no answer from the source at all.
     #[error(transparent)]
     Fault(#[from] Fault),
 }
@@ -43,6 +51,7 @@ pub enum ReadError {
 pub enum Search {
     /// The pattern starts here.
     Found(u64),
+    /// All of it was readable, and the bytes are not there.
     NotFound,
     /// This source cannot search; read and compare instead.
     Unsupported,
@@ -114,18 +123,21 @@ pub trait Memory {
         }
     }
 
+    /// Two bytes, little-endian.
     fn read_u16(&self, address: u64) -> Result<u16, ReadError> {
         let mut b = [0; 2];
         self.read_exact(address, &mut b)?;
         Ok(u16::from_le_bytes(b))
     }
 
+    /// Four bytes, little-endian.
     fn read_u32(&self, address: u64) -> Result<u32, ReadError> {
         let mut b = [0; 4];
         self.read_exact(address, &mut b)?;
         Ok(u32::from_le_bytes(b))
     }
 
+    /// Eight bytes, little-endian.
     fn read_u64(&self, address: u64) -> Result<u64, ReadError> {
         let mut b = [0; 8];
         self.read_exact(address, &mut b)?;
@@ -213,7 +225,9 @@ impl<L: Layer> Memory for Through<L> {
 /// Bytes of a range some of which could not be read; the holes are zero in `bytes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sparse {
+    /// Where it begins.
     pub address: u64,
+    /// What was read; zeros in the holes.
     pub bytes: Vec<u8>,
     /// What is not readable, as addresses, ascending, without overlap.
     pub holes: Vec<Range<u64>>,
@@ -229,6 +243,7 @@ impl Sparse {
         clean.then_some(bytes)
     }
 
+    /// Whether there is no hole.
     pub fn is_complete(&self) -> bool {
         self.holes.is_empty()
     }

@@ -16,10 +16,13 @@ use crate::{Fault, Memory, Spent};
 /// How a processor translates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
+    /// 32-bit entries, two levels.
     X86,
+    /// 64-bit entries on a 32-bit processor, three levels.
     Pae,
     /// Four levels, or five.
     X64 {
+        /// 4, or 5 (LA57).
         levels: u8,
     },
     /// 4 KB granule, 48 bits.
@@ -29,9 +32,13 @@ pub enum Scheme {
 /// Where Windows keeps what in an entry that is not valid; the first bit and the number of bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SoftwarePte {
+    /// The bit that says that the entry leads to a prototype entry.
     pub prototype: u8,
+    /// The bit of a page that was taken from a working set and is still in memory.
     pub transition: u8,
+    /// First bit and width of the page file's number.
     pub page_file: (u8, u8),
+    /// First bit and width of the page's place in it, in pages.
     pub page_file_offset: (u8, u8),
     /// Of MMPTE_PROTOTYPE: the address of the prototype, sign-extended.
     pub prototype_address: (u8, u8),
@@ -63,6 +70,7 @@ pub struct Entry {
     pub level: &'static str,
     /// Its physical address.
     pub at: u64,
+    /// As it stands in memory.
     pub value: u64,
     /// First bit of the address that indexes this level.
     pub shift: u8,
@@ -71,21 +79,28 @@ pub struct Entry {
 /// What the last entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Page {
+    /// In memory, and the processor finds it.
     Present {
+        /// Its physical address.
         physical: u64,
         /// Of the page.
         size: u64,
     },
     /// Not valid, but still in memory at this place.
     Transition {
+        /// Where its bytes still are.
         physical: u64,
     },
     /// Shared memory: the entry that counts is elsewhere, in virtual memory; `None` when it does not say where.
     Prototype {
+        /// Of the prototype entry, if this entry says it.
         address: Option<u64>,
     },
+    /// In a page file: a debugger cannot have it.
     PageFile {
+        /// The page file's number.
         file: u8,
+        /// The page in it, counted in pages.
         offset: u64,
     },
     /// Filled with zeros at the first touch.
@@ -94,6 +109,7 @@ pub enum Page {
     Nothing,
     /// Page tables themselves could not be read: the physical address that failed.
     Unreadable {
+        /// Physical address of the entry that cannot be read.
         at: u64,
     },
     /// No address of this processor.
@@ -103,7 +119,9 @@ pub enum Page {
 /// The way from the root to a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Walk {
+    /// From the top level down to where the walk ended.
     pub entries: Vec<Entry>,
+    /// What the last entry says of the page.
     pub page: Page,
 }
 
@@ -128,6 +146,7 @@ impl Scheme {
         if self == Self::X86 { 4 } else { 8 }
     }
 
+    /// The bits of an entry that are a physical address.
     pub fn frame_mask(self) -> u64 {
         match self {
             Self::X86 => X86_FRAME,

@@ -19,27 +19,35 @@ use crate::vs_subsegment::PoolHeader;
 use crate::walk::Formats;
 use crate::{Kernel, Notes, PoolError, PoolKind, Tag};
 
+/// The page around an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Around {
     /// Where the page starts.
     pub page: u64,
     /// The pool that the page belongs to, as far as the kernel's books say.
     pub pool: Option<PoolKind>,
+    /// What the page holds.
     pub contents: Contents,
     /// The session whose table has the large allocation.
     pub session: Option<u32>,
     /// Where the headers of the page make no sense.
     pub problem: Option<String>,
+    /// Whether all of the page could be read.
     pub readable: bool,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 
+/// What a page of pool holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Contents {
     /// The blocks whose headers lie in the page, and the one that the address lies in.
     Blocks(Vec<Block>),
+    /// One block of special pool, which has the page for itself.
     Special(SpecialBlock),
+    /// A part of a large allocation.
     Large(BigPage),
+    /// No block that the kernel's books know.
     Nothing,
 }
 

@@ -19,14 +19,19 @@ use crate::{Kernel, Notes, PoolError, PoolKind, Tag};
 /// One entry of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BigPage {
+    /// What the allocation call returned: the start of a page.
     pub address: u64,
+    /// A free entry keeps its last owner's.
     pub tag: Tag,
+    /// `PROTECTED_POOL`, the top bit of the tag as it is stored: it must be given again to free the block.
     pub protected: bool,
     /// Bytes.
     pub size: u64,
     /// POOL_TYPE as it was requested (POOL_FLAGS on Windows 11 24H2).
     pub pool_type: u32,
+    /// What `pool_type` says of the pool.
     pub kind: PoolKind,
+    /// The block was freed, and its entry may be used again.
     pub free: bool,
     /// Windows 10 and later.
     pub pattern: Option<u8>,
@@ -43,12 +48,14 @@ impl BigPage {
     }
 }
 
+/// The table of large allocations, or what of it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BigPages {
     /// Where the table lies.
     pub table: Range<u64>,
     /// Slots in use, and slots freed that still hold their last allocation (`free`), in table order.
     pub blocks: Vec<BigPage>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
     /// Whether the kernel's hash leads to the blocks in use; nothing if no more than a part of the table was read.
     pub checks: Vec<Check>,

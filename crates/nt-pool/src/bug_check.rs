@@ -12,14 +12,18 @@ pub enum Role {
     Code,
     /// Where a driver's name lies.
     DriverName,
+    /// A number that only Microsoft's description explains.
     Other,
 }
 
 /// One parameter in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
+    /// What it is, in words.
     pub words: String,
+    /// What can be done with it.
     pub role: Role,
+    /// As the bug check has it.
     pub value: u64,
 }
 

@@ -10,6 +10,7 @@ use std::fmt;
 /// One book, for the whole of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Check {
+    /// Which of the kernel's books was compared.
     pub name: Book,
     /// What the second witness says; the unit is the book's.
     pub expected: u64,
@@ -232,6 +233,7 @@ impl Books {
         self.count(name, 1, holds.into(), place);
     }
 
+    /// Adds one check to what its book has so far.
     pub fn add(&mut self, check: Check) {
         match self.checks.iter_mut().find(|known| known.name == check.name) {
             Some(known) => {
@@ -244,6 +246,7 @@ impl Books {
         }
     }
 
+    /// Adds many, as [`Books::add`] does one.
     pub fn extend(&mut self, checks: impl IntoIterator<Item = Check>) {
         checks.into_iter().for_each(|check| self.add(check));
     }

@@ -19,7 +19,9 @@ pub fn outstanding<'t>(traces: &'t [Trace], operation: &dyn Fn(&Trace) -> Operat
 pub struct Group {
     /// Return addresses, innermost first.
     pub frames: Vec<u64>,
+    /// Records.
     pub count: u64,
+    /// What they asked for, in all.
     pub bytes: u64,
     /// The newest record's.
     pub sequence: u32,

@@ -10,27 +10,42 @@ use nt_symbols::{Layout, SymbolFile};
 /// Addresses of a 32-bit kernel are zero-extended here (`82800000`, not `ffffffff82800000`).
 #[derive(Clone, Copy)]
 pub struct Kernel<'a> {
+    /// Where its structures are read.
     pub memory: &'a dyn Memory,
+    /// The names and types of its image.
     pub symbols: &'a dyn SymbolFile,
+    /// Where its image begins.
     pub base: u64,
     /// 4 or 8.
     pub pointer_size: u8,
+    /// The build number: 7601, 26100. [`crate::build`] names those that matter.
     pub build: u16,
 }
 
 /// Why a question has no answer at all. Partial answers are results with notes.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
+    /// A variable that this build does not have, or whose name its symbols do not have.
     #[error("the symbols of nt have no {0}")]
     NoSymbol(String),
+    /// A structure that the symbols do not describe: those of Windows 8 and later describe fewer.
     #[error("the symbols of nt have no type {0}")]
     NoType(String),
+    /// A structure without this member: it is laid out in another way than is known.
     #[error("type {type_name} has no member {member}")]
-    NoField { type_name: String, member: String },
+    NoField {
+        /// The structure.
+        type_name: String,
+        /// The member.
+        member: String,
+    },
+    /// A value beyond all that a healthy kernel has; what and where, as a sentence.
     #[error("{0}")]
     Unlikely(String),
+    /// A place cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The source of memory is gone, or was interrupted.
     #[error(transparent)]
     Fault(#[from] Fault),
 }
@@ -102,10 +117,12 @@ impl<'a> Kernel<'a> {
         Some(self.wrap(self.base.wrapping_add(u64::from(symbol.rva))))
     }
 
+    /// As [`Kernel::find_symbol`]; without one the question has no answer.
     pub fn symbol(&self, name: &str) -> Result<u64, PoolError> {
         self.find_symbol(name).ok_or_else(|| PoolError::NoSymbol(name.into()))
     }
 
+    /// A structure's layout in this build; without one the question has no answer.
     pub fn layout(&self, type_name: &str) -> Result<Arc<Layout>, PoolError> {
         self.symbols.layout(type_name).ok_or_else(|| PoolError::NoType(type_name.into()))
     }

@@ -5,11 +5,17 @@ use std::fmt;
 /// The pool of an allocation, from `POOL_TYPE` (or `POOL_FLAGS`) as it was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PoolKind {
+    /// Nonpaged pool whose pages can be executed.
     NonPaged,
+    /// Nonpaged pool without execution, from Windows 8 on.
     NonPagedNx,
+    /// Paged pool.
     Paged,
+    /// A session's nonpaged pool.
     NonPagedSession,
+    /// A session's nonpaged pool without execution.
     NonPagedSessionNx,
+    /// A session's paged pool.
     PagedSession,
 }
 
@@ -49,10 +55,12 @@ impl PoolKind {
         }
     }
 
+    /// Whether it may be in a page file.
     pub fn is_paged(self) -> bool {
         matches!(self, PoolKind::Paged | PoolKind::PagedSession)
     }
 
+    /// Whether it is seen from one session only.
     pub fn is_session(self) -> bool {
         matches!(self, PoolKind::NonPagedSession | PoolKind::NonPagedSessionNx | PoolKind::PagedSession)
     }

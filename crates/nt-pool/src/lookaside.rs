@@ -20,9 +20,12 @@ use crate::record::Record;
 use crate::tags::processors;
 use crate::{Kernel, Lack, Missing, Notes, PoolError, Tag};
 
+/// One lookaside list, `_GENERAL_LOOKASIDE`: freed blocks of one size that wait for the next allocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lookaside {
+    /// Of its structure.
     pub address: u64,
+    /// Of its blocks.
     pub tag: Tag,
     /// Of one block.
     pub size: u64,
@@ -32,11 +35,17 @@ pub struct Lookaside {
     pub current_depth: u64,
     /// How many may wait.
     pub depth: u64,
+    /// The most that [`Lookaside::depth`] may grow to.
     pub maximum_depth: u64,
+    /// Allocations asked of it, since the machine started.
     pub total_allocates: u64,
+    /// Those that found it empty and went on to the pool.
     pub allocate_misses: u64,
+    /// Frees given to it.
     pub total_frees: u64,
+    /// Those that found it full and went on to the pool.
     pub free_misses: u64,
+    /// How it was found.
     pub place: Place,
 }
 
@@ -45,24 +54,34 @@ pub struct Lookaside {
 pub enum Place {
     /// At an address that was given.
     Given,
+    /// On the kernel's own list of the lists that drivers made.
     Registered,
     /// `_KPRCB.member[index]`: the pool's own, for blocks of `index` + 1 allocation units.
     Pool {
+        /// Whose KPRCB.
         processor: u32,
+        /// `PPNPagedLookasideList` and its like.
         member: &'static str,
+        /// Which of the member's elements.
         index: u32,
     },
     /// `_KPRCB.PPLookasideList[index]`: that processor's own, or the one that all of them share.
     System {
+        /// Whose KPRCB.
         processor: u32,
+        /// Which element: the kind of object that it serves.
         index: u32,
+        /// It is the one of all processors.
         shared: bool,
     },
 }
 
+/// The lookaside lists that were found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lookasides {
+    /// In the order in which they were found.
     pub lists: Vec<Lookaside>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 

@@ -23,6 +23,7 @@ pub enum Lack {
 pub struct Missing {
     /// What, as a sentence for people.
     pub what: String,
+    /// For which kind of reason.
     pub why: Lack,
     /// Where it lies or begins in the target.
     pub at: Option<u64>,
@@ -67,6 +68,7 @@ impl From<&str> for Missing {
 /// One thing to be known about an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
+    /// The answer lacks something.
     Missing(Missing),
     /// The answer has all it should have, and something about it is worth saying.
     Remark(String),

@@ -16,9 +16,11 @@ use crate::{Kernel, Missing, Notes, PoolError};
 pub struct Trace {
     /// Counts since the log was made; stays with a record until it is overwritten.
     pub sequence: u32,
+    /// What the allocation call returned, or was freed.
     pub address: u64,
     /// What was asked for (allocation), what the block could hold (free).
     pub size: u64,
+    /// ETHREAD of whoever did it.
     pub thread: u64,
     /// Return addresses, innermost first.
     pub frames: Vec<u64>,
@@ -31,23 +33,29 @@ impl Trace {
     }
 }
 
+/// Which records of the log are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
+    /// All that the ring holds.
     All,
+    /// So many, the last ones.
     Newest(u32),
     /// Records whose block contains the address.
     Address(u64),
 }
 
+/// The log of allocations or of frees, or what of it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolLog {
     /// Slots in the ring.
     pub length: u32,
+    /// The newest record's sequence number.
     pub index: u32,
     /// Slots looked at; slots that were never written count, as in kd.
     pub parsed: u32,
     /// Newest first.
     pub traces: Vec<Trace>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 
@@ -71,6 +79,7 @@ pub fn read(kernel: &Kernel<'_>, wanted: Wanted) -> Result<Option<PoolLog>, Pool
 /// Records of one address, and which blocks were looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
+    /// The records that were found.
     pub log: PoolLog,
     /// Blocks that start in this range were looked for; a block that starts lower and reaches up to the address was
     /// not. Starts at 0 when every record was read.
@@ -177,6 +186,7 @@ pub fn read_since(kernel: &Kernel<'_>, index: u32) -> Result<Option<PoolLog>, Po
 /// The newest records, of some only what they begin with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heads {
+    /// The records, the newest first.
     pub log: PoolLog,
     /// Sequence numbers of those that may have more frames; at least [`LEADING`] are there. [`record`] reads the rest.
     pub cut: BTreeSet<u32>,
@@ -444,8 +454,11 @@ impl Hunt<'_> {
 /// What a record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
+    /// A block was allocated.
     Allocate,
+    /// A block was freed.
     Free,
+    /// Its stack does not tell which.
     Unknown,
 }
 

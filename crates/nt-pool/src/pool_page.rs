@@ -33,13 +33,16 @@ pub struct Block {
     pub previous_size: u64,
     /// A free block keeps its last owner's.
     pub tag: Tag,
+    /// The top bit of its stored tag is set: the tag must be given again to free it.
     pub protected: bool,
     /// Not given back to the page. A block that waits on a lookaside or deferred-free list still counts as allocated.
     pub allocated: bool,
+    /// Of paged pool, as its header says.
     pub paged: bool,
     /// The header's byte as it is: 1 paged, 2 in use, 4 cache-aligned, 8 quota, 0x20 session, 0x40 tracked by Driver
     /// Verifier.
     pub pool_type: u8,
+    /// Which of several pools of its kind it is of.
     pub pool_index: u8,
     /// The process that pays for the block.
     pub process: Option<u64>,
@@ -52,8 +55,10 @@ impl Block {
     }
 }
 
+/// A page of the old pool, header by header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolPage {
+    /// Where the page starts.
     pub address: u64,
     /// From the page's start up to its end, or to where the chain of headers breaks.
     pub blocks: Vec<Block>,

@@ -18,13 +18,16 @@ use crate::tag::TagPattern;
 /// What one tag stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
+    /// The words behind the tag, without the binary's name.
     pub text: String,
+    /// The component that pooltag.txt names: `nt!mm`, `ntfs.sys`.
     pub binary: Option<String>,
 }
 
 /// A pooltag.txt is some 200 KB; a file that is larger than this is something else.
 pub const MAX_FILE: usize = 16 << 20;
 
+/// A file of so many bytes, which is no pooltag.txt.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0} bytes are too much for a pooltag.txt (at most {MAX_FILE})")]
 pub struct TooLarge(usize);
@@ -45,6 +48,7 @@ pub struct PoolTags {
 /// Lines of a file that say nothing of any tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unread {
+    /// How many.
     pub lines: usize,
     /// The first one's number, from 1.
     pub first: usize,
@@ -93,6 +97,7 @@ impl PoolTags {
         self.unread
     }
 
+    /// What is known of a tag: the most specific line that fits it.
     pub fn describe(&self, tag: Tag) -> Option<&Description> {
         let pattern = || self.patterns.iter().find(|(pattern, _)| pattern.matches(tag)).map(|(_, text)| text);
         self.exact.get(&tag).or_else(pattern)

@@ -18,7 +18,9 @@ pub enum Form {
 /// Structures by the form that they fit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Votes {
+    /// Only the form of older versions fits.
     pub older: u64,
+    /// Only the form of newer versions fits.
     pub newer: u64,
     /// Both forms fit, so that the others decide.
     pub either: u64,
@@ -62,6 +64,7 @@ impl Votes {
 /// Where a heap keeps its lists of freed VS chunks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum VsLists {
+    /// No VS context was read.
     #[default]
     Unknown,
     /// In `_HEAP_VS_CONTEXT` itself.
@@ -83,6 +86,7 @@ pub struct Readings {
     pub lfh_offsets: Votes,
     /// The hash of a large allocation's page number: cut to 32 bits (older), or not.
     pub large_hash: Votes,
+    /// Where VS contexts keep their lists of subsegments.
     pub vs_lists: VsLists,
 }
 

@@ -38,6 +38,7 @@ const SPACE: &str = "_MM_SESSION_SPACE";
 /// One session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
+    /// As `_MM_SESSION_SPACE.SessionId` has it.
     pub id: u32,
     /// Of its `_MM_SESSION_SPACE`.
     pub address: u64,
@@ -51,7 +52,9 @@ pub struct Session {
 /// The sessions that processes belong to, by their numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sessions {
+    /// By their numbers.
     pub sessions: Vec<Session>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 

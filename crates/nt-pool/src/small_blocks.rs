@@ -36,15 +36,22 @@ pub struct SmallBlock {
     pub previous_size: u64,
     /// A free block keeps its last owner's.
     pub tag: Tag,
+    /// The top bit of its stored tag is set: the tag must be given again to free it.
     pub protected: bool,
+    /// The pool that it is of.
     pub pool: PoolKind,
+    /// In use, free, or kept for the next.
     pub state: BlockState,
+    /// What holds it.
     pub kind: BlockKind,
 }
 
+/// Whether a small block is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockState {
+    /// In its owner's hands.
     Allocated,
+    /// Given back.
     Free,
     /// Freed by its owner and kept for the next allocation of its size; the pool's pages still call it allocated.
     Cached,
@@ -66,13 +73,18 @@ pub enum BlockKind {
 /// Which pools are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kinds {
+    /// Nonpaged pool.
     pub nonpaged: bool,
+    /// Paged pool.
     pub paged: bool,
+    /// Special pool, where each block has pages for itself.
     pub special: bool,
 }
 
 impl Kinds {
+    /// Everything but sessions.
     pub const ALL: Kinds = Kinds { nonpaged: true, paged: true, special: true };
+    /// Nothing; to be built on.
     pub const NONE: Kinds = Kinds { nonpaged: false, paged: false, special: false };
 }
 
@@ -93,10 +105,12 @@ impl Default for Limits {
     }
 }
 
+/// What a walk over small blocks found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Blocks {
     /// In the order of their headers' addresses.
     pub blocks: Vec<SmallBlock>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
     /// Where the walk was stopped by a limit or by the user; a later one can go on from there.
     pub stopped: Option<u64>,
@@ -118,7 +132,9 @@ impl Blocks {
 /// What a walk costs on a link: requests, and the bytes of memory that come over it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
+    /// Requests to the target.
     pub requests: u64,
+    /// Bytes that come for them.
     pub bytes: u64,
 }
 

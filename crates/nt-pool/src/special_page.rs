@@ -17,12 +17,16 @@ use crate::build::{WINDOWS_10_1903, WINDOWS_11_24H2};
 use crate::kernel::little_endian;
 use crate::{Kernel, PoolError, PoolKind, Tag};
 
+/// The block of a page of special pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecialBlock {
+    /// Where its header lies: at the page's start, or at its end.
     pub header: u64,
     /// What the allocation call returned.
     pub address: u64,
+    /// What was asked for.
     pub size: u64,
+    /// Its owner's.
     pub tag: Tag,
     /// Nonpaged when the version does not say (Windows 10 1903 and later).
     pub kind: PoolKind,

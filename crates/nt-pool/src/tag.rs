@@ -42,12 +42,16 @@ fn printable(bytes: &[u8]) -> String {
 /// Why a text is no tag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadTag {
+    /// More than four characters without a `*`.
     #[error("a tag is four characters, or has a * for any characters: '{0}' is longer")]
     TooLong(String),
+    /// Nothing was given.
     #[error("a tag is not empty; * stands for all tags")]
     Empty,
+    /// A character that no tag has.
     #[error("a tag's characters are ASCII: '{0}' has others")]
     NotAscii(String),
+    /// `0x` without a number of 32 bits behind it.
     #[error("'{0}' is not a tag's value: 0x and up to eight hexadecimal digits")]
     BadValue(String),
 }
@@ -65,6 +69,7 @@ pub struct TagPattern {
 const MAX_PATTERN: usize = 16;
 
 impl TagPattern {
+    /// Whether the tag is one of those that are meant.
     pub fn matches(&self, tag: Tag) -> bool {
         match self.exact() {
             Some(exact) => exact.key() == tag.key(),

@@ -30,6 +30,7 @@ const CHUNK: usize = 1 << 20;
 /// An image to be searched.
 #[derive(Clone, Copy)]
 pub struct LoadedImage<'a> {
+    /// Where it is loaded.
     pub base: u64,
     /// Bytes in memory.
     pub size: u32,
@@ -53,7 +54,9 @@ pub enum Form {
 pub struct Place {
     /// Which of the images.
     pub image: usize,
+    /// Where its four bytes begin, or its instruction.
     pub address: u64,
+    /// In code, or in data.
     pub form: Form,
     /// The section's name, where the headers could be read.
     pub section: Option<String>,
@@ -68,6 +71,7 @@ pub struct Owners {
     pub searched: usize,
     /// Those that were not: the target cannot search, and there is no file of them.
     pub unsearched: Vec<usize>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 

@@ -23,6 +23,7 @@ use crate::{Kernel, Notes, PoolError, Tag};
 pub struct Usage {
     /// Since the machine started, as far as the counter's width goes.
     pub allocs: u64,
+    /// As `allocs`.
     pub frees: u64,
     /// Outstanding allocations: `allocs - frees` in the counters' width. Negative only if a counter was torn.
     pub diff: i64,
@@ -30,13 +31,18 @@ pub struct Usage {
     pub bytes: u64,
 }
 
+/// One tag's counters, summed over all tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagUsage {
+    /// Whose.
     pub tag: Tag,
+    /// Of nonpaged pool, executable or not.
     pub nonpaged: Usage,
+    /// Of paged pool.
     pub paged: Usage,
 }
 
+/// The counters of all tags that were wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TagReport {
     /// Ordered by tag.

@@ -24,10 +24,12 @@ pub struct UnloadedDriver {
     slot: Vec<u8>,
 }
 
+/// The drivers that were unloaded, as far as the kernel remembers them: some fifty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UnloadedDrivers {
     /// The last one first: where two lay at the same place, it is the one to name.
     pub drivers: Vec<UnloadedDriver>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 

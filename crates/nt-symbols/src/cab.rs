@@ -31,12 +31,16 @@ const LARGEST_BLOCK: usize = BLOCK + 0x1800;
 /// Why a cabinet cannot be expanded.
 #[derive(Debug, thiserror::Error)]
 pub enum CabError {
+    /// It is no cabinet, or contradicts itself; how.
     #[error("not a usable cabinet: {0}")]
     Damaged(String),
+    /// The cabinet cannot be read.
     #[error("cannot read it: {0}")]
     Read(io::Error),
+    /// What comes out of it cannot be written.
     #[error("cannot write the expanded file: {0}")]
     Write(io::Error),
+    /// Whoever watches wants it to end.
     #[error("cancelled")]
     Cancelled,
 }

@@ -105,10 +105,12 @@ impl Exports {
         Ok(Exports { path: name.into(), names: builder.build(), notes })
     }
 
+    /// Names and forwarders together.
     pub fn len(&self) -> usize {
         self.names.len()
     }
 
+    /// Whether the image exports nothing.
     pub fn is_empty(&self) -> bool {
         self.names.len() == 0
     }

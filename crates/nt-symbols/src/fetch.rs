@@ -12,14 +12,25 @@ pub enum Event<'a> {
     /// A place was looked at.
     Tried(&'a Attempt),
     /// A server is asked for a file.
-    Asking { url: &'a str },
+    Asking {
+        /// The file's address there.
+        url: &'a str,
+    },
     /// Bytes that came so far, and how many there will be if the server said so. Comes several times a second, also when
     /// nothing was received.
-    Receiving { url: &'a str, bytes: u64, of: Option<u64> },
+    Receiving {
+        /// The file's address there.
+        url: &'a str,
+        /// What has come so far.
+        bytes: u64,
+        /// Its whole size, if the server said it.
+        of: Option<u64>,
+    },
 }
 
 /// Watches a search, and ends it.
 pub trait Observer {
+    /// Told of each step; whoever only wants results ignores it.
     fn event(&self, _event: Event<'_>) {}
     /// Looked at between any two steps, and several times a second while a server is waited for.
     fn cancelled(&self) -> bool {
@@ -36,6 +47,7 @@ pub enum FetchError {
     /// The server answers and has no such file; the only answer that is remembered.
     #[error("file not found")]
     NotFound,
+    /// The server answered with this status, and not with the file.
     #[error("the server answers with status {0}")]
     Status(u16),
     /// Nobody answers there, or not in time. The host is not tried again.
@@ -44,8 +56,10 @@ pub enum FetchError {
     /// An answer that breaks off or contradicts itself.
     #[error("{0}")]
     Broken(String),
+    /// The file has more bytes than are taken, or claims to.
     #[error("{0} bytes are more than a symbol file has (at most {MAX_FILE})")]
     TooLarge(u64),
+    /// The observer wanted it to end.
     #[error("cancelled")]
     Cancelled,
     /// The file could not be kept.
@@ -80,6 +94,7 @@ struct Known {
 }
 
 impl Servers {
+    /// Servers that are asked by `fetch`, all of them worth a try.
     pub fn new(fetch: impl Fetch + 'static) -> Self {
         Self { fetch: Box::new(fetch), known: Mutex::default() }
     }

@@ -13,6 +13,7 @@ enum Kind {
 }
 
 impl Glob {
+    /// Reads a pattern; every text is one.
     pub fn new(pattern: &str) -> Glob {
         let folded = pattern.to_ascii_lowercase();
         Glob(match folded.contains(['[', '#', '+']) {

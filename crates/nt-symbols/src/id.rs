@@ -7,6 +7,7 @@ use std::fmt;
 pub struct PdbId {
     /// The GUID's digits in the order in which they are written.
     pub guid: u128,
+    /// How often the PDB was written since it was linked; part of its key in a store.
     pub age: u32,
 }
 
@@ -40,14 +41,19 @@ impl fmt::Display for PdbId {
 /// Why a file name from the target is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadPdbName {
+    /// There is no name.
     #[error("it is empty")]
     Empty,
+    /// Its bytes are no UTF-8.
     #[error("it is not UTF-8")]
     NotUtf8,
+    /// So many bytes are no file's name.
     #[error("it is {0} bytes long, and 255 are allowed")]
     TooLong(usize),
+    /// A character that a file's name must not have: a separator, or a control character.
     #[error("it holds the character {0:?}")]
     Character(char),
+    /// A device's name on Windows, `CON` and its like.
     #[error("{0} names a device or a directory, or ends in a dot or a space")]
     Reserved(String),
 }

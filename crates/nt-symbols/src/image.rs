@@ -32,45 +32,88 @@ const IMAGE_DEBUG_TYPE_REPRO: u32 = 16;
 /// Why an image's headers, or the record that names its PDB, cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
+    /// The source of memory is gone, or was interrupted.
     #[error(transparent)]
     Fault(#[from] Fault),
     /// Headers of drivers are paged out when nobody uses them.
     #[error(
         "cannot read the {what} of the image at {base:016x}: the target could not read {address:016x} (paged out?)"
     )]
-    Unreadable { base: u64, what: &'static str, address: u64 },
+    Unreadable {
+        /// Where the image begins.
+        base: u64,
+        /// Which header or directory.
+        what: &'static str,
+        /// Where it lies.
+        address: u64,
+    },
+    /// Its first bytes are not those of a PE image.
     #[error("no image at {base:016x}: {why}")]
-    NotAnImage { base: u64, why: String },
+    NotAnImage {
+        /// Where one was said to begin.
+        base: u64,
+        /// What is there instead.
+        why: String,
+    },
+    /// A header contradicts itself.
     #[error("the {what} of the image at {base:016x} is damaged: {why}")]
-    Damaged { base: u64, what: &'static str, why: String },
+    Damaged {
+        /// Where the image begins.
+        base: u64,
+        /// Which header or directory.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It does not name the PDB that it was built with.
     #[error("the image at {base:016x} does not name a PDB: {why}")]
-    NoPdb { base: u64, why: &'static str },
+    NoPdb {
+        /// Where the image begins.
+        base: u64,
+        /// What it lacks.
+        why: &'static str,
+    },
+    /// The name of its PDB cannot be a file's.
     #[error("the image at {base:016x} names a PDB whose name cannot be used: {why}")]
-    BadPdbName { base: u64, why: crate::BadPdbName },
+    BadPdbName {
+        /// Where the image begins.
+        base: u64,
+        /// What is wrong with the name.
+        why: crate::BadPdbName,
+    },
 }
 
 /// One entry of the section table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
+    /// `.text`, `PAGE`: eight bytes at most.
     pub name: String,
+    /// Where it begins, from the image's base.
     pub rva: u32,
     /// Bytes in memory.
     pub size: u32,
+    /// `IMAGE_SCN_` bits: 0x20 code, 0x02000000 discarded after start.
     pub characteristics: u32,
 }
 
 /// What the headers say of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
+    /// Where the image begins in memory.
     pub base: u64,
     /// `0x8664` x64, `0x14c` x86, `0xaa64` ARM64.
     pub machine: u16,
+    /// Seconds since 1970, or a hash where the build is reproducible.
     pub time_date_stamp: u32,
+    /// Bytes from its base to the end of its last section.
     pub size_of_image: u32,
+    /// As the linker counted it; the loader checks it of drivers.
     pub check_sum: u32,
     /// RVA and size of the export, exception and debug directories, if present.
     pub exports: Option<(u32, u32)>,
+    /// Where the exception directory (.pdata) lies from the base, and its bytes.
     pub exceptions: Option<(u32, u32)>,
+    /// The same of the debug directory.
     pub debug: Option<(u32, u32)>,
     /// Where the section table lies and how many entries it has.
     section_table: (u64, u16),
@@ -79,7 +122,9 @@ pub struct Image {
 /// An image and the PDB that was linked with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageIdentity {
+    /// The image itself.
     pub image: Image,
+    /// The PDB that it was built with.
     pub pdb: PdbId,
     /// The PDB's file name without directories, checked to be harmless.
     pub pdb_name: String,

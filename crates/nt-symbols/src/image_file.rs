@@ -81,6 +81,7 @@ impl ImageFile {
         self
     }
 
+    /// The file on this machine.
     pub fn path(&self) -> &Path {
         &self.path
     }

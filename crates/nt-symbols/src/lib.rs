@@ -50,6 +50,7 @@ pub use search::{Attempt, Found, FoundImage, ImageKey, NotFound, Outcome, Reach,
 /// One name of a module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Symbol {
+    /// As the linker writes it, decorated.
     pub name: String,
     /// Offset from the module's base.
     pub rva: u32,
@@ -68,6 +69,7 @@ pub enum SymbolKind {
 
 /// Names and types of one module, whatever file holds them.
 pub trait SymbolFile: Send + Sync {
+    /// What kind of file it is: full symbols, public ones, or exports.
     fn kind(&self) -> SymbolKind;
     /// The file, as shown by `lm`.
     fn path(&self) -> &std::path::Path;
@@ -104,24 +106,43 @@ pub trait SymbolFile: Send + Sync {
 /// Why a symbol file cannot be used at all.
 #[derive(Debug, thiserror::Error)]
 pub enum SymbolError {
+    /// The file cannot be opened or read.
     #[error("cannot read {path}: {source}")]
-    Io { path: std::path::PathBuf, source: std::io::Error },
+    Io {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
     #[error("{path} is not a usable {format} file: {why}")]
-    Format { path: std::path::PathBuf, format: &'static str, why: String },
+    Format {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// What it was read as: `PDB`, `ISF`.
+        format: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 /// A structure or union as the compiler laid it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
+    /// As the PDB spells it: `_POOL_HEADER`.
     pub name: String,
+    /// Bytes of one.
     pub size: u64,
     /// In declaration order. Members of anonymous structures and unions are lifted into their parent.
     pub fields: Vec<Field>,
 }
 
+/// A member of a structure or union.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
+    /// As the PDB spells it: `PoolTag`.
     pub name: String,
+    /// Bytes from the structure's beginning.
     pub offset: u64,
     /// Size in bytes of the whole member (of the storage unit for a bit field).
     pub size: u64,
@@ -139,6 +160,7 @@ pub struct Field {
 /// An enumeration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enumeration {
+    /// As the PDB spells it: `_POOL_TYPE`.
     pub name: String,
     /// Size in bytes of a variable of this type.
     pub size: u64,
@@ -147,12 +169,14 @@ pub struct Enumeration {
 }
 
 impl Enumeration {
+    /// What an enumerator stands for.
     pub fn value(&self, enumerator: &str) -> Option<i64> {
         self.values.iter().find(|(name, _)| name == enumerator).map(|(_, value)| *value)
     }
 }
 
 impl Layout {
+    /// The member of this name, if there is one.
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.iter().find(|field| field.name == name)
     }

@@ -30,12 +30,15 @@ const MICROSOFT: &str = "https://msdl.microsoft.com/download/symbols";
 /// One element of the path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Element {
+    /// A folder, in which the file itself or a store's folders are looked for.
     Directory(PathBuf),
     /// `None` is the default store.
     Cache(Option<PathBuf>),
     /// Stores from the nearest to the farthest.
     Server {
+        /// Where what was fetched is kept, the first one first; `None` is the default store.
         stores: Vec<Option<PathBuf>>,
+        /// Its address; without one the stores are all there is.
         url: Option<String>,
     },
 }
@@ -43,8 +46,14 @@ pub enum Element {
 /// Why an element is not used, or not all of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
+    /// An element that is of no use.
     #[error("symbol path element \"{element}\": {why}")]
-    Element { element: String, why: &'static str },
+    Element {
+        /// As it was written.
+        element: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
 }
 
 /// A parsed symbol path.
@@ -218,10 +227,12 @@ impl SymbolPath {
         SymbolPath::parse(&format!("{};{text}", self.text))
     }
 
+    /// In the order in which they are looked at.
     pub fn elements(&self) -> &[Element] {
         &self.elements
     }
 
+    /// Whether there is nowhere to look.
     pub fn is_empty(&self) -> bool {
         self.elements.is_empty()
     }

@@ -22,14 +22,18 @@ use crate::{ImageFile, Isf, Pdb, PdbId, SymbolError, SymbolFile};
 /// What an image's file is called in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageKey {
+    /// Of the image's header.
     pub time_date_stamp: u32,
+    /// Of the image's header.
     pub size_of_image: u32,
 }
 
 /// Which build of a file is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
+    /// A symbol file.
     Pdb(PdbId),
+    /// The image's own file.
     Image(ImageKey),
 }
 
@@ -57,6 +61,7 @@ impl fmt::Display for Wanted {
 pub struct Reach<'a> {
     /// Without them only local places are looked at.
     pub servers: Option<&'a Servers>,
+    /// Told of each download; `&()` ignores it.
     pub observer: &'a dyn Observer,
     /// When nothing matches, a file of another build will do (`.reload /i`).
     pub ignore_mismatch: bool,
@@ -73,6 +78,7 @@ impl Default for Reach<'_> {
 pub struct Attempt {
     /// A file, or a URL.
     pub place: String,
+    /// What was there.
     pub outcome: Outcome,
 }
 
@@ -83,22 +89,28 @@ pub enum Outcome {
     Used,
     /// It was copied here.
     Kept,
+    /// No file of that name.
     Missing,
+    /// The folder itself is not there.
     NoDirectory,
     /// A file of that name which belongs to another build.
     Mismatch {
+        /// The build that was looked for.
         wanted: Wanted,
+        /// The build that the file belongs to.
         found: Wanted,
     },
     /// There is a file, and it cannot be used.
     Unusable(String),
     /// A fault that may pass.
     Fault(String),
+    /// Passed over, for this reason.
     NotTried(String),
     /// Its server could not be reached before, for this reason, and is not asked again.
     Unreachable(String),
     /// A server that was not to be asked in this search.
     NotAsked,
+    /// The observer ended the search here.
     Cancelled,
 }
 
@@ -125,9 +137,11 @@ impl fmt::Display for Attempt {
 
 /// A symbol file and how it was found.
 pub struct Found {
+    /// Ready to be asked.
     pub file: Arc<dyn SymbolFile>,
     /// It belongs to another build.
     pub mismatched: bool,
+    /// Every place that was looked at, in order.
     pub tried: Vec<Attempt>,
 }
 
@@ -142,16 +156,20 @@ impl fmt::Debug for Found {
 pub struct FoundImage {
     /// At base 0; [`ImageFile::loaded_at`] moves it.
     pub file: ImageFile,
+    /// Every place that was looked at, in order.
     pub tried: Vec<Attempt>,
 }
 
 /// The path has no matching file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct NotFound {
+    /// Name of the file that was looked for.
     pub name: Box<str>,
+    /// By what it would have been recognised.
     pub wanted: Wanted,
     /// The symbol path, as it was given.
     pub path: Box<str>,
+    /// Every place that was looked at, in order.
     pub tried: Vec<Attempt>,
 }
 

@@ -21,6 +21,7 @@ const GUESSES: u32 = 4;
 /// A loaded image, told from another that was at its place before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ImageId {
+    /// Where the image is loaded.
     pub base: u64,
     /// Bytes in memory.
     pub size: u32,

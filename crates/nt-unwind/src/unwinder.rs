@@ -37,11 +37,18 @@ pub enum Position {
 /// Why a frame could not be left.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stuck {
+    /// The source of memory is gone, or was interrupted.
     #[error(transparent)]
     Fault(#[from] Fault),
     /// The stack, or an image's own data.
     #[error("{what} at {address:016x} cannot be read")]
-    Unreadable { what: &'static str, address: u64 },
+    Unreadable {
+        /// What of the image or the stack.
+        what: &'static str,
+        /// Where it lies.
+        address: u64,
+    },
+    /// The unwind data of the function at this address contradicts itself.
     #[error("the unwind data at {0:016x} makes no sense")]
     Damaged(u64),
 }
@@ -55,6 +62,7 @@ pub struct Unwinder<'a> {
 }
 
 impl<'a> Unwinder<'a> {
+    /// Reads stack and images through `memory`, and keeps what it learns of images in `images`.
     pub fn new(memory: &'a dyn Memory, images: &'a mut Images) -> Self {
         Self { memory, images, window: (0, Vec::new()) }
     }

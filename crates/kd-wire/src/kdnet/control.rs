@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+/// Bytes of an offer's body.
 pub const OFFER_SIZE: usize = 344;
+/// Bytes of a response's body.
 pub const RESPONSE_SIZE: usize = 322;
 
 /// Control channel, target to host, every 3 s.
@@ -20,6 +22,7 @@ pub const RESPONSE_SIZE: usize = 322;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
+    /// A counter, one more each offer, and 24 bytes that are constant for one boot.
     pub nonce: [u8; 32],
     /// Where the target believes to be.
     pub target: SocketAddr,
@@ -30,6 +33,7 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// `None` when it is no offer.
     pub fn decode(body: &[u8]) -> Option<Self> {
         if body.len() != OFFER_SIZE || body[..2] != [1, 1] {
             return None;
@@ -45,6 +49,7 @@ impl Offer {
         })
     }
 
+    /// As it is sealed.
     pub fn encode(&self) -> Bytes {
         let mut body = BytesMut::with_capacity(OFFER_SIZE);
         body.put_slice(&[1, 1]);
@@ -83,11 +88,14 @@ fn address(bytes: &[u8]) -> SocketAddr {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
+    /// That of the offer that it answers.
     pub nonce: [u8; 32],
+    /// The host's part of the session's data key.
     pub random: [u8; 32],
 }
 
 impl Response {
+    /// `None` when it is no response.
     pub fn decode(body: &[u8]) -> Option<Self> {
         if body.len() != RESPONSE_SIZE || body[..2] != [1, 2] {
             return None;
@@ -95,6 +103,7 @@ impl Response {
         Some(Response { nonce: std::array::from_fn(|i| body[2 + i]), random: std::array::from_fn(|i| body[34 + i]) })
     }
 
+    /// As it is sealed.
     pub fn encode(&self) -> Bytes {
         let mut body = BytesMut::with_capacity(RESPONSE_SIZE);
         body.put_slice(&[1, 2]);
@@ -113,13 +122,17 @@ impl Response {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ping {
+    /// The last sequence number of the host that the target took.
     pub last_sequence: u64,
+    /// The host's IPv4 address.
     pub host: u32,
 }
 
 impl Ping {
+    /// Bytes of its body.
     pub const SIZE: usize = 12;
 
+    /// `None` when it is no ping.
     pub fn decode(body: &[u8]) -> Option<Self> {
         let body = <&[u8; Self::SIZE]>::try_from(body).ok()?;
         let (sequence, host) = body.split_at(8);
@@ -129,6 +142,7 @@ impl Ping {
         })
     }
 
+    /// As it is sealed.
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let mut body = [0; Self::SIZE];
         body[..8].copy_from_slice(&self.last_sequence.to_le_bytes());

@@ -29,51 +29,71 @@ const METADATA: usize = 8;
 /// Header, one block and the tag.
 const SHORTEST: usize = CLEAR + 16 + TAG;
 
+/// Which key seals a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
+    /// Offers, responses and pings, under the user's key.
     Control,
+    /// KD packets, under a key of the session.
     Data,
 }
 
 /// The part of a datagram that anybody can read, and nobody has authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
+    /// Of the protocol.
     pub version: u8,
+    /// As they stand there; see the module.
     pub flags: u8,
+    /// Which key seals it.
     pub channel: Channel,
 }
 
 /// An authenticated datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Datagram {
+    /// Of the protocol.
     pub version: u8,
+    /// As they stand there; see the module.
     pub flags: u8,
+    /// Which key seals it.
     pub channel: Channel,
+    /// Counts up in each direction; one that was seen is a replay.
     pub sequence: u64,
     /// Zero bytes that followed the body.
     pub pad: u8,
+    /// What was sealed, without its padding.
     pub body: Bytes,
 }
 
 /// Why a datagram is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
+    /// So few bytes hold no header.
     #[error("{0} bytes are too short for KDNET")]
     Short(usize),
+    /// It does not begin as KDNET does.
     #[error("it does not begin with MDBG")]
     NotKdnet,
+    /// So many bytes are not what a sealed body can have.
     #[error("{0} bytes are not a whole number of cipher blocks")]
     Length(usize),
+    /// A version that nobody has described.
     #[error("KDNET version {0} is unknown")]
     Version(u8),
+    /// Flags that nobody has described.
     #[error("the flags {0:#04x} are unknown")]
     Flags(u8),
+    /// Data, before the keys of a session are known.
     #[error("no data key is known")]
     NoDataKey,
+    /// It does not authenticate: another key, or damage.
     #[error("it does not authenticate under this key")]
     Tag,
+    /// Its direction is not that of whoever was to send it.
     #[error("it was sent by the other side")]
     Direction,
+    /// More padding than there is body.
     #[error("{0} bytes of padding in a shorter body")]
     Padding(u8),
 }
@@ -135,11 +155,15 @@ pub fn open(key: &Key, data_key: Option<&DataKey>, from: Direction, bytes: &[u8]
 /// What goes into a datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct Sealed<'a> {
+    /// Of the protocol.
     pub version: u8,
     /// `None` is the control channel.
     pub data_key: Option<&'a DataKey>,
+    /// Who sends it.
     pub from: Direction,
+    /// One more than the last of this direction.
     pub sequence: u64,
+    /// What is sealed.
     pub body: &'a [u8],
 }
 

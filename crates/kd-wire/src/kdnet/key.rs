@@ -12,16 +12,22 @@ use zeroize::Zeroizing;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Zeroizing<[u8; 32]>);
 
+/// Why a key is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
+    /// It has so many parts instead of four.
     #[error("a key has four parts (w.x.y.z), not {0}")]
     Parts(usize),
+    /// This part, from 1, is empty.
     #[error("part {0} of the key is empty")]
     Empty(usize),
+    /// This part, from 1, has a character that is no base-36 digit.
     #[error("part {0} of the key has a character that is neither a letter a-z nor a digit")]
     Character(usize),
+    /// This part, from 1, is larger than 64 bits.
     #[error("part {0} of the key is larger than 3w5e11264sgsf (64 bits)")]
     TooLarge(usize),
+    /// All of it is zero, which KDNET refuses.
     #[error("a key of zeros is not accepted by targets")]
     Zero,
 }

@@ -25,6 +25,7 @@ layout! {
 }
 
 impl ControlRequest {
+    /// For people: `RequestHardwareBreakpoint`.
     pub fn name(&self) -> &'static str {
         match self.api_number {
             REQUEST_HARDWARE_BREAKPOINT => "RequestHardwareBreakpoint",

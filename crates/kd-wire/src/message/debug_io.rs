@@ -61,12 +61,14 @@ layout! {
 }
 
 impl PrintString {
+    /// Its bytes, as far as the length says and the packet has.
     pub fn text(&self) -> Bytes {
         self.data.slice(..self.data.len().min(self.length_of_string as usize))
     }
 }
 
 impl GetString {
+    /// Its bytes, as far as the length says and the packet has.
     pub fn prompt(&self) -> Bytes {
         self.data.slice(..self.data.len().min(self.length_of_prompt_string as usize))
     }
@@ -84,12 +86,22 @@ impl GetString {
     }
 }
 
+/// Text between a target and its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DebugIo {
+    /// DbgPrint: nothing is answered.
     Print(PrintString),
+    /// DbgPrompt: the target waits for a line.
     Prompt(GetString),
+    /// The line.
     Answer(GetStringAnswer),
-    Unknown { api: u32, bytes: Bytes },
+    /// A number that nobody has described.
+    Unknown {
+        /// The number.
+        api: u32,
+        /// The packet's bytes.
+        bytes: Bytes,
+    },
 }
 
 impl DebugIo {
@@ -110,6 +122,7 @@ impl DebugIo {
         })
     }
 
+    /// As a packet carries it.
     pub fn encode(&self) -> Vec<u8> {
         let (api, mut bytes) = match self {
             DebugIo::Print(message) => (PRINT_STRING, message.encode()),
@@ -121,6 +134,7 @@ impl DebugIo {
         bytes
     }
 
+    /// For people: `PrintString`.
     pub fn name(&self) -> &'static str {
         match self {
             DebugIo::Print(_) => "PrintString",

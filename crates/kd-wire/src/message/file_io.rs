@@ -19,9 +19,13 @@ use bytes::Bytes;
 use super::layout::{Field, layout};
 use super::{DecodeError, Fields, Layout, Value};
 
+/// Opens a file of the host's.
 pub const CREATE_FILE: u32 = 0x3430;
+/// Reads of it.
 pub const READ_FILE: u32 = 0x3431;
+/// Writes to it.
 pub const WRITE_FILE: u32 = 0x3432;
+/// Closes it.
 pub const CLOSE_FILE: u32 = 0x3433;
 
 /// STATUS_NO_SUCH_FILE, which is what WinDbg answers when no replacement file is mapped; the target then uses its own.
@@ -82,15 +86,25 @@ macro_rules! file_io {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum $name {
+            /// Opens a file.
             Create(CreateFile),
+            /// Reads of an open file.
             Read(Transfer),
+            /// Writes to an open file.
             Write(Transfer),
+            /// Closes it.
             Close(CloseFile),
-            /// The bytes behind the ApiNumber.
-            Unknown { api: u32, bytes: Bytes },
+            /// A number that nobody has described.
+            Unknown {
+                /// The number.
+                api: u32,
+                /// The bytes behind it.
+                bytes: Bytes,
+            },
         }
 
         impl $name {
+            /// Reads one, by its ApiNumber.
             pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
                 if bytes.len() < SIZE {
                     return Err(DecodeError { what: "FILE_IO", needed: SIZE, got: bytes.len() });
@@ -104,6 +118,7 @@ macro_rules! file_io {
                 })
             }
 
+            /// As a packet carries it.
             pub fn encode(&self) -> Vec<u8> {
                 let (api, mut bytes) = match self {
                     $name::Create(message) => (CREATE_FILE, message.encode()),
@@ -116,6 +131,7 @@ macro_rules! file_io {
                 bytes
             }
 
+            /// For people: `ReadFile`.
             pub fn name(&self) -> &'static str {
                 match self {
                     $name::Create(_) => "CreateFile",

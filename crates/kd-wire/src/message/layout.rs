@@ -9,8 +9,11 @@ use bytes::Bytes;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {got} bytes, at least {needed} expected")]
 pub struct DecodeError {
+    /// Which message, as its module is called.
     pub what: &'static str,
+    /// Bytes that its fixed part has.
     pub needed: usize,
+    /// Bytes that were there.
     pub got: usize,
 }
 
@@ -19,8 +22,11 @@ pub struct DecodeError {
 pub enum Value {
     /// A number and its width in bytes.
     Number(u64, u8),
+    /// What is text by its meaning.
     Text(String),
+    /// What has no meaning here, or is text of the target's.
     Bytes(Bytes),
+    /// Numbers of eight bytes.
     List(Vec<u64>),
 }
 
@@ -31,9 +37,11 @@ pub type Fields = Vec<(String, Value)>;
 pub trait Layout: Sized {
     /// Bytes of the fixed part, headers included.
     const SIZE: usize;
+    /// Reads the fixed part, and what follows it.
     fn decode(bytes: &Bytes) -> Result<Self, DecodeError>;
     /// The fixed part, then the data. Bytes that no field names are zero.
     fn encode(&self) -> Vec<u8>;
+    /// Adds names and values, in wire order.
     fn fields(&self, out: &mut Fields);
 }
 
@@ -118,7 +126,11 @@ macro_rules! layout {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Eq, Default)]
         pub struct $name {
-            $( $(#[$field_meta])* pub $field: $ty, )*
+            $(
+                $(#[$field_meta])*
+                #[doc = concat!("\n\nAt byte ", stringify!($offset), " of the message.")]
+                pub $field: $ty,
+            )*
             $( $(#[$data_meta])* pub $data: bytes::Bytes, )?
         }
 

@@ -69,7 +69,9 @@ pub const HEADER_SIZE: usize = 56;
 /// An ApiNumber that this crate does not know, with everything behind the 16 common bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownApi {
+    /// Its number.
     pub api: u32,
+    /// All of the message.
     pub bytes: Bytes,
 }
 
@@ -81,19 +83,31 @@ macro_rules! apis {
         /// What the host can ask.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Request {
-            $( $answered($answered_module::Request), )*
-            $( $silent($silent_module::Request), )*
+            $(
+                #[doc = concat!("API ", stringify!($answered_number), ", laid out in [`", stringify!($answered_module), "`].")]
+                $answered($answered_module::Request),
+            )*
+            $(
+                #[doc = concat!("API ", stringify!($silent_number), ", laid out in [`", stringify!($silent_module), "`]; not answered.")]
+                $silent($silent_module::Request),
+            )*
+            /// Any other number.
             Unknown(UnknownApi),
         }
 
         /// What the target answers. APIs that are only acknowledged have no variant.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Reply {
-            $( $answered($answered_module::Reply), )*
+            $(
+                #[doc = concat!("To API ", stringify!($answered_number), ", laid out in [`", stringify!($answered_module), "`].")]
+                $answered($answered_module::Reply),
+            )*
+            /// To any other number.
             Unknown(UnknownApi),
         }
 
         impl Request {
+            /// The ApiNumber in its header.
             pub fn api(&self) -> u32 {
                 match self {
                     $( Request::$answered(_) => $answered_number, )*
@@ -137,6 +151,7 @@ macro_rules! apis {
         }
 
         impl Reply {
+            /// The ApiNumber in its header.
             pub fn api(&self) -> u32 {
                 match self {
                     $( Reply::$answered(_) => $answered_number, )*
@@ -243,16 +258,20 @@ impl UnknownApi {
 /// A request with its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManipulateRequest {
+    /// Whom it is about; memory is the same for all.
     pub processor: u16,
+    /// What is asked.
     pub body: Request,
 }
 
 /// A reply with its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManipulateReply {
+    /// As the request had it.
     pub processor: u16,
     /// NTSTATUS. C0000001 stands for nearly every failure, a partial read included.
     pub return_status: u32,
+    /// What is answered.
     pub body: Reply,
 }
 
@@ -264,11 +283,13 @@ fn header(bytes: &Bytes) -> Result<(u32, u16, u32), DecodeError> {
 }
 
 impl ManipulateRequest {
+    /// Reads header and request.
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let (api, processor, _) = header(bytes)?;
         Ok(ManipulateRequest { processor, body: Request::decode_body(api, bytes)? })
     }
 
+    /// As a packet carries it.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.body.encode_body();
         self.body.api().put(&mut bytes, 0);
@@ -283,11 +304,13 @@ impl ManipulateRequest {
 }
 
 impl ManipulateReply {
+    /// Reads header and reply.
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let (api, processor, return_status) = header(bytes)?;
         Ok(ManipulateReply { processor, return_status, body: Reply::decode_body(api, bytes)? })
     }
 
+    /// As a packet carries it.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.body.encode_body();
         self.body.api().put(&mut bytes, 0);

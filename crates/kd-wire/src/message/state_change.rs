@@ -17,8 +17,11 @@ use bytes::Bytes;
 use super::layout::{Field, layout};
 use super::{DecodeError, Fields, Layout, Value};
 
+/// An exception: a breakpoint, a break-in, a fault.
 pub const EXCEPTION: u32 = 0x3030;
+/// A driver came or went.
 pub const LOAD_SYMBOLS: u32 = 0x3031;
+/// A command for the debugger to run.
 pub const COMMAND_STRING: u32 = 0x3032;
 /// May be added to any of them.
 pub const ALTERNATE: u32 = 0x1_0000;
@@ -142,6 +145,7 @@ macro_rules! instructions {
 instructions!(X64Report, X86Report, Arm64Report);
 
 impl Exception {
+    /// Those that `number_parameters` says are there.
     pub fn parameters(&self) -> &[u64] {
         &self.exception_information[..(self.number_parameters as usize).min(15)]
     }
@@ -168,31 +172,44 @@ impl CommandString {
 /// Why the target stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
+    /// The processor met an exception.
     Exception(Exception),
+    /// A driver was loaded or unloaded, or the machine starts anew.
     LoadSymbols(LoadSymbols),
+    /// The target wants a command to be run.
     CommandString(CommandString),
-    /// Bytes 32 to 191, and what follows the fixed part.
+    /// Of a kind that nobody has described.
     Unknown {
+        /// Bytes 32 to 191: what a known report would have there.
         part: Bytes,
+        /// What follows the fixed part.
         data: Bytes,
     },
 }
 
+/// A target stands still; this says why and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateChange {
+    /// 0x3030 to 0x3032; decides what `report` is.
     pub new_state: u32,
+    /// Of the processor's make.
     pub processor_level: u16,
+    /// The one that stopped.
     pub processor: u16,
     /// 0 occurs and means "at least Processor + 1"; see [`StateChange::processors`].
     pub number_processors: u32,
+    /// Its current thread's ETHREAD.
     pub thread: u64,
+    /// Its next instruction.
     pub program_counter: u64,
+    /// By `new_state`.
     pub report: Report,
     /// The control report's 48 bytes. Only the machine type, known from GetVersion, says what they are.
     pub control_report: [u8; 48],
 }
 
 impl StateChange {
+    /// Reads all machines' forms: what differs is in `control_report`.
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let header = Header::decode(bytes)?;
         let report = match header.new_state & !ALTERNATE {
@@ -213,6 +230,7 @@ impl StateChange {
         })
     }
 
+    /// As a packet carries it.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = match &self.report {
             Report::Exception(report) => report.encode(),
@@ -262,6 +280,7 @@ impl StateChange {
         T::decode(&bytes.into()).unwrap_or_default()
     }
 
+    /// For people: `Exception`, `LoadSymbols`.
     pub fn name(&self) -> &'static str {
         match self.report {
             Report::Exception(_) => "Exception",

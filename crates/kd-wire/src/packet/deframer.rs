@@ -18,22 +18,27 @@ use super::{
 /// What the stream gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deframed {
+    /// A whole one, whose sum is right.
     Packet(Packet),
     /// A packet that cannot be used: wrong checksum.
     Bad(PacketError),
     /// A data packet that does not end with 0xAA.
     BadTrailer {
+        /// Of the packet before it, which is good.
         id: u32,
+        /// What stood there instead of 0xaa.
         found: u8,
     },
     /// A ByteCount above what the protocol allows.
     TooLong {
+        /// What the header claims.
         count: usize,
     },
     /// So many bytes belonged to no packet: boot text, or a wrong baud rate.
     Noise(usize),
 }
 
+/// Finds packets in a stream of bytes, however it was cut.
 #[derive(Debug, Default)]
 pub struct Deframer {
     /// From the first byte that may belong to a packet on.
@@ -55,6 +60,7 @@ enum Candidate {
 }
 
 impl Deframer {
+    /// At the start of a stream, or in the middle of one.
     pub fn new() -> Self {
         Self::default()
     }

@@ -24,9 +24,13 @@ const RETRIES: u32 = 20;
 /// A KDNET target's configuration.
 #[derive(Debug, Clone)]
 pub struct TargetConfig {
+    /// The key that both sides were told.
     pub key: Key,
+    /// The target's own address, as it tells it.
     pub own: SocketAddr,
+    /// Whom it was told to send to.
     pub host: SocketAddr,
+    /// The protocol's version that it speaks.
     pub version: u8,
     /// Tells this boot from others.
     pub boot: [u8; 24],
@@ -44,7 +48,10 @@ pub enum TargetEvent {
     /// Send the state change of this stop again.
     StateChangeWanted,
     /// A debugger has the data channel.
-    HostConnected { host: SocketAddr },
+    HostConnected {
+        /// The host's address.
+        host: SocketAddr,
+    },
     /// Nobody acknowledges; the packet is dropped.
     GaveUp,
 }
@@ -153,18 +160,22 @@ impl TargetSession {
         self.stopped = false;
     }
 
+    /// Whether it told a stop and was not let go.
     pub fn is_stopped(&self) -> bool {
         self.stopped
     }
 
+    /// What to send next.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
+    /// What the host did next.
     pub fn poll_event(&mut self) -> Option<TargetEvent> {
         self.events.pop_front()
     }
 
+    /// When [`TargetSession::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let transport = match &self.transport {
             Transport::Kdnet(kdnet) => [Some(kdnet.next_offer), kdnet.next_ping],
@@ -173,6 +184,7 @@ impl TargetSession {
         transport.into_iter().flatten().chain(self.sending.as_ref().map(|sending| sending.deadline)).min()
     }
 
+    /// The time that [`TargetSession::poll_timeout`] named has come.
     pub fn handle_timeout(&mut self, now: Duration) {
         match &mut self.transport {
             Transport::Kdnet(kdnet) => {
@@ -198,6 +210,7 @@ impl TargetSession {
         }
     }
 
+    /// Bytes of the stream.
     pub fn handle_bytes(&mut self, now: Duration, bytes: &[u8]) {
         let Transport::Serial { deframer, stalled } = &mut self.transport else { return };
         if !deframer.is_partial() && bytes == [BREAK_IN] {
@@ -216,6 +229,7 @@ impl TargetSession {
         }
     }
 
+    /// One datagram.
     pub fn handle_datagram(&mut self, now: Duration, peer: SocketAddr, payload: &[u8]) {
         let Transport::Kdnet(kdnet) = &mut self.transport else { return };
         let Ok(header) = peek(payload) else { return };

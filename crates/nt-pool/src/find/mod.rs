@@ -30,8 +30,11 @@ pub use run::{Observer, Silent};
 /// A pool as people name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pool {
+    /// Always in memory; executable or not.
     NonPaged,
+    /// May be in a page file.
     Paged,
+    /// Of one session's own, paged or not.
     Session,
     /// Only as what is asked for: a block of special pool is nonpaged or paged.
     Special,
@@ -55,6 +58,7 @@ pub enum Sizes {
     All,
     /// Small blocks, whatever the counters say.
     Small,
+    /// Large allocations only, from the kernel's table of them.
     Large,
 }
 
@@ -63,17 +67,20 @@ pub enum Sizes {
 pub struct Place {
     /// In whose pool, if not in the machine's.
     pub session: Option<u32>,
+    /// The header's, of the block at which it stopped.
     pub address: u64,
 }
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
+    /// Whose blocks; it may have wildcards.
     pub tag: TagPattern,
     /// All of them without one.
     pub pool: Option<Pool>,
     /// Not the sessions' own pools.
     pub global: bool,
+    /// Large, small, or what the counters call for.
     pub sizes: Sizes,
     /// Freed blocks that still have the tag, too.
     pub free: bool,
@@ -174,6 +181,7 @@ impl Default for Bounds {
 /// A block, from whichever of the kernel's books has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
+    /// What the book that has it says.
     pub what: What,
     /// Whose own pool it is of: in other sessions there is something else at this address.
     pub session: Option<u32>,
@@ -184,7 +192,9 @@ pub struct Block {
 /// What the books say of a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
+    /// An entry of the table of large allocations.
     Large(BigPage),
+    /// A block below a page, with its header.
     Small(SmallBlock),
 }
 
@@ -225,6 +235,7 @@ impl Block {
         }
     }
 
+    /// A freed block keeps its last owner's.
     pub fn tag(&self) -> Tag {
         match &self.what {
             What::Large(page) => page.tag,
@@ -232,6 +243,7 @@ impl Block {
         }
     }
 
+    /// As the allocation asked for it.
     pub fn pool_kind(&self) -> PoolKind {
         match &self.what {
             What::Large(page) => page.kind,
@@ -239,6 +251,7 @@ impl Block {
         }
     }
 
+    /// As people name it.
     pub fn pool(&self) -> Pool {
         self.pool_kind().into()
     }
@@ -265,8 +278,11 @@ pub enum Skipped {
 /// What was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Searched {
+    /// The table of large allocations.
     Large,
+    /// The pages where small blocks are.
     Small,
+    /// Both.
     All,
 }
 
@@ -277,10 +293,13 @@ pub struct Findings {
     pub table: Range<u64>,
     /// Where small blocks were looked for, by pool.
     pub ranges: Vec<(PoolKind, Range<u64>)>,
+    /// Each of them once.
     pub blocks: Vec<Block>,
+    /// Which books.
     pub searched: Searched,
     /// Where the search of small blocks was stopped by a limit or by the user; it can go on from there.
     pub stopped: Option<Place>,
+    /// What was left out because the kernel's counters had answered, or because of its cost.
     pub skipped: Vec<Skipped>,
     /// What is missing, and what is worth saying.
     pub notes: Notes,

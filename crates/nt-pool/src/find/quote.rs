@@ -20,7 +20,9 @@ const LEAST_PLAN: u64 = 8;
 /// What a walk costs, from what was measured on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
+    /// Requests to the target.
     pub requests: u64,
+    /// Bytes that come for them.
     pub bytes: u64,
     /// How long the target will stand still.
     pub time: Duration,

@@ -74,6 +74,7 @@ impl fmt::Display for Subject {
 pub enum State {
     /// Something was compared, and all of it agrees.
     Ok,
+    /// Two witnesses of the same thing disagree.
     Differs,
     /// Nothing could be compared.
     Unknown,
@@ -93,7 +94,9 @@ impl State {
 /// One part of the check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
+    /// What was compared.
     pub subject: Subject,
+    /// Each book with both witnesses.
     pub checks: Vec<Check>,
     /// Why nothing could be compared, or not everything: words of ours, without anything of the target's.
     pub limits: Vec<String>,
@@ -153,8 +156,11 @@ pub type Sizes = BTreeMap<(&'static str, u64), u64>;
 /// here, so that no key follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Word {
+    /// The structure that it is of.
     pub structure: &'static str,
+    /// As it stands in memory, hidden by the heap's key.
     pub encoded: u64,
+    /// As it is read.
     pub decoded: u64,
 }
 
@@ -166,8 +172,11 @@ pub struct SelfCheck {
     /// What the memory had cost when the present part began.
     began: Spent,
     next: usize,
+    /// In the order in which they were done.
     pub parts: Vec<Part>,
+    /// Of the structures that decoding rests on.
     pub sizes: Sizes,
+    /// Some headers, before and after decoding: without contents and addresses.
     pub words: Vec<Word>,
     /// Which of two possible readings of a structure were taken.
     pub readings: Readings,

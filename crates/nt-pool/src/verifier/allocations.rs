@@ -13,20 +13,25 @@ use crate::lists::{Walked, follow};
 use crate::record::Record;
 use crate::{Kernel, Notes, PoolError, Tag};
 
+/// A block that a verified driver holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allocation {
+    /// What the allocation call returned.
     pub address: u64,
     /// What the block can hold, the verifier's own pointer at its end included.
     pub size: u64,
+    /// Its owner's.
     pub tag: Tag,
     /// Where the allocating function returned to.
     pub caller: u64,
 }
 
+/// The blocks that a verified driver holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allocations {
     /// In the order of the driver's tracking pages.
     pub allocations: Vec<Allocation>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 

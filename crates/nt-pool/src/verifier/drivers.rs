@@ -16,20 +16,26 @@ use crate::{Kernel, Notes, PoolError};
 /// kd's words for what happened to a driver since the machine started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
+    /// It is there, and never left.
     Loaded,
+    /// It left.
     Unloaded,
     /// It came back after it was unloaded.
     LoadedAndUnloaded,
+    /// It is to be verified, and did not come yet.
     NeverLoaded,
 }
 
+/// A driver that is verified, or was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
     /// `_VF_TARGET_DRIVER` of a loaded one, else its entry in the list of names.
     pub entry: u64,
     /// Empty when it could not be read.
     pub name: String,
+    /// How often it came since the machine started.
     pub loads: u32,
+    /// How often it left.
     pub unloads: u32,
     /// Where the image lies, or lay when the kernel still keeps what an unloaded driver left behind; else unknown.
     pub image: Option<Range<u64>>,
@@ -52,6 +58,7 @@ impl State {
 }
 
 impl Driver {
+    /// What its loads and unloads say.
     pub fn state(&self) -> State {
         match (self.loads, self.unloads) {
             (0, _) => State::NeverLoaded,
@@ -62,10 +69,12 @@ impl Driver {
     }
 }
 
+/// The drivers that are verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Drivers {
     /// In the order of the kernel's list of names.
     pub drivers: Vec<Driver>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 

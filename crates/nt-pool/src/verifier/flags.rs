@@ -6,10 +6,13 @@ use crate::build::{WINDOWS_8, WINDOWS_8_1, WINDOWS_10};
 /// One option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flag {
+    /// Its value in the level; 0 for what is always on.
     pub bit: u32,
+    /// As kd prints it.
     pub name: &'static str,
     /// Part of `verifier /standard`; else kd lists it under "additional".
     pub standard: bool,
+    /// It is set in the level that was asked about.
     pub enabled: bool,
 }
 

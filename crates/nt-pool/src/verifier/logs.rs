@@ -9,13 +9,20 @@ use crate::record::{Member, Record};
 use crate::ring::{Names, Ring};
 use crate::{Kernel, Notes, PoolError};
 
+/// The verifier's logs beside that of pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LogKind {
+    /// Allocations that were made to fail (`!verifier 4`).
     Faults,
+    /// Changes of IRQL (`!verifier 8`).
     Irql,
+    /// IRPs that were made to pend (`!verifier 0x40`).
     ForcedPending,
+    /// IRPs that were allocated, completed and cancelled (`!verifier 0x100`).
     Irps,
+    /// Critical regions that were entered and left (`!verifier 0x200`).
     CriticalRegions,
+    /// Cancelled IRPs that are watched until they complete (`!verifier 0x400`).
     WatchedIrps,
 }
 
@@ -24,11 +31,17 @@ pub enum LogKind {
 pub struct Entry {
     /// Counts since the log was made; 0 in the list of watched IRPs.
     pub sequence: u32,
+    /// ETHREAD of whoever did it.
     pub thread: Option<u64>,
+    /// The IRP that it is about.
     pub irp: Option<u64>,
+    /// The IRQL before.
     pub old_irql: Option<u8>,
+    /// The IRQL that was asked for.
     pub new_irql: Option<u8>,
+    /// On which processor.
     pub processor: Option<u16>,
+    /// `KeTickCount` then.
     pub tick_count: Option<u32>,
     /// IRQL at which an IRP was allocated, completed or cancelled.
     pub irql: Option<u8>,
@@ -36,15 +49,18 @@ pub struct Entry {
     pub apc_disable: Option<u32>,
     /// When the watch on a cancelled IRP ends.
     pub due_tick_count: Option<u32>,
+    /// Return addresses, innermost first.
     pub frames: Vec<u64>,
 }
 
+/// One log, or a list that is kept like one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryLog {
     /// Slots in the ring; the number of elements of a list.
     pub length: u32,
     /// Newest first; a list in its own order.
     pub entries: Vec<Entry>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 

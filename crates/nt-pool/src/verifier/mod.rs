@@ -16,6 +16,7 @@ use crate::record::Record;
 
 /// Bits of the level: either makes the kernel track pool.
 pub const SPECIAL_POOL: u32 = 0x1;
+/// Every allocation of a verified driver is tracked, and must be free when it is unloaded.
 pub const POOL_TRACKING: u32 = 0x8;
 
 /// The numbers of a structure by the names that the target's own symbols give them, in the structure's order. A
@@ -39,6 +40,7 @@ impl Counters {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
     }
 
+    /// Names and values, in the structure's order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
         self.0.iter().map(|(name, value)| (name.as_str(), *value))
     }

@@ -6,6 +6,7 @@ use crate::lists;
 use crate::record::Record;
 use crate::{Kernel, Notes, PoolError};
 
+/// What Driver Verifier is set to, and what it counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The option bits; [`super::flags`] names them. 0: nothing is verified.
@@ -16,9 +17,11 @@ pub struct Settings {
     pub option_flags: Option<u32>,
     /// `nt!KernelVerifier`: the kernel itself is verified.
     pub kernel_verified: Option<bool>,
+    /// What is missing, and what is worth saying.
     pub notes: Notes,
 }
 
+/// Reads level, counters and options.
 pub fn settings(kernel: &Kernel<'_>) -> Result<Settings, PoolError> {
     let record = Record::new(kernel, "_MM_DRIVER_VERIFIER_DATA")?;
     let level = record.member("Level")?;

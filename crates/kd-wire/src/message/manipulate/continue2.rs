@@ -56,6 +56,7 @@ layout! {
 }
 
 impl Request {
+    /// Lets a processor go on with `continue_status` and what its machine's control set says.
     pub fn new(continue_status: u32, control_set: &impl crate::message::Layout) -> Self {
         let mut set = [0; 28];
         let bytes = control_set.encode();
