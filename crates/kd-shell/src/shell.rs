@@ -1,33 +1,34 @@
 //! A session's shell: lines in, answers out.
 
 mod complete;
+mod control;
 mod drive;
 mod script;
 mod stops;
+mod tee;
 
-use std::sync::mpsc::RecvTimeoutError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Zoned;
 use kd_target::{Cost, Event, Halted, Interrupt, Leave, Left, Meter, Target, TargetError};
 use nt_memory::Fault;
 
-use crate::answer::{Done, Reply};
+use crate::answer::Reply;
 use crate::banner::{self, Reason};
-use crate::command::{Action, Control, Table};
+use crate::command::{Action, Table};
 use crate::error::CommandError;
-use crate::grammar::expression::evaluate_all;
 use crate::grammar::line::{Command, Statement, split, statements};
 use crate::kernel::Kernel;
-use crate::output::{Mood, Output, difference, show};
+use crate::output::{Output, difference, show};
 use crate::session::{Context, Debuggee, Format, LastCommand, Session};
-use crate::symbols::short_name;
 use crate::text::{tick, visible_name};
 use crate::vertarget;
 
+pub use complete::Completion;
 pub(crate) use drive::{Drive, is_cancelled};
 pub(crate) use script::read as read_script;
 pub(crate) use stops::{Seen, Stopped};
+use tee::Tee;
 
 /// What a line of commands came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -487,203 +488,6 @@ impl Shell {
         }
         Ok(self.evaluate(condition)? != 0)
     }
-
-    fn control(
-        &mut self,
-        control: Control,
-        arguments: &str,
-        next: &mut Next,
-        out: &mut dyn Output,
-    ) -> Result<Reply, CommandError> {
-        match control {
-            Control::Go => {
-                self.go()?;
-                Ok(Reply::new(Done {}))
-            }
-            Control::Break if self.loops > 0 && !matches!(self.target, Some(Target::Running(_))) => {
-                self.leaving = Some(Leaving::Loop);
-                Ok(Reply::new(Done {}))
-            }
-            Control::Leave => {
-                if self.catches == 0 {
-                    return Err(CommandError::Usage(".leave is for the inside of a .catch".into()));
-                }
-                self.leaving = Some(Leaving::Catch);
-                Ok(Reply::new(Done {}))
-            }
-            // The line does it itself, which knows what it begins with.
-            Control::Repeat => Err(CommandError::Usage("z repeats the line that it stands on".into())),
-            Control::Continue => {
-                if self.loops == 0 {
-                    return Err(CommandError::Usage(".continue is for the body of a loop".into()));
-                }
-                self.leaving = Some(Leaving::Round);
-                Ok(Reply::new(Done {}))
-            }
-            Control::Break => {
-                let end = Instant::now() + self.patience;
-                loop {
-                    self.break_in()?;
-                    match self.look_at_stop(out)? {
-                        // A breakpoint came first: its hit did not count, or its commands let the target go.
-                        Seen::Runs if Instant::now() < end => {}
-                        Seen::Runs => return Err(TargetError::Timeout(self.patience).into()),
-                        Seen::Breakpoint | Seen::Plain => return self.stop_reply(),
-                    }
-                }
-            }
-            Control::Wait => {
-                if self.target.is_none() {
-                    return Err(CommandError::NoTarget);
-                }
-                let patience = match arguments {
-                    "" => None,
-                    text => Some(self.milliseconds(text)?),
-                };
-                match self.wait(patience, out)? {
-                    true => self.stop_reply(),
-                    false => Err(TargetError::Timeout(patience.unwrap_or_default()).into()),
-                }
-            }
-            Control::Sleep => {
-                if arguments.is_empty() {
-                    return Err(CommandError::Usage("no time; usage: .sleep milliseconds".into()));
-                }
-                let end = Instant::now() + self.milliseconds(arguments)?;
-                loop {
-                    let left = end.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Ok(Reply::new(Done {}));
-                    }
-                    if self.interrupt.take() {
-                        return Err(Fault::Cancelled.into());
-                    }
-                    if let Some(why) = self.lost() {
-                        return Err(Fault::Lost(why).into());
-                    }
-                    std::thread::sleep(left.min(SLEEP_STEP));
-                }
-            }
-            Control::Reboot | Control::Crash => {
-                self.session.check_writing()?;
-                let run = if control == Control::Crash { kd_target::Halted::crash } else { kd_target::Halted::reboot };
-                self.let_run(run)?;
-                Ok(Reply::new(Done {}))
-            }
-            Control::Quit if !self.ends_by_q => {
-                Err(CommandError::Failed("this session ends when its client does; g lets the target run".into()))
-            }
-            Control::Quit => {
-                let halted = match arguments {
-                    "" => false,
-                    "-halted" => true,
-                    other => return Err(CommandError::Usage(format!("unknown option '{other}'; usage: q [-halted]"))),
-                };
-                *next = Next::Quit { halted };
-                // Before it is said that all went well, it has to.
-                match self.leave(if halted { Leave::Halted } else { Leave::Running }) {
-                    Some(left) if left.may_stand() => Err(CommandError::Failed(left.to_string())),
-                    _ => Ok(Reply::new(Done {})),
-                }
-            }
-        }
-    }
-
-    fn milliseconds(&mut self, text: &str) -> Result<Duration, CommandError> {
-        let lost = self.lost();
-        let debuggee = debuggee(self.target.as_ref(), lost.as_deref());
-        let (session, cost) = (&mut self.session, Cost::default());
-        let mut context = Context { debuggee, session, word: "", arguments: "", cost, commands: self.commands };
-        let value = evaluate_all(text, &mut context.scope())?;
-        // Negative numbers are huge ones.
-        match value {
-            ..=0x7fff_ffff => Ok(Duration::from_millis(value)),
-            _ => Err(CommandError::Usage(format!("{text} is too long a time"))),
-        }
-    }
-
-    /// What a word at the end of a line may become: a command, a module, or a symbol or type of a module whose symbols
-    /// are loaded; without a module, of the kernel. No symbols are looked for, and the module list is read for half a
-    /// second at most.
-    pub fn complete(&self, prefix: &str) -> Vec<Completion> {
-        const MOST: usize = 200;
-        let lower = prefix.to_ascii_lowercase();
-        let mut found = Vec::new();
-        for info in self.commands.commands {
-            let names = info.names.iter().filter(|name| name.starts_with(&lower));
-            found.extend(names.map(|name| Completion { text: name.to_string(), help: info.help.into() }));
-        }
-        let Some(halted) = self.halted() else { return found };
-        let (module, name) = match lower.split_once('!') {
-            Some(("", _)) => return found,
-            Some((module, name)) => (Some(module), name),
-            None => (None, lower.as_str()),
-        };
-        let base = Kernel::base(halted);
-        let mut files = Vec::new();
-        match module {
-            Some("nt") => files.extend(self.session.symbols.known_nt(halted).map(|nt| ("nt!".to_owned(), nt))),
-            None if name.is_empty() => {}
-            _ => {
-                let modules = self.soon(|| halted.drivers()).map(|list| list.drivers).unwrap_or_default();
-                for driver in &modules {
-                    let short = short_name(driver, base);
-                    let folded = short.to_ascii_lowercase();
-                    match module {
-                        Some(module) if folded == module => {
-                            let file = self.session.symbols.known(halted, driver).flatten();
-                            files.extend(file.map(|file| (short + "!", file)));
-                        }
-                        None if folded.starts_with(name) => {
-                            found.push(Completion { text: short, help: visible_name(&driver.file) });
-                        }
-                        _ => {}
-                    }
-                }
-                // A letter or two would be most of the kernel.
-                if module.is_none() && name.len() > 2 {
-                    files.extend(self.session.symbols.known_nt(halted).map(|nt| (String::new(), nt)));
-                }
-            }
-        }
-        for (module, file) in files {
-            let pattern = format!("{name}*");
-            let named = |name: &str, help: &str| Completion {
-                text: format!("{module}{}", visible_name(name)),
-                help: help.into(),
-            };
-            let mut symbols = file.matching(&pattern);
-            symbols.sort_by(|a, b| a.name.cmp(&b.name));
-            found.extend(symbols.iter().take(MOST).map(|symbol| named(&symbol.name, "")));
-            found.extend(file.types_matching(&pattern).iter().take(MOST).map(|name| named(name, "type")));
-        }
-        found
-    }
-
-    /// Runs `f`, which asks the target, and interrupts it when it takes longer than somebody waits who pressed a key.
-    fn soon<T>(&self, f: impl FnOnce() -> Result<T, Fault>) -> Option<T> {
-        const PATIENCE: Duration = Duration::from_millis(500);
-        let (done, waiting) = std::sync::mpsc::channel::<()>();
-        let interrupt = self.interrupt.clone();
-        let watch = std::thread::spawn(move || {
-            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                interrupt.raise();
-            }
-        });
-        let result = f();
-        drop(done);
-        // It ends at once; what it raised is meant for `f` alone.
-        let _ = watch.join();
-        self.interrupt.take();
-        result.ok()
-    }
-}
-
-/// What a word may become, and a word about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Completion {
-    pub text: String,
-    pub help: String,
 }
 
 /// An event as kd shows it; `None` for what it does not show. Drivers that come and go are for those who want to know
@@ -732,61 +536,5 @@ fn debuggee<'a>(target: Option<&'a Target>, lost: Option<&'a str>) -> Debuggee<'
         (Some(_), Some(why)) => Debuggee::Lost(why),
         (Some(Target::Running(_)), None) => Debuggee::Running,
         (Some(Target::Halted(halted)), None) => Debuggee::Halted(halted),
-    }
-}
-
-/// Everything that is shown goes to the log as well.
-struct Tee<'a> {
-    out: &'a mut dyn Output,
-    log: &'a crate::log::Log,
-}
-
-impl Output for Tee<'_> {
-    fn write(&mut self, text: &str) {
-        self.log.write(text);
-        self.out.write(text);
-    }
-
-    fn error(&mut self, line: &str) {
-        self.log.write(line);
-        self.out.error(line);
-    }
-
-    fn clear(&mut self) {
-        self.out.clear();
-    }
-
-    fn remark(&mut self, line: &str) {
-        self.log.write(line);
-        self.out.remark(line);
-    }
-    fn redraw(&mut self, table: &str, line: &str) {
-        self.log.write(line);
-        self.out.redraw(table, line);
-    }
-
-    fn headline(&mut self, text: &str, mood: Mood) {
-        self.log.write(text);
-        self.out.headline(text, mood);
-    }
-
-    fn erase(&mut self) {
-        self.out.erase();
-    }
-
-    fn ask(&mut self, question: &str) -> Option<bool> {
-        let answer = self.out.ask(question);
-        if let Some(yes) = answer {
-            self.log.write(&format!("{question} {}\n", if yes { "yes" } else { "no" }));
-        }
-        answer
-    }
-
-    fn columns(&self) -> usize {
-        self.out.columns()
-    }
-
-    fn is_interactive(&self) -> bool {
-        self.out.is_interactive()
     }
 }

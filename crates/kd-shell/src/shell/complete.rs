@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::path::{MAIN_SEPARATOR, Path};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+use nt_memory::Fault;
 use nt_pool::Tag;
 
-use super::{Completion, Shell};
+use super::Shell;
 use crate::command::{CommandInfo, Table};
 use crate::kernel::Kernel;
+use crate::symbols::short_name;
 use crate::text::visible_name;
 
 /// More than that nobody reads.
@@ -18,6 +21,90 @@ const MOST: usize = 200;
 const TAGS_TIME: Duration = Duration::from_millis(300);
 /// A usual tag table.
 const TAGS_BYTES: u64 = 200 << 10;
+
+/// What a word may become, and a word about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    pub text: String,
+    pub help: String,
+}
+
+impl Shell {
+    /// What a word at the end of a line may become: a command, a module, or a symbol or type of a module whose symbols
+    /// are loaded; without a module, of the kernel. No symbols are looked for, and the module list is read for half a
+    /// second at most.
+    pub fn complete(&self, prefix: &str) -> Vec<Completion> {
+        let lower = prefix.to_ascii_lowercase();
+        let mut found = Vec::new();
+        for info in self.commands.commands {
+            let names = info.names.iter().filter(|name| name.starts_with(&lower));
+            found.extend(names.map(|name| Completion { text: name.to_string(), help: info.help.into() }));
+        }
+        let Some(halted) = self.halted() else { return found };
+        let (module, name) = match lower.split_once('!') {
+            Some(("", _)) => return found,
+            Some((module, name)) => (Some(module), name),
+            None => (None, lower.as_str()),
+        };
+        let base = Kernel::base(halted);
+        let mut files = Vec::new();
+        match module {
+            Some("nt") => files.extend(self.session.symbols.known_nt(halted).map(|nt| ("nt!".to_owned(), nt))),
+            None if name.is_empty() => {}
+            _ => {
+                let modules = self.soon(|| halted.drivers()).map(|list| list.drivers).unwrap_or_default();
+                for driver in &modules {
+                    let short = short_name(driver, base);
+                    let folded = short.to_ascii_lowercase();
+                    match module {
+                        Some(module) if folded == module => {
+                            let file = self.session.symbols.known(halted, driver).flatten();
+                            files.extend(file.map(|file| (short + "!", file)));
+                        }
+                        None if folded.starts_with(name) => {
+                            found.push(Completion { text: short, help: visible_name(&driver.file) });
+                        }
+                        _ => {}
+                    }
+                }
+                // A letter or two would be most of the kernel.
+                if module.is_none() && name.len() > 2 {
+                    files.extend(self.session.symbols.known_nt(halted).map(|nt| (String::new(), nt)));
+                }
+            }
+        }
+        for (module, file) in files {
+            let pattern = format!("{name}*");
+            let named = |name: &str, help: &str| Completion {
+                text: format!("{module}{}", visible_name(name)),
+                help: help.into(),
+            };
+            let mut symbols = file.matching(&pattern);
+            symbols.sort_by(|a, b| a.name.cmp(&b.name));
+            found.extend(symbols.iter().take(MOST).map(|symbol| named(&symbol.name, "")));
+            found.extend(file.types_matching(&pattern).iter().take(MOST).map(|name| named(name, "type")));
+        }
+        found
+    }
+
+    /// Runs `f`, which asks the target, and interrupts it when it takes longer than somebody waits who pressed a key.
+    fn soon<T>(&self, f: impl FnOnce() -> Result<T, Fault>) -> Option<T> {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let (done, waiting) = std::sync::mpsc::channel::<()>();
+        let interrupt = self.interrupt.clone();
+        let watch = std::thread::spawn(move || {
+            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                interrupt.raise();
+            }
+        });
+        let result = f();
+        drop(done);
+        // It ends at once; what it raised is meant for `f` alone.
+        let _ = watch.join();
+        self.interrupt.take();
+        result.ok()
+    }
+}
 
 /// What stands where the cursor is.
 enum Place {
