@@ -154,24 +154,8 @@ enum StartArg {
 }
 
 pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
-    let Machine { kernel, table, hunt } = machine(arguments)?;
-    if let Some(file) = &arguments.truth {
-        let truth = serde_json::to_vec_pretty(&kernel.truth())?;
-        fs::write(file, truth).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    if let Some(path) = &arguments.export_raw {
-        fs::File::create(path)
-            .and_then(|mut file| kernel.write_raw(&mut file))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if let Some(folder) = &arguments.store {
-        match &table {
-            Some(table) => kernel::write_pdb(folder, table),
-            None => kernel::write_symbol_store(folder),
-        }
-        .with_context(|| format!("cannot write the symbols to {}", folder.display()))?;
-    }
-    let written = arguments.truth.is_some() || arguments.export_raw.is_some() || arguments.store.is_some();
+    let machine = machine(arguments)?;
+    let written = write_files(arguments, &machine)?;
     let transport = match transport(arguments) {
         Some(transport) => transport,
         None if written => return Ok(ExitCode::SUCCESS),
@@ -180,27 +164,9 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
              or what to write: --store, --truth or --export-raw"
         ),
     };
-    let runtime = crate::runtime()?;
+    let Machine { kernel, table, hunt } = machine;
     let build = kernel.facts().build;
-    let mut options = FakeOptions::new(transport, kernel);
-    options.start = match arguments.start {
-        StartArg::Running => Start::Running,
-        StartArg::Boot => Start::WaitingAtBoot,
-        StartArg::Halted => Start::BrokenIn,
-        StartArg::Bugcheck => Start::BugcheckLoop,
-    };
-    options.max_data = arguments.max_data;
-    options.search_memory = !arguments.no_search;
-    options.print_every = match arguments.print_every {
-        Some(seconds) => Some(Duration::try_from_secs_f64(seconds).context("--print-every")?),
-        None => None,
-    };
-    options.deaf_while_printing = arguments.deaf;
-    options.wrong_id_every = arguments.wrong_id_every;
-    options.nagle = arguments.nagle;
-    if let Some(milliseconds) = arguments.retransmit {
-        options.retransmit = Duration::from_millis(milliseconds);
-    }
+    let mut options = options(arguments, FakeOptions::new(transport, kernel))?;
     let mut begin = None;
     if arguments.leak_every.is_some() || arguments.churn {
         let period = arguments.leak_every.map(Duration::from_millis);
@@ -210,16 +176,7 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
         options.evolve = Some(activity);
         begin = Some(begins);
     }
-    options.faults = Faults {
-        seed: arguments.seed,
-        drop: arguments.loss,
-        duplicate: arguments.duplicate,
-        reorder: arguments.reorder,
-        corrupt: arguments.corrupt,
-        delay: Duration::from_millis(arguments.delay),
-        ..Faults::default()
-    };
-    runtime.block_on(async {
+    crate::runtime()?.block_on(async {
         let target = kd_fake::spawn(options).await.context("the fake target did not start")?;
         match &table {
             Some(table) => println!("A fake Windows {} of build {build} is running. Attach with:", name(table.machine)),
@@ -254,6 +211,59 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
         );
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Writes what is asked for instead of a session, or besides one: truth, memory, symbols. Whether anything was.
+fn write_files(arguments: &FakeArgs, machine: &Machine) -> Result<bool> {
+    if let Some(file) = &arguments.truth {
+        let truth = serde_json::to_vec_pretty(&machine.kernel.truth())?;
+        fs::write(file, truth).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(path) = &arguments.export_raw {
+        fs::File::create(path)
+            .and_then(|mut file| machine.kernel.write_raw(&mut file))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(folder) = &arguments.store {
+        match &machine.table {
+            Some(table) => kernel::write_pdb(folder, table),
+            None => kernel::write_symbol_store(folder),
+        }
+        .with_context(|| format!("cannot write the symbols to {}", folder.display()))?;
+    }
+    Ok(arguments.truth.is_some() || arguments.export_raw.is_some() || arguments.store.is_some())
+}
+
+/// How the target stands, and what its line does to what it carries.
+fn options(arguments: &FakeArgs, mut options: FakeOptions) -> Result<FakeOptions> {
+    options.start = match arguments.start {
+        StartArg::Running => Start::Running,
+        StartArg::Boot => Start::WaitingAtBoot,
+        StartArg::Halted => Start::BrokenIn,
+        StartArg::Bugcheck => Start::BugcheckLoop,
+    };
+    options.max_data = arguments.max_data;
+    options.search_memory = !arguments.no_search;
+    options.print_every = match arguments.print_every {
+        Some(seconds) => Some(Duration::try_from_secs_f64(seconds).context("--print-every")?),
+        None => None,
+    };
+    options.deaf_while_printing = arguments.deaf;
+    options.wrong_id_every = arguments.wrong_id_every;
+    options.nagle = arguments.nagle;
+    if let Some(milliseconds) = arguments.retransmit {
+        options.retransmit = Duration::from_millis(milliseconds);
+    }
+    options.faults = Faults {
+        seed: arguments.seed,
+        drop: arguments.loss,
+        duplicate: arguments.duplicate,
+        reorder: arguments.reorder,
+        corrupt: arguments.corrupt,
+        delay: Duration::from_millis(arguments.delay),
+        ..Faults::default()
+    };
+    Ok(options)
 }
 
 fn name(machine: kd_fake::Machine) -> &'static str {
