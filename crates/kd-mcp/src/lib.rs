@@ -1,11 +1,4 @@
-//! The debugger's questions as tools of the Model Context Protocol.
-//!
-//! [`serve`] speaks MCP on standard input and output and asks a [`kd_shell::Shell`] whose answers are JSON: a tool's
-//! result is what `kdpool --format json` prints for the same question (docs/json.md), with one member more, `target`.
-//!
-//! The target is stopped by the first question and let go by a lease: it stands still for no longer than
-//! [`Options::lease`] after a question began, whatever became of its client, and a question that takes longer is
-//! interrupted and answers with what it has. `docs/mcp.md` describes the tools.
+#![doc = include_str!("../README.md")]
 
 mod arguments;
 mod server;

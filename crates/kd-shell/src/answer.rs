@@ -9,11 +9,13 @@ use crate::error::CommandError;
 
 /// kd's text for a result.
 pub trait Text {
+    /// Writes the answer as kd would print it.
     fn text(&self, out: &mut dyn fmt::Write) -> fmt::Result;
 }
 
 /// The result of one command: one structure, two renderings.
 pub trait Answer: Text {
+    /// The answer as one JSON value.
     fn json(&self) -> serde_json::Result<String>;
 }
 
@@ -25,9 +27,11 @@ impl<T: Text + Serialize> Answer for T {
 
 /// An answer and what is to be known about it.
 pub struct Reply {
+    /// What was asked for.
     pub answer: Box<dyn Answer>,
     /// False when something could not be read, so that more may be there than is shown.
     pub complete: bool,
+    /// What it lacks and what is worth saying, for `warnings` of JSON and `WARNING:` of text.
     pub warnings: Vec<String>,
     /// What was not looked at on purpose, because it would have cost too much. In JSON these are warnings as well.
     pub remarks: Vec<String>,
@@ -36,6 +40,7 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// An answer without a note.
     pub fn new(answer: impl Answer + 'static) -> Self {
         Self { answer: Box::new(answer), complete: true, warnings: Vec::new(), remarks: Vec::new(), failure: None }
     }

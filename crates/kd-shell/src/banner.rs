@@ -73,7 +73,7 @@ pub fn symbol_path(path: &str, elements: &[PathElement]) -> String {
     }
 }
 
-/// All that follows [`established`], up to the stop. Costs the reads of `vertarget`.
+/// All that follows the lines about the connection, up to the stop. Costs the reads of `vertarget`.
 pub fn target(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<String, Fault> {
     let mut text = symbol_path(symbols.source().path(), &symbols.source().check());
     text.push_str("Executable search path is: \n");
@@ -131,6 +131,7 @@ const BREAK_IN: &str = "\
 /// Why the target stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
+    /// An exception of the target's own.
     Exception,
     /// A breakpoint of the session.
     Breakpoint(u32),

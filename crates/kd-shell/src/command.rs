@@ -15,6 +15,7 @@ use crate::text::visible_name;
 pub struct CommandInfo {
     /// The first is the one that is shown.
     pub names: &'static [&'static str],
+    /// What the command takes, in kd's notation.
     pub usage: &'static str,
     /// One line.
     pub help: &'static str,

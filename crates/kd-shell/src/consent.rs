@@ -36,6 +36,7 @@ pub struct Consent {
 }
 
 impl Consent {
+    /// What a large read costs is told to `say`, and `ask`, if somebody can answer, decides; with `granted` nobody is asked.
     pub fn new(say: Say, ask: Option<Question>, granted: bool) -> Self {
         let (told, reads, expected) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         Consent { say, ask, granted, told, reads, expected }

@@ -5,31 +5,48 @@ use nt_memory::{Fault, ReadError};
 use crate::grammar::{ExpressionError, RangeError, ScopeError};
 use crate::symbols::NoSymbols;
 
+/// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// kd's words for a word it does not know.
     #[error("Couldn't resolve error at '{}' (no such command; {})", .0.text, .0.hint())]
     UnknownCommand(Unknown),
+    /// No command of this name; the nearest ones are known.
     #[error("No export {} found (no such extension; {})", .0.text, .0.hint())]
     UnknownExtension(Unknown),
+    /// A command of kd's that this program does not have.
     #[error("kd has {word}, kdpool has not; {nearest}")]
-    NotHere { word: &'static str, nearest: &'static str },
+    NotHere {
+        /// Its name.
+        word: &'static str,
+        /// What does the next best thing.
+        nearest: &'static str,
+    },
+    /// It was called in another way than it takes.
     #[error("{0}")]
     Usage(String),
+    /// What went wrong, as a sentence.
     #[error("{0}")]
     Failed(String),
+    /// It needs a target that stands still.
     #[error("there is no target")]
     NoTarget,
+    /// The source of memory is gone, or Ctrl+C was pressed.
     #[error("{0}{advice}", advice = for_fault(.0))]
     Fault(#[from] Fault),
+    /// An expression in its arguments.
     #[error(transparent)]
     Expression(ExpressionError),
+    /// A range in its arguments.
     #[error(transparent)]
     Range(RangeError),
+    /// Memory that it needs.
     #[error(transparent)]
     Read(ReadError),
+    /// The pool's books.
     #[error("{0}{advice}", advice = for_pool(.0))]
     Pool(nt_pool::PoolError),
+    /// What the target was asked.
     #[error(transparent)]
     Target(kd_target::TargetError),
 }

@@ -10,10 +10,13 @@ use crate::text::Width;
 /// A module on the kernel's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
+    /// Where its image lies.
     pub base: u64,
+    /// Bytes of its image.
     pub size: u32,
     /// As the kernel spells it: `ntoskrnl.exe`, `myfault.sys`.
     pub file: String,
+    /// Of its image's header.
     pub checksum: u32,
     /// The image's time stamp, 0 when it is not known.
     pub timestamp: u32,
@@ -22,13 +25,17 @@ pub struct Driver {
 /// The modules, as far as they could be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Drivers {
+    /// In the list's order.
     pub drivers: Vec<Driver>,
+    /// What the list lacks.
     pub notes: Notes,
 }
 
 /// Addresses of a 32-bit kernel are zero-extended here, whatever form they had on the wire.
 pub trait Kernel: Memory {
+    /// What the target says of itself.
     fn version(&self) -> &Version;
+    /// Why and where it stands.
     fn stop(&self) -> &Stop;
     /// The loaded-module list; costs requests the first time in a stop.
     fn drivers(&self) -> Result<Drivers, Fault>;
@@ -36,6 +43,7 @@ pub trait Kernel: Memory {
     fn driver_path(&self, base: u64) -> Result<Option<String>, Fault>;
     /// One processor's CONTEXT record, raw.
     fn context(&self, processor: u16) -> Result<Vec<u8>, TargetError>;
+    /// Its memory, by virtual and by physical address.
     fn memory(&self) -> &dyn Memory;
     /// A part of one processor's control space.
     fn read_control(&self, processor: u16, selector: u64, length: u32) -> Result<Vec<u8>, TargetError>;
@@ -50,6 +58,7 @@ pub trait Kernel: Memory {
         Err(unchangeable())
     }
 
+    /// Replaces a processor's CONTEXT record.
     fn set_context(&self, _processor: u16, _context: Vec<u8>) -> Result<(), TargetError> {
         Err(unchangeable())
     }
@@ -59,6 +68,7 @@ pub trait Kernel: Memory {
         Err(unchangeable())
     }
 
+    /// Writes physical memory; how many bytes were written.
     fn write_physical(&self, _address: u64, _data: &[u8]) -> Result<usize, TargetError> {
         Err(unchangeable())
     }
@@ -78,6 +88,7 @@ pub trait Kernel: Memory {
         Err(unchangeable())
     }
 
+    /// Takes a breakpoint out.
     fn clear_breakpoint(&self, _address: u64) -> Result<(), TargetError> {
         Err(unchangeable())
     }
@@ -87,6 +98,7 @@ pub trait Kernel: Memory {
         Err(unchangeable())
     }
 
+    /// Of its pointers.
     fn width(&self) -> Width {
         Width::of(self.version().pointer_size())
     }

@@ -1,10 +1,4 @@
-//! kd's prompt: grammar, commands, and their output as text and as JSON.
-//!
-//! A [`Shell`] has a target and runs lines of commands on it. It opens no socket and knows no terminal; the binary
-//! gives it a target, reads lines, and says where output goes ([`Output`]).
-//!
-//! Each command makes one structure, which knows how it looks as kd's text and as JSON (docs/json.md): what people and
-//! programs read cannot drift apart.
+#![doc = include_str!("../README.md")]
 
 pub mod answer;
 pub mod banner;

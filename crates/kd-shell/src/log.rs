@@ -28,6 +28,7 @@ impl Log {
         self.lock().take().map(|open| open.path)
     }
 
+    /// The file that is open.
     pub fn path(&self) -> Option<PathBuf> {
         self.lock().as_ref().map(|open| open.path.clone())
     }

@@ -72,6 +72,7 @@ impl Monitor {
         self.interrupt.replace(interrupt);
     }
 
+    /// Whether each place that is tried is told (`!sym noisy`).
     pub fn set_noisy(&self, noisy: bool) {
         self.noisy.set(noisy);
     }

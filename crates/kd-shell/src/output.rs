@@ -50,17 +50,24 @@ pub trait Output {
 /// What a headline means to who reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
+    /// As it should be.
     Good,
+    /// Not certain.
     Doubtful,
+    /// Not as it should be.
     Bad,
 }
 
 /// A cost as it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CostRecord {
+    /// Requests, repeated ones included.
     pub requests: u64,
+    /// Bytes of memory that came.
     pub bytes_read: u64,
+    /// Bytes that were sent.
     pub bytes_sent: u64,
+    /// How long the target stood still.
     pub frozen_ms: u64,
 }
 

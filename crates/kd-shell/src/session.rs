@@ -26,8 +26,10 @@ use crate::translation::View;
 /// Output as people read it, or as programs do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
+    /// As kd prints it.
     #[default]
     Kd,
+    /// One JSON object a command.
     Json,
 }
 
@@ -65,9 +67,13 @@ pub(crate) struct StoppedSearch {
     pub(crate) place: Place,
 }
 
+/// What lasts from one command to the next, whatever becomes of the target.
 pub struct Session {
+    /// Of all modules, and where they come from.
     pub symbols: Symbols,
+    /// What tags stand for.
     pub pool_tags: PoolTags,
+    /// `.logopen`'s file.
     pub log: Log,
     /// Where a memory command goes on when it gets no address.
     pub(crate) next_dump: Option<u64>,
@@ -117,6 +123,7 @@ pub struct Session {
 /// How a hunt ended, for the exit status of the program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum HuntEnd {
+    /// It ran its course, and found no leak.
     #[default]
     Done,
     /// `-fail-on` came true.
@@ -128,6 +135,7 @@ pub enum HuntEnd {
 }
 
 impl Session {
+    /// With these symbols, tags and log, and nothing else said yet.
     pub fn new(symbols: Symbols, pool_tags: PoolTags, log: Log) -> Self {
         Self {
             symbols,
@@ -184,10 +192,13 @@ impl Session {
 /// Whether there is somebody to ask.
 #[derive(Clone, Copy)]
 pub enum Debuggee<'a> {
+    /// There is none.
     None,
     /// The connection is gone, for this reason.
     Lost(&'a str),
+    /// It runs.
     Running,
+    /// It stands still.
     Halted(&'a dyn Kernel),
 }
 
@@ -204,10 +215,13 @@ impl<'a> Debuggee<'a> {
 
 /// What one command works with.
 pub struct Context<'a> {
+    /// What there is to be asked.
     pub debuggee: Debuggee<'a>,
+    /// What lasts.
     pub session: &'a mut Session,
     /// The command's word, lower case; families of commands differ by it.
     pub word: &'a str,
+    /// All that stands behind the command's name.
     pub arguments: &'a str,
     /// What the session has cost so far.
     pub cost: Cost,
@@ -220,6 +234,7 @@ impl<'a> Context<'a> {
         self.debuggee.kernel()
     }
 
+    /// Of the target's pointers; of 64 bits as long as there is none.
     pub fn width(&self) -> Width {
         match self.debuggee {
             Debuggee::Halted(kernel) => kernel.width(),
@@ -233,6 +248,7 @@ impl<'a> Context<'a> {
         View::new(self.kernel()?, &mut self.session.symbols, process)
     }
 
+    /// Names of addresses and addresses of names; needs a target that stands.
     pub fn names(&mut self) -> Result<Names<'_>, CommandError> {
         Ok(Names::new(self.kernel()?, &mut self.session.symbols))
     }

@@ -35,11 +35,14 @@ use tee::Tee;
 pub struct Outcome {
     /// Some command of the line failed; the others were run all the same, as in kd.
     pub failed: bool,
+    /// What is to happen now.
     pub next: Next,
 }
 
+/// What a line asks of whoever runs the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
+    /// Read the next line.
     Continue,
     /// `q`: the session is to end.
     Quit {
@@ -62,8 +65,11 @@ enum Leaving {
 /// How often a `.sleep` looks whether it is to end.
 const SLEEP_STEP: Duration = Duration::from_millis(20);
 
+/// A prompt with its target and its session.
 pub struct Shell {
+    /// What lasts from one command to the next.
     pub session: Session,
+    /// Text or JSON.
     pub format: Format,
     /// How long `.break` waits for the target.
     pub patience: Duration,
@@ -141,6 +147,7 @@ impl Shell {
         }
     }
 
+    /// From now on commands are of this target.
     pub fn set_target(&mut self, target: Target) {
         if let Some(consent) = &self.session.consent {
             target.use_gate(consent.clone());

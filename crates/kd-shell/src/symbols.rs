@@ -41,7 +41,9 @@ pub trait SymbolSource {
 
 /// A module whose symbols are wanted.
 pub struct Request<'a> {
+    /// The kernel whose module it is.
     pub kernel: &'a dyn Kernel,
+    /// The module.
     pub driver: &'a Driver,
     /// Whether servers may be asked.
     pub network: bool,
@@ -52,18 +54,26 @@ pub struct Request<'a> {
 /// What became of a module's symbols.
 #[derive(Clone)]
 pub enum Load {
+    /// There is a file.
     Loaded {
+        /// What it says.
         file: Arc<dyn SymbolFile>,
         /// It belongs to another build of the module.
         mismatched: bool,
     },
     /// There is no symbol file, for this reason.
-    Missing { why: String, again: Again },
+    Missing {
+        /// As a sentence.
+        why: String,
+        /// When it is worth looking again.
+        again: Again,
+    },
 }
 
 /// When a symbol file that is missing is looked for again without `.reload`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
+    /// It will not be there later either.
     Never,
     /// A server had a fault then.
     Later(Instant),
@@ -110,15 +120,20 @@ impl Known {
     }
 }
 
+/// An element of the symbol path.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct PathElement {
+    /// As it is written in the path.
     pub location: String,
+    /// What it is good for.
     pub state: PathState,
 }
 
+/// Whether an element of the path is of use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PathState {
+    /// It is there.
     Ok,
     /// It does not exist.
     Error,
@@ -126,10 +141,13 @@ pub enum PathState {
     Deferred,
 }
 
+/// Why a name or a type has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoSymbols {
+    /// The source of memory is gone, or Ctrl+C was pressed.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// There is no symbol file; why, as a sentence.
     #[error("{0}")]
     Missing(String),
 }
@@ -161,15 +179,18 @@ pub struct Symbols {
 }
 
 impl Symbols {
+    /// Nothing is looked up before a command needs it.
     pub fn new(source: Box<dyn SymbolSource>) -> Self {
         let (modules, images) = (HashMap::new(), HashMap::new());
         Self { source, kernel_base: 0, modules, images, network: true, ignore_mismatch: false }
     }
 
+    /// Where symbol files come from.
     pub fn source(&self) -> &dyn SymbolSource {
         self.source.as_ref()
     }
 
+    /// Sets the path; all symbols are looked up anew. A line for each element of no use.
     pub fn set_path(&mut self, path: &str) -> Result<Vec<String>, String> {
         let refused = self.source.set_path(path)?;
         self.forget();
@@ -181,6 +202,7 @@ impl Symbols {
         self.ignore_mismatch
     }
 
+    /// Sets what [`Symbols::takes_mismatched`] says; all symbols are looked up anew.
     pub fn take_mismatched(&mut self, take: bool) {
         self.ignore_mismatch = take;
         self.forget();
@@ -379,13 +401,18 @@ pub struct Names<'a> {
 
 /// An address in a module: where it is from the nearest name.
 pub struct Near {
+    /// kd's short name.
     pub module: String,
+    /// Where its image lies.
     pub base: u64,
+    /// The symbol at the address, or the nearest below.
     pub before: Option<nt_symbols::Symbol>,
+    /// The nearest above.
     pub after: Option<nt_symbols::Symbol>,
 }
 
 impl<'a> Names<'a> {
+    /// Of one target; what is looked up is kept in `symbols`.
     pub fn new(kernel: &'a dyn Kernel, symbols: &'a mut Symbols) -> Self {
         Self { kernel, symbols, drivers: None, unloaded: None, names: HashMap::new() }
     }

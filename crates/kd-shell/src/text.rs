@@ -13,16 +13,20 @@ pub(crate) const NEW_LAYOUT: u16 = 9200;
 /// The size of the target's pointers, which decides how addresses are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Width {
+    /// Of 32 bits.
     Four,
+    /// Of 64 bits.
     #[default]
     Eight,
 }
 
 impl Width {
+    /// 4 is four; all else is eight.
     pub fn of(pointer_size: u8) -> Self {
         if pointer_size == 4 { Self::Four } else { Self::Eight }
     }
 
+    /// 4 or 8.
     pub fn bytes(self) -> usize {
         match self {
             Self::Four => 4,

@@ -44,7 +44,7 @@ impl Leaver {
 
 /// Limits how long a command may hold the target: when the time is over the session's own task lets it run, whatever
 /// the command is doing, and the command's next question to the target is answered with
-/// [`Fault::Cancelled`].
+/// [`Fault::Cancelled`](nt_memory::Fault::Cancelled).
 #[derive(Clone)]
 pub struct Holder {
     pub(crate) commands: mpsc::UnboundedSender<Command>,

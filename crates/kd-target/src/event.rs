@@ -26,7 +26,7 @@ pub enum Event {
         /// It said so before it went; else it was found to be another boot.
         announced: bool,
     },
-    /// The target stopped. [`Running::wait`] and [`Running::break_in`] return the stop itself.
+    /// The target stopped. [`Running::wait`](crate::Running::wait) and [`Running::break_in`](crate::Running::break_in) return the stop itself.
     Stopped,
     /// Something that a person who wonders why it does not connect wants to know.
     Diagnostic(kd_wire::session::Diagnostic),

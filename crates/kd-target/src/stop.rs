@@ -58,9 +58,9 @@ pub struct Stop {
     pub instructions: Vec<u8>,
     /// We asked for it: the break instruction is the target's answer to Ctrl+C, `.break` or `-bonc`.
     pub asked: bool,
-    /// It is no exception but a driver that came or went and that was waited for ([`Halted::stop_at_loads`]).
+    /// It is no exception but a driver that came or went and that was waited for ([`Halted::stop_at_loads`](crate::Halted::stop_at_loads)).
     pub load: Option<Load>,
-    /// The address of the breakpoint on data that was hit ([`Halted::set_data_breakpoint`]).
+    /// The address of the breakpoint on data that was hit ([`Halted::set_data_breakpoint`](crate::Halted::set_data_breakpoint)).
     pub data: Option<u64>,
 }
 

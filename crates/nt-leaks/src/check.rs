@@ -14,16 +14,19 @@ use crate::print::{Header, MAX_PRINTS, first_bytes};
 use crate::snapshot::{Block, NoStack, Snapshot, Source, StackFrom, Tagged, fits};
 use crate::stack::{Frame, Module, Resolver, StackId, Stacks};
 
+/// What became of a block since the mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The same allocation.
     Still,
+    /// It is not there any more.
     Freed,
     /// Freed, and the address was allocated again.
     Reused,
     /// Allocated since.
     New,
+    /// Nothing proves what became of it.
     Unknown,
 }
 
@@ -44,6 +47,7 @@ pub enum Evidence {
 }
 
 impl Evidence {
+    /// As in JSON.
     pub fn word(self) -> &'static str {
         match self {
             Evidence::Log => "log",
@@ -56,6 +60,7 @@ impl Evidence {
 }
 
 impl Verdict {
+    /// As in JSON.
     pub fn word(self) -> &'static str {
         match self {
             Verdict::Still => "still",
@@ -67,17 +72,24 @@ impl Verdict {
     }
 }
 
+/// One block, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockReport {
+    /// What the allocation call returned.
     #[serde(with = "crate::hex")]
     pub address: u64,
+    /// Bytes that its caller may use.
     pub size: u64,
+    /// Its owner's.
     #[serde(with = "tag")]
     pub tag: Tag,
+    /// What became of it.
     pub verdict: Verdict,
+    /// All that the verdict rests on; empty for an unknown one.
     pub evidence: Vec<Evidence>,
     /// Who allocated it: the block that is there now, or else the one that was.
     pub stack: Option<StackId>,
+    /// Where the stack is from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stack_from: Option<StackFrom>,
     /// Why the log has no record of it.
@@ -104,12 +116,18 @@ pub(crate) mod tag {
     }
 }
 
+/// How many blocks have each verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
+    /// The same allocations as at the mark.
     pub still: u64,
+    /// Of the mark, and gone.
     pub freed: u64,
+    /// Of the mark, freed and allocated again.
     pub reused: u64,
+    /// Not there at the mark.
     pub new: u64,
+    /// Of which nothing is proved.
     pub unknown: u64,
 }
 
@@ -118,10 +136,15 @@ pub struct Summary {
 pub struct Group {
     /// `None`: blocks whose stack is not known.
     pub id: Option<StackId>,
+    /// In use now.
     pub bytes: u64,
+    /// Blocks in use now.
     pub count: u64,
+    /// More bytes than at the mark.
     pub delta_bytes: i64,
+    /// More blocks than at the mark.
     pub delta_count: i64,
+    /// Innermost first.
     #[serde(with = "crate::stack::frames")]
     pub frames: Vec<Frame>,
 }
@@ -129,17 +152,20 @@ pub struct Group {
 /// A tag's counters since the mark, and what follows from them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagBooks {
+    /// Whose.
     #[serde(with = "tag")]
     pub tag: Tag,
     /// Blocks at the mark.
     pub marked: u64,
     /// Operations that were counted since; `None` when the counters cannot be compared.
     pub allocs: Option<u64>,
+    /// As `allocs`.
     pub frees: Option<u64>,
     /// So many blocks of the mark are still there for certain.
     pub at_least: u64,
     /// Bytes in use, as the counters say, now and at the mark.
     pub bytes: u64,
+    /// At the mark.
     pub bytes_marked: u64,
 }
 
@@ -159,20 +185,27 @@ impl fmt::Display for TagBooks {
     }
 }
 
+/// A look compared with a mark: every block, by block and by stack.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
+    /// The mark's name.
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub mark: String,
     /// While the target ran.
     pub elapsed_ms: u64,
+    /// By address.
     pub blocks: Vec<BlockReport>,
     /// Most growth first. Blocks without a stack are in `unattributed`.
     pub stacks: Vec<Group>,
+    /// Those whose stack is not known.
     #[serde(default)]
     pub unattributed: Option<Group>,
+    /// Blocks by verdict.
     pub summary: Summary,
+    /// What the counters alone prove.
     #[serde(default)]
     pub tags: Vec<TagBooks>,
+    /// Records were overwritten between two looks: the log proves less.
     pub log_wrapped: bool,
     /// The counters could be read, all of them.
     #[serde(skip)]
@@ -180,6 +213,7 @@ pub struct CheckReport {
     /// Where the frames lie, to name them without the target.
     #[serde(default)]
     pub modules: Vec<Module>,
+    /// What is missing, as sentences.
     #[serde(skip)]
     pub notes: Vec<String>,
 }
@@ -189,10 +223,12 @@ pub struct CheckReport {
 pub struct Growth {
     /// Since the mark.
     pub elapsed_ms: u64,
+    /// Bytes in use, as the counters say.
     pub bytes: u64,
 }
 
 impl CheckReport {
+    /// What a chart of several checks has of this one.
     pub fn growth(&self) -> Growth {
         let bytes = self.tags.iter().fold(0u64, |sum, tag| sum.saturating_add(tag.bytes));
         Growth { elapsed_ms: self.elapsed_ms, bytes }

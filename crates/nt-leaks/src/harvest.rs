@@ -15,10 +15,15 @@ pub use nt_pool::pool_log::Operation;
 /// A record of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
+    /// Counts since the log was made.
     pub sequence: u32,
+    /// What was allocated or freed.
     pub address: u64,
+    /// What was asked for, or what the block could hold.
     pub size: u64,
+    /// ETHREAD of whoever did it.
     pub thread: u64,
+    /// Which of the two.
     pub operation: Operation,
     /// Return addresses, innermost first.
     pub frames: Vec<u64>,
@@ -29,7 +34,9 @@ pub struct Record {
 /// Where the log stood.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
+    /// The newest record's sequence number.
     pub index: u32,
+    /// Slots of the ring.
     pub length: u32,
     /// What the newest [`UNSETTLED`] records held, newest first, with blanks between: if none of their slots holds that
     /// later, more was written than the index tells. One that differs alone was half written then, by another processor.
@@ -271,14 +278,17 @@ impl Harvest {
         self.records.keys().copied()
     }
 
+    /// Whether every record since the position is here.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
+    /// Whether records were overwritten before they were seen.
     pub fn has_wrapped(&self) -> bool {
         self.wrapped
     }
 
+    /// Where it begins.
     pub fn since(&self) -> &Position {
         &self.since
     }
@@ -288,10 +298,12 @@ impl Harvest {
         &self.now
     }
 
+    /// Records.
     pub fn len(&self) -> usize {
         self.count
     }
 
+    /// Whether nothing was logged since.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }

@@ -19,26 +19,38 @@ pub struct Stop {
     pub elapsed_ms: u64,
     /// For how long the target stood still.
     pub frozen_ms: f64,
+    /// Requests of this stop.
     pub requests: u64,
+    /// Bytes of memory that came.
     pub bytes_read: u64,
     /// In use, as the tag's counters say.
     pub outstanding: u64,
+    /// In use, as the tag's counters say.
     pub bytes: u64,
+    /// Blocks of the mark that are the same allocations still.
     pub still: u64,
+    /// Blocks of the mark that are gone.
     pub freed: u64,
+    /// Blocks of the mark whose addresses are other allocations.
     pub reused: u64,
+    /// Blocks that were not there at the mark.
     pub new: u64,
+    /// Blocks of which nothing is proved.
     pub unknown: u64,
     /// Records that the verifier's log gained since the last stop.
     pub log_records: Option<u32>,
+    /// Records were overwritten between two looks.
     pub log_wrapped: bool,
 }
 
 /// What the mark had.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AtMark {
+    /// Allocations in use, as the counters say.
     pub outstanding: u64,
+    /// Bytes in use, as the counters say.
     pub bytes: u64,
+    /// Blocks that are listed.
     pub blocks: u64,
 }
 
@@ -68,6 +80,7 @@ pub struct Culprit {
     /// `LeakPool+0x26`, where there are symbols.
     #[serde(default, deserialize_with = "crate::line::deserialize")]
     pub symbol: Option<String>,
+    /// The stack that it was taken from.
     pub stack: StackId,
     /// Of the tag's growth (or, without growth, of its bytes), in percent.
     pub share: u64,
@@ -86,10 +99,15 @@ impl std::fmt::Display for Culprit {
 /// What the survey before a watch saw.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Surveyed {
+    /// How often all counters were read.
     pub readings: usize,
+    /// From the first to the last, while the target ran.
     pub elapsed_ms: u64,
+    /// Tags that were followed.
     pub tags: usize,
+    /// Requests of all readings.
     pub requests: u64,
+    /// How long the target stood still for them.
     pub frozen_ms: u64,
 }
 
@@ -102,9 +120,12 @@ pub struct WatchReport {
     /// `None`: nothing grew.
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub tag: Option<String>,
+    /// What the watch came to.
     pub outcome: Outcome,
+    /// What that rests on, as sentences.
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub reasons: Vec<String>,
+    /// Whether it ran its course.
     #[serde(default)]
     pub ended: Ended,
     /// Where most of the growth is allocated.
@@ -117,10 +138,13 @@ pub struct WatchReport {
     pub survivors: u64,
     /// So old are they at least.
     pub survivors_age_ms: u64,
+    /// Growth, over most of the time.
     pub bytes_per_minute: f64,
     /// Until the pool is full at this rate, from what its size allows at most.
     pub exhausted_in_minutes: Option<f64>,
+    /// What the first look found.
     pub at_mark: AtMark,
+    /// Every look after it.
     pub checks: Vec<Stop>,
     /// The last check, as `!leak check` gives it.
     pub last: Option<CheckReport>,
@@ -133,6 +157,7 @@ pub struct WatchReport {
     /// All tags that grew, those that leak first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub growers: Vec<Grower>,
+    /// Growth that no tag explains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untagged: Option<Untagged>,
     /// The other tags that were watched.

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 /// What two looks must have in common to be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
+    /// 7601, 26100.
     pub build: u16,
+    /// 4 or 8.
     pub pointer_size: u8,
     /// GUID and age of the kernel's PDB as a symbol store writes them; with it two builds cannot be confused.
     #[serde(default, deserialize_with = "crate::line::deserialize")]
@@ -20,6 +22,7 @@ pub struct Identity {
     pub pdb_at: Option<u32>,
     /// Time stamp and checksum from the image's header, where the PDB is not known.
     pub image: Option<(u32, u32)>,
+    /// Where the kernel's image lies.
     #[serde(with = "crate::hex")]
     pub base: u64,
     /// `nt!KeBootTime` as it was at the start, in 100 ns since 1601; `None` where it cannot be read.
@@ -40,10 +43,20 @@ pub struct Times {
 /// Why two looks cannot be compared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Different {
+    /// It is another kernel.
     #[error("the mark is of another kernel ({mark}; this one is {now}): take a new mark")]
-    Kernel { mark: String, now: String },
+    Kernel {
+        /// That of the mark, by build and PDB.
+        mark: String,
+        /// That of now.
+        now: String,
+    },
+    /// It is another boot of the same kernel.
     #[error("the target was restarted since the mark ({why}): no block of then is left, take a new mark")]
-    Restarted { why: String },
+    Restarted {
+        /// What tells.
+        why: String,
+    },
 }
 
 const SECOND: u64 = 10_000_000;

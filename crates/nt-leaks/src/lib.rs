@@ -1,8 +1,4 @@
-//! umdh for the kernel: remember the pool ([`Mark`]), look again later ([`Snapshot`]), and say of every block whether it
-//! is the same allocation, and by what that is known ([`check`]).
-//!
-//! This crate knows no transport. It reads through [`nt_pool::Kernel`]; what it does not know it calls unknown. What each
-//! kind of evidence proves is written down in docs/leaks.md, and `check.rs` follows that text.
+#![doc = include_str!("../README.md")]
 
 mod check;
 mod harvest;

@@ -20,41 +20,83 @@ use crate::stack::Modules;
 /// The pool as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
+    /// As the user called it.
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub name: String,
+    /// Of which kernel, and which boot.
     pub identity: Identity,
     /// Where the verifier's log stood; `None` when there was none.
     pub log: Option<Position>,
     /// For stacks that are seen later: reading the list again costs more than all the rest of a check.
     pub modules: Modules,
+    /// What was there.
     pub snapshot: Snapshot,
 }
 
+/// Why a mark's or a report's file is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkError {
+    /// The system does not give the file.
     #[error("cannot read {path}: {source}")]
-    Read { path: String, source: std::io::Error },
+    Read {
+        /// Which file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The system does not take the file.
     #[error("cannot write the mark {path}: {source}")]
-    Write { path: String, source: std::io::Error },
+    Write {
+        /// Which file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It is something else.
     #[error("{path} is no mark of kdpool: {why}")]
-    NotAMark { path: String, why: String },
+    NotAMark {
+        /// Which file.
+        path: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// It is something else, where a report would have done as well.
     #[error(
         "{path} is neither a mark of kdpool nor a report: {why}; marks are what !leak mark saves, reports what -json \
          writes for a check or a watch, or --format json prints"
     )]
-    Neither { path: String, why: String },
+    Neither {
+        /// Which file.
+        path: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// It ends in the middle.
     #[error("{path} is truncated: it ends in the middle; copy it again")]
-    Truncated { path: String },
+    Truncated {
+        /// Which file.
+        path: String,
+    },
+    /// A later format.
     #[error(
         "the mark {path} was written by a newer kdpool (format {version}, this one reads up to {VERSION}): read it with \
          that one"
     )]
-    Newer { path: String, version: u64 },
+    Newer {
+        /// Which file.
+        path: String,
+        /// Its format's number.
+        version: u64,
+    },
+    /// Its contents do not have its checksum.
     #[error(
         "the mark {path} was changed or damaged since it was written: its checksum does not match; copy it again, or take \
          a new mark"
     )]
-    Changed { path: String },
+    Changed {
+        /// Which file.
+        path: String,
+    },
 }
 
 const FORMAT: &str = "kdpool leak mark";
@@ -104,6 +146,7 @@ pub(crate) fn read(path: &Path) -> Result<String, MarkError> {
 }
 
 impl Mark {
+    /// As its file holds it, checksum included.
     pub fn to_json(&self) -> serde_json::Result<String> {
         let body = serde_json::value::to_raw_value(self)?;
         let written = Written { format: FORMAT, version: VERSION, sha256: checksum(body.get()), body: &body };
@@ -123,6 +166,7 @@ impl Mark {
         })
     }
 
+    /// Reads what [`Mark::to_json`] made; nothing of it is trusted.
     pub fn load(path: &Path) -> Result<Mark, MarkError> {
         Mark::from_json(&read(path)?, &path.display().to_string())
     }

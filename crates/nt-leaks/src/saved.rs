@@ -10,8 +10,11 @@ use crate::hunt::WatchReport;
 use crate::mark::{Mark, MarkError, read};
 use crate::stack::{Frame, Module, PdbName};
 
+/// What a file of this program holds.
 pub enum Saved {
+    /// The pool of one moment.
     Mark(Box<Mark>),
+    /// One comparison with a mark.
     Report(Box<CheckReport>),
     /// What a watch or a hunt came to.
     Watch(Box<WatchReport>),

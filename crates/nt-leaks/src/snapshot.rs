@@ -30,8 +30,11 @@ pub struct Scope {
 /// What a tag's row says, summed over processors and both pools.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
+    /// Since the machine started, as far as the counter's width goes.
     pub allocs: u64,
+    /// Since the machine started, as far as the counter's width goes.
     pub frees: u64,
+    /// In use.
     pub bytes: u64,
 }
 
@@ -68,6 +71,7 @@ pub enum StackFrom {
 }
 
 impl StackFrom {
+    /// As in JSON.
     pub fn word(self) -> &'static str {
         match self {
             StackFrom::Log => "log",
@@ -80,6 +84,7 @@ impl StackFrom {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoStack {
+    /// The verifier's log is off, or cannot be read.
     NoLog,
     /// It is older than all the log holds, or was overwritten between two looks.
     Wrapped,
@@ -103,6 +108,7 @@ impl NoStack {
         }
     }
 
+    /// A sentence for people.
     pub fn why(self) -> &'static str {
         match self {
             NoStack::NoLog => "the kernel keeps no pool log",
@@ -114,20 +120,28 @@ impl NoStack {
     }
 }
 
+/// A block of a look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
+    /// What the allocation call returned.
     #[serde(with = "crate::hex")]
     pub address: u64,
+    /// Bytes that its caller may use.
     pub size: u64,
+    /// As the kernel compares it.
     pub tag: u32,
     /// Unknown for what only the verifier tracks.
     pub paged: Option<bool>,
+    /// Which of the kernel's books has it.
     pub source: Source,
     /// Sequence number of the record of this very allocation, if that was written in full.
     pub allocation: Option<u32>,
+    /// Who allocated it, where that is known.
     pub stack: Option<StackId>,
+    /// Where the stack is from.
     #[serde(default)]
     pub stack_from: Option<StackFrom>,
+    /// Why there is none.
     #[serde(default)]
     pub no_stack: Option<NoStack>,
     /// Of a small block.
@@ -155,22 +169,28 @@ impl Block {
         }
     }
 
+    /// For people.
     pub fn tag(&self) -> Tag {
         Tag::from_key(self.tag).0
     }
 }
 
+/// The pool at one moment, as far as it was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
+    /// The target's clocks then.
     pub times: Times,
+    /// What was looked at.
     pub scope: Scope,
     /// By tag; a tag that has no row was never used, or the tables were full when it was.
     pub counters: BTreeMap<u32, Counters>,
     /// Width of the counters; `None` when the tables could not be read as a whole.
     pub counter_bits: Option<u8>,
+    /// By address.
     pub blocks: Vec<Block>,
     /// All of the kernel's books that list the blocks were readable.
     pub complete: bool,
+    /// Those of the blocks.
     pub stacks: Stacks,
     /// Blocks of the mark whose address another block has now.
     pub occupied: BTreeSet<u64>,
@@ -194,6 +214,7 @@ pub struct Snapshot {
     /// Who called the allocator, of the blocks that the verifier tracks.
     #[serde(skip)]
     pub callers: BTreeMap<u64, u64>,
+    /// What is missing, as sentences.
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub notes: Vec<String>,
 }
@@ -311,8 +332,10 @@ fn kinds(paged: Option<bool>) -> Kinds {
 /// Why a check has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
+    /// It is another kernel, or another boot of it.
     #[error(transparent)]
     Different(#[from] Different),
+    /// The kernel's books cannot be read.
     #[error(transparent)]
     Pool(#[from] PoolError),
 }

@@ -12,8 +12,10 @@ use sha2::{Digest, Sha256};
 /// A loaded image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
+    /// Where its image lies.
     #[serde(with = "crate::hex")]
     pub base: u64,
+    /// Bytes of its image.
     pub size: u32,
     /// kd's short name: `nt`, `myfault`.
     #[serde(deserialize_with = "crate::line::deserialize")]
@@ -21,17 +23,21 @@ pub struct Module {
     /// `myfault.sys`
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::line::deserialize")]
     pub file: Option<String>,
+    /// Of its image's header.
     pub checksum: u32,
+    /// Of its image's header.
     #[serde(default)]
     pub timestamp: u32,
     /// A stack leads there, and its header was asked what its symbols are found by.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_stack: bool,
+    /// The PDB that its image names.
     #[serde(default)]
     pub pdb: Option<PdbName>,
 }
 
 impl Module {
+    /// A module of which no more is known.
     pub fn new(base: u64, size: u32, name: impl Into<String>) -> Self {
         Module { base, size, name: name.into(), file: None, checksum: 0, timestamp: 0, in_stack: false, pdb: None }
     }
@@ -40,10 +46,12 @@ impl Module {
 /// One build of one PDB.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PdbName {
+    /// `myfault.pdb`.
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub file: String,
     /// 32 hexadecimal digits.
     pub guid: String,
+    /// How often it was written since it was linked.
     pub age: u32,
 }
 
@@ -52,6 +60,7 @@ pub struct PdbName {
 pub struct Modules(Vec<Module>);
 
 impl Modules {
+    /// In any order; they do not overlap.
     pub fn new(mut modules: Vec<Module>) -> Self {
         modules.sort_by_key(|module| module.base);
         Modules(modules)
@@ -70,6 +79,7 @@ impl Modules {
         }
     }
 
+    /// The module that the address lies in.
     pub fn find(&self, address: u64) -> Option<&Module> {
         let after = self.0.partition_point(|module| module.base <= address);
         let module = self.0.get(after.checked_sub(1)?)?;
@@ -97,6 +107,7 @@ pub struct Resolver<'a> {
 }
 
 impl<'a> Resolver<'a> {
+    /// Names frames by what `namer` knows of `modules`.
     pub fn new(modules: &'a Modules, namer: &'a mut dyn Namer) -> Self {
         Resolver { modules, namer, names: HashMap::new() }
     }
@@ -167,11 +178,13 @@ fn is_allocator(module: &str) -> bool {
 /// A return address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
+    /// Where the call returns to.
     #[serde(with = "crate::hex")]
     pub address: u64,
     /// The image and the place in it; `None` outside all images.
     #[serde(default, deserialize_with = "crate::line::deserialize")]
     pub module: Option<String>,
+    /// From the module's base; without a module the address.
     pub offset: u64,
     /// `NtFlushKey+0x142`, as far as symbols were there when it was seen.
     #[serde(default, deserialize_with = "crate::line::deserialize")]
@@ -281,6 +294,7 @@ pub(crate) fn id(frames: &[Frame]) -> StackId {
 pub struct Stacks(BTreeMap<StackId, Stack>);
 
 impl Stacks {
+    /// The id of these frames, under which they are kept.
     pub fn add(&mut self, frames: Stack) -> StackId {
         let id = id(&frames);
         self.0.entry(id).or_insert(frames);
@@ -295,6 +309,7 @@ impl Stacks {
         self.0.values_mut().flatten()
     }
 
+    /// Innermost first; empty for an id of another's.
     pub fn get(&self, id: StackId) -> &[Frame] {
         self.0.get(&id).map_or(&[], Vec::as_slice)
     }
@@ -304,6 +319,7 @@ impl Stacks {
         self.0.retain(|id, _| keep(*id));
     }
 
+    /// Takes over the stacks of another look.
     pub fn merge(&mut self, other: &Stacks) {
         for (id, frames) in &other.0 {
             self.0.entry(*id).or_insert_with(|| frames.clone());
@@ -322,6 +338,7 @@ impl Default for Skip {
 }
 
 impl Skip {
+    /// Every frame counts.
     pub fn none() -> Self {
         Skip(Vec::new())
     }

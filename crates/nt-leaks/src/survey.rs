@@ -2,7 +2,7 @@
 //!
 //! The first and the second reading are of all tags. Those between which a tag grew are followed alone from then on,
 //! where that costs less than reading all: on a machine with some hundred tags few grow within seconds. A tag that
-//! breathes, that is born or that dies falls out by its trend ([`crate::trend`]).
+//! breathes, that is born or that dies falls out by its trend (`trend.rs`).
 
 mod reading;
 #[cfg(test)]
@@ -39,6 +39,7 @@ const UNTAGGED: u64 = 1 << 20;
 /// What growth is measured in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum By {
+    /// Bytes in use.
     #[default]
     Bytes,
     /// Allocations in use.
@@ -48,7 +49,9 @@ pub enum By {
 /// A tag in one of the two pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
+    /// As the kernel compares it.
     pub tag: u32,
+    /// Paged or nonpaged pool.
     pub paged: bool,
 }
 
@@ -79,26 +82,34 @@ impl Grade {
 /// A tag that grew.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Grower {
+    /// Whose.
     #[serde(with = "crate::check::tag")]
     pub tag: Tag,
     /// Paged or nonpaged pool.
     pub paged: bool,
+    /// How much it looks like a leak.
     pub grade: Grade,
     /// At the first reading and at the last.
     pub bytes_then: u64,
+    /// At the last reading.
     pub bytes: u64,
+    /// Allocations in use at the first reading.
     pub count_then: u64,
+    /// And at the last.
     pub count: u64,
     /// In between.
     pub allocs: u64,
+    /// Frees in between.
     pub frees: u64,
     /// The slope of most of the time.
     pub bytes_per_minute: f64,
+    /// The same of allocations in use.
     pub count_per_minute: f64,
     /// How much of all that moved was growth, 0 to 1.
     pub steadiness: f64,
     /// Of so many intervals it grew in so many.
     pub intervals: usize,
+    /// In how many of them.
     pub grew: usize,
 }
 
@@ -109,12 +120,14 @@ pub struct Untagged {
     pub nonpaged: u64,
     /// Pages for MDLs, which are not of a pool.
     pub mdl: u64,
+    /// Both together.
     pub bytes_per_minute: f64,
 }
 
 /// When a survey ends, and what it leaves out.
 #[derive(Debug, Clone, Default)]
 pub struct Terms {
+    /// What growth is ranked by.
     pub by: By,
     /// Tags that are nobody's business.
     pub exclude: Vec<TagPattern>,
@@ -122,6 +135,7 @@ pub struct Terms {
     pub paged: Option<bool>,
     /// Between two readings; `None`: seconds at first, and longer as long as nothing leaks.
     pub every: Option<Duration>,
+    /// It ends after this time at the latest.
     pub run_for: Option<Duration>,
     /// So many readings are enough, though never fewer than it takes to tell growth from chance.
     pub readings: Option<usize>,
@@ -148,11 +162,13 @@ pub struct Survey {
 }
 
 impl Survey {
+    /// Without a reading yet.
     pub fn new(terms: Terms) -> Survey {
         let after = terms.every.unwrap_or(FIRST).max(SHORTEST);
         Survey { terms, after, ..Survey::default() }
     }
 
+    /// Takes the next reading into account.
     pub fn add(&mut self, reading: &Reading) {
         let now = reading.at_ms;
         self.bits = self.bits.or(reading.bits);
@@ -229,6 +245,7 @@ impl Survey {
         ran < self.terms.run_for.unwrap_or(PATIENCE)
     }
 
+    /// How many there were.
     pub fn readings(&self) -> usize {
         self.times.len()
     }

@@ -20,8 +20,11 @@ const ALIKE: f64 = 0.2;
 pub enum Change {
     /// It did not grow before.
     New,
+    /// It grows faster.
     More,
+    /// It grows as fast, within what chance makes.
     Same,
+    /// It grows more slowly.
     Less,
     /// It grows no more.
     Gone,
@@ -43,9 +46,11 @@ impl Change {
 /// One stack on both sides.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StackChange {
+    /// Which way.
     pub change: Change,
     /// Bytes a minute of the target's running time.
     pub before: f64,
+    /// And in the second report.
     pub after: f64,
     /// Innermost first, as both sides have them.
     pub frames: Vec<String>,
@@ -54,6 +59,7 @@ pub struct StackChange {
 /// What two reports differ in.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Versus {
+    /// The answer in one sentence.
     pub headline: String,
     /// Nothing grows in the second that grew in the first, and nothing else does.
     pub fixed: bool,

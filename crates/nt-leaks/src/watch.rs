@@ -46,7 +46,9 @@ pub enum Outcome {
     Confirmed,
     /// It grew, without that proof.
     Growing,
+    /// It neither grew nor shrank.
     Stable,
+    /// Less is in use than at the mark.
     Shrinking,
     /// There was no look, or it could not count.
     #[default]
@@ -86,11 +88,13 @@ pub struct Terms {
 pub struct Start {
     /// In use, as the counters say; `None` where they do not.
     pub outstanding: Option<u64>,
+    /// In use then.
     pub bytes: u64,
     /// Blocks that are listed.
     pub blocks: u64,
     /// Frees of the tag since the machine started, as far as the counter's width goes, and for how long it runs.
     pub frees: u64,
+    /// How long the machine had been running.
     pub uptime_ms: u64,
     /// Bytes in use before the mark, oldest first: milliseconds before it, bytes.
     pub earlier: Vec<(u64, u64)>,
@@ -144,7 +148,9 @@ pub(crate) fn usual_life_ms(in_use: u64, frees: u64, uptime_ms: u64) -> Option<u
 /// What the verifier's log gained between two looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogGain {
+    /// Records since the last look.
     pub written: u32,
+    /// Slots of the ring.
     pub length: u32,
     /// While the target ran.
     pub ran: Duration,
@@ -159,6 +165,7 @@ pub struct Look {
     pub bytes: Option<u64>,
     /// Since the mark; `None` where the counters cannot be compared.
     pub allocs: Option<u64>,
+    /// As `allocs`.
     pub frees: Option<u64>,
     /// Blocks of the mark that are there still, for certain.
     pub at_least: u64,
@@ -166,6 +173,7 @@ pub struct Look {
     pub listed: BTreeMap<Option<StackId>, BTreeSet<u64>>,
     /// Stacks of which a block of the mark is gone.
     pub gone: BTreeSet<Option<StackId>>,
+    /// What the log gained, where it is followed.
     pub log: Option<LogGain>,
 }
 
@@ -208,13 +216,16 @@ struct Place {
 /// The outcome, and why.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
+    /// What the looks came to.
     pub outcome: Outcome,
+    /// All that it rests on.
     pub reasons: Vec<Reason>,
 }
 
 /// When to look again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
+    /// From now on, while the target runs.
     pub after: Duration,
     /// The log fills so fast that it is looked at sooner than was asked for.
     pub log: Option<LogGain>,
@@ -242,10 +253,12 @@ impl Watch {
         Watch { terms, start, points: Vec::new(), looks: 0, last: None, places: BTreeMap::new(), pace, left }
     }
 
+    /// What the mark found.
     pub fn start(&self) -> &Start {
         &self.start
     }
 
+    /// Takes the next look into account.
     pub fn add(&mut self, look: Look) {
         let before = self.bytes();
         self.looks += 1;
@@ -306,6 +319,7 @@ impl Watch {
             || times.is_none() && run_for.is_none() && !until_confirmed && knows
     }
 
+    /// How many there were.
     pub fn looks(&self) -> usize {
         self.looks
     }

@@ -67,6 +67,7 @@ impl Named {
 }
 
 impl Http {
+    /// Waits for servers as long as `patience` says.
     pub fn new(patience: Patience) -> Self {
         let route = |named: Option<Named>| {
             // The system's certificates: companies have their own symbol servers.

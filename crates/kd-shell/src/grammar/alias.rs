@@ -27,6 +27,7 @@ pub struct Aliases {
 /// What a name in `${}` stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meaning {
+    /// What the name stands for.
     Text(String),
     /// Nothing, and this is the place to say so.
     Undefined,
@@ -40,6 +41,7 @@ pub(super) fn is_edge(c: char) -> bool {
 }
 
 impl Aliases {
+    /// Gives a name its text, in place of the one that it had.
     pub fn set(&mut self, name: &str, text: &str) {
         self.named.insert(name.into(), text.into());
     }
@@ -56,6 +58,7 @@ impl Aliases {
         self.named.remove(name).is_some()
     }
 
+    /// Takes all names away.
     pub fn clear(&mut self) {
         self.named.clear();
     }

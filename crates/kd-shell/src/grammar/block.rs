@@ -19,23 +19,44 @@ use super::line::piece_end;
 /// One piece of control flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Block<'a> {
+    /// `.if`
     If {
         /// Conditions and what is run when they hold; the first one that does is taken.
         branches: Vec<(&'a str, &'a str)>,
+        /// `.else`
         otherwise: Option<&'a str>,
     },
+    /// `.foreach`
     ForEach {
+        /// What each token is called in the body.
         variable: &'a str,
+        /// Where tokens come from.
         tokens: Tokens<'a>,
         /// Tokens that are passed over before the first one, and after each one that is taken.
         skip_first: usize,
+        /// Tokens passed over after each one.
         skip_between: usize,
+        /// What is run for each.
         body: &'a str,
     },
     /// `.for`, and `.while`, which has a condition and a body only.
-    Loop { first: &'a str, condition: &'a str, step: &'a str, body: &'a str },
+    Loop {
+        /// Run once, before.
+        first: &'a str,
+        /// It goes on as long as this is not 0.
+        condition: &'a str,
+        /// Run after each turn.
+        step: &'a str,
+        /// What is run in each turn.
+        body: &'a str,
+    },
     /// The condition is asked after each round.
-    Do { body: &'a str, condition: &'a str },
+    Do {
+        /// What is run in each turn, the first one in any case.
+        body: &'a str,
+        /// It goes on as long as this is not 0.
+        condition: &'a str,
+    },
     /// Commands whose aliases are looked up when they are reached.
     Plain(&'a str),
     /// What is refused in it ends it, and nothing else.
@@ -47,7 +68,9 @@ pub enum Block<'a> {
 pub enum Tokens<'a> {
     /// What these commands print.
     Output(&'a str),
+    /// The words of this text.
     Text(&'a str),
+    /// The words of this file.
     File(&'a str),
 }
 
@@ -55,7 +78,9 @@ pub enum Tokens<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Syntax error at '{at}': {why}")]
 pub struct BlockError {
+    /// Where in the line.
     pub at: String,
+    /// What is wrong there.
     pub why: &'static str,
 }
 

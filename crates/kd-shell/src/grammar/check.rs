@@ -8,12 +8,16 @@ use super::line::{Statement, statements};
 /// What is wrong with commands that were to be stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// A statement whose command nobody knows.
     #[error("there is no command '{0}'")]
     Unknown(String),
+    /// A block that is not closed, or is no block.
     #[error(transparent)]
     Block(BlockError),
+    /// A condition that is no expression.
     #[error("'{0}' is no condition")]
     Condition(String),
+    /// Blocks within blocks, deeper than anybody writes.
     #[error("blocks are nested more than {MAX_DEPTH} deep")]
     TooDeep,
 }

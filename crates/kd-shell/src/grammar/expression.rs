@@ -55,8 +55,10 @@ pub enum ScopeError {
     /// Nothing can be had any more.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// Memory that cannot be read.
     #[error(transparent)]
     Hole(ReadError),
+    /// Another reason, as a sentence.
     #[error("{0}")]
     Because(String),
 }
@@ -73,24 +75,61 @@ impl From<ReadError> for ScopeError {
 /// kd's words, with the rest of the text from where it went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExpressionError {
+    /// A name that nobody knows.
     #[error("Couldn't resolve error at '{at}'")]
-    Unresolved { at: String },
+    Unresolved {
+        /// Where in the expression.
+        at: String,
+    },
+    /// A name whose value could not be had.
     #[error("Couldn't resolve error at '{at}': {why}")]
-    UnresolvedBecause { at: String, why: ScopeError },
+    UnresolvedBecause {
+        /// Where in the expression.
+        at: String,
+        /// Why not.
+        why: ScopeError,
+    },
+    /// It ends where a value is wanted.
     #[error("Numeric expression missing from '{at}'")]
-    Missing { at: String },
+    Missing {
+        /// Where in the expression.
+        at: String,
+    },
+    /// Something stands there that does not belong there.
     #[error("Syntax error at '{at}'")]
-    Syntax { at: String },
+    Syntax {
+        /// Where in the expression.
+        at: String,
+    },
+    /// A number of more than 64 bits.
     #[error("Overflow error at '{at}'")]
-    Overflow { at: String },
+    Overflow {
+        /// Where in the expression.
+        at: String,
+    },
+    /// A division by 0.
     #[error("Divide by zero at '{at}'")]
-    DivideByZero { at: String },
+    DivideByZero {
+        /// Where in the expression.
+        at: String,
+    },
+    /// `poi` and its like, of memory that cannot be read.
     #[error("Memory access error at '{at}': {why}")]
-    Memory { at: String, why: ScopeError },
+    Memory {
+        /// Where in the expression.
+        at: String,
+        /// Why not.
+        why: ScopeError,
+    },
+    /// The source of memory is gone, or Ctrl+C was pressed.
     #[error(transparent)]
     Fault(Fault),
+    /// Brackets within brackets, deeper than anybody writes.
     #[error("Expression nested more than {MAX_DEPTH} levels at '{at}'")]
-    TooDeep { at: String },
+    TooDeep {
+        /// Where in the expression.
+        at: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

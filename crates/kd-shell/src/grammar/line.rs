@@ -27,15 +27,19 @@ const CASE_COUNTS: [&str; 4] = ["aS", "dD", "dS", "dW"];
 /// Extensions whose arguments are commands: braces keep these together as quotes do.
 const TAKE_COMMANDS: [&str; 3] = ["!for_each_module", "!for_each_process", "!for_each_thread"];
 
+/// One statement of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Statement<'a> {
+    /// A command with its arguments.
     Command(Command<'a>),
     /// Read commands from this file.
     Script {
+        /// The file's name, as it was typed.
         file: &'a str,
         /// The file is one line (`$><`, `$$><`, `$$>a<`), and this is what `${$arg1}` and so on stand for.
         arguments: Option<&'a str>,
     },
+    /// `.if`, `.for` and their kin, or what is wrong with them.
     Block(Result<Block<'a>, BlockError>),
 }
 
@@ -57,6 +61,7 @@ impl Command<'_> {
     }
 }
 
+/// A line of more bytes than are read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the line is longer than {MAX_LINE} characters")]
 pub struct LineTooLong;

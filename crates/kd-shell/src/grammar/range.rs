@@ -8,18 +8,26 @@ pub const SANE_BYTES: u64 = 256 << 20;
 /// How much of memory a command is to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Range {
+    /// Where it begins.
     pub address: u64,
     /// Objects of the command's size; `None` when the user gave no length.
     pub count: Option<u64>,
 }
 
+/// Why a range is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
+    /// Its address, its end or its count.
     #[error(transparent)]
     Expression(#[from] ExpressionError),
     /// kd's words.
     #[error("Range error at '{at}': {why}")]
-    Range { at: String, why: &'static str },
+    Range {
+        /// Where in the arguments.
+        at: String,
+        /// What is wrong there.
+        why: &'static str,
+    },
 }
 
 /// `Ok(None)` when there is no argument at all.

@@ -16,7 +16,9 @@ use crate::stack::Skip;
 /// Which number of a group a graph is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Column {
+    /// By bytes in use.
     Bytes,
+    /// By blocks in use.
     Count,
     /// Growth since the mark; what shrank is blue.
     Difference,

@@ -24,12 +24,25 @@ use crate::mark::Mark;
 use crate::snapshot::{NoStack, StackFrom};
 use crate::stack::StackId;
 
+/// Why an export is not whole.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
+    /// The system does not take a file.
     #[error("cannot write {path}: {source}")]
-    Write { path: String, source: io::Error },
+    Write {
+        /// Which file.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The format does not take what is to be written.
     #[error("cannot write {path}: {source}")]
-    Parquet { path: String, source: ParquetError },
+    Parquet {
+        /// Which file.
+        path: String,
+        /// What the writer says.
+        source: ParquetError,
+    },
 }
 
 type Value<'a, R, T> = Box<dyn Fn(&R) -> Option<T> + 'a>;

@@ -31,7 +31,9 @@ const VARIABLES: [&str; 12] = [
 /// public name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pages {
+    /// Bytes of nonpaged pool in use, as the kernel counts pages.
     pub nonpaged: Option<u64>,
+    /// The same of paged pool.
     pub paged: Option<u64>,
     /// Allocated by MmAllocatePagesForMdl: pages of no pool.
     pub mdl: Option<u64>,
@@ -42,13 +44,19 @@ pub struct Pages {
 pub struct Reading {
     /// The target's running time.
     pub at_ms: u64,
+    /// Counters by tag and pool.
     pub rows: BTreeMap<Key, Counters>,
     /// Width of the counters; `None` where it is not known, or something of the tables could not be read.
     pub bits: Option<u8>,
+    /// All tags were read, and not only some.
     pub is_whole: bool,
+    /// Pages that tags do not tell of.
     pub pages: Pages,
+    /// Of which kernel, and which boot.
     pub identity: Identity,
+    /// The target's clocks then.
     pub times: Times,
+    /// What is missing, as sentences.
     pub notes: Vec<String>,
 }
 

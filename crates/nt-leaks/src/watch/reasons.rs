@@ -5,73 +5,117 @@ use std::fmt;
 use crate::stack::StackId;
 use crate::units;
 
+/// What a verdict rests on, or what keeps it from being a better one.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reason {
+    /// Nothing was looked at.
     NoLook,
     /// What the survey of all tags saw before the mark.
     Before {
+        /// Bytes.
         grew: u64,
+        /// How often the counters were read.
         readings: usize,
+        /// From the first to the last.
         elapsed_ms: u64,
     },
     /// The counters could not be read.
     NotCounted,
+    /// How the bytes in use went.
     Change {
+        /// At the mark.
         then: u64,
+        /// At the last look.
         now: u64,
+        /// Between the two.
         elapsed_ms: u64,
+        /// Looks since the mark.
         looks: usize,
+        /// How many of them found more than the one before.
         grew: usize,
+        /// How many found less.
         fell: usize,
     },
     /// Proved of blocks that are listed.
     BlocksSurvived {
+        /// So many of them, for certain.
         at_least: u64,
+        /// Blocks of the mark.
         of: u64,
+        /// Looks since the mark.
         looks: usize,
+        /// Since the mark.
         elapsed_ms: u64,
     },
     /// Proved by the counters alone.
     CountedSurvived {
+        /// So many of them, for certain.
         at_least: u64,
+        /// Allocations at the mark.
         of: u64,
+        /// Looks since the mark.
         looks: usize,
+        /// Since the mark.
         elapsed_ms: u64,
     },
+    /// What the counters say of freeing.
     Freed {
+        /// Since the mark.
         frees: u64,
+        /// Since the mark.
         allocs: u64,
     },
+    /// One stack allocates, and nothing of it goes.
     StackKeeps {
+        /// Which one.
         stack: StackId,
+        /// Of those that are there, the ones that the mark did not have.
         blocks: u64,
     },
+    /// Too few looks to tell growth from chance.
     TooFew {
+        /// How many there were.
         looks: usize,
+        /// How many it takes.
         least: usize,
     },
+    /// It grew now and then only.
     Seldom {
+        /// Intervals in which it grew.
         grew: usize,
+        /// All intervals.
         of: usize,
     },
+    /// It shrank on the way.
     Setback {
+        /// By so much at once.
         bytes: u64,
     },
+    /// Nearly all of it came between two looks.
     Burst,
+    /// Much of what is allocated is freed again.
     Churn {
+        /// Since the mark.
         allocs: u64,
+        /// Since the mark.
         frees: u64,
     },
     /// A tag of which as much is freed as allocated may grow by as much for a while.
     Chance,
+    /// Of no block is it proved that it stayed.
     NoSurvivor,
+    /// The survivors are younger than was asked for.
     Young {
+        /// Of the oldest.
         age_ms: u64,
+        /// The age that was asked for.
         asked_ms: u64,
     },
     /// Blocks of the tag usually live for longer than it was watched.
     Usual {
+        /// For how long it was watched.
         age_ms: u64,
+        /// How old blocks of the tag may become.
         life_ms: u64,
     },
 }

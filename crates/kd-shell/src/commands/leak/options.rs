@@ -15,11 +15,17 @@ use crate::text::visible_name;
 /// The subcommands that have options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sub {
+    /// Remember the pool.
     Mark,
+    /// Compare it with a mark.
     Check,
+    /// Look again and again until the answer is known.
     Watch,
+    /// Stop at each allocation of a tag.
     Trace,
+    /// Show a saved mark or report.
     Report,
+    /// Compare two saved reports.
     Compare,
 }
 
