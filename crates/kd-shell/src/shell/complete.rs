@@ -25,7 +25,9 @@ const TAGS_BYTES: u64 = 200 << 10;
 /// What a word may become, and a word about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
+    /// What would stand there.
     pub text: String,
+    /// What it is, in a line.
     pub help: String,
 }
 
