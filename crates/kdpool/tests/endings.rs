@@ -1,17 +1,22 @@
 //! The program over bad wires, and every way to end it: the fake target says afterwards whether it runs.
 //!
-//! Quick as it stands. For long, with the release build:
+//! Quick as it stands. For long, with the release build, and as many targets at a time as `KDPOOL_BENCHES` says for each
+//! carrier (they mostly wait); `KDPOOL_SEED` plays other moments and other faults:
 //!
 //! ```sh
-//! KDPOOL_SESSIONS=200 KDPOOL_ENDINGS=2500 cargo test --release -p kdpool --test endings -- --nocapture
+//! KDPOOL_PROGRAM=$PWD/target/release/kdpool KDPOOL_SESSIONS=200 KDPOOL_ENDINGS=10000 KDPOOL_BENCHES=4 KDPOOL_SEED=2 \
+//!     cargo test -p kdpool --test endings -- --nocapture
 //! ```
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)] // Helpers of tests may panic like tests.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport, Faults};
@@ -42,6 +47,7 @@ fn random(state: &mut u64) -> u64 {
     mixed ^ mixed >> 31
 }
 
+/// What a session has to get over.
 fn bad(seed: u64) -> Faults {
     Faults {
         seed,
@@ -52,6 +58,11 @@ fn bad(seed: u64) -> Faults {
         delay: Duration::from_millis(5),
         ..Faults::default()
     }
+}
+
+/// What it ends on: bad enough, and soon over.
+fn wire(seed: u64) -> Faults {
+    Faults { drop: 0.05, duplicate: 0.03, corrupt: 0.01, ..bad(seed) }
 }
 
 struct Bench {
@@ -86,11 +97,16 @@ impl Bench {
         Bench { fake, connection, store, _place: place }
     }
 
-    fn kdpool(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kdpool"));
-        command.args(["-k", &self.connection, "--bonc", "--format", "json", "-y"]).arg(self.store.path());
+    fn command(&self, arguments: &[&str]) -> Command {
+        let program = std::env::var_os("KDPOOL_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_kdpool").into());
+        let mut command = Command::new(program);
+        command.args(["-k", &self.connection, "--bonc", "-y"]).arg(self.store.path());
         command.args(arguments).env("KDPOOL_STATE", self.store.path());
         command
+    }
+
+    fn kdpool(&self, arguments: &[&str]) -> Command {
+        self.command(&[&["--format", "json"], arguments].concat())
     }
 
     /// The three questions of the article; their results, and how long they froze the target.
@@ -105,9 +121,9 @@ impl Bench {
         (results, self.fake.stats().frozen - before)
     }
 
-    /// What was sent last may still be on its way.
+    /// What was sent last may still be on its way, and the machine be busy.
     fn runs(&self) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + Duration::from_secs(5);
         while self.fake.stats().halted && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -115,41 +131,51 @@ impl Bench {
     }
 }
 
-/// On every carrier at the same time.
-fn everywhere(test: impl Fn(Carrier) + Sync) {
+/// On every carrier at the same time, in as many benches as are asked for. The test gets the number of its bench and how
+/// many of `total` rounds are its.
+fn everywhere(total: u64, test: impl Fn(Carrier, u64, u64) + Sync) {
+    let benches = count("KDPOOL_BENCHES", 1).max(1);
     std::thread::scope(|scope| {
         for carrier in CARRIERS {
-            let test = &test;
-            scope.spawn(move || test(carrier));
+            for bench in 0..benches {
+                let test = &test;
+                scope.spawn(move || test(carrier, bench, total / benches + u64::from(bench < total % benches)));
+            }
         }
     });
+}
+
+/// One number for everything that a bench draws.
+fn seed(carrier: Carrier, bench: u64, part: u64) -> u64 {
+    let mut state = count("KDPOOL_SEED", 1) << 48 ^ (carrier as u64) << 40 ^ bench << 32 ^ part;
+    random(&mut state)
 }
 
 #[test]
 fn questions_over_a_bad_wire_are_answered_right() {
     let sessions = count("KDPOOL_SESSIONS", 1);
-    everywhere(|carrier| {
-        let clean = Bench::new(carrier, Faults::default());
-        let (truth, clean_frozen) = clean.questions();
-        let bench = Bench::new(carrier, bad(7));
-        let mut times = Vec::new();
-        for session in 0..sessions {
+    let all: Mutex<Vec<(Carrier, Duration)>> = Mutex::default();
+    everywhere(sessions, |carrier, number, rounds| {
+        let (truth, _) = Bench::new(carrier, Faults::default()).questions();
+        for session in 0..rounds {
+            let bench = Bench::new(carrier, bad(seed(carrier, number, session)));
             let (results, frozen) = bench.questions();
-            assert!(results == truth, "{carrier:?}, session {session}: another answer");
+            assert!(results == truth, "{carrier:?}, bench {number}, session {session}: another answer");
             let limit = if carrier == Carrier::Net { 12 } else { 20 };
-            assert!(frozen < Duration::from_secs(limit), "{carrier:?}, session {session}: frozen for {frozen:?}");
-            times.push(frozen);
+            assert!(frozen < Duration::from_secs(limit), "{carrier:?}, {number}, {session}: frozen for {frozen:?}");
+            all.lock().unwrap().push((carrier, frozen));
         }
-        times.sort();
-        let one = Bench::new(carrier, Faults { seed: 3, drop: 0.01, ..Faults::default() });
-        let lossy: Duration = (0..sessions.min(20)).map(|_| one.questions().1).sum();
-        println!(
-            "{carrier:?}: clean {clean_frozen:?}; at 1 % loss {:?}; bad wire, {sessions} sessions: median {:?}, longest {:?}",
-            lossy / sessions.min(20) as u32,
-            times[times.len() / 2],
-            times[times.len() - 1]
-        );
     });
+    let all = all.into_inner().unwrap();
+    for carrier in CARRIERS {
+        let mut times: Vec<_> = all.iter().filter(|(of, _)| *of == carrier).map(|(_, time)| *time).collect();
+        times.sort();
+        let (median, longest) = (times.get(times.len() / 2), times.last());
+        println!(
+            "{carrier:?}: bad wire, {} sessions answered right, frozen {median:?}, longest {longest:?}",
+            times.len()
+        );
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,64 +185,175 @@ enum Ending {
     Interrupt,
     Terminate,
     HangUp,
+    /// Nobody reads its answers any more.
+    OutputClosed,
+    /// Nor what it has to say beside, of which there is much.
+    ErrorsClosed,
+    /// The window of its terminal is closed.
+    TerminalLost,
+    /// The same where the terminal was not its own: nobody tells it, and reads and writes fail.
+    TerminalGone,
     /// Followed by an attach.
     Kill,
 }
 
-const ENDINGS: [Ending; 6] =
-    [Ending::Quit, Ending::EndOfInput, Ending::Interrupt, Ending::Terminate, Ending::HangUp, Ending::Kill];
+const ENDINGS: [Ending; 10] = [
+    Ending::Quit,
+    Ending::EndOfInput,
+    Ending::Interrupt,
+    Ending::Terminate,
+    Ending::HangUp,
+    Ending::OutputClosed,
+    Ending::ErrorsClosed,
+    Ending::TerminalLost,
+    Ending::TerminalGone,
+    Ending::Kill,
+];
 
 fn signal(child: &Child, name: &str) {
     // The shell's own kill: no crate of the workspace sends signals.
     let _ = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
 }
 
-/// One session that ends at a random moment.
-fn end(bench: &Bench, ending: Ending, after: Duration) -> ExitStatus {
-    let mut child = bench
-        .kdpool(&["--connect-timeout", "20"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    // It may be gone before all is written.
-    let _ = writeln!(input, "{}", [QUESTIONS; 20].concat().join("\n"));
-    std::thread::sleep(after);
-    match ending {
-        Ending::Quit => drop(writeln!(input, "q")),
-        Ending::EndOfInput => {}
-        Ending::Interrupt => signal(&child, "INT"),
-        Ending::Terminate => signal(&child, "TERM"),
-        Ending::HangUp => signal(&child, "HUP"),
-        Ending::Kill => signal(&child, "KILL"),
-    }
-    drop(input);
-    child.wait().unwrap()
+/// What gives a program a terminal of its own; util-linux has it.
+fn has_setsid() -> bool {
+    Command::new("setsid").arg("--version").output().is_ok()
 }
+
+/// What is asked until it ends.
+fn typed() -> String {
+    [QUESTIONS; 20].concat().join("\n") + "\n"
+}
+
+/// One session that ends at a random moment.
+fn end(bench: &Bench, ending: Ending, after: Duration) -> Output {
+    if let Ending::TerminalLost | Ending::TerminalGone = ending {
+        return end_at_a_terminal(bench, ending == Ending::TerminalLost && has_setsid(), after);
+    }
+    let mut command = bench.kdpool(&["--connect-timeout", "20"]);
+    if ending == Ending::ErrorsClosed {
+        command.args(["-v", "-v"]);
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let (mut said, mut errors) = (child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        // It may be gone before all is written.
+        let _ = input.write_all(typed().as_bytes());
+        let drain = |from: Option<&mut (dyn std::io::Read + Send)>| {
+            let mut text = Vec::new();
+            if let Some(from) = from {
+                let _ = from.read_to_end(&mut text);
+            }
+            text
+        };
+        if ending == Ending::OutputClosed || ending == Ending::ErrorsClosed {
+            std::thread::sleep(after / 4);
+            said = None;
+        }
+        if ending == Ending::ErrorsClosed {
+            errors = None;
+        }
+        let said = scope.spawn(move || drain(said.as_mut().map(|out| out as _)));
+        let errors = scope.spawn(move || drain(errors.as_mut().map(|out| out as _)));
+        std::thread::sleep(after);
+        match ending {
+            Ending::Quit => drop(writeln!(input, "q")),
+            Ending::Interrupt => signal(&child, "INT"),
+            Ending::Terminate => signal(&child, "TERM"),
+            Ending::HangUp => signal(&child, "HUP"),
+            Ending::Kill => signal(&child, "KILL"),
+            _ => {}
+        }
+        drop(input);
+        let status = child.wait().unwrap();
+        Output { status, stdout: said.join().unwrap(), stderr: errors.join().unwrap() }
+    })
+}
+
+/// At a terminal that nobody reads, as in a window that hangs, until it is closed.
+fn end_at_a_terminal(bench: &Bench, own: bool, after: Duration) -> Output {
+    let pair = nix::pty::openpty(None, None).unwrap();
+    let of = |end: &std::os::fd::OwnedFd| Stdio::from(end.as_fd().try_clone_to_owned().unwrap());
+    let plain = bench.command(&["--connect-timeout", "20"]);
+    let mut command = if own { Command::new("setsid") } else { Command::new(plain.get_program()) };
+    if own {
+        command.arg("-c").arg(plain.get_program());
+    }
+    command.args(plain.get_args()).env("TERM", "xterm").env("KDPOOL_STATE", bench.store.path());
+    command.stdin(of(&pair.slave)).stdout(of(&pair.slave)).stderr(of(&pair.slave));
+    let mut child = command.spawn().unwrap();
+    drop((command, pair.slave));
+    let mut terminal = File::from(pair.master);
+    let _ = terminal.write_all(typed().as_bytes());
+    std::thread::sleep(after);
+    drop(terminal);
+    Output { status: child.wait().unwrap(), stdout: Vec::new(), stderr: Vec::new() }
+}
+
+/// How one session ended that did not end well.
+fn wrong(bench: &Bench, ending: Ending, after: Duration, clean: bool, told: &mut u64) -> Option<String> {
+    let output = end(bench, ending, after);
+    if ending == Ending::Kill {
+        let output = bench.kdpool(&["-c", "!poolused 4 Leak; q"]).stdin(Stdio::null()).output().unwrap();
+        let well = output.status.success() && bench.runs();
+        return (!well).then(|| format!("the next attach: {output:?}"));
+    }
+    let is_said = output.status.code() == Some(4);
+    if bench.runs() {
+        // On a clean wire nothing is doubtful.
+        return (clean && is_said).then(|| format!("said to stand, and runs: {output:?}"));
+    }
+    *told += u64::from(is_said);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let line = errors.contains("stand") || !matches!(ending, Ending::Quit | Ending::EndOfInput | Ending::Terminate);
+    (clean || !is_said || !line).then(|| format!("left frozen: {:?} {errors}", output.status))
+}
+
+/// Endings of one bench before it is made anew, with other faults.
+const ENDINGS_A_BENCH: u64 = 50;
 
 #[test]
 fn however_it_ends_the_target_runs() {
-    let endings = count("KDPOOL_ENDINGS", 6);
-    everywhere(|carrier| {
-        for faults in [Faults::default(), Faults { drop: 0.05, duplicate: 0.03, corrupt: 0.01, ..bad(11) }] {
-            let is_clean = faults.drop == 0.0;
-            let bench = Bench::new(carrier, faults);
-            let (mut state, mut told) = (carrier as u64, 0);
-            for number in 0..endings {
-                let ending = ENDINGS[(number % 6) as usize];
-                let after = Duration::from_millis(random(&mut state) % 1500);
-                let status = end(&bench, ending, after);
-                if ending == Ending::Kill {
+    if !has_setsid() {
+        println!("skipped: a terminal of its own that is lost (no `setsid` here)");
+    }
+    let bad: Mutex<Vec<String>> = Mutex::default();
+    let sums: Mutex<Vec<(Carrier, bool, u64, u64)>> = Mutex::default();
+    everywhere(count("KDPOOL_ENDINGS", 10), |carrier, number, rounds| {
+        for clean in [true, false] {
+            let mut told = 0;
+            let mut bench = None;
+            for round in 0..rounds {
+                let mut state = seed(carrier, number, round << 1 | u64::from(clean));
+                if round % ENDINGS_A_BENCH == 0 {
+                    bench = Some(Bench::new(carrier, if clean { Faults::default() } else { wire(state) }));
+                }
+                let Some(bench) = &bench else { break };
+                let ending = ENDINGS[((round + number) % ENDINGS.len() as u64) as usize];
+                // Most of what can go wrong does so while it attaches.
+                let within = [150, 500, 1500][(random(&mut state) % 3) as usize];
+                let after = Duration::from_millis(random(&mut state) % within);
+                if let Some(what) = wrong(bench, ending, after, clean, &mut told) {
+                    let what = format!("{carrier:?} {number} {round} clean {clean} {ending:?} after {after:?}: {what}");
+                    println!("{what}");
+                    bad.lock().unwrap().push(what);
+                    // That it stands is not the next one's fault.
                     bench.questions();
-                } else if !bench.runs() {
-                    assert!(status.code() == Some(4), "{carrier:?} {number} {ending:?} after {after:?}: {status}");
-                    assert!(!is_clean, "{carrier:?} {number} {ending:?}: told on a clean wire");
-                    told += 1;
                 }
             }
-            println!("{carrier:?}, clean {is_clean}: {endings} endings, 0 left frozen, {told} told of");
+            sums.lock().unwrap().push((carrier, clean, rounds, told));
         }
     });
+    for carrier in CARRIERS {
+        for clean in [true, false] {
+            let sums = sums.lock().unwrap();
+            let of = || sums.iter().filter(|sum| (sum.0, sum.1) == (carrier, clean));
+            let (rounds, told): (u64, u64) = (of().map(|sum| sum.2).sum(), of().map(|sum| sum.3).sum());
+            println!("{carrier:?}, clean {clean}: {rounds} endings, {told} told of");
+        }
+    }
+    let bad = bad.into_inner().unwrap();
+    assert!(bad.is_empty(), "{} ended wrong:\n{}", bad.len(), bad.join("\n"));
 }
