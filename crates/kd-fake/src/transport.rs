@@ -379,7 +379,7 @@ async fn serve_stream(stream: BoxStream, ends: &mut Ends) -> bool {
 
 #[cfg(unix)]
 mod unix {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
     use nix::pty::openpty;
     use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
     use nix::unistd::ttyname;
@@ -423,6 +423,10 @@ mod unix {
         tcsetattr(&pty.slave, SetArg::TCSANOW, &settings)?;
         let path = ttyname(&pty.slave)?;
         fcntl(&pty.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        // A child of a test would keep the line open after its target is gone.
+        for end in [&pty.master, &pty.slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        }
         // A pty master has a pipe's nature here: two directions, read and write, no seeking.
         let reader = pipe::Receiver::from_owned_fd_unchecked(pty.master.try_clone()?)?;
         let writer = pipe::Sender::from_owned_fd_unchecked(pty.master)?;

@@ -38,6 +38,8 @@ pub struct Session {
     pub restarted: Arc<AtomicBool>,
     /// Says why the target does not stop, from what was seen on its line.
     pub explain: Box<dyn Fn() -> Vec<String>>,
+    /// What is to be kept for as long as the session lasts.
+    pub kept: Box<dyn std::any::Any>,
 }
 
 /// Makes the session, in the thread that will own it.

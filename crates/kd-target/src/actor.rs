@@ -10,9 +10,11 @@ mod memory;
 mod stops;
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -106,6 +108,10 @@ struct Actor {
     reboot_announced: bool,
     /// The target's breakpoint table was emptied of what a dead debugger left.
     released: bool,
+    /// The answer that came last may be that to a repetition.
+    asked_twice: bool,
+    /// Some slot of the table may be taken by a breakpoint of ours whose handle did not come through.
+    unknown_slots: bool,
 }
 
 /// Runs until the session is left.
@@ -144,11 +150,18 @@ pub(crate) async fn run(
         heard: false,
         reboot_announced: false,
         released: false,
+        asked_twice: false,
+        unknown_slots: false,
     };
     actor.session.synchronise(Duration::ZERO, break_in);
-    let (leave, done) = match actor.work().await {
-        Ok(ending) => ending,
-        Err(why) => {
+    let (leave, done) = match caught(actor.work()).await {
+        Ok(Ok(ending)) => ending,
+        Err(_) => {
+            tracing::error!("the session's task panicked");
+            actor.forget_exchange();
+            (Leave::Running, None)
+        }
+        Ok(Err(why)) => {
             actor.lost(why);
             let Actor { orders, ending, .. } = actor;
             if let Some((_, Some(done))) = ending {
@@ -174,6 +187,16 @@ pub(crate) async fn run(
     // An order that is sent in this moment would stay in the channel unseen, and its sender would wait for ever.
     orders.close();
     until_left(orders).await;
+}
+
+/// The future's end, or its panic: a fault of ours in the session's own work is no reason to leave a target frozen.
+async fn caught<T>(work: impl Future<Output = T>) -> std::thread::Result<T> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| match std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 /// After the end, or a loss, the handles are told so until the last one is gone or no more can be sent.

@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use kd_fake::{FakeOptions, Faults, Start};
 use kd_link::{BoxFuture, Frame, Link};
-use kd_target::{Event, Interrupt, Leave, Left, Target, TargetError};
-use kd_wire::session::{HostSession, SerialConfig};
+use kd_target::{Event, Leave, Left, Target, TargetError};
 use nt_memory::{Fault, Memory};
 
 use setup::{Carrier, PATIENCE, Setup, everywhere, set_up};
@@ -313,11 +312,7 @@ fn a_target_that_was_never_heard_but_stopped_is_let_go() {
         for hears_again in [true, false] {
             let setup = set_up(carrier, |_| {});
             let hears = Arc::new(AtomicBool::new(false));
-            let link = setup.runtime.block_on(kd_link::open(&setup.spec)).unwrap();
-            let link = Box::new(Deaf { link, hears: hears.clone() });
-            let session = HostSession::serial(SerialConfig::default());
-            let (running, _events) =
-                kd_target::attach(setup.runtime.handle(), link, session, true, Interrupt::default());
+            let (running, _events) = setup.attach_through(|link| Box::new(Deaf { link, hears: hears.clone() }));
             let deadline = Instant::now() + PATIENCE;
             while !setup.fake.stats().halted {
                 assert!(Instant::now() < deadline, "{carrier:?}: did not stop");
@@ -336,4 +331,99 @@ fn a_target_that_was_never_heard_but_stopped_is_let_go() {
             }
         }
     });
+}
+
+/// A line that brings a panic with it.
+struct Poisoned {
+    link: Box<dyn Link>,
+    /// What is received before.
+    good: u32,
+}
+
+impl Link for Poisoned {
+    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
+        Box::pin(async {
+            let frame = self.link.recv().await;
+            self.good = self.good.wrapping_sub(1);
+            assert!(self.good != 0, "as it was told");
+            frame
+        })
+    }
+
+    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        self.link.send(frame)
+    }
+
+    fn describe(&self) -> String {
+        self.link.describe()
+    }
+}
+
+/// A fault of ours in the session's own task, in the middle of whatever it does.
+#[test]
+fn a_panic_of_the_sessions_task_lets_the_target_run() {
+    everywhere(|carrier| {
+        for good in [2, 6, 15, 40] {
+            let setup = set_up(carrier, |_| {});
+            let (running, _events) = setup.attach_through(|link| Box::new(Poisoned { link, good }));
+            let leaver = running.leaver();
+            if let Ok(halted) = running.wait(Some(PATIENCE)) {
+                while halted.reread(halted.version().kernel_base, &mut [0; 2000]).is_ok() {}
+            }
+            let left = setup.runtime.block_on(leaver.leave());
+            assert!(!left.may_stand(), "{carrier:?} {good}: {left:?}");
+            setup.assert_runs_soon();
+        }
+    });
+}
+
+/// A line that loses what the target says to the first breakpoint, its acknowledgement and its answer.
+struct Forgetful {
+    link: Box<dyn Link>,
+    lost: bool,
+    deaf: bool,
+}
+
+impl Link for Forgetful {
+    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
+        Box::pin(async {
+            loop {
+                let frame = self.link.recv().await?;
+                if frame.is_none() || !self.deaf {
+                    return Ok(frame);
+                }
+            }
+        })
+    }
+
+    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        // WriteBreakPoint, behind the packet's header.
+        let is_breakpoint = matches!(&frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&[0x34, 0x31, 0, 0]));
+        self.deaf = is_breakpoint && !self.lost;
+        self.lost |= is_breakpoint;
+        self.link.send(frame)
+    }
+
+    fn describe(&self) -> String {
+        self.link.describe()
+    }
+}
+
+/// A stub that takes any packet for the acknowledgement of its answer carries the breakpoint out, is asked for it once
+/// more, and says that it has one there. It must not stay in the target under a handle that nobody knows.
+#[test]
+fn a_breakpoint_that_was_asked_for_twice_is_there_once() {
+    let setup = set_up(Carrier::Tcp, |options| options.any_data_acknowledges = true);
+    let (running, _events) = setup.attach_through(|link| Box::new(Forgetful { link, lost: false, deaf: false }));
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    let place = halted.version().kernel_base + 0x2345;
+    halted.set_breakpoint(place).unwrap();
+    assert!(setup.fake.stats().requests_of(0x3134) >= 3, "{:?}", setup.fake.stats().requests);
+    assert_eq!(setup.fake.stats().breakpoints, [0u64; 0]);
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
+    assert_eq!(setup.fake.stats().breakpoints, [place]);
+    let halted = running.break_in(PATIENCE).map_err(|(_, error)| error).unwrap();
+    halted.clear_breakpoint(place).unwrap();
+    assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
+    setup.assert_left_running();
 }

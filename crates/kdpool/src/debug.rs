@@ -17,12 +17,14 @@ use kd_shell::{Format, HuntEnd, Log, PoolTags, Session, Shell, Symbols, banner, 
 use kd_target::{Attach, AttachError, Event, Halted, Interrupt, Running, Target, TargetError};
 use nt_memory::Fault;
 use tokio::runtime::Handle;
+use tracing_appender::non_blocking::{ErrorCounter, WorkerGuard};
 
 use crate::console::{Announcer, Console, complain, is_interactive, remark};
 use crate::diagnose::{ConnectEvidence, explain, explain_attach};
 use crate::options::{self, DebugArgs, SessionArgs};
+use crate::signals::Signals;
 use crate::work::Work;
-use crate::{COMMAND_FAILED, LEAK_FOUND, NO_CONNECTION, USAGE, ending, holder, inputs, signals};
+use crate::{COMMAND_FAILED, LEAK_FOUND, NO_CONNECTION, USAGE, ending, holder, inputs};
 
 /// Everything that is decided before the first packet.
 pub(crate) struct Plan {
@@ -114,7 +116,16 @@ pub(crate) fn usage(line: &str) -> ExitCode {
 }
 
 pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
-    start_tracing(&plan.session)?;
+    attach_and(plan, |mut work, plan, announcer, told| work.all(plan, announcer, told))
+}
+
+/// Attaches, does `what`, and lets the target run however that ends. `what` gets a flag to raise when the user has heard
+/// what became of the target.
+fn attach_and(
+    plan: Plan,
+    what: impl FnOnce(Work, &Plan, &Announcer, &Cell<bool>) -> Result<ExitCode>,
+) -> Result<ExitCode> {
+    let _tracing = start_tracing(&plan.session)?;
     let aside = plan.is_aside();
     let shell = match inputs::session(&plan.session, aside) {
         Ok(session) => session,
@@ -134,10 +145,9 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
         Ok(attached) => attached,
         Err(error) => return Ok(not_attached(&error)),
     };
-    let Attached { running, restarted, evidence } = attached;
     // From here on the target may be halted at any moment; dropping `running` lets it run.
-    runtime.spawn(signals::interrupt_on_ctrl_c(interrupt.clone()));
-    runtime.spawn(signals::leave_on_termination(running.leaver()));
+    let Attached { running, restarted, evidence, signals } = attached;
+    signals.serve(runtime.handle(), interrupt.clone(), running.leaver());
 
     let leaver = running.leaver();
     let json = plan.session.format == options::Format::Json;
@@ -151,7 +161,7 @@ pub(crate) fn attach_and_work(plan: Plan) -> Result<ExitCode> {
         let mut shell = Shell::new(shell, format, interrupt);
         shell.max_frozen = plan.session.max_frozen;
         shell.set_target(Target::Halted(halted));
-        Work::new(shell, restarted).all(&plan, &announcer, &told)
+        what(Work::new(shell, restarted), &plan, &announcer, &told)
     }));
     // However that ended, the handle it held has let the target go; here it is only heard what came of it.
     let left = runtime.block_on(leaver.leave());
@@ -175,6 +185,8 @@ pub(crate) struct Attached {
     pub(crate) restarted: Arc<AtomicBool>,
     /// What is seen on the line.
     pub(crate) evidence: Arc<Mutex<ConnectEvidence>>,
+    /// Listened to since the line was open, to be served by whoever knows what they end.
+    pub(crate) signals: Signals,
 }
 
 impl Attached {
@@ -189,12 +201,16 @@ impl Attached {
         let host = kd_link::local_addresses().unwrap_or_default();
         let evidence = Arc::new(Mutex::new(ConnectEvidence::new(plan.spec.clone(), host)));
         let told = Told { announcer, quiet: plan.brief || plan.session.quiet, aside: plan.is_aside() };
+        let mut signals = None;
         let (running, events) = Attach::to(plan.spec.clone())
             .on(runtime)
             .break_in(plan.break_on_connect)
             .interrupt(interrupt.clone())
             .waiting(waiting(evidence.clone(), told.clone()))
-            .layer(|link| layers(link, plan, &evidence, &told))
+            .layer(|link| {
+                signals = Some(Signals::listen(runtime));
+                layers(link, plan, &evidence, &told)
+            })
             .start()?;
         let restarted = Arc::new(AtomicBool::new(false));
         let (log, verbose) = (log.clone(), plan.session.verbose > 0);
@@ -207,7 +223,8 @@ impl Attached {
             verbose,
         };
         std::thread::spawn(move || listener.listen(events));
-        Ok(Attached { running, restarted, evidence })
+        let signals = signals.unwrap_or_else(|| Signals::listen(runtime));
+        Ok(Attached { running, restarted, evidence, signals })
     }
 }
 
@@ -448,25 +465,43 @@ fn log_targets(verbose: u8) -> String {
     OURS.map(|target| format!("{target}={}", level(target))).join(",")
 }
 
-pub(crate) fn start_tracing(arguments: &SessionArgs) -> Result<()> {
+/// Who writes the messages of `-v`; to be kept until the program ends.
+pub(crate) struct Tracing {
+    _writer: WorkerGuard,
+    lost: ErrorCounter,
+}
+
+impl Drop for Tracing {
+    fn drop(&mut self) {
+        if let lines @ 1.. = self.lost.dropped_lines() {
+            complain(&format!("{lines} lines of -v are missing: they were not read in time"));
+        }
+    }
+}
+
+/// The session's own task writes these messages while it holds the target. A thread takes them from it: a pager that
+/// nobody scrolls, or a full disk, must not keep the target frozen.
+pub(crate) fn start_tracing(arguments: &SessionArgs) -> Result<Tracing> {
     use tracing_subscriber::filter::Targets;
     use tracing_subscriber::prelude::*;
     let default = log_targets(arguments.verbose);
     let chosen = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
     let filter: Targets = chosen.map_or_else(|| default.parse(), Ok).context("-v")?;
-    let layer = tracing_subscriber::fmt::layer();
-    let registry = tracing_subscriber::registry();
-    match &arguments.trace_file {
+    let (out, ansi): (Box<dyn Write + Send>, bool) = match &arguments.trace_file {
         Some(path) => {
             let file =
                 kd_shell::open_private(path, false).with_context(|| format!("cannot write {}", path.display()))?;
-            let layer = layer.with_ansi(false).with_writer(Mutex::new(file));
-            registry.with(layer.with_filter(filter)).init();
+            (Box::new(file), false)
         }
-        None => {
-            let layer = layer.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
-            registry.with(layer.with_filter(filter)).init();
-        }
-    }
-    Ok(())
+        None => (Box::new(io::stderr()), io::stderr().is_terminal()),
+    };
+    let (writer, _writer) = tracing_appender::non_blocking(out);
+    let lost = writer.error_counter();
+    // What it would complain of itself goes to a standard error that may be gone, and that would be a panic.
+    let layer = tracing_subscriber::fmt::layer().with_ansi(ansi).log_internal_errors(false).with_writer(writer);
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    Ok(Tracing { _writer, lost })
 }
+
+#[cfg(all(test, unix))]
+mod tests;

@@ -11,9 +11,11 @@ use clap::{Args, ValueEnum};
 use kd_fake::isf::Isf;
 use kd_fake::kernel::{self, Begin, Kernel, Mutation, SeededOptions, SystemCall};
 use kd_fake::{Evolve, FakeHandle, FakeOptions, FakeTransport, Faults, Start};
+use tokio::runtime::Handle;
 
 use crate::demo::LOOK_AROUND;
 use crate::options::DemoWindows;
+use crate::signals::Signals;
 
 /// A fake Windows with a leak, for any debugger to attach to.
 #[derive(Debug, Args)]
@@ -186,6 +188,7 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
         let symbols = arguments.store.as_ref().map_or(String::new(), |folder| format!(" -y {}", folder.display()));
         println!("  kdpool {line}{symbols} -bonc");
         println!("or hunt what leaks in it:\n  kdpool leak {line}{symbols}");
+        let signals = Signals::listen(&Handle::current());
         println!("Ctrl+C ends it.");
         let begins = async {
             if let Some(begin) = begin {
@@ -197,7 +200,7 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
             std::future::pending::<()>().await
         };
         tokio::select! {
-            () = crate::signals::any_end() => {}
+            () = signals.any_end() => {}
             () = begins => {}
         }
         let stats = target.stop().await;

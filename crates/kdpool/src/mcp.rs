@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use clap::Args;
 use kd_link::KdSpec;
 use kd_mcp::{Connect, Options, Session};
 use kd_shell::{Format, Shell};
-use kd_target::{Interrupt, Target};
+use kd_target::{Interrupt, Leaver, Left, Target};
 use tokio::runtime::Handle;
 
 use crate::console::Announcer;
@@ -17,7 +18,7 @@ use crate::debug::{self, Attached, Plan};
 use crate::demo::Demo;
 use crate::diagnose::{explain, explain_attach};
 use crate::options::{self, Carrier, DemoWindows, SessionArgs, VERSION};
-use crate::{COMMAND_FAILED, inputs, signals};
+use crate::{COMMAND_FAILED, CONNECTION_LOST, holder, inputs};
 
 /// Answer an agent's questions over the Model Context Protocol.
 #[derive(Debug, Args)]
@@ -87,17 +88,27 @@ pub(crate) fn run(arguments: McpArgs) -> Result<ExitCode> {
         task: None,
         hint: "",
     };
-    debug::start_tracing(&plan.session)?;
+    let _tracing = debug::start_tracing(&plan.session)?;
     // What is wrong with the arguments is said before a client is served.
     if let Err(error) = inputs::session(&plan.session, true) {
         return Ok(debug::usage(&format!("{error:#}")));
     }
     let runtime = crate::runtime()?;
     let handle = runtime.handle().clone();
-    let connect: Connect = Box::new(move || connect(&handle, &plan));
+    // Once there is a session.
+    let leaver: Arc<Mutex<Option<Leaver>>> = Arc::default();
+    let of_session = leaver.clone();
+    let connect: Connect = Box::new(move || connect(&handle, &plan, &of_session));
     let served = runtime.block_on(kd_mcp::serve(options, connect, tokio::io::stdin(), tokio::io::stdout()));
+    // However that ended, a panic of the thread that asked included, the target is let go before the process ends.
+    let leaver = debug::lock(&leaver).take();
+    let left = leaver.map(|leaver| runtime.block_on(leaver.leave()));
     // A read of standard input that is under way cannot be ended; nobody waits for it.
     runtime.shutdown_background();
+    if let Some(left) = left.filter(Left::may_stand) {
+        crate::console::complain(&left.to_string());
+        return Ok(ExitCode::from(CONNECTION_LOST));
+    }
     match served {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
@@ -108,19 +119,21 @@ pub(crate) fn run(arguments: McpArgs) -> Result<ExitCode> {
 }
 
 /// Opens the line and puts a session on it, in the thread that will ask the questions.
-fn connect(runtime: &Handle, plan: &Plan) -> Result<Session, String> {
+fn connect(runtime: &Handle, plan: &Plan, slot: &Mutex<Option<Leaver>>) -> Result<Session, String> {
     let session = inputs::session(&plan.session, true).map_err(|error| format!("{error:#}"))?;
     let interrupt = Interrupt::default();
-    let Attached { running, restarted, evidence } =
+    let hold = holder::take(&plan.spec)?;
+    let Attached { running, restarted, evidence, signals } =
         Attached::start(runtime, plan, Announcer::new(true), &interrupt, &session.log)
             .map_err(|error| explain_attach(&error).join("\n"))?;
     let leaver = running.leaver();
+    *debug::lock(slot) = Some(leaver.clone());
     runtime.spawn(async move {
-        signals::any_end().await;
+        signals.any_end().await;
         let left = leaver.leave().await;
         if left.may_stand() {
             crate::console::complain(&left.to_string());
-            std::process::exit(crate::CONNECTION_LOST.into());
+            std::process::exit(CONNECTION_LOST.into());
         }
         std::process::exit(130);
     });
@@ -133,5 +146,5 @@ fn connect(runtime: &Handle, plan: &Plan) -> Result<Session, String> {
         evidence.elapsed = started.elapsed();
         explain(&evidence)
     };
-    Ok(Session { shell, interrupt, restarted, explain: Box::new(explain) })
+    Ok(Session { shell, interrupt, restarted, explain: Box::new(explain), kept: Box::new(hold) })
 }

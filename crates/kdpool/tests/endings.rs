@@ -10,12 +10,14 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)] // Helpers of tests may panic like tests.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -267,29 +269,57 @@ fn end(bench: &Bench, ending: Ending, after: Duration) -> Output {
             _ => {}
         }
         drop(input);
-        let status = child.wait().unwrap();
+        let status = wait(&mut child);
         Output { status, stdout: said.join().unwrap(), stderr: errors.join().unwrap() }
     })
 }
 
+/// Both ends of a terminal, which no child inherits: a window that another bench's child holds open is never lost.
+fn terminal() -> (nix::pty::PtyMaster, File) {
+    use nix::fcntl::OFlag;
+    let master = nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    nix::pty::grantpt(&master).unwrap();
+    nix::pty::unlockpt(&master).unwrap();
+    let name = nix::pty::ptsname_r(&master).unwrap();
+    let slave = OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(name).unwrap();
+    (master, slave)
+}
+
 /// At a terminal that nobody reads, as in a window that hangs, until it is closed.
 fn end_at_a_terminal(bench: &Bench, own: bool, after: Duration) -> Output {
-    let pair = nix::pty::openpty(None, None).unwrap();
-    let of = |end: &std::os::fd::OwnedFd| Stdio::from(end.as_fd().try_clone_to_owned().unwrap());
+    let (master, slave) = terminal();
+    let of = |end: &File| Stdio::from(end.as_fd().try_clone_to_owned().unwrap());
     let plain = bench.command(&["--connect-timeout", "20"]);
     let mut command = if own { Command::new("setsid") } else { Command::new(plain.get_program()) };
     if own {
         command.arg("-c").arg(plain.get_program());
     }
     command.args(plain.get_args()).env("TERM", "xterm").env("KDPOOL_STATE", bench.store.path());
-    command.stdin(of(&pair.slave)).stdout(of(&pair.slave)).stderr(of(&pair.slave));
+    command.stdin(of(&slave)).stdout(of(&slave)).stderr(of(&slave));
     let mut child = command.spawn().unwrap();
-    drop((command, pair.slave));
-    let mut terminal = File::from(pair.master);
-    let _ = terminal.write_all(typed().as_bytes());
+    drop((command, slave));
+    let mut window = File::from(OwnedFd::from(master));
+    let _ = window.write_all(typed().as_bytes());
     std::thread::sleep(after);
-    drop(terminal);
-    Output { status: child.wait().unwrap(), stdout: Vec::new(), stderr: Vec::new() }
+    drop(window);
+    Output { status: wait(&mut child), stdout: Vec::new(), stderr: Vec::new() }
+}
+
+/// Longer than leaving may take on a busy machine; a session that does not end is one more that went wrong.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + ENDS_WITHIN;
+    loop {
+        match child.try_wait().unwrap() {
+            Some(status) => return status,
+            None if Instant::now() > deadline => {
+                child.kill().unwrap();
+                return child.wait().unwrap();
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
 }
 
 /// How one session ended that did not end well.
@@ -301,6 +331,10 @@ fn wrong(bench: &Bench, ending: Ending, after: Duration, clean: bool, told: &mut
         return (!well).then(|| format!("the next attach: {output:?}"));
     }
     let is_said = output.status.code() == Some(4);
+    if output.status.signal() == Some(9) {
+        return Some(format!("did not end: {output:?}"));
+    }
+    // One that had not begun yet ends by the signal itself; nothing was on the line.
     if bench.runs() {
         // On a clean wire nothing is doubtful.
         return (clean && is_said).then(|| format!("said to stand, and runs: {output:?}"));
@@ -321,30 +355,36 @@ fn however_it_ends_the_target_runs() {
     }
     let bad: Mutex<Vec<String>> = Mutex::default();
     let sums: Mutex<Vec<(Carrier, bool, u64, u64)>> = Mutex::default();
-    everywhere(count("KDPOOL_ENDINGS", 10), |carrier, number, rounds| {
-        for clean in [true, false] {
-            let mut told = 0;
-            let mut bench = None;
-            for round in 0..rounds {
-                let mut state = seed(carrier, number, round << 1 | u64::from(clean));
-                if round % ENDINGS_A_BENCH == 0 {
-                    bench = Some(Bench::new(carrier, if clean { Faults::default() } else { wire(state) }));
-                }
-                let Some(bench) = &bench else { break };
-                let ending = ENDINGS[((round + number) % ENDINGS.len() as u64) as usize];
-                // Most of what can go wrong does so while it attaches.
-                let within = [150, 500, 1500][(random(&mut state) % 3) as usize];
-                let after = Duration::from_millis(random(&mut state) % within);
-                if let Some(what) = wrong(bench, ending, after, clean, &mut told) {
-                    let what = format!("{carrier:?} {number} {round} clean {clean} {ending:?} after {after:?}: {what}");
-                    println!("{what}");
-                    bad.lock().unwrap().push(what);
-                    // That it stands is not the next one's fault.
-                    bench.questions();
-                }
+    let one_bench = |carrier, clean, number, rounds| {
+        let mut told = 0;
+        let mut bench = None;
+        for round in 0..rounds {
+            let mut state = seed(carrier, number, round << 1 | u64::from(clean));
+            if round % ENDINGS_A_BENCH == 0 {
+                bench = Some(Bench::new(carrier, if clean { Faults::default() } else { wire(state) }));
             }
-            sums.lock().unwrap().push((carrier, clean, rounds, told));
+            let Some(bench) = &bench else { break };
+            let ending = ENDINGS[((round + number) % ENDINGS.len() as u64) as usize];
+            // Most of what can go wrong does so while it attaches.
+            let within = [150, 500, 1500][(random(&mut state) % 3) as usize];
+            let after = Duration::from_millis(random(&mut state) % within);
+            if let Some(what) = wrong(bench, ending, after, clean, &mut told) {
+                let what = format!("{carrier:?} {number} {round} clean {clean} {ending:?} after {after:?}: {what}");
+                println!("{what}");
+                bad.lock().unwrap().push(what);
+                // That it stands is not the next one's fault.
+                bench.questions();
+            }
         }
+        sums.lock().unwrap().push((carrier, clean, rounds, told));
+    };
+    everywhere(count("KDPOOL_ENDINGS", 10), |carrier, number, rounds| {
+        std::thread::scope(|scope| {
+            for clean in [true, false] {
+                let one_bench = &one_bench;
+                scope.spawn(move || one_bench(carrier, clean, number, rounds));
+            }
+        });
     });
     for carrier in CARRIERS {
         for clean in [true, false] {

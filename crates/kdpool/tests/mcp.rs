@@ -410,3 +410,37 @@ async fn the_fake_answers_alone() {
     assert!(!failed && answer["result"]["blocks"].as_array().is_some_and(|blocks| blocks.len() >= 23), "{answer}");
     client.cancel().await.unwrap();
 }
+
+/// A target that another kdpool holds is not taken from it.
+#[tokio::test]
+async fn the_target_of_another_is_left_to_it() {
+    let lab = Lab::new().await;
+    let first = lab.client(&[]).await;
+    let (failed, answer) = call(&first, "evaluate", json!({ "expression": "1" })).await;
+    assert!(!failed, "{answer}");
+    let second = lab.client(&[]).await;
+    let (failed, answer) = call(&second, "evaluate", json!({ "expression": "1" })).await;
+    assert!(failed && answer["error"].as_str().unwrap().contains("is held by another kdpool"), "{answer}");
+    second.cancel().await.unwrap();
+    let (failed, answer) = call(&first, "evaluate", json!({ "expression": "2" })).await;
+    assert!(!failed, "{answer}");
+    first.cancel().await.unwrap();
+    lab.until_it_runs(Duration::from_secs(10), "after both").await;
+}
+
+/// The client is gone and the target cannot be reached: somebody may read standard error, or the status.
+#[tokio::test]
+async fn a_target_that_cannot_be_let_go_is_told_of() {
+    let lab = Lab::new().await;
+    let mut command = lab.command(&[]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut asking = Raw { server: command.spawn().unwrap() };
+    asking.handshake().await;
+    asking.call("evaluate", json!({ "expression": "1" })).await;
+    asking.answer().await;
+    lab.fake.pause(true);
+    drop((asking.server.stdin.take(), asking.server.stdout.take()));
+    let ended = tokio::time::timeout(Duration::from_secs(40), asking.server.wait_with_output()).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(4) && said.contains("it may still stand"), "{} {said}", ended.status);
+}

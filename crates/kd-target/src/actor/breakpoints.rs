@@ -13,6 +13,9 @@ const BREAKPOINT_HANDLES: u32 = 32;
 /// see that it left nothing: the whole table costs a serial line a third of a second at each attach.
 const LEFTOVER_SLOTS: u32 = 4;
 
+/// How often a breakpoint is set anew whose answer was lost.
+const MOST_PLANTS: u32 = 4;
+
 /// How long one instruction may take.
 const SINGLE_STEP: Duration = Duration::from_secs(5);
 
@@ -66,6 +69,9 @@ impl Actor {
     /// for them.
     pub(super) async fn lift_breakpoints(&mut self) -> Result<(), TargetError> {
         let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
+        if self.unknown_slots {
+            self.empty_unknown_slots().await?;
+        }
         for index in 0..self.breakpoints.len() {
             let Some(handle) = self.breakpoints[index].handle.take().filter(|_| self.breakpoints[index].data.is_none())
             else {
@@ -168,20 +174,55 @@ impl Actor {
         Ok(())
     }
 
+    /// Puts one into the table. When the answer was lost and the target was asked again, it may have one there from the
+    /// first time, whose handle nobody knows, and says that it cannot take the second: it would stop there long after we
+    /// are gone. So what came of both is taken out, and the target is asked anew.
     async fn plant(&mut self, processor: u16, address: u64) -> Result<u32, TargetError> {
-        let request = write_break_point::Request { break_point_address: address };
-        let reply = self.reply(processor, Request::WriteBreakPoint(request)).await?;
-        match reply.body {
-            Reply::WriteBreakPoint(body) if is_success(reply.return_status) => Ok(body.break_point_handle),
-            _ => Err(refused(reply.return_status, || {
-                format!("set a breakpoint at {address:016x}: its table is full, or it has one there")
-            })),
+        for _ in 0..MOST_PLANTS {
+            self.unknown_slots = true;
+            let request = write_break_point::Request { break_point_address: address };
+            let reply = self.reply(processor, Request::WriteBreakPoint(request)).await?;
+            if self.asked_twice {
+                self.empty_unknown_slots().await?;
+                continue;
+            }
+            self.unknown_slots = false;
+            return match reply.body {
+                Reply::WriteBreakPoint(body) if is_success(reply.return_status) => Ok(body.break_point_handle),
+                _ => Err(refused(reply.return_status, || {
+                    format!("set a breakpoint at {address:016x}: its table is full, or it has one there")
+                })),
+            };
         }
+        Err(TargetError::Refused(format!("the answers to a breakpoint at {address:016x} are lost again and again")))
     }
 
     async fn lift(&mut self, processor: u16, break_point_handle: u32) -> Result<(), TargetError> {
         let request = restore_break_point::Request { break_point_handle };
         let reply = self.reply(processor, Request::RestoreBreakPoint(request)).await?;
+        // The first time took it out.
+        if self.asked_twice {
+            return Ok(());
+        }
         accepted(reply.return_status, || format!("take breakpoint {break_point_handle} of its table out"))
+    }
+
+    /// Empties every slot that none of ours is known to be in; the last one first, since a later one may have kept the
+    /// break instruction of an earlier one as what was there before.
+    async fn empty_unknown_slots(&mut self) -> Result<(), TargetError> {
+        let Some(processor) = self.at.as_ref().map(|at| at.processor) else { return Ok(()) };
+        for handle in (1..=BREAKPOINT_HANDLES).rev() {
+            let is_known = |ours: &Breakpoint| ours.data.is_none() && ours.handle == Some(handle);
+            if self.breakpoints.iter().any(is_known) {
+                continue;
+            }
+            match self.lift(processor, handle).await {
+                // An empty slot.
+                Ok(()) | Err(TargetError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.unknown_slots = false;
+        Ok(())
     }
 }

@@ -49,7 +49,7 @@ impl Actor {
     ) -> Result<Exchanged, TargetError> {
         // One that did not answer the last request is asked only whether it does again.
         let limit = if self.silent { Some(limit.unwrap_or(SILENT_LIMIT).min(SILENT_LIMIT)) } else { limit };
-        for _ in 0..MOST_ATTEMPTS {
+        for attempt in 0..MOST_ATTEMPTS {
             if self.ending.as_ref().is_some_and(|(_, done)| done.is_some()) {
                 return Err(Fault::Cancelled.into());
             }
@@ -63,6 +63,7 @@ impl Actor {
                 match self.step(None).await {
                     Step::Event(session::Event::Reply(reply)) => {
                         self.answers_again();
+                        self.asked_twice = attempt > 0 || self.session.was_asked_twice();
                         return Ok(Exchanged::Reply(reply));
                     }
                     Step::Event(session::Event::Sent) => return Ok(Exchanged::Sent),
@@ -130,6 +131,14 @@ impl Actor {
             self.session.synchronise(self.now(), false);
         }
         error
+    }
+
+    /// An exchange was broken off in the middle: what is still to be heard of it is nobody's.
+    pub(super) fn forget_exchange(&mut self) {
+        self.session.cancel(self.now());
+        while let Some(event) = self.session.poll_event() {
+            self.on_event(event);
+        }
     }
 
     fn still_stands(&self) -> bool {

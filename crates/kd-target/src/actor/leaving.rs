@@ -101,7 +101,7 @@ impl Actor {
 
     /// Whether something of ours is in the target that must not stay there.
     fn has_changes(&self) -> bool {
-        !self.restore.is_empty() || self.breakpoints.iter().any(|ours| ours.handle.is_some())
+        self.unknown_slots || !self.restore.is_empty() || self.breakpoints.iter().any(|ours| ours.handle.is_some())
     }
 
     /// Lets the target run from where it stands, however often that must be tried.

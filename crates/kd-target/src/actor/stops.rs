@@ -23,6 +23,7 @@ impl Actor {
         self.next_stop = None;
         self.asked_at = None;
         self.released = false;
+        self.unknown_slots = false;
         self.silent = false;
         // One that was on its way may have reached the machine only after it started anew.
         if !self.break_wanted {

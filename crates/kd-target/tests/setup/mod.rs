@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
-use kd_link::KdSpec;
+use kd_link::{KdSpec, Link};
 use kd_target::{Attach, Event, Halted, Running};
 
 pub(crate) const KEY: &str = "1.2.3.4";
@@ -77,6 +77,12 @@ impl Setup {
 
     pub(crate) fn attach_on(&self, runtime: &tokio::runtime::Runtime, break_in: bool) -> (Running, Receiver<Event>) {
         Attach::to(self.spec.clone()).on(runtime.handle()).break_in(break_in).start().unwrap()
+    }
+
+    /// The same with something around the line.
+    pub(crate) fn attach_through(&self, layer: impl Fn(Box<dyn Link>) -> Box<dyn Link>) -> (Running, Receiver<Event>) {
+        let attach = Attach::to(self.spec.clone()).on(self.runtime.handle()).break_in(true);
+        attach.layer(|link| Ok(layer(link))).start().unwrap()
     }
 
     pub(crate) fn assert_left_running(&self) {

@@ -126,6 +126,8 @@ struct Outstanding {
     payload: Bytes,
     stage: Stage,
     issues: u32,
+    /// It went out under an id that the target had not seen it under, and may have been carried out before.
+    twice: bool,
     /// When it is given up.
     end: Duration,
 }
@@ -196,6 +198,7 @@ pub struct HostSession {
     sending: Option<Sending>,
     queue: VecDeque<Outgoing>,
     request: Option<Outstanding>,
+    asked_twice: bool,
     owed: Option<Owed>,
     /// The first 32 bytes of the state change of this stop; `None` while the target runs.
     stop: Option<Bytes>,
@@ -249,6 +252,7 @@ impl HostSession {
             sending: None,
             queue: VecDeque::new(),
             request: None,
+            asked_twice: false,
             owed: None,
             stop: None,
             seek: None,
@@ -262,6 +266,12 @@ impl HostSession {
     /// Whether something went wrong on the wire so far: a packet was lost or damaged, or an answer was late.
     pub fn is_lossy(&self) -> bool {
         self.troubles > 0
+    }
+
+    /// Whether the request that was answered last may have been carried out more than once: its answer was lost, and it
+    /// was asked again. That matters where the second time has another answer than the first.
+    pub fn was_asked_twice(&self) -> bool {
+        self.asked_twice
     }
 
     /// Asks for the target's last packet. A target that stands says something; one that runs does not hear it.
@@ -528,7 +538,8 @@ impl HostSession {
             return Ok(());
         }
         let end = now + limit + 2 * self.on_the_line(payload.len() + reply_size(&request.body));
-        self.request = Some(Outstanding { request, payload: payload.clone(), stage: Stage::Sending, issues: 1, end });
+        let (stage, issues, twice) = (Stage::Sending, 1, false);
+        self.request = Some(Outstanding { request, payload: payload.clone(), stage, issues, twice, end });
         self.enqueue(now, PacketType::StateManipulate, payload, Purpose::Request);
         Ok(())
     }
@@ -577,6 +588,15 @@ impl HostSession {
         match &self.transport {
             Transport::Serial(_) => true,
             Transport::Kdnet(association) => association.peer().is_some(),
+        }
+    }
+
+    /// What is in flight gets another id, under which the target takes it for new.
+    fn renumber(&mut self, id: u32) {
+        let Some(sending) = &mut self.sending else { return };
+        sending.id = id;
+        if let (Purpose::Request, Some(request)) = (sending.outgoing.purpose, &mut self.request) {
+            request.twice = true;
         }
     }
 

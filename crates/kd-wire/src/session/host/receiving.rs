@@ -58,9 +58,7 @@ impl HostSession {
             self.tx = INITIAL_ID;
             self.rx = INITIAL_ID;
             (self.tx_known, self.aligned_in_vain) = (true, false);
-            if let Some(sending) = &mut self.sending {
-                sending.id = INITIAL_ID;
-            }
+            self.renumber(INITIAL_ID);
         } else if !knew || id.wrapping_add(2) != self.rx {
             // Else it repeats the packet we have; our acknowledgement is still under way.
             self.rx = id;
@@ -141,8 +139,8 @@ impl HostSession {
             if restarted {
                 self.forget(now);
                 self.out.events.push_back(Event::TargetRestarted);
-            } else if let Some(sending) = &mut self.sending {
-                sending.id = INITIAL_ID;
+            } else {
+                self.renumber(INITIAL_ID);
             }
             return Some(true);
         }
@@ -234,6 +232,7 @@ impl HostSession {
             self.out.diagnose(Diagnostic::StaleReply { api: reply.body.api() });
             return;
         };
+        self.asked_twice = request.twice;
         // A reply to the only issue proves that the request arrived; one to a re-issued request may belong to an
         // earlier issue, so the last one is still waited for.
         if let (Stage::Sending, 1) = (&request.stage, request.issues) {

@@ -286,6 +286,7 @@ impl HostSession {
             return;
         }
         request.issues += 1;
+        request.twice = true;
         request.stage = Stage::Sending;
         let (count, payload) = (request.issues, request.payload.clone());
         self.out.diagnose(Diagnostic::Reissued { count });
