@@ -14,7 +14,7 @@ use kd_link::{BoxFuture, Frame, Link};
 use kd_target::{Event, Leave, Left, Target, TargetError};
 use nt_memory::{Fault, Memory};
 
-use setup::{Carrier, PATIENCE, Setup, everywhere, set_up};
+use setup::{Carrier, PATIENCE, Setup, count, everywhere, set_up, with_noise};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -61,24 +61,36 @@ fn a_bad_wire_costs_time_and_leaves_nobody_frozen() {
     });
 }
 
-/// A target that was debugged before goes on counting; what the last session ended on costs the next one nothing.
+/// A target that was debugged before goes on counting; what the last session ended on costs the next one nothing. With
+/// every number of requests between, `KDPOOL_ATTACHES` of them.
 #[test]
 fn sessions_that_follow_one_another_cost_the_same() {
+    let sessions = count("KDPOOL_ATTACHES", 16);
     everywhere(|carrier| {
-        let setup = set_up(carrier, as_real);
-        let mut before = Duration::ZERO;
-        for session in 0..10 {
-            let halted = setup.halted();
-            for index in 0..session {
-                assert_eq!(halted.reread(halted.version().kernel_base + index, &mut [0; 8]), Ok(8));
-            }
-            assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?}");
+        let setup = set_up(carrier, |options| {
+            as_real(options);
+            options.offer_period = Duration::from_millis(300);
+        });
+        let (mut times, mut before) = (Vec::new(), Duration::ZERO);
+        for session in 0..sessions {
+            let ((), noise) = with_noise(|| {
+                let halted = setup.halted();
+                for index in 0..session {
+                    assert_eq!(halted.reread(halted.version().kernel_base + index, &mut [0; 8]), Ok(8));
+                }
+                assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?}");
+            });
             let frozen = setup.fake.stats().frozen;
-            // Some 20 ms by itself; a busy machine adds to it. A lost request would add three seconds.
-            assert!(frozen - before < Duration::from_secs(1), "{carrier:?}, session {session}: {:?}", frozen - before);
+            // Some 20 ms by itself; each of its steps may have to wait for the machine.
+            let limit = 300 * MILLISECOND + noise * 20;
+            assert!(frozen - before < limit, "{carrier:?}, session {session}: {:?}, {noise:?}", frozen - before);
+            times.push(frozen - before);
             before = frozen;
         }
         setup.assert_left_running();
+        times.sort();
+        let longest = times.last();
+        println!("{carrier:?}: {sessions} attaches, frozen {:?}, longest {longest:?}", times[times.len() / 2]);
     });
 }
 
@@ -114,26 +126,39 @@ fn no_request_waits_for_a_delayed_acknowledgement() {
     assert!(nagle < 3 * socket + Duration::from_secs(1), "{nagle:?}, over a Unix socket {socket:?}");
 }
 
-/// 420 prints a second, and a break-in that comes beside one is lost.
+/// 420 prints a second, and a break-in that comes beside one is lost: 95 of 100 stop it within half a second, all within
+/// two. `KDPOOL_BREAK_INS` of them.
 #[test]
 fn a_target_that_prints_without_pause_is_stopped() {
-    let setup = set_up(Carrier::Tcp, |options| {
-        options.print_every = Some(Duration::from_micros(2400));
-        options.deaf_while_printing = true;
+    let tries = count("KDPOOL_BREAK_INS", 20) as usize;
+    everywhere(|carrier| {
+        let setup = set_up(carrier, |options| {
+            options.print_every = Some(Duration::from_micros(2400));
+            options.deaf_while_printing = true;
+        });
+        let mut halted = setup.halted();
+        let mut times = Vec::new();
+        let mut noise = Duration::ZERO;
+        for _ in 0..tries {
+            let running = halted.go().map_err(|(_, error)| error).unwrap();
+            std::thread::sleep(30 * MILLISECOND);
+            let started = Instant::now();
+            let (stopped, away) = with_noise(|| running.break_in(PATIENCE));
+            halted = stopped.map_err(|(_, error)| error).unwrap();
+            times.push(started.elapsed());
+            noise = noise.max(away);
+        }
+        times.sort();
+        let (most, longest) = (times[tries * 95 / 100 - 1], times[tries - 1]);
+        println!(
+            "{carrier:?}: {tries} break-ins, {:?}; 95 of 100 within {most:?}, longest {longest:?}",
+            times[tries / 2]
+        );
+        let (soon, late) = (500 * MILLISECOND + noise * 10, Duration::from_secs(2) + noise * 10);
+        assert!(most < soon && longest < late, "{carrier:?}, {noise:?}: {times:?}");
+        drop(halted);
+        setup.assert_runs_soon();
     });
-    let mut halted = setup.halted();
-    let mut times = Vec::new();
-    for _ in 0..20 {
-        let running = halted.go().map_err(|(_, error)| error).unwrap();
-        std::thread::sleep(30 * MILLISECOND);
-        let started = Instant::now();
-        halted = running.break_in(PATIENCE).map_err(|(_, error)| error).unwrap();
-        times.push(started.elapsed());
-    }
-    times.sort();
-    assert!(times[18] < 500 * MILLISECOND && times[19] < Duration::from_secs(2), "{times:?}");
-    drop(halted);
-    setup.assert_runs_soon();
 }
 
 #[test]
@@ -426,4 +451,39 @@ fn a_breakpoint_that_was_asked_for_twice_is_there_once() {
     halted.clear_breakpoint(place).unwrap();
     assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
     setup.assert_left_running();
+}
+
+/// A session ends while it attaches, at any moment, on a line that is bad: whatever was heard until then, and whatever was
+/// lost, the target runs, or it is said that it may not. `KDPOOL_LEAVES` of them on each carrier.
+#[test]
+fn leaving_in_the_middle_of_attaching_leaves_nobody_frozen() {
+    const AT_ONCE: u64 = 8;
+    let rounds = count("KDPOOL_LEAVES", 8).div_ceil(AT_ONCE);
+    everywhere(|carrier| {
+        let one = |seed: u64| {
+            let faults = Faults { drop: 0.05, duplicate: 0.03, corrupt: 0.01, ..bad(seed) };
+            let setup = set_up(carrier, |options| options.faults = faults);
+            let (running, _events) = setup.attach(true);
+            let after = Duration::from_micros(seed.wrapping_mul(0x9e37_79b9) % 350_000);
+            std::thread::sleep(after);
+            let (left, noise) = with_noise(|| setup.runtime.block_on(running.leaver().leave()));
+            // What was sent last may still be on its way.
+            let deadline = Instant::now() + Duration::from_secs(3);
+            while setup.fake.stats().halted && !left.may_stand() && Instant::now() < deadline {
+                std::thread::sleep(10 * MILLISECOND);
+            }
+            // A fake that is not scheduled for that long is as silent as one that runs.
+            let is_fair = noise < 300 * MILLISECOND;
+            assert!(
+                !setup.fake.stats().halted || left.may_stand() || !is_fair,
+                "{carrier:?} {seed} {after:?}: {left:?}"
+            );
+        };
+        std::thread::scope(|scope| {
+            for first in 0..AT_ONCE {
+                let one = &one;
+                scope.spawn(move || (0..rounds).for_each(|round| one(round * AT_ONCE + first)));
+            }
+        });
+    });
 }

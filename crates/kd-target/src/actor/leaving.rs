@@ -72,7 +72,7 @@ impl Actor {
                 again = if was_at.as_ref().is_some_and(|was| is_same_stop(was, &at)) { again + 1 } else { 0 };
                 was_at = Some(at);
             }
-            match self.listen().await {
+            match self.listen(broke_in && was_at.is_none()).await {
                 After::Stopped(change) => {
                     let late = self.break_ins_unanswered().min(8);
                     if again >= MOST_STOPS_AGAIN + late {
@@ -175,10 +175,12 @@ impl Actor {
 
     /// Listens until nothing comes any more. On a line that loses packets the report of a stop may be lost as well, and a
     /// target repeats it only after a second or more: it is asked for. One of which nothing was ever heard is asked
-    /// little: it may be a kernel that starts, and reads a byte each clock tick.
-    async fn listen(&mut self) -> After {
+    /// little: it may be a kernel that starts, and reads a byte each clock tick. `asked_to_stop`: it was, and no stop came;
+    /// on a line that is bad it may have, and what was heard so far says little of the line.
+    async fn listen(&mut self, asked_to_stop: bool) -> After {
         let quiet = if self.break_ins_unanswered() > 0 { QUIET_AFTER_BREAK_IN } else { QUIET };
-        let mut nudges = if self.heard && self.session.is_lossy() { NUDGES } else { FEW_NUDGES };
+        let doubtful = self.session.is_lossy() || asked_to_stop;
+        let mut nudges = if self.heard && doubtful { NUDGES } else { FEW_NUDGES };
         let deadline = Deadline::now() + quiet.max(NUDGE_EVERY * (nudges + 3));
         let mut next = Deadline::now() + NUDGE_EVERY;
         loop {
@@ -192,6 +194,8 @@ impl Actor {
                     nudges -= 1;
                     next = if nudges > 0 { Deadline::now() + NUDGE_EVERY } else { deadline };
                 }
+                // A stop was told under ids that have to be agreed on first: it stands.
+                Step::Deadline if self.session.is_seeking() => next = Deadline::now() + NUDGE_EVERY,
                 Step::Deadline => return After::Quiet,
                 Step::Lost(why) => return After::Lost(why),
                 Step::Order(_) | Step::OrdersClosed | Step::HeldTooLong => {}

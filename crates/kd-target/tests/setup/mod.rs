@@ -2,8 +2,9 @@
 
 #![allow(dead_code)] // Each test program uses what it needs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
 use kd_link::{KdSpec, Link};
@@ -58,6 +59,32 @@ pub(crate) fn set_up(carrier: Carrier, adjust: impl FnOnce(&mut FakeOptions)) ->
         Carrier::Tcp => format!("com:ipport={},port=127.0.0.1", fake.address().unwrap().port()),
     };
     Setup { runtime, fake, spec: KdSpec::parse(&spec).unwrap() }
+}
+
+/// What an action came to, and the longest time that the machine kept a thread waiting meanwhile which wanted to run: what
+/// it adds to a figure is no fault of a session's.
+pub(crate) fn with_noise<T>(action: impl FnOnce() -> T) -> (T, Duration) {
+    const NAP: Duration = Duration::from_millis(1);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let slept = Instant::now();
+                std::thread::sleep(NAP);
+                longest = longest.max(slept.elapsed().saturating_sub(NAP));
+            }
+            longest
+        });
+        let result = action();
+        over.store(true, Ordering::Relaxed);
+        (result, watch.join().unwrap())
+    })
+}
+
+/// How often something is tried: few times as it stands, as often as the variable says for long.
+pub(crate) fn count(variable: &str, quick: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(quick)
 }
 
 /// Runs a test over every carrier at the same time: they mostly wait.

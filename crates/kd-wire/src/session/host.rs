@@ -33,12 +33,12 @@ const KDNET_HOST_ID: u32 = 0x8000_0000;
 /// A request arrives in microseconds where the target is another process, in a quarter of a second through a tunnel.
 const KDNET_TIMES: Bounds = Bounds {
     initial: Duration::from_millis(200),
-    floor: Duration::from_millis(5),
+    floor: Duration::from_millis(3),
     ceiling: Duration::from_millis(500),
 };
 /// Emulated ports deliver in bursts, and a stub that is asked again while it answers has more work, not less.
 const SERIAL_TIMES: Bounds =
-    Bounds { initial: Duration::from_millis(250), floor: Duration::from_millis(12), ceiling: Duration::from_secs(1) };
+    Bounds { initial: Duration::from_millis(250), floor: Duration::from_millis(4), ceiling: Duration::from_secs(1) };
 
 /// The same of what the target itself works at: a search of some megabytes takes it some milliseconds, or a second.
 const WORK_TIMES: Bounds =
@@ -274,6 +274,11 @@ impl HostSession {
         self.asked_twice
     }
 
+    /// Whether it works towards a state change: it was asked to, or one came that cannot be taken yet.
+    pub fn is_seeking(&self) -> bool {
+        self.seek.is_some()
+    }
+
     /// Asks for the target's last packet. A target that stands says something; one that runs does not hear it.
     pub fn nudge(&mut self) {
         self.transmit_resend();
@@ -317,6 +322,11 @@ impl HostSession {
         }
         if let Some(waiting) = self.waiting() {
             waiting.next = waiting.next.max(now + pause);
+        }
+        // Only the acknowledgement was lost: the reply to what is sent again and again is coming in, and on a slow line
+        // takes its time. Each repetition would be answered behind it.
+        if let Some(sending) = &mut self.sending {
+            sending.deadline = sending.deadline.max(now + pause);
         }
         if let Some(next) = self.seek.as_mut().and_then(|seek| seek.next.as_mut()) {
             *next = (*next).max(now + pause);

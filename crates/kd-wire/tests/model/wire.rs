@@ -28,7 +28,17 @@ pub(crate) enum Fault {
     Reset,
 }
 
-const TRANSIT: Duration = Duration::from_millis(1);
+/// How long a packet is on its way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Line {
+    pub(crate) transit: Duration,
+    /// What a real line takes for each byte; the next packet of its direction waits for that.
+    pub(crate) byte: Duration,
+    /// What the host was told of its rate.
+    pub(crate) baud: Option<u32>,
+}
+
+const LINE: Line = Line { transit: Duration::from_millis(1), byte: Duration::ZERO, baud: None };
 /// What a request may take in all.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -58,6 +68,11 @@ pub(crate) struct Run {
     story: String,
     is_told: bool,
     reset: bool,
+    line: Line,
+    /// When the line is free again, to the host and to the target.
+    free: [Duration; 2],
+    /// How many of a thousand packets are lost, and what decides which.
+    loss: (u64, u64),
 }
 
 fn key() -> Key {
@@ -115,7 +130,26 @@ impl Run {
             story: String::new(),
             is_told: false,
             reset: false,
+            line: LINE,
+            free: [Duration::ZERO; 2],
+            loss: (0, 0),
         }
+    }
+
+    /// How long so many reads of `count` bytes take one after the other, with `thousandth` packets of a thousand lost.
+    pub(crate) fn reads(rules: Rules, line: Line, reads: u64, count: usize, thousandth: u64, seed: u64) -> Duration {
+        let mut run = Run { line, ..Run::new(rules, Vec::new()) };
+        if rules.is_stream() {
+            run.host = HostSession::serial(SerialConfig { baud: line.baud, resets: 0 });
+        }
+        run.host.synchronise(run.now, true);
+        run.wait(LIMIT, is_stop).unwrap();
+        run.loss = (thousandth, seed);
+        let started = run.now;
+        for read in 0..reads {
+            run.read(0x1000 + read, count).unwrap();
+        }
+        run.now - started
     }
 
     pub(crate) fn packets(&self) -> usize {
@@ -150,17 +184,17 @@ impl Run {
             return Err("it never stopped".into());
         }
         for address in [0x1000, 0x2000] {
-            self.read(address)?;
+            self.read(address, 32)?;
         }
         self.go()
     }
 
-    fn read(&mut self, address: u64) -> Result<(), String> {
-        let request = read_virtual_memory::Request { target_base_address: address, transfer_count: 32 };
+    fn read(&mut self, address: u64, count: usize) -> Result<(), String> {
+        let request = read_virtual_memory::Request { target_base_address: address, transfer_count: count as u32 };
         self.host.request(self.now, 0, Request::ReadVirtualMemory(request)).map_err(|busy| busy.to_string())?;
         match self.wait(LIMIT, |event| matches!(event, Event::Reply(_) | Event::RequestFailed { .. })) {
             Some(Event::Reply(ManipulateReply { body: Reply::ReadVirtualMemory(reply), .. })) => {
-                let right = reply.target_base_address == address && reply.prefix()[..] == memory(address, 32);
+                let right = reply.target_base_address == address && reply.prefix()[..] == memory(address, count);
                 if right { Ok(()) } else { Err("a wrong answer".into()) }
             }
             Some(Event::RequestFailed { .. }) if self.reset => Ok(()),
@@ -256,6 +290,10 @@ impl Run {
             let shown: String = bytes.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
             format!("{number:>3} {arrow} {shown} {fault:?}")
         });
+        let (thousandth, dice) = &mut self.loss;
+        if *thousandth > 0 && random(dice) % 1000 < *thousandth {
+            return;
+        }
         match fault {
             Some(Fault::Lost) => return,
             Some(Fault::Payload) => {
@@ -274,7 +312,13 @@ impl Run {
         let copies = if fault == Some(Fault::Twice) { 2 } else { 1 };
         let held = self.held[usize::from(to_target)].take();
         for bytes in std::iter::repeat_n(bytes, copies).chain(held) {
-            self.flying.push_back(Flying { at: self.now + TRANSIT, to_target, bytes });
+            // What a line takes its time for comes bit by bit; the peer takes packets whole.
+            let piece = if self.line.byte.is_zero() || to_target { bytes.len() } else { 64 };
+            for bytes in bytes.chunks(piece.max(1)) {
+                let free = &mut self.free[usize::from(to_target)];
+                *free = (*free).max(self.now) + self.line.byte * bytes.len() as u32;
+                self.flying.push_back(Flying { at: *free + self.line.transit, to_target, bytes: bytes.to_vec() });
+            }
         }
     }
 
