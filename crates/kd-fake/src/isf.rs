@@ -45,14 +45,14 @@ pub struct BaseType {
     pub kind: String,
 }
 
-/// An enumeration.
+/// An enumeration, whose values are all that is asked of it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Enum {
     /// Bytes.
     pub size: u64,
     /// Name of the underlying base type.
     pub base: String,
-    /// Its constants.
+    /// Values by the names of its enumerators.
     pub constants: BTreeMap<String, i64>,
 }
 
@@ -82,7 +82,7 @@ pub enum UserKind {
 pub struct Field {
     /// Bytes from the start of the structure.
     pub offset: u64,
-    /// What it is.
+    /// What its bytes are read as.
     #[serde(rename = "type")]
     pub ty: Type,
 }
@@ -96,12 +96,12 @@ pub enum Type {
         /// Its name, as in [`Isf::base_types`].
         name: String,
     },
-    /// A pointer.
+    /// As wide as the table's `pointer`.
     Pointer {
         /// What it points to.
         subtype: Box<Type>,
     },
-    /// An array.
+    /// So many of one type, without room between them.
     Array {
         /// Number of elements.
         count: u64,
@@ -110,17 +110,17 @@ pub enum Type {
     },
     /// A structure; it may be missing from [`Isf::user_types`] when it is only pointed to.
     Struct {
-        /// Its name.
+        /// In [`Isf::user_types`].
         name: String,
     },
-    /// A union.
+    /// Described in the same table as structures are.
     Union {
-        /// Its name.
+        /// In [`Isf::user_types`].
         name: String,
     },
-    /// An enumeration.
+    /// Read as the scalar that it is based on.
     Enum {
-        /// Its name.
+        /// In [`Isf::enums`].
         name: String,
     },
     /// Bits of a scalar.
@@ -151,7 +151,7 @@ pub struct Symbol {
 pub struct Identity {
     /// The GUID in memory order.
     pub guid: [u8; 16],
-    /// The age.
+    /// How often the PDB was written since it was linked.
     pub age: u32,
     /// File name of the PDB.
     pub name: String,

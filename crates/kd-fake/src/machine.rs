@@ -9,9 +9,9 @@ pub enum Machine {
     X86,
     /// 32 bits, page-table entries of 8 bytes.
     X86Pae,
-    /// x64.
+    /// AMD64, four levels of page tables.
     X64,
-    /// ARM64.
+    /// 4 KB pages, 48 bits.
     Arm64,
 }
 

@@ -56,17 +56,17 @@ pub struct Stats {
     pub datagrams_refused: u64,
     /// The status of each answered file request.
     pub file_statuses: Vec<u32>,
-    /// The answers to prompts.
+    /// What the debugger answered to DbgPrompt.
     pub prompt_answers: Vec<String>,
 }
 
 impl Stats {
-    /// Requests of one API.
+    /// How often this ApiNumber was asked for.
     pub fn requests_of(&self, api: u32) -> u64 {
         self.requests.get(&api).copied().unwrap_or_default()
     }
 
-    /// All requests.
+    /// Requests of whatever API.
     pub fn total_requests(&self) -> u64 {
         self.requests.values().sum()
     }

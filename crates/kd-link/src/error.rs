@@ -8,7 +8,7 @@ pub enum OpenError {
     /// Another program has the UDP port.
     #[error("UDP port {port} is already in use: another debugger (or kdpool) holds it; end that or use another port")]
     PortTaken {
-        /// Which one.
+        /// The port that was to be bound.
         port: u16,
         /// What the system says.
         #[source]
@@ -19,7 +19,7 @@ pub enum OpenError {
         "not allowed to bind UDP port {port}: use a port from 49152 to 65535 (kd's documents recommend 50000-50039)"
     )]
     PortForbidden {
-        /// Which one.
+        /// The port that was to be bound.
         port: u16,
         /// What the system says.
         #[source]
@@ -94,7 +94,7 @@ pub enum OpenError {
     /// A host's name has no address.
     #[error("cannot resolve the name `{name}`: {source}")]
     Resolve {
-        /// The name.
+        /// As the connection string has it.
         name: String,
         /// What the system says.
         #[source]

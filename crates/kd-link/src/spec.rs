@@ -162,7 +162,7 @@ pub enum SpecError {
     Twice {
         /// `net` or `com`.
         carrier: &'static str,
-        /// Which one.
+        /// Its name: `port`, `key`.
         option: &'static str,
     },
     /// It cannot do without this option.
@@ -178,7 +178,7 @@ pub enum SpecError {
     Number {
         /// `net` or `com`.
         carrier: &'static str,
-        /// Which option.
+        /// Its name: `port`, `baud`.
         option: &'static str,
         /// What was given.
         value: String,
@@ -192,7 +192,7 @@ pub enum SpecError {
     NoValue {
         /// `net` or `com`.
         carrier: &'static str,
-        /// Which one.
+        /// Its name: `pipe`, `reconnect`.
         option: &'static str,
     },
     /// Two carriers in one string.

@@ -27,7 +27,7 @@ trait Question: DeserializeOwned + JsonSchema {
     fn ask(self) -> Result<Ask, BadArgument>;
 }
 
-/// One tool.
+/// A tool: its name, what a client is told of it, and how its arguments become a command.
 pub(crate) struct Entry {
     pub(crate) name: &'static str,
     about: &'static str,

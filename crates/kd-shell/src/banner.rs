@@ -194,7 +194,7 @@ pub(crate) fn place(kernel: &dyn Kernel, symbols: &mut Symbols) -> Result<Option
         && let Ok(nt) = symbols.nt(kernel)
     {
         let preferred = match version.minor {
-            ..9200 => "RtlpBreakWithStatusInstruction",
+            ..nt_pool::build::WINDOWS_8 => "RtlpBreakWithStatusInstruction",
             _ => "DbgBreakPointWithStatus",
         };
         if nt.symbol(preferred).is_some_and(|symbol| u64::from(symbol.rva) == rva) {

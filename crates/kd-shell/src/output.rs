@@ -65,7 +65,7 @@ pub struct CostRecord {
     pub requests: u64,
     /// Bytes of memory that came.
     pub bytes_read: u64,
-    /// Bytes that were sent.
+    /// To the target, headers included.
     pub bytes_sent: u64,
     /// How long the target stood still.
     pub frozen_ms: u64,

@@ -72,7 +72,7 @@ const I386_CONTEXT: &[Register] = &[
     ("dr7", 0x18, 4),
 ];
 
-/// CONTEXT of ARM64.
+/// `_ARM64_NT_CONTEXT`, from X0 to Pc.
 const ARM64_CONTEXT: &[Register] = &[
     ("x0", 0x8, 8),
     ("x1", 0x10, 8),

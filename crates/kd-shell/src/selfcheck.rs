@@ -211,7 +211,7 @@ impl SelfCheckReport {
         Ok(())
     }
 
-    /// The screen.
+    /// A table by area, for one screen of 80 columns.
     #[must_use]
     pub fn screen(&self) -> String {
         let mut text = String::new();

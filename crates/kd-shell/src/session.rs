@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kd_target::Cost;
 use nt_memory::Fault;
+use nt_pool::build::{WINDOWS_2000, WINDOWS_NT_4, WINDOWS_VISTA, WINDOWS_XP};
 use nt_pool::find::{Bounds, Place, Question};
 use nt_pool::pooltag::PoolTags;
 
@@ -192,7 +193,7 @@ impl Session {
 /// Whether there is somebody to ask.
 #[derive(Clone, Copy)]
 pub enum Debuggee<'a> {
-    /// There is none.
+    /// Nothing was attached to.
     None,
     /// The connection is gone, for this reason.
     Lost(&'a str),
@@ -273,7 +274,7 @@ impl<'a> Context<'a> {
     ) -> Result<T, CommandError> {
         let kernel = self.kernel()?;
         let version = kernel.version();
-        if version.minor < nt_pool::build::WINDOWS_VISTA {
+        if version.minor < WINDOWS_VISTA {
             return Err(CommandError::Failed(format!(
                 "pool is read from Windows Vista on, and this kernel is of NT {}; lm, x, k, r, u, dt, d*, s, !process \
                  and breakpoints work",
@@ -298,9 +299,9 @@ impl<'a> Context<'a> {
 /// The version that Windows before Vista tells by its build.
 fn nt_version(build: u16) -> String {
     let name = match build {
-        ..=1381 => "4.0",
-        1382..=2195 => "5.0",
-        2196..=2600 => "5.1",
+        ..=WINDOWS_NT_4 => "4.0",
+        ..=WINDOWS_2000 => "5.0",
+        ..=WINDOWS_XP => "5.1",
         _ => "5.2",
     };
     format!("{name} (build {build})")

@@ -133,7 +133,7 @@ pub struct PathElement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PathState {
-    /// It is there.
+    /// The folder or store exists.
     Ok,
     /// It does not exist.
     Error,

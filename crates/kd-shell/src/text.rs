@@ -7,9 +7,6 @@ use std::time::Duration;
 use jiff::Zoned;
 use serde::{Serialize, Serializer};
 
-/// The first Windows for whose targets kd's newer tables are shown: Windows 8.
-pub(crate) const NEW_LAYOUT: u16 = 9200;
-
 /// The size of the target's pointers, which decides how addresses are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Width {

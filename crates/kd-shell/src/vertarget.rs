@@ -16,6 +16,10 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use kd_target::{Machine, Version};
 use nt_memory::{Fault, Memory};
+use nt_pool::build::{
+    WINDOWS_7, WINDOWS_8, WINDOWS_8_1, WINDOWS_10_1809, WINDOWS_10_PREVIEW, WINDOWS_2000, WINDOWS_SERVER_2003,
+    WINDOWS_VISTA, WINDOWS_XP,
+};
 use serde::Serialize;
 
 use crate::answer::Text;
@@ -131,15 +135,15 @@ fn product(product_type: u32, suites: u32) -> Option<String> {
 /// Windows 11 calls itself 10 here too, as in kd.
 pub(crate) fn windows(build: u16) -> &'static str {
     match build {
-        ..2195 => "Windows NT",
-        2195..2600 => "Windows 2000",
-        2600..3790 => "Windows XP",
-        3790..6000 => "Windows Server 2003",
-        6000..7600 => "Windows Vista",
-        7600..9200 => "Windows 7",
-        9200..9600 => "Windows 8",
-        9600..10000 => "Windows 8.1",
-        10000.. => "Windows 10",
+        ..WINDOWS_2000 => "Windows NT",
+        WINDOWS_2000..WINDOWS_XP => "Windows 2000",
+        WINDOWS_XP..WINDOWS_SERVER_2003 => "Windows XP",
+        WINDOWS_SERVER_2003..WINDOWS_VISTA => "Windows Server 2003",
+        WINDOWS_VISTA..WINDOWS_7 => "Windows Vista",
+        WINDOWS_7..WINDOWS_8 => "Windows 7",
+        WINDOWS_8..WINDOWS_8_1 => "Windows 8",
+        WINDOWS_8_1..WINDOWS_10_PREVIEW => "Windows 8.1",
+        WINDOWS_10_PREVIEW.. => "Windows 10",
     }
 }
 
@@ -197,7 +201,7 @@ impl Vertarget {
         }
         if let Some(lab) = &self.build_lab {
             // The same text under the name that debuggers of the target's time gave it.
-            let label = if self.build < 17763 { "Built by" } else { "Edition build lab" };
+            let label = if self.build < WINDOWS_10_1809 { "Built by" } else { "Edition build lab" };
             writeln!(out, "{label}: {lab}")?;
         }
         writeln!(out, "Machine Name:")?;

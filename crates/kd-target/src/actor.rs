@@ -98,7 +98,7 @@ struct Actor {
     asked_at: Option<u64>,
     resumed: Option<Instant>,
     halts: u64,
-    /// Ours.
+    /// Those that the user set; what the target's table holds now is in each.
     breakpoints: Vec<Breakpoint>,
     /// Memory to be written back before the target is left.
     restore: Vec<(u64, Bytes)>,

@@ -25,7 +25,7 @@ pub struct Dissection {
     pub envelope: Option<Envelope>,
     /// Why the contents could not be read.
     pub rejection: Option<Rejection>,
-    /// What it is.
+    /// The message, or why there is none.
     pub content: Content,
 }
 
@@ -75,7 +75,7 @@ pub enum Content {
     Malformed {
         /// What is wrong with it.
         reason: String,
-        /// All of it.
+        /// From its first byte to its last, as it came.
         bytes: Bytes,
     },
     /// Serial bytes that belong to no packet.

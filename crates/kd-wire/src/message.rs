@@ -55,7 +55,7 @@ pub enum Message {
     Unknown {
         /// Its kind.
         packet_type: PacketType,
-        /// All of it.
+        /// From its first byte to its last, as it came.
         bytes: Bytes,
     },
 }

@@ -122,7 +122,7 @@ impl PacketType {
 /// One packet, its checksum already verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
-    /// What it is.
+    /// Data or control, and of which kind.
     pub packet_type: PacketType,
     /// Its own, or of control packets the one that they are about.
     pub id: u32,

@@ -241,7 +241,7 @@ pub enum Diagnostic {
     UnsupportedVersion {
         /// Its sender.
         peer: SocketAddr,
-        /// The version.
+        /// As the datagram's header has it.
         version: u8,
     },
     /// Another machine uses the same key and port; it is not answered.

@@ -89,7 +89,7 @@ pub struct BlockReport {
     pub evidence: Vec<Evidence>,
     /// Who allocated it: the block that is there now, or else the one that was.
     pub stack: Option<StackId>,
-    /// Where the stack is from.
+    /// Whether log or verifier's list gave the stack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stack_from: Option<StackFrom>,
     /// Why the log has no record of it.
@@ -152,7 +152,7 @@ pub struct Group {
 /// A tag's counters since the mark, and what follows from them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagBooks {
-    /// Whose.
+    /// The tag that was counted.
     #[serde(with = "tag")]
     pub tag: Tag,
     /// Blocks at the mark.
@@ -387,7 +387,7 @@ impl Sites {
         Ok(found)
     }
 
-    /// Of one tag.
+    /// How many of the operations are of the tag.
     fn count(operations: &HashMap<u32, u64>, tag: u32) -> u64 {
         operations.get(&tag).copied().unwrap_or(0)
     }

@@ -48,7 +48,7 @@ pub enum Different {
     Kernel {
         /// That of the mark, by build and PDB.
         mark: String,
-        /// That of now.
+        /// The kernel that is there now, the same way.
         now: String,
     },
     /// It is another boot of the same kernel.

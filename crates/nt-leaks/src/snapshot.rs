@@ -138,7 +138,7 @@ pub struct Block {
     pub allocation: Option<u32>,
     /// Who allocated it, where that is known.
     pub stack: Option<StackId>,
-    /// Where the stack is from.
+    /// Whether log or verifier's list gave the stack.
     #[serde(default)]
     pub stack_from: Option<StackFrom>,
     /// Why there is none.

@@ -82,7 +82,7 @@ impl Grade {
 /// A tag that grew.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Grower {
-    /// Whose.
+    /// The tag that grew.
     #[serde(with = "crate::check::tag")]
     pub tag: Tag,
     /// Paged or nonpaged pool.

@@ -105,7 +105,7 @@ pub enum Page {
     },
     /// Filled with zeros at the first touch.
     DemandZero,
-    /// There is nothing.
+    /// The entry is empty.
     Nothing,
     /// Page tables themselves could not be read: the physical address that failed.
     Unreadable {

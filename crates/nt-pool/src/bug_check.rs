@@ -19,7 +19,7 @@ pub enum Role {
 /// One parameter in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
-    /// What it is, in words.
+    /// What Microsoft's description says of it.
     pub words: String,
     /// What can be done with it.
     pub role: Role,

@@ -36,7 +36,7 @@ pub enum PoolError {
     NoField {
         /// The structure.
         type_name: String,
-        /// The member.
+        /// As symbols would name it.
         member: String,
     },
     /// A value beyond all that a healthy kernel has; what and where, as a sentence.

@@ -29,7 +29,7 @@ pub struct Lookaside {
     pub tag: Tag,
     /// Of one block.
     pub size: u64,
-    /// POOL_TYPE.
+    /// POOL_TYPE that its blocks are allocated with.
     pub pool_type: u32,
     /// Blocks that wait in the list now.
     pub current_depth: u64,
@@ -202,7 +202,7 @@ impl<'k> PoolLists<'k> {
                 false => found.implausible.push(address),
             }
         }
-        // Lists that were set up.
+        // What is all zeros was never set up, and is no sign of anything.
         let set_up = found.lists.iter().filter(|(.., list)| list.iter().any(|byte| *byte != 0)).count();
         if found.implausible.len() <= set_up {
             return Ok(found);

@@ -35,14 +35,14 @@ use crate::{Kernel, Notes, PoolError, PoolKind, Tag};
 
 const SPACE: &str = "_MM_SESSION_SPACE";
 
-/// One session.
+/// A terminal session that has pool of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     /// As `_MM_SESSION_SPACE.SessionId` has it.
     pub id: u32,
     /// Of its `_MM_SESSION_SPACE`.
     pub address: u64,
-    /// One of its processes.
+    /// EPROCESS through whose page tables its pool is read.
     pub process: Option<u64>,
     /// The page tables of that process, and how they are read.
     root: Option<u64>,
@@ -302,7 +302,7 @@ struct InSession<'m> {
 enum Place {
     /// In physical memory.
     At(u64),
-    /// Nowhere.
+    /// Not in memory, and in no page file.
     Nowhere,
     /// The page tables cannot be read.
     Unknown,

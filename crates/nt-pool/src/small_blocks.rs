@@ -21,7 +21,7 @@ use crate::tag_search::{Mapping, Scout, stretches};
 use crate::walk::{Formats, Hunt, Walk};
 use crate::{Kernel, Missing, Notes, PoolError, PoolKind, Tag, pool_page};
 
-/// One block.
+/// A block below a page, as its header and whatever holds it tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SmallBlock {
     /// Where the pool header lies.
@@ -38,7 +38,7 @@ pub struct SmallBlock {
     pub tag: Tag,
     /// The top bit of its stored tag is set: the tag must be given again to free it.
     pub protected: bool,
-    /// The pool that it is of.
+    /// Paged or nonpaged, as whatever holds it says.
     pub pool: PoolKind,
     /// In use, free, or kept for the next.
     pub state: BlockState,

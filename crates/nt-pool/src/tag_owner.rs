@@ -52,7 +52,7 @@ pub enum Form {
 /// A place that holds the tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Which of the images.
+    /// Its place in the list of images that was given.
     pub image: usize,
     /// Where its four bytes begin, or its instruction.
     pub address: u64,

@@ -34,7 +34,7 @@ pub struct Usage {
 /// One tag's counters, summed over all tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagUsage {
-    /// Whose.
+    /// The tag that is counted.
     pub tag: Tag,
     /// Of nonpaged pool, executable or not.
     pub nonpaged: Usage,

@@ -157,7 +157,7 @@ pub struct Field {
     pub type_name: String,
 }
 
-/// An enumeration.
+/// Names for numbers, as a PDB has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enumeration {
     /// As the PDB spells it: `_POOL_TYPE`.

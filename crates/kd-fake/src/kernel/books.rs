@@ -97,9 +97,9 @@ pub struct Life {
     pub bytes: u64,
     /// The tag, with its protected bit.
     pub tag: u32,
-    /// Its pool.
+    /// Paged or nonpaged.
     pub kind: PoolKind,
-    /// Who allocated it.
+    /// Stack, thread and time of its allocation.
     pub allocated: Operation,
     /// Who freed it; none while it lives.
     pub freed: Option<Operation>,

@@ -59,7 +59,7 @@ pub struct Session {
     pub id: u32,
     /// Of its `_MM_SESSION_SPACE`; other sessions' may be at the same address.
     pub address: u64,
-    /// Its processes.
+    /// Their EPROCESSes.
     pub processes: Vec<u64>,
     /// Every tag's counters, summed.
     pub tags: Vec<TagUsage>,
@@ -89,7 +89,7 @@ pub struct Lookaside {
     pub address: u64,
     /// The tag of its blocks.
     pub tag: u32,
-    /// POOL_TYPE.
+    /// Of its blocks: bit 0 paged, 0x200 not executable.
     pub pool_type: u32,
     /// Bytes of a block.
     pub size: u64,
@@ -99,15 +99,15 @@ pub struct Lookaside {
     pub depth: u64,
     /// Blocks that it may ever keep.
     pub maximum_depth: u64,
-    /// Calls.
+    /// Allocations asked of it.
     pub total_allocates: u64,
     /// Calls that the list could not serve.
     pub allocate_misses: u64,
-    /// Calls.
+    /// Frees given to it.
     pub total_frees: u64,
     /// Blocks that the list did not take.
     pub free_misses: u64,
-    /// Whose it is.
+    /// By what a debugger finds it.
     pub place: LookasidePlace,
 }
 
@@ -137,7 +137,7 @@ pub enum LookasidePlace {
     },
 }
 
-/// A module.
+/// A module of the list, or one that was unloaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LoadedModule {
     /// Its file name.
@@ -204,7 +204,7 @@ pub enum SmallState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Residence {
-    /// Present.
+    /// In memory.
     Present,
     /// In transition: not mapped, but its page is still in memory.
     Transition,
@@ -231,7 +231,7 @@ pub enum Carrier {
 pub struct SmallBlock {
     /// What the allocation routine returned: the first byte behind the header.
     pub address: u64,
-    /// Of its header.
+    /// Where its pool header lies.
     pub header: u64,
     /// Bytes from the header on, as the header says, the header included. Special pool: as asked for.
     pub bytes: u64,
@@ -239,9 +239,9 @@ pub struct SmallBlock {
     pub size: u64,
     /// The tag, with its protected bit.
     pub tag: u32,
-    /// Its pool.
+    /// Paged or nonpaged.
     pub kind: crate::kernel::PoolKind,
-    /// Whose it is.
+    /// In use, free, or kept for the next.
     pub state: SmallState,
     /// The process that it is charged to.
     pub process: Option<u64>,

@@ -22,7 +22,7 @@ struct Public<'a> {
 pub(crate) struct Publics {
     /// S_PUB32 records.
     pub(crate) records: Vec<u8>,
-    /// Both tables.
+    /// By name (GSI) and by address, one behind the other.
     pub(crate) index: Vec<u8>,
 }
 

@@ -86,7 +86,7 @@ pub enum ExpressionError {
     UnresolvedBecause {
         /// Where in the expression.
         at: String,
-        /// Why not.
+        /// What hinders: memory that cannot be read, or a reason as a sentence.
         why: ScopeError,
     },
     /// It ends where a value is wanted.
@@ -118,7 +118,7 @@ pub enum ExpressionError {
     Memory {
         /// Where in the expression.
         at: String,
-        /// Why not.
+        /// Where reading ended, or why it did not begin.
         why: ScopeError,
     },
     /// The source of memory is gone, or Ctrl+C was pressed.

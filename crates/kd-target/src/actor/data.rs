@@ -26,6 +26,8 @@ pub(super) struct Data {
 const NUMBERS: u8 = 4;
 /// Dr7 without what it turns on; bit 10 is always set.
 const DR7_OFF: u64 = 0x400;
+/// The build from which `_KPROCESSOR_STATE` of x86 is aligned, for XCR0 in it.
+const WINDOWS_8: u16 = 9200;
 const DR7_BREAKPOINTS: u64 = 0xffff_00ff;
 
 impl Actor {
@@ -46,10 +48,10 @@ impl Actor {
                 "the processors have {NUMBERS} registers for data, all of them in use"
             )));
         };
-        // Behind CONTEXT in KPROCESSOR_STATE on x86; from Windows 8 on XCR0 makes that aligned.
+        // Behind CONTEXT in KPROCESSOR_STATE on x86.
         let build = self.version.as_ref().map_or(0, |version| version.minor);
         let (selector, first, width) = match is_x86 {
-            true => (if build < 9200 { 0x2cc } else { 0x2d0 }, 0x10, 4),
+            true => (if build < WINDOWS_8 { 0x2cc } else { 0x2d0 }, 0x10, 4),
             false => (2, 0x20, 8),
         };
         let place = first + usize::from(number) * width;

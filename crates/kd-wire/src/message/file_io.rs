@@ -21,11 +21,11 @@ use super::{DecodeError, Fields, Layout, Value};
 
 /// Opens a file of the host's.
 pub const CREATE_FILE: u32 = 0x3430;
-/// Reads of it.
+/// Bytes of an open file are wanted.
 pub const READ_FILE: u32 = 0x3431;
-/// Writes to it.
+/// Bytes for an open file.
 pub const WRITE_FILE: u32 = 0x3432;
-/// Closes it.
+/// A file's handle is given back.
 pub const CLOSE_FILE: u32 = 0x3433;
 
 /// STATUS_NO_SUCH_FILE, which is what WinDbg answers when no replacement file is mapped; the target then uses its own.
@@ -92,7 +92,7 @@ macro_rules! file_io {
             Read(Transfer),
             /// Writes to an open file.
             Write(Transfer),
-            /// Closes it.
+            /// Gives the file's handle back.
             Close(CloseFile),
             /// A number that nobody has described.
             Unknown {

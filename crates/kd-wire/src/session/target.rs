@@ -229,7 +229,7 @@ impl TargetSession {
         }
     }
 
-    /// One datagram.
+    /// A datagram that came from `peer`.
     pub fn handle_datagram(&mut self, now: Duration, peer: SocketAddr, payload: &[u8]) {
         let Transport::Kdnet(kdnet) = &mut self.transport else { return };
         let Ok(header) = peek(payload) else { return };

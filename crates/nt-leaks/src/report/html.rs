@@ -26,7 +26,7 @@ const CHART_LICENCE: &str = include_str!("page/LICENSE-uPlot");
 /// What a page is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Page<'a> {
-    /// The last check.
+    /// What its tables and its flame graph are made of.
     pub last: &'a CheckReport,
     /// What it and the checks before it found in use, oldest first.
     pub growth: &'a [Growth],
@@ -40,7 +40,7 @@ pub struct Page<'a> {
     pub skip: &'a Skip,
 }
 
-/// The page as HTML.
+/// One file without links to others, which opens offline.
 pub fn html(page: &Page<'_>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.

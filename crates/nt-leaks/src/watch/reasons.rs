@@ -67,7 +67,7 @@ pub enum Reason {
     },
     /// One stack allocates, and nothing of it goes.
     StackKeeps {
-        /// Which one.
+        /// The place that allocates.
         stack: StackId,
         /// Of those that are there, the ones that the mark did not have.
         blocks: u64,

@@ -1,4 +1,4 @@
-//! The answer itself.
+//! The dear part of a question: small blocks, in the machine's pool and in the sessions' own.
 
 use nt_memory::Through;
 
@@ -17,7 +17,7 @@ pub trait Observer {
     fn session(&mut self, id: u32);
 }
 
-/// Nobody.
+/// For whoever does not want to know.
 pub struct Silent;
 
 impl Observer for Silent {

@@ -271,7 +271,7 @@ fn requests(memory: &dyn Memory, bytes: u64) -> u64 {
     bytes.div_ceil((memory.reply_size() as u64).max(1))
 }
 
-/// A book of one place.
+/// A check whose two witnesses are of one place only.
 fn one(name: Book, expected: u64, found: u64, place: u64) -> Check {
     Check::new(name, expected, found, place)
 }

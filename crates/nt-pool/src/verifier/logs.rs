@@ -39,7 +39,7 @@ pub struct Entry {
     pub old_irql: Option<u8>,
     /// The IRQL that was asked for.
     pub new_irql: Option<u8>,
-    /// On which processor.
+    /// The processor whose IRQL changed.
     pub processor: Option<u16>,
     /// `KeTickCount` then.
     pub tick_count: Option<u32>,

@@ -8,7 +8,7 @@ use crate::kernel::pool::{BigPage, hash};
 use crate::kernel::rules::Rules;
 use crate::machine::Machine;
 
-/// The layout of an entry.
+/// Where an entry of the table has what, by the kernel's own types.
 #[derive(Clone, Copy)]
 pub(crate) struct EntryLayout {
     size: usize,

@@ -38,7 +38,7 @@ pub struct TrackedBlock {
     pub address: u64,
     /// Usable bytes.
     pub bytes: u64,
-    /// Its tag.
+    /// As the allocation gave it.
     pub tag: u32,
     /// Where the driver called the allocation routine from.
     pub caller: u64,
@@ -65,7 +65,7 @@ pub(crate) struct Tracking {
     drivers: Vec<Driver>,
     /// Pool tracking is on: the last pointer of a block leads to its entry.
     pub(crate) points_back: bool,
-    /// Its bytes.
+    /// Bytes that it takes at the end of a block.
     pub(crate) pointer: u64,
     /// `MmVerifierData`.
     totals: u64,

@@ -48,7 +48,7 @@ pub(in crate::commands) const FUNCTION: CommandInfo = CommandInfo {
 
 const DEFAULT_INSTRUCTIONS: u64 = 8;
 
-/// Of one function.
+/// Bytes that `uf` reads of a function at most.
 const MAX_OF_FUNCTION: usize = 0x4000;
 
 /// One display; more is asked for piece by piece.

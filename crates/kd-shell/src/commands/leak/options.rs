@@ -29,7 +29,7 @@ pub enum Sub {
     Compare,
 }
 
-/// One option.
+/// An option of `!leak`: how it is written, who takes it, and what it sets.
 #[derive(Debug)]
 pub struct LeakOption {
     /// At the prompt, behind a dash.

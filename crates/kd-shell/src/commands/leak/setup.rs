@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use nt_pool::build::WINDOWS_11;
 use nt_pool::pool_log;
 use nt_pool::verifier::{self, POOL_TRACKING, SPECIAL_POOL};
 use serde::Serialize;
@@ -15,7 +16,6 @@ use crate::text::{Hex, is_plain, visible_name};
 
 /// `nt!VfOptionFlags`: the pool log keeps no stacks.
 const NO_STACKS: u32 = 2;
-const WINDOWS_11: u16 = 22000;
 
 #[derive(Serialize)]
 struct Setup {

@@ -21,6 +21,7 @@ use std::fmt;
 use std::ops::Range;
 
 use nt_memory::Fault;
+use nt_pool::build::WINDOWS_8;
 use nt_pool::find::{self, Findings, Quote, Searched, Silent, Skipped, What};
 use nt_pool::small_blocks::BlockKind;
 use nt_pool::{Lack, Missing, PoolKind};
@@ -34,7 +35,7 @@ use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
 use crate::session::StoppedSearch;
 use crate::shell::Drive;
-use crate::text::{Hex, NEW_LAYOUT, Width};
+use crate::text::{Hex, Width};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!poolfind"],
@@ -248,7 +249,7 @@ fn answer(
 ) -> Result<(PoolFind, nt_pool::Notes), CommandError> {
     let question = &arguments.question;
     let (width, new_layout) = drive
-        .with(|context| Ok::<_, CommandError>((context.width(), context.kernel()?.version().minor >= NEW_LAYOUT)))?;
+        .with(|context| Ok::<_, CommandError>((context.width(), context.kernel()?.version().minor >= WINDOWS_8)))?;
     let Findings { table, ranges, blocks, searched, stopped, skipped, mut notes, checks } = findings;
     if let Some(place) = stopped {
         let at = match place.session {

@@ -11,6 +11,7 @@ use std::fmt;
 
 use nt_pool::PoolKind;
 use nt_pool::around::{self, Around, Contents};
+use nt_pool::build::WINDOWS_8;
 use nt_pool::pool_page;
 use serde::Serialize;
 
@@ -19,7 +20,6 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate_all, plain_number};
 use crate::session::Context;
-use crate::text::NEW_LAYOUT;
 use crate::text::{Hex, Width};
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -180,7 +180,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         }),
         Contents::Nothing => {}
     }
-    let new_layout = kernel.version().minor >= NEW_LAYOUT;
+    let new_layout = kernel.version().minor >= WINDOWS_8;
     if flags & CONTENTS != 0 {
         for block in &mut blocks {
             block.contents = context.pool(|kernel| around::dwords(kernel, block.address.0, SHOWN))?;

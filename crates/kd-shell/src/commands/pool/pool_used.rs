@@ -17,6 +17,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use nt_pool::build::WINDOWS_8;
 use nt_pool::sessions::Sessions;
 use nt_pool::tags::{TagReport, TagUsage, Usage};
 use nt_pool::{PoolError, Tag};
@@ -28,7 +29,6 @@ use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
 use crate::grammar::words::{pattern, unclosed};
 use crate::session::Context;
-use crate::text::NEW_LAYOUT;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!poolused"],
@@ -177,7 +177,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     if let Some(most) = most {
         rows.truncate(most);
     }
-    let (verbose, new_layout) = (flags & VERBOSE != 0, build >= NEW_LAYOUT);
+    let (verbose, new_layout) = (flags & VERBOSE != 0, build >= WINDOWS_8);
     let sessions = (flags & SESSION != 0).then_some(sessions);
     let answer = PoolUsed { tags: rows, total, sessions, order, verbose, new_layout };
     Ok(Reply::with_notes(answer, notes))

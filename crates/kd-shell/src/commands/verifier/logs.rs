@@ -20,6 +20,7 @@
 use std::fmt;
 
 use nt_pool::PoolError;
+use nt_pool::build::{WINDOWS_7, WINDOWS_8_1};
 use nt_pool::pool_log::{self, Wanted};
 use nt_pool::verifier::{self, LogKind};
 use serde::Serialize;
@@ -32,7 +33,7 @@ use crate::error::CommandError;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 
-/// One of the logs.
+/// A log by the flag that `!verifier` asks for it with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Log {
     flag: u64,
@@ -261,8 +262,8 @@ fn absent(context: &mut Context<'_>, log: &Log) -> Result<String, CommandError> 
     let build = context.kernel()?.version().minor;
     let words = log.words;
     Ok(match (log.flag, build) {
-        (0x20, 7600..) => "This version of Windows has no driver hang verification.".into(),
-        (0x800, ..9600) => "This version of Windows has no systematic low resources simulation.".into(),
+        (0x20, WINDOWS_7..) => "This version of Windows has no driver hang verification.".into(),
+        (0x800, ..WINDOWS_8_1) => "This version of Windows has no systematic low resources simulation.".into(),
         (0x20 | 0x800, _) => {
             format!("The {words} log cannot be read: it is not known where this version of Windows keeps it.")
         }

@@ -426,7 +426,7 @@ mod tests {
             statistics: counters(statistics),
             drivers: Some(vec![driver]),
             logs: Vec::new(),
-            old_layout: build < 9200,
+            old_layout: build < nt_pool::build::WINDOWS_8,
             width,
         };
         let mut text = String::new();
