@@ -33,6 +33,14 @@ pub trait Output {
     }
     /// Takes the table that was drawn last from the screen, where there is one.
     fn erase(&mut self) {}
+    /// From now on keys count by themselves (`on`), or lines do again. Whether keys can be had: at a terminal.
+    fn listen(&mut self, _on: bool) -> bool {
+        false
+    }
+    /// A key that was pressed since, if there is one.
+    fn key(&mut self) -> Option<char> {
+        None
+    }
     /// Asks whoever sits at the terminal; `None` when nobody does.
     fn ask(&mut self, _question: &str) -> Option<bool> {
         None

@@ -260,8 +260,12 @@ impl Text for Vertarget {
 /// `Windows 7 7601 x64 target at (...), ptr64 TRUE`
 pub(crate) fn connected(version: &Version, when: &jiff::Zoned) -> String {
     let ptr64 = if version.pointer_size() == 8 { "TRUE" } else { "FALSE" };
-    let (windows, build, machine) = (windows(version.minor), version.minor, machine(version));
-    format!("Connected to {windows} {build} {machine} target at ({}), ptr64 {ptr64}", time(when))
+    format!("Connected to {} target at ({}), ptr64 {ptr64}", system(version), time(when))
+}
+
+/// `Windows 7 7601 x64`
+pub(crate) fn system(version: &Version) -> String {
+    format!("{} {} {}", windows(version.minor), version.minor, machine(version))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use kd_shell::text::visible_name;
 use kd_shell::{Mood, Output};
 use rustyline::ExternalPrinter;
 
+use crate::keys::Keys;
 use crate::{progress, terminal};
 
 const ERROR: Style = AnsiColor::Red.on_default();
@@ -75,6 +76,7 @@ pub(crate) struct Console {
     table: usize,
     /// [`ASIDES`] when it was drawn.
     asides: usize,
+    keys: Option<Keys>,
 }
 
 impl Console {
@@ -152,6 +154,15 @@ impl Output for Console {
 
     fn ask(&mut self, question: &str) -> Option<bool> {
         self.is_interactive().then(|| ask(question))
+    }
+
+    fn listen(&mut self, on: bool) -> bool {
+        self.keys = on.then(Keys::listen).flatten();
+        self.keys.is_some()
+    }
+
+    fn key(&mut self) -> Option<char> {
+        self.keys.as_ref()?.next()
     }
 
     fn columns(&self) -> usize {

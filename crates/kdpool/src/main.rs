@@ -10,6 +10,7 @@ mod ending;
 mod fake;
 mod holder;
 mod inputs;
+mod keys;
 mod leak;
 mod manual;
 mod mcp;

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use kd_target::{Interrupt, Leaver};
 use tokio::runtime::Handle;
 
-use crate::CONNECTION_LOST;
 use crate::console::complain;
+use crate::{CONNECTION_LOST, keys};
 
 static ENDING: AtomicBool = AtomicBool::new(false);
 
@@ -110,6 +110,7 @@ impl Signals {
 async fn leave(leaver: Leaver, signal: i32) {
     ENDING.store(true, Ordering::SeqCst);
     let left = leaver.leave().await;
+    keys::restore();
     if left.may_stand() {
         complain(&left.to_string());
         std::process::exit(CONNECTION_LOST.into());

@@ -126,7 +126,7 @@ fn the_status_tells_a_leak() {
     let lab = Lab::over_kdnet(article(), leaking());
     let watch = ["leak", "--tag", "Leak", "--every", "250ms", "--times", "4"];
     let files = ["--html", "r.html", "--json", "r.json", "--svg-count", "c.svg", "--svg-diff", "d.svg"];
-    let more = ["--folded-diff", "d.folded", "--mark", "m.json"];
+    let more = ["--folded-diff", "d.folded", "--mark", "m.json", "--pprof", "p.pb.gz", "--machine", "lab-7"];
     let output = lab.run(&[&watch[..], &["--fail-on", "confirmed"], &files, &more].concat());
     assert_eq!(output.status.code(), Some(5), "{}{}", text(&output), errors(&output));
     let headline = "\nmyfault.sys+0x11f6 leaks ";
@@ -142,6 +142,24 @@ fn the_status_tells_a_leak() {
     assert!(lab.file("d.folded").trim_end().ends_with(&format!(" {grown}")));
     let page = lab.file("r.html");
     assert!(page.contains("confirmed by 4 checks; about "), "{page}");
+    assert!(page.contains("<span>lab-7</span><span>Windows 7 7601 x64</span><span>20"), "{page}");
+    // Each stack has a point for the mark and one for each check, in both.
+    let trail = &saved["trails"]["stacks"][0];
+    assert_eq!(trail["stack"], saved["last"]["stacks"][0]["id"]);
+    let bytes: Vec<u64> = serde_json::from_value(trail["bytes"].clone()).unwrap();
+    assert!(bytes.len() == 5 && bytes.is_sorted() && bytes[4] - bytes[0] == grown as u64, "{trail}");
+    assert!(page.contains(&format!("\"trail\":{}", trail["bytes"])), "{page}");
+    let profile = std::fs::read(lab.directory.path().join("p.pb.gz")).unwrap();
+    assert_eq!(profile[..2], [0x1f, 0x8b]);
+
+    // A report of the file shows every check, and makes the same page: of then, not of now.
+    let report = ["report", "r.json", "-y", "symbols", "--html", "again.html", "--pprof", "again.pb.gz"];
+    let again = Command::new(env!("CARGO_BIN_EXE_kdpool")).args(report).current_dir(lab.directory.path()).output();
+    let again = self::text(&again.unwrap());
+    assert_eq!(again.split("Checks:\n").nth(1).unwrap().lines().skip(1).take(4).count(), 4, "{again}");
+    assert!(again.contains("\nlab-7, Windows 7 7601 x64, 20"), "{again}");
+    assert_eq!(lab.file("again.html"), page);
+    assert_eq!(std::fs::read(lab.directory.path().join("again.pb.gz")).unwrap(), profile);
 
     // What cannot come to anything is refused before anybody waits for it, and the target is left alone.
     let stops = lab.fake.stats().stops;

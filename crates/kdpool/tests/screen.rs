@@ -7,10 +7,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fmt::Write as _;
+use std::io::{Read, Write};
 use std::num::NonZeroU16;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kd_fake::kernel::{article, article_activity};
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
@@ -170,4 +171,55 @@ fn the_recorded_screen_is_what_the_program_shows() {
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
     assert_eq!(words(&made), words(&kept), "docs/hunt.svg is stale: KDPOOL_BLESS=1 cargo test -p kdpool --test screen");
     assert!(kept.contains("myfault"), "the picture names who leaks");
+}
+
+/// poolmon's keys: the screen is sorted anew at once, and q ends it.
+#[test]
+fn a_screen_of_tags_is_sorted_by_keys() {
+    let demo = format!("{} demo -c '!pooltop -watch -every 1s'", env!("CARGO_BIN_EXE_kdpool"));
+    let mut child = Command::new("script")
+        .args(["-qefc", &format!("stty rows 24 cols 80; {demo}"), "/dev/null"])
+        .env("TERM", "xterm-256color")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut keys, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (send, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = output.read(&mut bytes) {
+            // Nobody listens any more when the test has failed.
+            let _ = send.send(bytes[..count].to_vec());
+        }
+    });
+    let mut screen = vt100::Parser::new(size(24), size(80), 0);
+    let mut wait = |what: &str| {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !screen.screen().contents().contains(what) {
+            match received.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => screen.process(&bytes),
+                Err(_) => panic!("no {what:?}:\n{}", screen.screen().contents()),
+            }
+        }
+        screen.screen().contents()
+    };
+    let first = wait("Sorted by bytes, both pools");
+    assert!(first.contains(" Keys: b bytes, a allocs, f frees, d diff, g growth, t tag, p pool, q quit"), "{first}");
+    keys.write_all(b"t").unwrap();
+    let by_tag = wait("Sorted by tag, both pools");
+    let tags: Vec<&str> = by_tag.lines().filter(|line| line.contains(" Paged ") || line.contains(" Nonp ")).collect();
+    assert!(tags.len() == 18 && tags.is_sorted_by_key(|line| &line[..5]), "{by_tag}");
+    keys.write_all(b"pp").unwrap();
+    let paged = wait("Sorted by tag, paged");
+    assert!(!paged.contains(" Nonp "), "{paged}");
+    keys.write_all(b"Aq").unwrap();
+    // The table stays, without the lines about keys.
+    let last = wait("The target runs since");
+    let most: Vec<u64> =
+        last.lines().filter_map(|line| line.split(" Paged ").nth(1)?.split_whitespace().next()?.parse().ok()).collect();
+    assert!(most.len() > 9 && most.is_sorted_by(|a, b| a >= b) && !last.contains("Keys: "), "{last}");
+    keys.write_all(b"q\n").unwrap();
+    assert!(child.wait().unwrap().success());
 }

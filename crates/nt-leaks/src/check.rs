@@ -227,7 +227,59 @@ pub struct Growth {
     pub bytes: u64,
 }
 
+impl Group {
+    /// Adds what another tag has of the same stack.
+    fn add(&mut self, other: &Group) {
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.count = self.count.saturating_add(other.count);
+        self.delta_bytes = self.delta_bytes.saturating_add(other.delta_bytes);
+        self.delta_count = self.delta_count.saturating_add(other.delta_count);
+    }
+}
+
 impl CheckReport {
+    /// Adds a check of another tag at the same stop.
+    pub(crate) fn merge(&mut self, other: &CheckReport) {
+        self.blocks.extend(other.blocks.iter().cloned());
+        let mut places: HashMap<StackId, usize> =
+            self.stacks.iter().enumerate().filter_map(|(place, group)| Some((group.id?, place))).collect();
+        for group in &other.stacks {
+            match group.id.and_then(|id| places.get(&id).copied()) {
+                Some(place) => self.stacks[place].add(group),
+                None => {
+                    places.extend(group.id.map(|id| (id, self.stacks.len())));
+                    self.stacks.push(group.clone());
+                }
+            }
+        }
+        self.stacks.sort_by_key(|group| std::cmp::Reverse(group.delta_bytes));
+        match (&mut self.unattributed, &other.unattributed) {
+            (Some(ours), Some(theirs)) => ours.add(theirs),
+            (None, theirs) => self.unattributed.clone_from(theirs),
+            (Some(_), None) => {}
+        }
+        self.elapsed_ms = self.elapsed_ms.max(other.elapsed_ms);
+        let (s, o) = (&mut self.summary, other.summary);
+        for (sum, more) in [
+            (&mut s.still, o.still),
+            (&mut s.freed, o.freed),
+            (&mut s.reused, o.reused),
+            (&mut s.new, o.new),
+            (&mut s.unknown, o.unknown),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+        self.tags.extend(other.tags.iter().cloned());
+        self.log_wrapped |= other.log_wrapped;
+        for module in &other.modules {
+            if !self.modules.iter().any(|known| known.base == module.base) {
+                self.modules.push(module.clone());
+            }
+        }
+        let notes = other.notes.iter().filter(|note| !self.notes.contains(note)).cloned().collect::<Vec<_>>();
+        self.notes.extend(notes);
+    }
+
     /// What a chart of several checks has of this one.
     pub fn growth(&self) -> Growth {
         let bytes = self.tags.iter().fold(0u64, |sum, tag| sum.saturating_add(tag.bytes));

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::check::{CheckReport, Growth};
 use crate::stack::{Frame, Skip, StackId};
 use crate::survey::{Grower, Untagged};
+use crate::trails::Trails;
 use crate::watch::Outcome;
 
 /// One stop of a watch.
@@ -146,11 +147,23 @@ pub struct WatchReport {
     pub at_mark: AtMark,
     /// Every look after it.
     pub checks: Vec<Stop>,
+    /// What each stack had in use at the mark and at the checks.
+    #[serde(default, skip_serializing_if = "Trails::is_empty")]
+    pub trails: Trails,
     /// The last check, as `!leak check` gives it.
     pub last: Option<CheckReport>,
     /// Where the watch left the target.
     #[serde(deserialize_with = "crate::line::deserialize")]
     pub target: String,
+    /// `Windows 7 7601 x64`
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::line::deserialize")]
+    pub windows: Option<String>,
+    /// The machine's name, if it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::line::deserialize")]
+    pub machine: Option<String>,
+    /// When the watch ended, by the debugger's clock: RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::line::deserialize")]
+    pub ended_at: Option<String>,
     /// Of a hunt without a tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub survey: Option<Surveyed>,
@@ -166,14 +179,41 @@ pub struct WatchReport {
 }
 
 impl WatchReport {
-    /// In use at each look.
+    /// In use at each look, of all tags that were watched.
     pub fn growth(&self) -> Vec<Growth> {
-        self.checks.iter().map(|stop| Growth { elapsed_ms: stop.elapsed_ms, bytes: stop.bytes }).collect()
+        let looks = self.all().map(|watch| watch.checks.len()).min().unwrap_or(0);
+        let sum = |look: usize| {
+            let bytes = self.all().filter_map(|watch| watch.checks.get(look)).map(|stop| stop.bytes);
+            bytes.fold(0, u64::saturating_add)
+        };
+        let checks = self.checks.iter().take(looks).enumerate();
+        checks.map(|(look, stop)| Growth { elapsed_ms: stop.elapsed_ms, bytes: sum(look) }).collect()
     }
 
-    /// The outcome, and why.
+    /// The outcome, and why; then those of the other tags.
     pub fn lines(&self) -> Vec<String> {
-        std::iter::once(self.headline.clone()).chain(self.reasons.iter().cloned()).collect()
+        let lines = |watch: &WatchReport| {
+            std::iter::once(watch.headline.clone()).chain(watch.reasons.iter().cloned()).collect::<Vec<_>>()
+        };
+        self.all().flat_map(lines).collect()
+    }
+
+    /// The last checks of all tags that were watched, as one.
+    pub fn whole(&self) -> Option<CheckReport> {
+        let mut lasts = self.all().filter_map(|watch| watch.last.as_ref());
+        let first = lasts.next()?.clone();
+        Some(lasts.fold(first, |mut whole, last| {
+            whole.merge(last);
+            whole
+        }))
+    }
+
+    /// The lines of all stacks.
+    pub fn whole_trails(&self) -> Trails {
+        self.others.iter().fold(self.trails.clone(), |mut whole, other| {
+            whole.merge(&other.trails);
+            whole
+        })
     }
 
     /// All watches: the leader and the others.

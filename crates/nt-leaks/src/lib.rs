@@ -14,6 +14,7 @@ mod saved;
 mod snapshot;
 mod stack;
 pub mod survey;
+mod trails;
 mod trend;
 pub mod units;
 mod versus;
@@ -27,7 +28,7 @@ pub use hunt::{AtMark, Culprit, Ended, Stop, Surveyed, WatchReport, culprit, roo
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};
 pub use private_file::{create_private_folder, open_private, write_private};
-pub use report::{Column, Page, flame_graph, folded, html, junit, sarif, umdh, umdh_snapshot};
+pub use report::{Column, Page, flame_graph, folded, html, junit, pprof, sarif, umdh, umdh_snapshot};
 pub use report::{ExportError, export_check, export_mark};
 pub use saved::Saved;
 pub use snapshot::{
@@ -35,6 +36,7 @@ pub use snapshot::{
     small_pool,
 };
 pub use stack::{Frame, Module, Modules, Namer, PdbName, Resolver, Skip, Stack, StackId, Stacks};
+pub use trails::{Trail, Trails};
 pub use versus::{Change, StackChange, Versus, versus};
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nt_leaks::{BlockReport, CheckReport, Evidence, Frame, Group, Growth, Page, Skip, Stacks, TagBooks, Verdict, html};
+use nt_leaks::{
+    BlockReport, CheckReport, Evidence, Frame, Group, Growth, Page, Skip, Stacks, TagBooks, Trails, Verdict, html,
+};
 use nt_pool::Tag;
 use serde_json::Value;
 
@@ -100,7 +102,18 @@ fn report() -> CheckReport {
 fn page(report: &CheckReport) -> String {
     let growth: Vec<Growth> =
         (1..=12u64).map(|n| Growth { elapsed_ms: n * 5000, bytes: (10 << 20) + n * 170_000 }).collect();
-    let trails = report.stacks.iter().filter_map(|group| Some((group.id?, vec![1, 5, group.bytes]))).collect();
+    let mut trails = Trails::default();
+    for look in 1..=12u64 {
+        let mut then = CheckReport { elapsed_ms: look * 5000, blocks: Vec::new(), ..report.clone() };
+        for (group, place) in then.stacks.iter_mut().zip(1..) {
+            // Some grow evenly, some at once, some late.
+            let share = [look, if look > place % 12 { 12 } else { 0 }, look * look / 12][place as usize % 3];
+            let missing = group.delta_bytes * (12 - share.min(12)) as i64 / 12;
+            group.bytes = group.bytes.saturating_add_signed(-missing);
+            group.delta_bytes -= missing;
+        }
+        trails.add(&then);
+    }
     let outcome =
         ["driver3.sys+0x1003 leaks 2.0 MB/min (tag Tag0), confirmed by 12 checks".into(), "It grew each time.".into()];
     let facts = ["lab-7".into(), "Windows 7 Kernel Version 7601".into(), "2026-11-30 13:00".into()];

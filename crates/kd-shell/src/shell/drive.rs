@@ -143,6 +143,16 @@ impl Drive<'_> {
         }
     }
 
+    /// Keys count by themselves from now on, or lines again. Whether there is somebody who can press one.
+    pub(crate) fn listen(&mut self, on: bool) -> bool {
+        self.shell.format == Format::Kd && self.out.listen(on)
+    }
+
+    /// A key that was pressed.
+    pub(crate) fn key(&mut self) -> Option<char> {
+        self.out.key()
+    }
+
     /// Asks whoever sits at the terminal; `None` when nobody does.
     pub(crate) fn ask(&mut self, question: &str) -> Option<bool> {
         (self.shell.format == Format::Kd).then(|| self.out.ask(question)).flatten()

@@ -43,6 +43,14 @@ impl Output for Tee<'_> {
         self.out.erase();
     }
 
+    fn listen(&mut self, on: bool) -> bool {
+        self.out.listen(on)
+    }
+
+    fn key(&mut self) -> Option<char> {
+        self.out.key()
+    }
+
     fn ask(&mut self, question: &str) -> Option<bool> {
         let answer = self.out.ask(question);
         if let Some(yes) = answer {

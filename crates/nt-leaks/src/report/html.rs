@@ -16,6 +16,7 @@ use super::flame::escaped;
 use crate::check::{BlockReport, CheckReport, Evidence, Group, Growth, Verdict};
 use crate::line::Line;
 use crate::stack::{Skip, StackId};
+use crate::trails::Trails;
 
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
@@ -33,7 +34,7 @@ pub struct Page<'a> {
     /// The answer in one line, and what it rests on.
     pub outcome: &'a [String],
     /// Bytes in use by stack at each check, as far as that is known: the lines beside the stacks.
-    pub trails: &'a BTreeMap<StackId, Vec<u64>>,
+    pub trails: &'a Trails,
     /// Machine, Windows, time, program: one fact each, in the order in which they are shown.
     pub facts: &'a [String],
     /// Which frames above the driver's are left out.
@@ -190,7 +191,9 @@ impl Words {
 fn data(page: &Page<'_>) -> Value {
     let mut frames = Words::default();
     let groups: Vec<&Group> = page.last.stacks.iter().chain(&page.last.unattributed).collect();
-    let stacks: Vec<Value> = groups.iter().map(|group| stack(group, page, &mut frames)).collect();
+    let trails: BTreeMap<StackId, &[u64]> =
+        page.trails.stacks.iter().map(|trail| (trail.stack, &trail.bytes[..])).collect();
+    let stacks: Vec<Value> = groups.iter().map(|group| stack(group, page, &trails, &mut frames)).collect();
     let places: BTreeMap<StackId, usize> =
         groups.iter().enumerate().filter_map(|(place, group)| Some((group.id?, place))).collect();
     let (mut tags, mut why) = (Words::default(), Words::default());
@@ -202,6 +205,7 @@ fn data(page: &Page<'_>) -> Value {
     json!({
         "growth": growth,
         "frames": frames.list,
+        "looks": page.trails.elapsed_ms,
         "stacks": stacks,
         "blocks": blocks,
         "words": {
@@ -223,7 +227,7 @@ const VERDICTS: [Verdict; 5] = [Verdict::Still, Verdict::Freed, Verdict::Reused,
 const EVIDENCE: [Evidence; 5] =
     [Evidence::Log, Evidence::Counters, Evidence::Header, Evidence::Content, Evidence::Address];
 
-fn stack(group: &Group, page: &Page<'_>, frames: &mut Words) -> Value {
+fn stack(group: &Group, page: &Page<'_>, trails: &BTreeMap<StackId, &[u64]>, frames: &mut Words) -> Value {
     let shown = match group.id {
         Some(_) => page.skip.fold(&group.frames),
         None => &[],
@@ -236,7 +240,7 @@ fn stack(group: &Group, page: &Page<'_>, frames: &mut Words) -> Value {
         "growth": group.delta_bytes,
         "more": group.delta_count,
         "frames": shown,
-        "trail": group.id.and_then(|id| page.trails.get(&id)),
+        "trail": group.id.and_then(|id| trails.get(&id)),
     })
 }
 
@@ -318,7 +322,8 @@ mod tests {
     fn page(report: &CheckReport) -> String {
         let growth = [report.growth()];
         let outcome = ["myfault+0x11f6 <leaks>".into(), "because & so".into()];
-        let trails = BTreeMap::new();
+        let mut trails = Trails::default();
+        trails.add(report);
         let facts = ["Windows 7 <7601>".into()];
         html(&Page {
             last: report,
@@ -351,6 +356,7 @@ mod tests {
         let data = data_of(&page(&report));
         assert_eq!(data["growth"], json!([[0.0, 100], [1.5, 300]]));
         assert_eq!(data["stacks"][0]["growth"], 200);
+        assert_eq!((&data["looks"], &data["stacks"][0]["trail"]), (&json!([0, 1500]), &json!([100, 300])));
         assert_eq!(data["blocks"][0], json!(["fffff8a006200000", 100, 0, 0, "0", 0, -1]));
         assert_eq!(data["words"]["tags"], json!(["Leak"]));
     }

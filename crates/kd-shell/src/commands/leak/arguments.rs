@@ -135,8 +135,10 @@ impl Arguments {
         if let Some((_, option)) = hunts.iter().find(|(given, _)| *given && scope.tag.is_some()) {
             return Err(format!("{option} is for a hunt without a tag"));
         }
-        if self.report.machine.is_some() && self.report.parquet.is_none() {
-            return Err("-machine names the machine in Parquet files: -parquet says where they go".into());
+        let shows = |kind: &FileKind| matches!(kind, FileKind::Html | FileKind::Json);
+        let is_named = self.report.parquet.is_some() || self.report.files.iter().any(|(kind, _)| shows(kind));
+        if self.report.machine.is_some() && !is_named {
+            return Err("-machine names the machine in files: -html, -json or -parquet says which".into());
         }
         Ok(())
     }

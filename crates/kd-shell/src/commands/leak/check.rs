@@ -17,6 +17,7 @@ use crate::error::CommandError;
 use crate::marks::Marks;
 use crate::session::Context;
 use crate::text::Width;
+use crate::vertarget::system;
 
 #[derive(Serialize)]
 struct Checked {
@@ -61,7 +62,8 @@ pub(super) fn run(context: &mut Context<'_>, text: &str) -> Result<Reply, Comman
     context.session.leaks.insert(name, held);
     let report = report?;
     exported?;
-    write_files(Source::of_check(&report, &[report.growth()]), &report, &arguments.report)?;
+    let windows = Some(system(context.kernel()?.version()));
+    write_files(&Source::of_check(&report, windows), &report, &arguments.report)?;
     let notes = report.notes.clone();
     Ok(Reply::with_notes(Checked { report, options: arguments.report, width }, notes))
 }

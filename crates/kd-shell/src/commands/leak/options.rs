@@ -243,6 +243,13 @@ pub static OPTIONS: &[LeakOption] = &[
     option("folded-diff", "FILE", "Write folded stacks of what grew and what shrank", REPORTS, |to, text| {
         file(to, FileKind::Folded(Column::Difference), text)
     }),
+    option(
+        "pprof",
+        "FILE",
+        "Write a profile for pprof: blocks and bytes in use, and their growth",
+        REPORTS,
+        |to, text| file(to, FileKind::Pprof, text),
+    ),
     option("junit", "FILE", "Write a JUnit report: one test for each tag that was watched", WATCHES, |to, text| {
         file(to, FileKind::JUnit, text)
     }),
@@ -257,7 +264,7 @@ pub static OPTIONS: &[LeakOption] = &[
             Ok(())
         },
     ),
-    option("machine", "NAME", "The machine's name in Parquet files", LOOKS, |to, text| {
+    option("machine", "NAME", "The machine's name in a page, in -json and in Parquet files", LOOKS, |to, text| {
         if text.is_empty() || text.len() > LONGEST_MACHINE {
             return Err(format!("a machine's name has 1 to {LONGEST_MACHINE} bytes"));
         }

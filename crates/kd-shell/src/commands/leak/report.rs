@@ -60,7 +60,7 @@ pub(super) fn run(drive: &mut Drive<'_>, asked: &Arguments) -> Result<Reply, Com
         _ => return Err(usage(&INFO, "one file, or two marks to compare")),
     };
     notes.extend(report.notes.iter().cloned());
-    write_files(Source::of_check(&report, &[report.growth()]), &report, &asked.report)?;
+    write_files(&Source::of_check(&report, None), &report, &asked.report)?;
     Ok(Reply::with_notes(Reported { report, kind, options: asked.report.clone() }, notes))
 }
 
@@ -80,9 +80,8 @@ fn watched(
 ) -> Result<Reply, CommandError> {
     name_culprit(&mut watch, asked);
     watch.others.iter_mut().for_each(|other| name_culprit(other, asked));
-    let (growth, lines) = (watch.growth(), watch.lines());
     let strict = asked.fail_on == Some(FailOn::Growing);
-    write_files(Source::of_watch(&watch, &growth, &lines, strict), &watch, &asked.report)?;
+    write_files(&Source::of_watch(&watch, strict), &watch, &asked.report)?;
     let fails = asked.fails(&watch);
     drive.with(|context| {
         if fails {

@@ -8,13 +8,13 @@ use std::time::Instant;
 use kd_target::Cost;
 use nt_leaks::survey::{By, Grade};
 use nt_leaks::watch::{LogGain, Look, Outcome, Start, Terms, Watch};
-use nt_leaks::{AtMark, CheckReport, Depth, Ended, Scope, Stop, WatchReport, units};
+use nt_leaks::{AtMark, CheckReport, Depth, Ended, Scope, Stop, Trails, WatchReport, units};
 use nt_pool::{Tag, tags};
 
 use super::INFO;
 use super::arguments::{Arguments, FailOn};
 use super::check::look;
-use super::files::{Source, export, write_files};
+use super::files::{Source, export, now, write_files};
 use super::mark::take;
 use super::survey::{self, Found};
 use super::watched::{Origin, Watched, mood, row};
@@ -25,6 +25,7 @@ use crate::marks::Held;
 use crate::output::difference;
 use crate::session::{Context, HuntEnd};
 use crate::shell::{Drive, is_cancelled};
+use crate::vertarget::system;
 
 /// Tags that a hunt marks where nobody says how many.
 const TOP: u32 = 3;
@@ -39,6 +40,7 @@ struct Quarry {
     stops: Vec<Stop>,
     /// The last check; those before it are their lines in `stops`.
     last: Option<CheckReport>,
+    trails: Trails,
 }
 
 impl Quarry {
@@ -53,7 +55,8 @@ pub(super) fn run(drive: &mut Drive<'_>, asked: &Arguments) -> Result<Reply, Com
     if !drive.is_halted() {
         drive.break_in()?;
     }
-    let mut hunt = Hunt { asked, found: None, quarries: Vec::new(), notes: Vec::new() };
+    let windows = drive.with(|context| context.kernel().ok().map(|kernel| system(kernel.version())));
+    let mut hunt = Hunt { asked, found: None, quarries: Vec::new(), notes: Vec::new(), windows };
     let (ended, failure) = match hunt.go(drive, scope) {
         Ok(ended) => (ended, None),
         Err(error) if is_cancelled(&error) => (Ended::Interrupted, None),
@@ -93,6 +96,8 @@ struct Hunt<'a> {
     found: Option<Found>,
     quarries: Vec<Quarry>,
     notes: Vec<String>,
+    /// `Windows 7 7601 x64`
+    windows: Option<String>,
 }
 
 impl Hunt<'_> {
@@ -169,7 +174,16 @@ impl Hunt<'_> {
             units::time(frozen)
         ));
         let watch = Watch::new(Terms { every, times, run_for, until_confirmed, min_age }, start, left);
-        self.quarries.push(Quarry { key, held, watch, paged, at_mark, stops: Vec::new(), last: None });
+        self.quarries.push(Quarry {
+            key,
+            held,
+            watch,
+            paged,
+            at_mark,
+            stops: Vec::new(),
+            last: None,
+            trails: Trails::default(),
+        });
         Ok(())
     }
 
@@ -259,9 +273,8 @@ impl Hunt<'_> {
         let report = self.report(ended, target);
         let fails = self.asked.fails(&report);
         let options = &self.asked.report;
-        let (growth, lines) = (report.growth(), report.lines());
         let strict = self.asked.fail_on == Some(FailOn::Growing);
-        if let Err(error) = write_files(Source::of_watch(&report, &growth, &lines, strict), &report, options) {
+        if let Err(error) = write_files(&Source::of_watch(&report, strict), &report, options) {
             failure.get_or_insert(error);
         }
         let width = drive.with(|context| {
@@ -319,6 +332,9 @@ impl Hunt<'_> {
             };
         }
         leader.headline = leader.make_headline();
+        leader.windows.clone_from(&self.windows);
+        leader.machine.clone_from(&self.asked.report.machine);
+        leader.ended_at = Some(now());
         leader
     }
 }
@@ -338,6 +354,7 @@ impl Quarry {
         let look = Look::of(&report, self.key, log);
         self.stops.push(stop(&report, &look, self.at_mark.outstanding, cost));
         self.watch.add(look);
+        self.trails.add(&report);
         self.last = Some(report);
         Ok(())
     }
@@ -365,6 +382,7 @@ impl Quarry {
             exhausted_in_minutes: self.watch.exhausted(),
             at_mark: self.at_mark,
             checks: std::mem::take(&mut self.stops),
+            trails: std::mem::take(&mut self.trails),
             last: self.last.take(),
             target: target.into(),
             ..WatchReport::default()

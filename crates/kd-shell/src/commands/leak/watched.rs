@@ -229,6 +229,16 @@ impl Watched {
             Origin::Terminal => self.report.target == RUNNING,
             Origin::File => true,
         };
+        if self.origin == Origin::File {
+            let facts: Vec<&str> = [&self.report.machine, &self.report.windows, &self.report.ended_at]
+                .into_iter()
+                .flatten()
+                .map(String::as_str)
+                .collect();
+            if !facts.is_empty() {
+                writeln!(end, "{}", facts.join(", "))?;
+            }
+        }
         if !said {
             writeln!(end, "{}", left(&self.report.target))?;
         }

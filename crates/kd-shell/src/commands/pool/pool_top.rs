@@ -32,8 +32,9 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               use, or by what\ntheir bytes have grown by since the last !pooltop of this session. Slack is what large \
               allocations leave unused of their\nlast pages. -small reads the pool too (no more than 256 MB, -limit), \
               after a line that says what that costs, and tells\nhow much is in VS and LFH subsegments, in pages of \
-              chained headers and in special pool, what of that is unused, and\nwhich sizes small blocks have.\n-watch is poolmon: the tags again and again with what changed, every 5 s, until Ctrl+C (-every, -times, -for; -by \
-              allocs,\nfrees and tag too). It reads the counters only, and the target runs in between.",
+              chained headers and in special pool, what of that is unused, and\nwhich sizes small blocks have.\n-watch is poolmon: the tags again and again with what changed, every 5 s, until q or Ctrl+C (-every, -times, -for; \
+              -by\nallocs, frees and tag too). It reads the counters only, and the target runs in between. Keys sort it while \
+              it runs:\nb bytes, a allocs, f frees, d diff, g growth, t tag; p shows both pools or one.",
     action: Action::Drive(run),
 };
 

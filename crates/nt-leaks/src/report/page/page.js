@@ -68,11 +68,12 @@
   function spark(values) {
     if (!values || values.length < 2) return '';
     const most = Math.max(...values), least = Math.min(...values, 0), space = 'http://www.w3.org/2000/svg';
+    const all = data.looks[data.looks.length - 1] || 1;
     const svg = document.createElementNS(space, 'svg'), line = document.createElementNS(space, 'polyline');
     svg.setAttribute('class', 'spark'); svg.setAttribute('viewBox', '0 0 90 22'); svg.setAttribute('role', 'img');
     svg.setAttribute('aria-label', values.map(size).join(', '));
     line.setAttribute('points', values.map((value, index) =>
-      (2 + index * 86 / (values.length - 1)).toFixed(1) + ',' + (20 - 18 * (value - least) / (most - least || 1)).toFixed(1)).join(' '));
+      (2 + 86 * data.looks[index] / all).toFixed(1) + ',' + (20 - 18 * (value - least) / (most - least || 1)).toFixed(1)).join(' '));
     svg.append(line);
     return svg;
   }
