@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
 use kd_fake::isf::Isf;
 use kd_fake::kernel::{
     self, Article, Carrier, FREE_STACK, FREEING_THREAD, Kernel, LEAK_BYTES, LEAK_STACK, LEAK_TAG, LEAK_THREAD,
-    PoolKind, Residence, SeededOptions, SmallBlock, SmallState,
+    Mutation, PoolKind, Residence, SeededOptions, SmallBlock, SmallState,
 };
 use serde_json::Value;
 use target::{Live, Screen, session};
@@ -432,6 +432,59 @@ fn headers_are_weak_evidence() {
         assert_eq!(block["verdict"], "unknown", "{}: {marked} {block}", truth.build);
         println!("{} {name} {}", truth.build, block["evidence"]);
         assert!(block["evidence"].as_array().unwrap().contains(&"header".into()), "{}: {block}", truth.build);
+        live.leave();
+    }
+}
+
+/// A machine whose pool breaks a rule, so that a book does not balance: nothing is concluded of the blocks that the book is
+/// of, and why is said. On the machine as it should be the same blocks are there still.
+#[test]
+fn where_the_books_do_not_balance_there_is_no_verdict() {
+    let (_, json) = kd_fake::isf::CARRIED.into_iter().find(|(name, _)| *name == "x64-26100").unwrap();
+    let mut isf = Isf::from_json(json).unwrap();
+    isf.identity = kernel::seeded_identity(&isf, 3);
+    let rules = [
+        None,
+        Some(Mutation::LfhFreeCount),
+        Some(Mutation::VsPreviousSize),
+        Some(Mutation::HeaderSize),
+        Some(Mutation::BigPageBytes),
+    ];
+    for mutation in rules {
+        let options = SeededOptions { balanced: true, mutation, ..SeededOptions::default() };
+        let (kernel, truth) = kernel::seeded(&isf, 3, &options).unwrap();
+        // What the verifier tracks has books of its own.
+        let tracked = truth.verifier_drivers.iter().flat_map(|driver| &driver.allocations);
+        let tracked: BTreeSet<u64> = tracked.map(|block| block.address).collect();
+        let small = truth.small.iter().map(|block| block.address).filter(|address| !tracked.contains(address));
+        let small: BTreeSet<String> = small.map(|address| format!("{address:#x}")).collect();
+        let large: BTreeSet<String> = truth.large.iter().map(|block| format!("{:#x}", block.address)).collect();
+        let directory = tempfile::TempDir::new().unwrap();
+        kernel::write_pdb(directory.path(), &isf).unwrap();
+        let mut live = Live::attach(kernel, directory, |_| {});
+        let file = live.file("m.json");
+        let marked = live.json(&format!("!leak mark m -all -file {file}"));
+        live.text("g");
+        live.text(".break");
+        let checked = live.json("!leak check m");
+        let summary = &checked["result"]["summary"];
+        let said = |answer: &Value| {
+            let warnings = answer["warnings"].as_array().unwrap();
+            warnings.iter().any(|warning| warning.as_str().unwrap().contains("their books do not balance"))
+        };
+        println!("{mutation:?}: {summary} {}", marked["warnings"]);
+        let blocks = checked["result"]["blocks"].as_array().unwrap();
+        // Of small blocks, or of large ones.
+        let of = if mutation == Some(Mutation::BigPageBytes) { &large } else { &small };
+        let about = |block: &&Value| of.contains(block["address"].as_str().unwrap());
+        let judged = blocks.iter().filter(about).filter(|block| block["verdict"] != "unknown").count();
+        match mutation {
+            None => assert!(judged > 0 && !said(&marked) && !said(&checked), "{summary} {marked}"),
+            Some(mutation) => {
+                assert!(said(&marked) || said(&checked), "{mutation}: {} {}", marked["warnings"], checked["warnings"]);
+                assert_eq!(judged, 0, "{mutation}: {summary}");
+            }
+        }
         live.leave();
     }
 }

@@ -508,7 +508,14 @@ impl Books<'_> {
         let has_hole = self.shows_hole(&fresh, gained);
         let mut proved = 0;
         let mut left = 0;
+        let doubted = self.then.large_doubted || self.now.large_doubted;
         for block in open {
+            // Neither its place nor its size is certain where the table is not.
+            if doubted && block.source == Source::Large {
+                left += 1;
+                verdicts.insert(block.address, (Verdict::Unknown, vec![Evidence::Address]));
+                continue;
+            }
             let quiet = self.records(block.address).is_empty();
             // The verifier tracks what it logged the allocation of, and logs its free, whoever frees it.
             let unfreed = quiet

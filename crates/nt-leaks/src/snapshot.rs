@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nt_pool::around::{self, Contents};
 use nt_pool::big_pages::{self, BigPage, BigPages};
-use nt_pool::checks::balance;
+use nt_pool::checks::{Check, balance};
 use nt_pool::small_blocks::{self, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Kernel, PoolError, Tag, pool_log, tags, verifier};
 use serde::{Deserialize, Serialize};
@@ -208,6 +208,9 @@ pub struct Snapshot {
     /// All small blocks were found.
     #[serde(default)]
     pub small_complete: bool,
+    /// The table of large allocations says something else than another book of the kernel's: nothing is concluded from it.
+    #[serde(default)]
+    pub large_doubted: bool,
     /// Whether most bytes of a tag are of paged pool, as the counters say.
     #[serde(skip)]
     pub paged: BTreeMap<u32, bool>,
@@ -445,6 +448,7 @@ impl Snapshot {
             tracked: Vec::new(),
             small: None,
             small_complete: false,
+            large_doubted: false,
             paged: BTreeMap::new(),
             callers: BTreeMap::new(),
             notes: Vec::new(),
@@ -538,7 +542,8 @@ impl Snapshot {
     fn all_of(&mut self, what: &str, pages: Result<BigPages, PoolError>) -> Result<Vec<BigPage>, PoolError> {
         match pages {
             Ok(pages) => {
-                self.complete &= pages.notes.is_complete();
+                self.large_doubted |= !self.holds("large allocations", &pages.checks);
+                self.complete &= pages.notes.is_complete() && !self.large_doubted;
                 self.notes.extend(pages.notes.lines());
                 Ok(pages.blocks)
             }
@@ -548,6 +553,15 @@ impl Snapshot {
                 Ok(Vec::new())
             }
         }
+    }
+
+    /// Whether the books of some blocks balance; says it where they do not. Where a number that the kernel keeps twice
+    /// differs, blocks may be missing or made up: no verdict rests on them.
+    fn holds(&mut self, what: &str, checks: &[Check]) -> bool {
+        for check in checks.iter().filter(|check| !check.ok && check.name.is_proven()) {
+            self.notes.push(format!("nothing is concluded from {what}: their books do not balance: {check}"));
+        }
+        balance(checks)
     }
 
     /// The blocks of the pool's own pages.
@@ -564,11 +578,7 @@ impl Snapshot {
             Ok(found) => found,
             Err(error) => return self.note("small blocks", error),
         };
-        // Where a number that the kernel keeps twice differs, blocks may be missing or made up: no verdict rests on them.
-        self.small_complete = found.is_complete() && balance(&found.checks);
-        for check in found.checks.iter().filter(|check| !check.ok && check.name.is_proven()) {
-            self.notes.push(format!("nothing is concluded from small blocks: their books do not balance: {check}"));
-        }
+        self.small_complete = self.holds("small blocks", &found.checks) && found.is_complete();
         self.notes.extend(found.notes.lines());
         if let Some(at) = found.stopped {
             self.notes.push(format!("the search for small blocks ended at {at:016x}: those behind are not listed"));
@@ -616,6 +626,10 @@ impl Snapshot {
                     continue;
                 }
             };
+            if !self.holds("tracked allocations", &verifier::check(kernel, driver, &tracked)) {
+                self.complete = false;
+                continue;
+            }
             if tracked.notes.is_complete() && driver.image.is_some() {
                 self.tracked.push(driver.name.clone());
             }
@@ -666,8 +680,12 @@ impl Snapshot {
         let mut newest = BTreeMap::new();
         if let Some(found) = &found {
             self.notes.extend(found.notes.lines());
+            let check = pool_log::check(kernel, &found.traces);
+            let sound = self.holds("the verifier's log", check.as_slice());
             // The newest slot may be half written: an address, and nothing else yet.
-            for trace in found.traces.iter().filter(|trace| trace.size != 0 || !trace.frames.is_empty()) {
+            for trace in
+                found.traces.iter().filter(|_| sound).filter(|trace| trace.size != 0 || !trace.frames.is_empty())
+            {
                 newest.entry(trace.address).or_insert(trace);
             }
         }

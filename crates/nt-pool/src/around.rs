@@ -3,10 +3,10 @@
 use nt_memory::PAGE_SIZE;
 
 use crate::big_pages::{self, BigPage};
-use crate::checks::Books;
+use crate::checks::{Book, Books, Check};
 use crate::classic_pool;
 use crate::kernel::little_endian;
-use crate::lfh_subsegment::Chosen;
+use crate::lfh_subsegment::{Chosen, Problem};
 use crate::lists::note;
 use crate::page_tables;
 use crate::pool_header::Headers;
@@ -15,7 +15,7 @@ use crate::segment_heap;
 use crate::sessions::{self, Sessions};
 use crate::small_blocks::{Area, Content, Kinds, LARGE_CHUNK};
 use crate::special_page::{self, SpecialBlock};
-use crate::vs_subsegment::PoolHeader;
+use crate::vs_subsegment::{Cause, PoolHeader};
 use crate::walk::Formats;
 use crate::{Kernel, Notes, PoolError, PoolKind, Tag};
 
@@ -36,6 +36,8 @@ pub struct Around {
     pub readable: bool,
     /// What is missing, and what is worth saying.
     pub notes: Notes,
+    /// What was counted twice of the page, or of the subsegment that it is part of.
+    pub checks: Vec<Check>,
 }
 
 /// What a page of pool holds.
@@ -62,6 +64,7 @@ pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<Around, PoolError> {
         problem: None,
         readable: true,
         notes: Notes::default(),
+        checks: Vec::new(),
     };
     let bytes = page_tables::read(kernel, page, PAGE_SIZE as usize)?;
     around.readable = bytes.is_complete();
@@ -144,12 +147,19 @@ fn in_classic_pool(kernel: &Kernel<'_>, bytes: &[u8], around: &mut Around) -> Re
         return Ok(());
     }
     let page = pool_page::decode(kernel, around.page, bytes)?;
+    // A start that is whole is no accident.
+    let is_pool = page.problem.is_none() || page.blocks.len() >= 2;
+    if is_pool {
+        let good = page.blocks.len() as u64;
+        let all = good + u64::from(page.problem.is_some());
+        let broken = page.blocks.last().map_or(around.page, |last| last.header.wrapping_add(last.block_size));
+        around.checks.push(Check::new(Book::PageHeaders, all, good, broken));
+    }
     match page.problem {
         None => around.contents = Contents::Blocks(page.blocks),
-        // A start that is whole is no accident.
         Some(problem) => {
             around.problem = Some(problem);
-            if page.blocks.len() >= 2 {
+            if is_pool {
                 around.contents = Contents::Blocks(page.blocks);
             }
         }
@@ -167,6 +177,10 @@ fn in_heap(kernel: &Kernel<'_>, address: u64, around: &mut Around) -> Result<(),
         Content::SpecialRange => {
             let bytes = page_tables::read(kernel, area.address, PAGE_SIZE as usize)?;
             let block = special_page::decode(kernel, area.address, &bytes.bytes);
+            if bytes.is_complete() {
+                let good = u64::from(block.is_some());
+                around.checks.push(Check::new(Book::SpecialPages, 1, good, area.address));
+            }
             around.contents = block.map_or(Contents::Nothing, Contents::Special);
         }
         Content::Range | Content::Pages | Content::SpecialPages | Content::MixedPages => {}
@@ -180,16 +194,23 @@ fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around:
     let bounds = match format.bounds(&bytes, area.length) {
         Ok(bounds) => bounds,
         Err(problem) => {
+            if problem.cause != Cause::Unreadable {
+                around.checks.push(Check::new(Book::VsSignatures, 1, 0, area.address));
+            }
             around.problem = Some(problem.to_string());
             return Ok(());
         }
     };
+    let mut books = Books::default();
+    books.hold(Book::VsSignatures, true, area.address);
     if bounds.end > bytes.bytes.len() as u64 {
         bytes = page_tables::read(kernel, area.address, bounds.end as usize)?;
     }
     let mut places = Vec::new();
     let mut headless = false;
-    let problems = format.chunks(&bytes, &bounds, bounds.end, &mut Books::default(), |chunk| {
+    let (mut marked, mut all) = (0, 0);
+    let problems = format.chunks(&bytes, &bounds, bounds.end, &mut books, |chunk| {
+        (marked, all) = (marked + u64::from(chunk.marked), all + 1);
         let at = area.address.wrapping_add(chunk.offset);
         let inside = address.wrapping_sub(at) < chunk.size;
         if !chunk.allocated {
@@ -210,6 +231,8 @@ fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around:
         }
     });
     around.problem = problems.first().map(ToString::to_string);
+    books.add_known(Check::most(Book::VsMarks, all, marked));
+    around.checks.extend(books.checks());
     if headless {
         return Ok(());
     }
@@ -275,10 +298,20 @@ fn lfh(
         Ok(Some(subsegment)) => subsegment,
         Ok(None) => return Ok(()),
         Err(problem) => {
+            if !matches!(problem, Problem::Unreadable { .. }) {
+                around.checks.push(Check::new(Book::LfhOffsets, 1, 0, area.address));
+            }
             around.problem = Some(problem.to_string());
             return Ok(());
         }
     };
+    let mut books = Books::default();
+    books.hold(Book::LfhOffsets, true, area.address);
+    for (book, counted) in [(Book::LfhBlocksInUse, subsegment.in_use), (Book::LfhWithheld, subsegment.withheld)] {
+        if let Some((expected, found)) = counted {
+            books.count(book, expected, found, area.address);
+        }
+    }
     around.problem = subsegment.imbalance(area.address);
     let mut places = Vec::new();
     let link = |at: u64| bytes.get(at.wrapping_sub(area.address) as usize, 2).map(little_endian);
@@ -295,7 +328,11 @@ fn lfh(
         let Some(header) = formats.headers.at(block, 0) else { continue };
         let unit = formats.headers.unit;
         let second = |distance: u64| bytes.get((slot.offset + distance) as usize, unit as usize);
-        let (distance, header) = match formats.headers.is_block(&header, at, slot.size) || slot.delayed {
+        let is_block = formats.headers.is_block(&header, at, slot.size);
+        if slot.allocated && !slot.delayed {
+            books.hold(Book::LfhPoolHeaders, is_block, at);
+        }
+        let (distance, header) = match is_block || slot.delayed {
             true => formats.headers.aligned(&header, at, second).map_or((0, Some(header)), |(at, two)| (at, Some(two))),
             false => (0, None),
         };
@@ -309,6 +346,7 @@ fn lfh(
         block.allocated = slot.allocated && !slot.delayed;
         blocks.push(block);
     }
+    around.checks.extend(books.checks());
     around.contents = Contents::Blocks(blocks);
     Ok(())
 }

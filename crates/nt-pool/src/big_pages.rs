@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use nt_memory::{Fault, Sparse};
+use nt_memory::{Fault, PAGE_SIZE, Sparse};
 
 use crate::checks::{Book, Books, Check};
 use crate::kernel::Gather;
@@ -46,7 +46,16 @@ impl BigPage {
     pub fn contains(&self, address: u64) -> bool {
         address.checked_sub(self.address).is_some_and(|offset| offset < self.size)
     }
+
+    /// Whether an entry says what one can: what has about a page and more starts a page (measured: segment-heap-measured
+    /// 3), and somebody chose its tag.
+    fn makes_sense(&self) -> bool {
+        self.address % PAGE_SIZE == 0 && self.size > PAGE_SIZE - LEAST_ROOM && self.tag.is_typed()
+    }
 }
+
+/// A smaller block and its header fit into a page.
+const LEAST_ROOM: u64 = 0x20;
 
 /// The table of large allocations, or what of it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +66,8 @@ pub struct BigPages {
     pub blocks: Vec<BigPage>,
     /// What is missing, and what is worth saying.
     pub notes: Notes,
-    /// Whether the kernel's hash leads to the blocks in use; nothing if no more than a part of the table was read.
+    /// Whether the blocks in use make sense, lie apart, and where the kernel's hash leads; nothing if no more than a part of
+    /// the table was read.
     pub checks: Vec<Check>,
     /// The form of the hash that the blocks in use speak for.
     pub hash: Votes,
@@ -86,13 +96,13 @@ pub fn table(kernel: &Kernel<'_>) -> Result<Range<u64>, PoolError> {
     Ok(Table::read(kernel)?.range())
 }
 
-/// Reads the whole table. `wanted` filters by tag.
+/// Reads the whole table. `wanted` filters by tag. Costs a request more than the table, for what the kernel counts of it.
 pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<BigPages, PoolError> {
     let table = Table::read(kernel)?;
     let mut found = BigPages::new(table.range());
     let slots = table.slots(kernel, 0, table.entries)?;
     table.take(kernel, &slots, wanted, &mut found);
-    table.balance(kernel, &slots, &mut found);
+    table.balance(kernel, &slots, &mut found)?;
     table.check(kernel, &mut found.notes)?;
     Ok(found)
 }
@@ -362,10 +372,39 @@ impl Table {
         Ok(())
     }
 
-    /// Counts how many of the blocks in use, tags of all kinds, lie where the kernel's hash leads: at its slot, or behind
-    /// it with no slot in between that was never used.
-    fn balance(&self, kernel: &Kernel<'_>, slots: &Sparse, found: &mut BigPages) {
-        if !self.entries.is_power_of_two() || !slots.is_complete() {
+    /// Counts of the blocks in use, tags of all kinds, how many make sense, lie apart, and where the kernel's hash leads.
+    fn balance(&self, kernel: &Kernel<'_>, slots: &Sparse, found: &mut BigPages) -> Result<(), PoolError> {
+        if !slots.is_complete() {
+            return Ok(());
+        }
+        let mut books = Books::default();
+        let pages = entries(slots, self.entry.size as usize).flatten().filter_map(|entry| self.entry.decode(entry));
+        let mut live: Vec<BigPage> = pages.filter(|page| !page.free).collect();
+        let good = live.iter().filter(|page| page.makes_sense()).count() as u64;
+        books.add_known(Check::most(Book::LargeEntries, live.len() as u64, good));
+        let (count, slush) = (live.len() as u64, live.iter().filter_map(|page| Some((page.size, page.slush?))));
+        let filled = slush.clone().filter(|(size, slush)| size.wrapping_add(u64::from(*slush)) % PAGE_SIZE == 0);
+        books.add_known(Check::most(Book::LargeSlush, slush.clone().count() as u64, filled.count() as u64));
+        if let Ok(variable) = kernel.u32_variable("ExpPoolBigEntriesInUse")
+            && let Ok(counted) = kernel.gather(&[variable])?.remove(0)
+        {
+            books.count(Book::LargeInUse, counted, count, self.address);
+        }
+        // No two allocations share a page.
+        live.sort_by_key(|page| page.address);
+        for pair in live.windows(2) {
+            let [one, next] = pair else { continue };
+            books.hold(Book::LargeApart, one.address.saturating_add(one.size) <= next.address, next.address);
+        }
+        self.hashed(kernel, slots, &mut found.hash, &mut books);
+        found.checks = books.checks();
+        Ok(())
+    }
+
+    /// Which of the blocks in use lie where the kernel's hash leads: at its slot, or behind it with no slot in between that
+    /// was never used.
+    fn hashed(&self, kernel: &Kernel<'_>, slots: &Sparse, hash_form: &mut Votes, books: &mut Books) {
+        if !self.entries.is_power_of_two() {
             return;
         }
         let places = entries(slots, self.entry.size as usize);
@@ -374,7 +413,6 @@ impl Table {
         let mask = self.entries - 1;
         // Slots up to here without one that was never used between them; the table is a ring.
         let mut run = places.iter().rev().take_while(|place| used(place)).count() as u64;
-        let mut books = Books::default();
         for (slot, place) in places.iter().enumerate() {
             run = if used(place) { run + 1 } else { 0 };
             if run == 0 || place & 1 != 0 {
@@ -382,10 +420,9 @@ impl Table {
             }
             let leads = |form| (slot as u64).wrapping_sub(hash(kernel, *place, form)) & mask < run;
             let [older, newer] = [Form::Older, Form::Newer].map(leads);
-            found.hash.add(older, newer);
+            hash_form.add(older, newer);
             books.hold(Book::LargeHash, older || newer, self.at(slot as u64));
         }
-        found.checks = books.checks();
     }
 
     /// By the kernel's hash, in the form that the entries' type goes with first: a miss costs a request.

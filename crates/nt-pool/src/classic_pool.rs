@@ -17,8 +17,9 @@ use std::ops::Range;
 use nt_memory::{Fault, PAGE_SIZE, Sparse, read_sparse};
 
 use crate::build::{WINDOWS_8, WINDOWS_10};
+use crate::checks::Book;
 use crate::kernel::{Variable, little_endian};
-use crate::lists::note;
+use crate::lists::{Head, note};
 use crate::lookaside::{PoolLists, complaint, control_blocks};
 use crate::page_tables::{PageTables, Resident};
 use crate::record::Record;
@@ -448,7 +449,7 @@ fn lookasides(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
             let at = kernel.wrap(pointer.wrapping_add(array.offset));
             let part = Sparse { address: at, bytes: part, holes: bytes.holes.clone() };
             let elements = lists.elements(array, at, &part)?;
-            found.resting.extend(lists.firsts(&elements));
+            found.resting.extend(lists.heads(&elements));
             implausible.extend(elements.implausible);
         }
     }
@@ -476,15 +477,23 @@ fn pending(kernel: &Kernel<'_>, found: &mut Heaps) -> Result<(), PoolError> {
     descriptors.retain(|address| kernel.is_kernel_address(*address));
     descriptors.sort_unstable();
     descriptors.dedup();
-    let heads: Vec<Variable> = descriptors
-        .iter()
-        .map(|address| Variable { address: kernel.wrap(address.wrapping_add(place as u64)), size: kernel.pointer_size })
-        .collect();
-    for (descriptor, first) in descriptors.iter().zip(kernel.gather(&heads)?) {
-        match first {
-            Ok(0) => {}
-            Ok(first) => found.resting.push(first),
-            Err(_) => found.notes.missing(format!(
+    // Its depth lies near, where the version has one.
+    let depth = descriptor.find("PendingFreeDepth");
+    let at = |address: &u64, offset: usize| kernel.wrap(address.wrapping_add(offset as u64));
+    let first = |address| Variable { address: at(address, place), size: kernel.pointer_size };
+    let depths = |address| depth.map(|depth| Variable { address: at(address, depth.offset), size: depth.size as u8 });
+    let heads: Vec<Variable> =
+        descriptors.iter().flat_map(|address| std::iter::once(first(address)).chain(depths(address))).collect();
+    let values = kernel.gather(&heads)?;
+    for (descriptor, head) in descriptors.iter().zip(values.chunks(1 + usize::from(depth.is_some()))) {
+        if let [Ok(first), Ok(depth)] = head {
+            found.books.hold(Book::PendingFrees, (*first == 0) == (*depth == 0), *descriptor);
+        }
+        match head {
+            [Ok(0), ..] => {}
+            // The kernel counts a block before or after it is in the list: its depth need not be the list's.
+            [Ok(first), ..] => found.resting.push(Head { first: *first, depth: None }),
+            _ => found.notes.missing(format!(
                 "the pool descriptor at {descriptor:016x} is unreadable; blocks on its deferred-free list look allocated"
             )),
         }

@@ -143,6 +143,30 @@ pub(crate) fn slist_first(kernel: &Kernel<'_>, record: &[u8], offset: usize) -> 
     }
 }
 
+/// A list whose elements are freed blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// 0 for none.
+    pub(crate) first: u64,
+    /// How many there are, where the head says that.
+    pub(crate) depth: Option<u64>,
+}
+
+impl Head {
+    /// Whether the list can be followed; `depth` alone is a contradiction.
+    pub(crate) fn is_empty(self) -> bool {
+        self.first == 0 && self.depth.unwrap_or(0) == 0
+    }
+}
+
+/// A `_SLIST_HEADER` at `offset` of `record`. Its depth is the low half of the first word in the 64-bit form, and behind
+/// the pointer in the other.
+pub(crate) fn slist_head(kernel: &Kernel<'_>, record: &[u8], offset: usize) -> Option<Head> {
+    let depth = if kernel.pointer_size == 4 { offset + 4 } else { offset };
+    let depth = record.get(depth..depth + 2).map(little_endian)?;
+    Some(Head { first: slist_first(kernel, record, offset)?, depth: Some(depth) })
+}
+
 /// A `_UNICODE_STRING` member's text.
 pub(crate) fn unicode_string(
     kernel: &Kernel<'_>,

@@ -14,8 +14,9 @@ use std::collections::HashSet;
 use nt_memory::{Fault, PAGE_SIZE, ReadError, Sparse, read_sparse};
 use nt_symbols::Layout;
 
+use crate::checks::{Book, Books, Check};
 use crate::kernel::{Variable, little_endian};
-use crate::lists::{follow, note, slist_first};
+use crate::lists::{Head, follow, links_at, note, slist_head};
 use crate::record::Record;
 use crate::tags::processors;
 use crate::{Kernel, Lack, Missing, Notes, PoolError, Tag};
@@ -83,13 +84,15 @@ pub struct Lookasides {
     pub lists: Vec<Lookaside>,
     /// What is missing, and what is worth saying.
     pub notes: Notes,
+    /// Registered lists: whether their links back go with those forward. A processor's: whether they are plausible.
+    pub checks: Vec<Check>,
 }
 
 /// The list at `address`.
 pub fn read(kernel: &Kernel<'_>, address: u64) -> Result<Lookaside, PoolError> {
     let record = Record::new(kernel, "_GENERAL_LOOKASIDE")?;
     let bytes = record.read(address)?;
-    decode(&record, address, &bytes, Place::Given)
+    decode(kernel, &record, address, &bytes, Place::Given)
 }
 
 /// Where members of a list lie in it, and how wide they are.
@@ -107,8 +110,8 @@ pub fn members<const N: usize>(kernel: &Kernel<'_>, names: [&str; N]) -> Result<
 pub fn all(kernel: &Kernel<'_>) -> Result<Lookasides, PoolError> {
     let record = Record::new(kernel, "_GENERAL_LOOKASIDE")?;
     let entry = record.place("ListEntry")?;
-    let width = usize::from(kernel.pointer_size);
     let mut found = Lookasides::default();
+    let mut books = Books::default();
     for name in ["ExNPagedLookasideListHead", "ExPagedLookasideListHead"] {
         let head = kernel.pointer_variable(name)?;
         let first = match kernel.gather(&[head])?.remove(0) {
@@ -118,15 +121,19 @@ pub fn all(kernel: &Kernel<'_>) -> Result<Lookasides, PoolError> {
                 continue;
             }
         };
-        let Lookasides { lists, notes } = &mut found;
+        let Lookasides { lists, notes, .. } = &mut found;
+        let mut before = head.address;
         follow(kernel, name, kernel.wrap(first), head.address, notes, &mut |at, _| {
             let address = kernel.wrap(at.wrapping_sub(entry as u64));
             let bytes = record.read(address)?;
-            lists.push(decode(&record, address, &bytes, Place::Registered)?);
-            let next = bytes.get(entry..entry + width).unwrap_or_default();
-            Ok(kernel.wrap(little_endian(next)))
+            lists.push(decode(kernel, &record, address, &bytes, Place::Registered)?);
+            let [next, back] = links_at(kernel, &bytes, entry).map(|link| kernel.wrap(link));
+            books.hold(Book::ListLinks, back == before, address);
+            before = at;
+            Ok(next)
         })?;
     }
+    found.checks = books.checks();
     Ok(found)
 }
 
@@ -238,8 +245,8 @@ impl<'k> PoolLists<'k> {
     fn is_list(&self, record: &Record<'_>, bytes: &[u8]) -> bool {
         let number = |name: &str| record.find(name).map_or(0, |member| member.get(bytes));
         let (size, depth, most) = (number("Size"), number("Depth"), number("MaximumDepth"));
-        let first = first(self.kernel, record, bytes).unwrap_or(0);
-        let waiting = waiting(record, bytes);
+        let head = head(self.kernel, record, bytes);
+        let (first, waiting) = head.map_or((0, 0), |head| (head.first, head.depth.unwrap_or(0)));
         if (size, depth, most, first, waiting) == (0, 0, 0, 0, 0) {
             return true;
         }
@@ -251,24 +258,17 @@ impl<'k> PoolLists<'k> {
             && (first == 0 || self.kernel.is_kernel_address(first))
     }
 
-    /// The first blocks that wait in some lists.
-    pub(crate) fn firsts(&self, elements: &Elements) -> Vec<u64> {
+    /// Those of some lists in which blocks wait.
+    pub(crate) fn heads(&self, elements: &Elements) -> Vec<Head> {
         let record = if elements.by_pointer { &self.general } else { &self.pool };
-        let firsts = elements.lists.iter().filter_map(|(.., bytes)| first(self.kernel, record, bytes));
-        firsts.filter(|first| *first != 0).collect()
+        let heads = elements.lists.iter().filter_map(|(.., bytes)| head(self.kernel, record, bytes));
+        heads.filter(|head| !head.is_empty()).collect()
     }
 }
 
-/// Where a list's first block is.
-fn first(kernel: &Kernel<'_>, record: &Record<'_>, bytes: &[u8]) -> Option<u64> {
-    slist_first(kernel, bytes, record.place("ListHead").ok()?)
-}
-
-/// How many blocks wait in a list: behind the pointer in the 32-bit form of a list's head, before it in the other.
-fn waiting(record: &Record<'_>, bytes: &[u8]) -> u64 {
-    let head = record.place("ListHead").unwrap_or(0);
-    let depth = if record.pointer_size() == 4 { head + 4 } else { head };
-    bytes.get(depth..depth + 2).map_or(0, little_endian)
+/// A list's first block, and how many wait in it.
+fn head(kernel: &Kernel<'_>, record: &Record<'_>, bytes: &[u8]) -> Option<Head> {
+    slist_head(kernel, bytes, record.place("ListHead").ok()?)
 }
 
 /// Lists that make no sense, as one line for all of them.
@@ -327,7 +327,7 @@ pub fn per_processor(kernel: &Kernel<'_>, wanted: Option<u32>) -> Result<Lookasi
             for (index, address, list) in elements.lists {
                 if !elements.by_pointer || seen.insert(address) {
                     let place = Place::Pool { processor, member, index };
-                    found.lists.push(decode(record, address, &list, place)?);
+                    found.lists.push(decode(kernel, record, address, &list, place)?);
                 }
             }
         }
@@ -352,18 +352,28 @@ pub fn per_processor(kernel: &Kernel<'_>, wanted: Option<u32>) -> Result<Lookasi
                 continue;
             }
             match general.read(address) {
-                Ok(bytes) => found.lists.push(decode(general, address, &bytes, place)?),
+                Ok(bytes) => found.lists.push(decode(kernel, general, address, &bytes, place)?),
                 Err(error) => note(&mut found.notes, "a list of the system", error)?,
             }
         }
     }
+    let sound = found.lists.iter().filter(|list| matches!(list.place, Place::Pool { .. })).count() as u64;
+    let all = sound + implausible.len() as u64;
+    found.checks = vec![Check::new(Book::FreedLists, all, sound, implausible.first().copied().unwrap_or(0))];
     found.notes.extend(complaint(&implausible, "they are not shown"));
     Ok(found)
 }
 
-fn decode(record: &Record<'_>, address: u64, bytes: &[u8], place: Place) -> Result<Lookaside, PoolError> {
+fn decode(
+    kernel: &Kernel<'_>,
+    record: &Record<'_>,
+    address: u64,
+    bytes: &[u8],
+    place: Place,
+) -> Result<Lookaside, PoolError> {
     let number = |name: &str| record.member(name).map(|member| member.get(bytes));
     record.place("ListHead")?;
+    let waiting = head(kernel, record, bytes).and_then(|head| head.depth).unwrap_or(0);
     let (total_allocates, total_frees) = (number("TotalAllocates")?, number("TotalFrees")?);
     let (allocates, frees) = (number("AllocateMisses")?, number("FreeMisses")?);
     // One place for two counters (AllocateHits, AllocateMisses): the pool counts hits in its own lists (as ReactOS does),
@@ -377,7 +387,7 @@ fn decode(record: &Record<'_>, address: u64, bytes: &[u8], place: Place) -> Resu
         tag: Tag::from_key(number("Tag")? as u32).0,
         size: number("Size")?,
         pool_type: number("Type")? as u32,
-        current_depth: waiting(record, bytes),
+        current_depth: waiting,
         depth: number("Depth")?,
         maximum_depth: number("MaximumDepth")?,
         total_allocates,

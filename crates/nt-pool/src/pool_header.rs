@@ -37,9 +37,8 @@ impl Header {
     /// Whether a block of this pool would have such a header: free, or in use and of the right kind, with a tag that
     /// somebody could have typed.
     pub(crate) fn is_plausible(&self, paged: bool) -> bool {
-        let typed = self.tag().0.0.iter().filter(|byte| (0x20..0x7f).contains(*byte)).count();
         let kind = self.pool_type == 0 || (self.pool_type & 1 != 0) == paged;
-        kind && typed >= 3
+        kind && self.tag().0.is_typed()
     }
 }
 

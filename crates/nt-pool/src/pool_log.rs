@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
+use crate::checks::{Book, Check};
 use crate::record::{Member, Record};
 use crate::ring::{Names, Ring};
 use crate::search::{Seek, Seeker, bulk_requests};
@@ -31,6 +32,36 @@ impl Trace {
     pub fn contains(&self, address: u64) -> bool {
         address.checked_sub(self.address).is_some_and(|offset| offset < self.size.max(1))
     }
+}
+
+/// A block is no larger than pool can be.
+const MOST_BYTES: u64 = 1 << 40;
+const MOST_BYTES_32: u64 = 1 << 31;
+
+/// How many of a log's records make sense: the block and its thread are where pool is, and a stack leads there.
+pub fn check(kernel: &Kernel<'_>, traces: &[Trace]) -> Option<Check> {
+    // An ETHREAD is a block of pool: two pointers are its header, and blocks' unit.
+    let unit = 2 * u64::from(kernel.pointer_size);
+    let most = if kernel.pointer_size == 4 { MOST_BYTES_32 } else { MOST_BYTES };
+    let is_block = |address: u64, unit: u64| kernel.is_kernel_address(address) && address % unit == 0;
+    // What was being written when the target stopped may have an address, and nothing else yet.
+    let written: Vec<&Trace> = traces.iter().filter(|trace| trace.size != 0 || !trace.frames.is_empty()).collect();
+    let good = written.iter().filter(|trace| {
+        is_block(trace.address, 8)
+            && (1..most).contains(&trace.size)
+            && is_block(trace.thread, unit)
+            && !trace.frames.is_empty()
+            && trace.frames.iter().all(|frame| kernel.is_kernel_address(*frame))
+    });
+    Check::most(Book::LogRecords, written.len() as u64, good.count() as u64)
+}
+
+/// Whether the newest of all records (newest first) is the one that the index names. Records that were being written when
+/// the target stopped may not be there yet.
+pub fn check_index(index: u32, traces: &[Trace]) -> Option<Check> {
+    let newest = traces.first()?.sequence;
+    let settled = index.wrapping_sub(newest) <= UNSETTLED;
+    Some(Check::new(Book::LogIndex, index.into(), if settled { index } else { newest }.into(), 0))
 }
 
 /// Which records of the log are asked for.

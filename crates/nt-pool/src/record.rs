@@ -101,10 +101,6 @@ impl<'k> Record<'k> {
         plain.filter_map(|field| Some((field.name.clone(), self.checked(field, field.offset)?))).collect()
     }
 
-    pub(crate) fn pointer_size(&self) -> u8 {
-        self.kernel.pointer_size
-    }
-
     /// One whole record from the target.
     pub(crate) fn read(&self, address: u64) -> Result<Vec<u8>, ReadError> {
         let mut bytes = vec![0; self.size];

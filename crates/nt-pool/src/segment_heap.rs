@@ -17,7 +17,7 @@ use nt_memory::{Fault, ReadError, Sparse, read_sparse};
 use crate::build::{WINDOWS_10_1803, WINDOWS_10_1809, WINDOWS_10_1903};
 use crate::checks::{Book, Books};
 use crate::kernel::{Variable, little_endian};
-use crate::lists::{elements, follow, links_at, note, slist_first};
+use crate::lists::{Head, elements, follow, links_at, note, slist_head};
 use crate::page_tables;
 use crate::readings::{Readings, VsLists};
 use crate::record::{Member, Record};
@@ -91,8 +91,8 @@ pub(crate) struct Heap {
 pub(crate) struct Heaps {
     pub(crate) keys: Keys,
     pub(crate) areas: Vec<Area>,
-    /// Where freed blocks wait to be handed out again: the first elements of lists.
-    pub(crate) resting: Vec<u64>,
+    /// The lists in which freed blocks wait to be handed out again.
+    pub(crate) resting: Vec<Head>,
     /// Pages of the classic pool that are in a page file.
     pub(crate) out: Vec<Range<u64>>,
     /// Pages of its areas that are in transition.
@@ -272,7 +272,8 @@ fn heaps(kernel: &Kernel<'_>, kinds: Kinds, found: &mut Heaps) -> Result<Vec<Hea
             }
             match &lookasides {
                 Some(lookasides) if bytes.is_complete() => {
-                    found.resting.extend(lookasides.firsts(kernel, &bytes.bytes));
+                    found.resting.extend(lookasides.heads(kernel, &bytes.bytes));
+                    lookasides.balance(&bytes.bytes, address, &mut found.books);
                 }
                 Some(_) => found.notes.missing(format!(
                     "the lookaside lists of pool node {index} are unreadable; freed blocks may look allocated"
@@ -307,6 +308,8 @@ struct Lookasides {
     lookasides: Array,
     buckets: Array,
     list_head: u64,
+    /// Which of the lists are on, and how many.
+    enabled: Option<(Member, Member)>,
 }
 
 impl Lookasides {
@@ -316,6 +319,9 @@ impl Lookasides {
             buckets: array(kernel, "_RTL_DYNAMIC_LOOKASIDE", "Buckets")?,
             list_head: Record::new(kernel, "_RTL_LOOKASIDE").and_then(|list| list.place("ListHead")).unwrap_or(0)
                 as u64,
+            enabled: Record::large(kernel, "_RTL_DYNAMIC_LOOKASIDE")
+                .ok()
+                .and_then(|list| list.find("EnabledBucketBitmap").zip(list.find("ActiveBucketCount"))),
         };
         // The processor wants two pointers in one piece.
         let first = lists.lookasides.offset + lists.buckets.offset + lists.list_head;
@@ -327,15 +333,27 @@ impl Lookasides {
         }
     }
 
-    /// The lists' first elements.
-    fn firsts(&self, kernel: &Kernel<'_>, node: &[u8]) -> Vec<u64> {
-        let Lookasides { lookasides, buckets, list_head } = self;
+    /// Whether as many lists are on as each lookaside says.
+    fn balance(&self, node: &[u8], address: u64, books: &mut Books) {
+        let Some((enabled, active)) = self.enabled else { return };
+        for lookaside in 0..self.lookasides.count {
+            let at = (self.lookasides.offset + lookaside * self.lookasides.element) as usize;
+            let Some(record) = node.get(at..).filter(|record| record.len() >= enabled.end().max(active.end())) else {
+                continue;
+            };
+            books.count(Book::ActiveLists, active.get(record), enabled.get(record).count_ones().into(), address);
+        }
+    }
+
+    /// The lists that are not empty.
+    fn heads(&self, kernel: &Kernel<'_>, node: &[u8]) -> Vec<Head> {
+        let Lookasides { lookasides, buckets, list_head, .. } = self;
         let lists = (0..lookasides.count).flat_map(|lookaside| {
             let at = lookasides.offset + lookaside * lookasides.element + buckets.offset + list_head;
             (0..buckets.count).map(move |bucket| at + bucket * buckets.element)
         });
-        let first = |at: u64| slist_first(kernel, node, usize::try_from(at).ok()?).filter(|first| *first != 0);
-        lists.filter_map(first).collect()
+        let head = |at: u64| slist_head(kernel, node, usize::try_from(at).ok()?).filter(|head| !head.is_empty());
+        lists.filter_map(head).collect()
     }
 }
 
@@ -456,10 +474,10 @@ impl<'k> Reader<'k> {
         Ok(())
     }
 
-    /// Adds the first elements of the lists of freed VS chunks.
+    /// Adds the lists of freed VS chunks.
     fn lists(&self, heap: Heap, bytes: &[u8], found: &mut Heaps) -> Result<VsLists, PoolError> {
         match &self.vs_lists {
-            Ok(format) => format.firsts(self.kernel, heap.address, bytes, &mut found.resting),
+            Ok(format) => format.heads(self.kernel, heap.address, bytes, &mut found.resting),
             Err(error) => Err(PoolError::Unlikely(error.to_string())),
         }
     }
@@ -625,16 +643,18 @@ impl<'k> Reader<'k> {
 /// that cannot be followed to their end are one note, however many they are.
 pub(crate) fn resting(
     kernel: &Kernel<'_>,
-    firsts: &[u64],
+    heads: &[Head],
     books: &mut Books,
     notes: &mut Notes,
 ) -> Result<HashSet<u64>, Fault> {
     let mut blocks = HashSet::new();
     let mut broken: Vec<String> = Vec::new();
-    for &first in firsts {
+    for &Head { first, depth } in heads {
         let mut problems = Notes::default();
+        let mut count = 0;
         follow(kernel, "a list of freed blocks", kernel.wrap(first), 0, &mut problems, &mut |at, _| {
             blocks.insert(at);
+            count += 1;
             // A block may wait in a page that is in transition.
             let link = page_tables::read(kernel, at, kernel.pointer_size.into())?;
             match link.is_complete() {
@@ -643,6 +663,9 @@ pub(crate) fn resting(
             }
         })?;
         books.hold(Book::FreedLists, problems.is_complete(), first);
+        if let Some(depth) = depth.filter(|_| problems.is_complete()) {
+            books.count(Book::FreedDepths, depth, count, first);
+        }
         broken.extend(problems.lines().into_iter().take(1));
     }
     if let Some(first) = broken.first() {

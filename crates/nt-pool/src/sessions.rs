@@ -26,7 +26,7 @@ use nt_memory::{Fault, Layer, Memory, PAGE_SIZE, Search, Spent, Through, read_sp
 
 use crate::big_pages::{self, BigPage, BigPages};
 use crate::kernel::Variable;
-use crate::lists::{follow, slist_first};
+use crate::lists::{Head, follow, slist_head};
 use crate::record::Record;
 use crate::segment_heap::{self, Heap};
 use crate::small_blocks::{self, Blocks, Limits, Plan, SmallBlock};
@@ -239,26 +239,25 @@ pub fn small_blocks(
     plan.find(&kernel, wanted, large, limits)
 }
 
-/// The first elements of the lists of freed blocks that still look allocated: the session's own lookaside lists, and
+/// The lists of freed blocks that still look allocated: the session's own lookaside lists, and
 /// what its pool has yet to take back.
-fn waiting(space: &Space<'_>) -> Result<Vec<u64>, PoolError> {
+fn waiting(space: &Space<'_>) -> Result<Vec<Head>, PoolError> {
     let kernel = space.kernel;
     let at = |offset: u64| kernel.wrap(space.address.wrapping_add(offset));
-    let mut firsts = Vec::new();
-    let lists = space.layout.field("Lookaside").and_then(|field| Some((field.offset, field.array?)));
-    if let Some((offset, (count, element))) = lists.filter(|(_, (count, element))| *count <= 64 && *element <= 0x100) {
+    let mut lists = Vec::new();
+    let heads = space.layout.field("Lookaside").and_then(|field| Some((field.offset, field.array?)));
+    if let Some((offset, (count, element))) = heads.filter(|(_, (count, element))| *count <= 64 && *element <= 0x100) {
         let bytes = read_sparse(kernel.memory, at(offset), (count * element) as usize)?.bytes;
-        let heads = (0..count).filter_map(|index| slist_first(kernel, &bytes, (index * element) as usize));
-        firsts.extend(heads);
+        lists.extend((0..count).filter_map(|index| slist_head(kernel, &bytes, (index * element) as usize)));
     }
     let pool = space.layout.field("PagedPool").map(|field| field.offset);
     let pending = Record::large(kernel, "_POOL_DESCRIPTOR").and_then(|pool| pool.place("PendingFrees")).ok();
     if let Some((pool, pending)) = pool.zip(pending) {
         let head = Variable { address: at(pool.wrapping_add(pending as u64)), size: kernel.pointer_size };
-        firsts.extend(kernel.gather(&[head])?.remove(0).ok());
+        lists.extend(kernel.gather(&[head])?.remove(0).ok().map(|first| Head { first, depth: None }));
     }
-    firsts.retain(|first| *first != 0);
-    Ok(firsts)
+    lists.retain(|head| !head.is_empty());
+    Ok(lists)
 }
 
 /// The process that a small block of a session's is charged to, as its header says.

@@ -12,7 +12,7 @@ use nt_memory::{Fault, PAGE_SIZE, Search};
 use crate::big_pages::{self, BigPage, BigPages};
 use crate::checks::{Book, Check};
 use crate::classic_pool;
-use crate::lists::note;
+use crate::lists::{Head, note};
 use crate::page_tables;
 use crate::pool_header::Headers;
 use crate::readings::Readings;
@@ -271,8 +271,8 @@ impl Plan {
         Ok(Plan { heaps, kinds: Kinds::NONE, segment_heap: true, notes })
     }
 
-    /// The resident pages of one range, and the first elements of its lists of freed blocks.
-    pub(crate) fn of_pages(kernel: &Kernel<'_>, range: Range<u64>, resting: Vec<u64>) -> Result<Plan, PoolError> {
+    /// The resident pages of one range, and its lists of freed blocks.
+    pub(crate) fn of_pages(kernel: &Kernel<'_>, range: Range<u64>, resting: Vec<Head>) -> Result<Plan, PoolError> {
         let heaps = classic_pool::read_range(kernel, range, PoolKind::PagedSession)?;
         let mut heaps = Heaps { resting, ..heaps };
         let notes = std::mem::take(&mut heaps.notes);

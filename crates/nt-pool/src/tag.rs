@@ -22,6 +22,12 @@ impl Tag {
         u32::from_le_bytes(self.0) & !PROTECTED
     }
 
+    /// Whether somebody could have typed it: at least three of its characters can be printed, as all shall (documented of
+    /// ExAllocatePoolWithTag), and a few drivers' last one cannot.
+    pub fn is_typed(self) -> bool {
+        self.key().to_le_bytes().iter().filter(|byte| (0x20..0x7f).contains(*byte)).count() >= 3
+    }
+
     /// The four bytes as they lie in memory when the block is protected.
     pub(crate) fn protected_bytes(self) -> [u8; 4] {
         (self.key() | PROTECTED).to_le_bytes()

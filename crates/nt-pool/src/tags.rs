@@ -10,9 +10,11 @@
 
 use std::collections::BTreeMap;
 
-use nt_memory::{Fault, Sparse};
+use nt_memory::{Fault, PAGE_SIZE, Sparse};
 
+use crate::big_pages::BigPage;
 use crate::build::WINDOWS_7;
+use crate::checks::{Book, Check};
 use crate::kernel::{Gather, Variable, little_endian};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
@@ -29,6 +31,13 @@ pub struct Usage {
     pub diff: i64,
     /// Outstanding bytes.
     pub bytes: u64,
+}
+
+impl Usage {
+    /// A tag without blocks has no bytes, one with blocks has some, and none has more frees than allocations.
+    fn makes_sense(&self) -> bool {
+        self.diff >= 0 && (self.diff == 0) == (self.bytes == 0)
+    }
 }
 
 /// One tag's counters, summed over all tables.
@@ -49,6 +58,9 @@ pub struct TagReport {
     pub tags: Vec<TagUsage>,
     /// What could not be read; empty when the report is complete.
     pub notes: Notes,
+    /// Whether the counters make sense, those of other tags too, and their sum goes with the kernel's total; nothing when
+    /// no more than a tag's rows were read.
+    pub checks: Vec<Check>,
 }
 
 /// Rows of one table; a real one has some thousands.
@@ -87,7 +99,21 @@ pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<TagRepo
     }
     sums.add_expansion(kernel, &places)?;
     places.check(kernel, &mut sums.notes)?;
-    Ok(sums.report())
+    Ok(sums.report(nonpaged_bytes(kernel)?))
+}
+
+/// Whether the tags' counters have as many blocks as the table of large allocations has of them. Blocks of tags that found
+/// no row are in the row of all such.
+pub fn large_counted(report: &TagReport, large: &[BigPage]) -> Option<Check> {
+    let mut counts: BTreeMap<(Tag, bool), i64> = BTreeMap::new();
+    for page in large.iter().filter(|page| !page.free && !page.kind.is_session()) {
+        *counts.entry((page.tag, page.kind.is_paged())).or_default() += 1;
+    }
+    let counted: BTreeMap<Tag, [i64; 2]> =
+        report.tags.iter().map(|row| (row.tag, [row.nonpaged.diff, row.paged.diff])).collect();
+    let rows = counts.iter().filter_map(|((tag, paged), count)| Some(counted.get(tag)?[usize::from(*paged)] >= *count));
+    let (good, all) = rows.fold((0, 0), |(good, all), holds| (good + u64::from(holds), all + 1));
+    Check::most(Book::LargeCounted, all, good)
 }
 
 /// Sums one table (its address, its rows, and the most bytes that it can have) and an expansion table.
@@ -108,7 +134,7 @@ pub(crate) fn read_plain(
     sums.add_table(kernel, what, address, rows)?;
     let places = Places { master: address, rows, mask: None, expansion };
     sums.add_expansion(kernel, &places)?;
-    Ok(sums.report())
+    Ok(TagReport { checks: Vec::new(), ..sums.report(None) })
 }
 
 /// One tag's sums, from its row alone where the tables' hash leads to it; else as [`read`].
@@ -143,7 +169,7 @@ fn read_row(kernel: &Kernel<'_>, tag: Tag) -> Result<Option<TagReport>, PoolErro
         }
     }
     sums.add_expansion(kernel, &places)?;
-    Ok(Some(sums.report()))
+    Ok(Some(TagReport { checks: Vec::new(), ..sums.report(None) }))
 }
 
 /// The rows that the kernel's hash leads to: one of the tag, and one of the tag with the protected bit, which is a key
@@ -280,6 +306,14 @@ impl Places {
     }
 }
 
+/// Bytes of nonpaged pool, where the kernel keeps that (up to 8.1): one request.
+fn nonpaged_bytes(kernel: &Kernel<'_>) -> Result<Option<u64>, PoolError> {
+    let Ok(variable) = kernel.pointer_variable("MmAllocatedNonPagedPool") else { return Ok(None) };
+    let pages = kernel.gather(&[variable])?.remove(0).ok();
+    // A kernel without any pool does not run: the variable is not kept.
+    Ok(pages.filter(|pages| *pages > 0).map(|pages| pages.saturating_mul(PAGE_SIZE)))
+}
+
 /// How many processors have a table. The variable is one byte up to Windows Vista and four later; no more is read
 /// than there is room before the next symbol.
 pub(crate) fn processors(kernel: &Kernel<'_>) -> Result<Option<u64>, Fault> {
@@ -404,7 +438,7 @@ impl<'w> Sums<'w> {
         for bytes in entries(table, self.row.size).flatten() {
             let key = self.row.key(bytes);
             let tag = Tag::from_key(key).0;
-            if key == 0 || !(self.wanted)(tag) {
+            if key == 0 {
                 continue;
             }
             let (nonpaged, paged) = self.tags.entry(tag).or_default();
@@ -413,12 +447,33 @@ impl<'w> Sums<'w> {
         }
     }
 
-    fn report(self) -> TagReport {
+    /// `allocated`: bytes that the kernel has of nonpaged pool.
+    fn report(self, allocated: Option<u64>) -> TagReport {
         let usage = |(tag, (nonpaged, paged))| TagUsage {
             tag,
             nonpaged: self.row.nonpaged.finish(nonpaged),
             paged: self.row.paged.finish(paged),
         };
-        TagReport { tags: self.tags.into_iter().map(usage).collect(), notes: self.notes }
+        let mut tags: Vec<TagUsage> = self.tags.into_iter().map(usage).collect();
+        let mut checks = Vec::new();
+        if self.notes.is_complete() {
+            let counters = tags.iter().flat_map(|row| [(row.tag, row.nonpaged), (row.tag, row.paged)]);
+            let used = counters.filter(|(_, usage)| usage.diff != 0 || usage.bytes != 0);
+            let (good, odd): (Vec<_>, Vec<_>) = used.partition(|(tag, usage)| tag.is_typed() && usage.makes_sense());
+            // A kernel whose tags have no blocks does not run.
+            let none = Check::new(Book::TagRows, 1, 0, 0);
+            let (good, all) = (good.len() as u64, (good.len() + odd.len()) as u64);
+            checks.push(Check::most(Book::TagRows, all, good).unwrap_or(none));
+            let sum = tags.iter().fold(0u64, |sum, row| sum.saturating_add(row.nonpaged.bytes));
+            // What tags count lies in these bytes, and fills them never.
+            checks.extend(
+                allocated.map(|allocated| Check {
+                    ok: sum <= allocated,
+                    ..Check::new(Book::NonPagedTotal, allocated, sum, 0)
+                }),
+            );
+        }
+        tags.retain(|row| (self.wanted)(row.tag));
+        TagReport { tags, notes: self.notes, checks }
     }
 }

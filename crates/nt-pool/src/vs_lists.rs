@@ -13,7 +13,7 @@
 use nt_memory::{ReadError, read_sparse};
 
 use crate::kernel::little_endian;
-use crate::lists::slist_first;
+use crate::lists::{Head, slist_head};
 use crate::readings::VsLists;
 use crate::record::{Member, Record};
 use crate::{Kernel, PoolError};
@@ -73,18 +73,17 @@ impl VsListsFormat {
         Ok(VsListsFormat { context: heap.place("VsContext")?, place })
     }
 
-    /// The first elements of the lists of the heap at `heap`, whose bytes are `bytes`; adds them to `firsts`. Returns how
-    /// they were reached.
-    pub(crate) fn firsts(
+    /// The lists of the heap at `heap`, whose bytes are `bytes`; adds them to `heads`. Returns how they were reached.
+    pub(crate) fn heads(
         &self,
         kernel: &Kernel<'_>,
         heap: u64,
         bytes: &[u8],
-        firsts: &mut Vec<u64>,
+        heads: &mut Vec<Head>,
     ) -> Result<VsLists, PoolError> {
         let slots = match &self.place {
             Place::Context(list) => {
-                firsts.extend(slist_first(kernel, bytes, self.context + list).filter(|first| *first != 0));
+                heads.extend(slist_head(kernel, bytes, self.context + list).filter(|head| !head.is_empty()));
                 return Ok(VsLists::Context);
             }
             Place::Slots(slots) => slots,
@@ -112,7 +111,7 @@ impl VsListsFormat {
         references.dedup();
         let (mut how, mut astray) = (VsLists::Unknown, None);
         for reference in references {
-            match slots.slot(kernel, context, reference << REFERENCE_SHIFT, firsts)? {
+            match slots.slot(kernel, context, reference << REFERENCE_SHIFT, heads)? {
                 Ok(form) => how = form,
                 Err(address) => astray = astray.or(Some(address)),
             }
@@ -133,7 +132,7 @@ impl Slots {
         kernel: &Kernel<'_>,
         context: u64,
         distance: u64,
-        firsts: &mut Vec<u64>,
+        heads: &mut Vec<Head>,
     ) -> Result<Result<VsLists, u64>, PoolError> {
         let address = kernel.wrap(context.wrapping_add(distance));
         let mut bytes = vec![0; self.slot_size];
@@ -149,7 +148,7 @@ impl Slots {
         } else {
             return Ok(Err(address));
         };
-        firsts.extend(slist_first(kernel, &bytes, self.list).filter(|first| *first != 0));
+        heads.extend(slist_head(kernel, &bytes, self.list).filter(|head| !head.is_empty()));
         Ok(Ok(form))
     }
 }

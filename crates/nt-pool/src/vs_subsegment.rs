@@ -57,6 +57,8 @@ pub(crate) struct Chunk {
     /// With its header.
     pub(crate) size: u64,
     pub(crate) allocated: bool,
+    /// Whether its mark is one that a chunk can have.
+    pub(crate) marked: bool,
 }
 
 impl Chunk {
@@ -266,7 +268,8 @@ impl VsFormat {
             return Err(Some(size));
         }
         let previous = self.unsafe_previous_size.map(|member| member.get(decoded) * self.unit);
-        Ok((Chunk { offset, size, allocated: self.allocated.get(decoded) != 0 }, previous))
+        let allocated = self.allocated.get(decoded);
+        Ok((Chunk { offset, size, allocated: allocated != 0, marked: allocated <= 1 }, previous))
     }
 
     /// The first chunk behind a broken one that proves itself: the one before it begins at the broken one, or where

@@ -1,49 +1,20 @@
 //! Machines that a seed decides, of every kernel there is a table of: what is decoded is what the machine's own
 //! allocator says. kd-fake shares no code with this crate, and lays its structures out from the same kernels' types.
 
+mod machine;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kd_fake::kernel::{self, Carrier, Residence, SeededOptions, SmallState, Truth};
-use nt_memory::{Fault, Memory, Search};
+use machine::{REPLY, carried, on};
+use nt_memory::Spent;
 use nt_pool::lookaside::{self, Lookasides, Place};
 use nt_pool::small_blocks::{self, BlockKind, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Kernel, PoolKind, Tag, big_pages, sessions, tags, verifier};
 use nt_symbols::{Isf, Layout, Symbol, SymbolFile, SymbolKind};
-
-/// Memory of a machine that runs in this process, and what a link would have carried: requests, and bytes of memory.
-struct Machine<'m>(&'m kernel::Kernel, Cell<(u64, u64)>);
-
-/// Bytes of memory that one reply carries.
-const REPLY: u64 = 1296;
-
-impl Machine<'_> {
-    fn charge(&self, bytes: usize) {
-        let (requests, all) = self.1.get();
-        self.1.set((requests + (bytes as u64).div_ceil(REPLY).max(1), all + bytes as u64));
-    }
-}
-
-impl Memory for Machine<'_> {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        let read = self.0.read_virtual(address, buffer);
-        self.charge(read);
-        Ok(read)
-    }
-
-    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
-        self.charge(0);
-        Ok(self.0.search(address, length, pattern).map_or(Search::NotFound, Search::Found))
-    }
-
-    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        let read = self.0.read_physical(address, buffer);
-        self.charge(read);
-        Ok(read)
-    }
-}
 
 /// A table, as each of the two sides reads it.
 type Table = (Isf, kd_fake::isf::Isf);
@@ -57,13 +28,8 @@ fn x64() -> Vec<Table> {
     files().into_iter().map(read).collect()
 }
 
-/// The kernels that kd-fake carries parts of: x86, ARM64, and an x64 one with a segment heap.
 fn others() -> Vec<Table> {
-    let read = |(name, json): (&str, &[u8])| {
-        let ours = Isf::parse(name, json.to_vec()).expect("a table");
-        (ours, kd_fake::isf::Isf::from_json(json).expect("a table"))
-    };
-    kd_fake::isf::CARRIED.into_iter().map(read).collect()
+    carried().into_iter().map(|table| (table.symbols, table.isf)).collect()
 }
 
 fn files() -> Vec<PathBuf> {
@@ -83,7 +49,7 @@ fn files() -> Vec<PathBuf> {
 fn each_machine<S: SymbolFile>(
     tables: Vec<(S, kd_fake::isf::Isf)>,
     seeds: &[u64],
-    check: impl Fn(&Kernel<'_>, &Truth, &Cell<(u64, u64)>) + Sync,
+    check: impl Fn(&Kernel<'_>, &Truth, &Cell<Spent>) + Sync,
 ) {
     each_machine_with(tables, seeds, &SeededOptions::default(), check);
 }
@@ -92,25 +58,17 @@ fn each_machine_with<S: SymbolFile>(
     tables: Vec<(S, kd_fake::isf::Isf)>,
     seeds: &[u64],
     options: &SeededOptions,
-    check: impl Fn(&Kernel<'_>, &Truth, &Cell<(u64, u64)>) + Sync,
+    check: impl Fn(&Kernel<'_>, &Truth, &Cell<Spent>) + Sync,
 ) {
     let check = &check;
     std::thread::scope(|scope| {
         for (symbols, isf) in tables {
             scope.spawn(move || {
                 for &seed in seeds {
-                    let (machine, truth) = kernel::seeded(&isf, seed, options).expect("a machine");
-                    println!("{:?}, build {}, seed {seed}", isf.machine, truth.build);
-                    let memory = Machine(&machine, Cell::default());
-                    let facts = machine.facts();
-                    let kernel = Kernel {
-                        memory: &memory,
-                        symbols: &symbols,
-                        base: facts.kernel_base,
-                        pointer_size: isf.machine.pointer() as u8,
-                        build: facts.build,
-                    };
-                    check(&kernel, &truth, &memory.1);
+                    on(&symbols, &isf, seed, options, |kernel, truth, spent| {
+                        println!("{:?}, build {}, seed {seed}", isf.machine, truth.build);
+                        check(kernel, truth, spent);
+                    });
                 }
             });
         }
@@ -342,7 +300,7 @@ fn more_than_a_million_allocations_and_frees() {
     });
 }
 
-fn everything(kernel: &Kernel<'_>, truth: &Truth, cost: &Cell<(u64, u64)>) {
+fn everything(kernel: &Kernel<'_>, truth: &Truth, cost: &Cell<Spent>) {
     every_field_of_every_tag(kernel, truth);
     every_live_block(kernel, truth);
     every_large_block(kernel, truth);
@@ -511,11 +469,12 @@ fn every_live_block(kernel: &Kernel<'_>, truth: &Truth) {
 
 /// With the target's own search: the same blocks, free and waiting ones too, and the same notes. Of a tag that nobody
 /// has it reads next to nothing.
-fn a_search_finds_what_reading_all_does(kernel: &Kernel<'_>, truth: &Truth, cost: &Cell<(u64, u64)>) {
+fn a_search_finds_what_reading_all_does(kernel: &Kernel<'_>, truth: &Truth, cost: &Cell<Spent>) {
     let spent = |f: &mut dyn FnMut()| {
         let before = cost.get();
         f();
-        (cost.get().0 - before.0, cost.get().1 - before.1)
+        let spent = cost.get().since(before);
+        (spent.requests, spent.bytes)
     };
     let large = big_pages::read(kernel, &|_| true).expect("the table").blocks;
     let plan = Plan::read(kernel, Kinds::ALL).expect("a plan");

@@ -3,7 +3,6 @@
 use crate::big_pages::BigPage;
 use crate::checks::{Book, Check};
 use crate::small_blocks::{BlockKind, BlockState, Kinds, SmallBlock};
-use crate::{Lack, Missing, Notes};
 
 /// Compares what was found with what the kernel counts, nonpaged and paged. `complete`: nothing is missing for a known
 /// reason; where something is, no more than that fewer were found is said of it.
@@ -39,12 +38,4 @@ pub(super) fn tag_counters(
         sums.push(counted);
     }
     (!sums.is_empty()).then_some(Check { name: Book::TagCounters, expected, found, ok, place: None })
-}
-
-/// Puts what differs among the notes: where a proven rule is broken the answer cannot be trusted to have everything. What
-/// nobody has proved is no reason for a word here: a self-check tells it.
-pub(super) fn say(checks: &[Check], notes: &mut Notes) {
-    for check in checks.iter().filter(|check| !check.ok && check.name.is_proven()) {
-        notes.missing(Missing::because(Lack::Damaged, format!("the books do not balance: {check}")));
-    }
 }

@@ -7,7 +7,7 @@ use super::quote::Way;
 use super::sessions::InSessions;
 use super::{Block, Bounds, Findings, Place, Pool, Quote, Searched, Sizes, Skipped};
 use crate::allowance::Allowance;
-use crate::checks::Check;
+use crate::checks::{Check, doubt};
 use crate::small_blocks::{self, Blocks, Cost, Limits};
 use crate::{Kernel, PoolError, sessions};
 
@@ -136,7 +136,7 @@ impl Quote {
             let complete = self.found.notes.is_complete();
             checks.extend(tag_counters(counted, &self.found.large, &small.blocks, self.question.kinds(), complete));
         }
-        super::books::say(&checks, &mut self.found.notes);
+        doubt(&checks, &mut self.found.notes);
         checks
     }
 

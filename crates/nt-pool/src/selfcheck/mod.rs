@@ -172,6 +172,8 @@ pub struct SelfCheck {
     /// What the memory had cost when the present part began.
     began: Spent,
     next: usize,
+    /// Allocations that the verifier tracks, by address: bytes.
+    tracked: BTreeMap<u64, u64>,
     /// In the order in which they were done.
     pub parts: Vec<Part>,
     /// Of the structures that decoding rests on.
@@ -201,6 +203,7 @@ impl SelfCheck {
             spent: Spent::default(),
             began: Spent::default(),
             next: 0,
+            tracked: BTreeMap::new(),
             parts: Vec::new(),
             sizes: Sizes::new(),
             words: Vec::new(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nt_memory::PAGE_SIZE;
 
-use super::{Part, SelfCheck, Subject, one, requests, words};
+use super::{Part, SelfCheck, Subject, requests, words};
 use crate::big_pages::{self, BigPage};
 use crate::checks::{Book, Books, Check};
 use crate::readings::Readings;
@@ -38,27 +38,8 @@ fn large(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<Option<Vec<BigPag
     part.checks.extend(found.checks.iter().copied());
     check.readings.merge(&Readings { large_hash: found.hash, ..Readings::default() });
     let complete = found.notes.is_complete();
-    let live: Vec<&BigPage> = found.blocks.iter().filter(|page| !page.free).collect();
-    if complete
-        && let Ok(variable) = kernel.u32_variable("ExpPoolBigEntriesInUse")
-        && let Ok(counted) = kernel.gather(&[variable])?.remove(0)
-    {
-        part.checks.push(one(Book::LargeInUse, counted, live.len() as u64, table.start));
-    }
-    part.balance(overlaps(live));
     check.parts.push(part);
     Ok(complete.then_some(found.blocks))
-}
-
-/// No two allocations share a page.
-fn overlaps(mut live: Vec<&BigPage>) -> Books {
-    live.sort_by_key(|page| page.address);
-    let mut books = Books::default();
-    for pair in live.windows(2) {
-        let [one, next] = pair else { continue };
-        books.hold(Book::LargeApart, one.address.saturating_add(one.size) <= next.address, next.address);
-    }
-    books
 }
 
 /// What holds small blocks, as much of it as half of what is left can be spent on.

@@ -2,9 +2,7 @@
 
 use std::collections::HashSet;
 
-use nt_memory::PAGE_SIZE;
-
-use super::{Part, SelfCheck, Subject, one};
+use super::{Part, SelfCheck, Subject};
 use crate::checks::{Book, Books};
 use crate::kernel::Variable;
 use crate::{Kernel, PoolError, tags};
@@ -43,43 +41,15 @@ pub(super) fn modules(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<(), 
     Ok(())
 }
 
-/// Rows that make sense, and their sums against what the kernel has allocated for pool.
+/// Counters that make sense, and their sums against what the kernel has allocated for pool.
 pub(super) fn tags(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<(), PoolError> {
     let mut part = Part::new(Subject::Tags);
     let report = tags::read(kernel, &|_| true)?;
     part.lacks(&report.notes);
-    let mut books = Books::default();
-    let (mut nonpaged, mut paged) = (0u64, 0u64);
-    for row in &report.tags {
-        for usage in [row.nonpaged, row.paged] {
-            // A tag without blocks has no bytes, and a block has some.
-            let sound = usage.diff >= 0 && (usage.diff == 0) == (usage.bytes == 0) || usage.bytes > 0 && usage.diff > 0;
-            books.hold(Book::TagRows, sound, 0);
-        }
-        nonpaged = nonpaged.saturating_add(row.nonpaged.bytes);
-        paged = paged.saturating_add(row.paged.bytes);
+    if !report.checks.iter().any(|check| check.name == Book::NonPagedTotal) {
+        part.limits.push("this kernel has no nt!MmAllocatedNonPagedPool to compare with".into());
     }
-    part.balance(books);
-    if report.notes.is_complete() {
-        let totals = [(Book::NonPagedTotal, "MmAllocatedNonPagedPool", nonpaged)];
-        for (book, variable, sum) in totals {
-            match pages(kernel, variable)? {
-                // A kernel without any pool does not run: the variable is not kept.
-                None | Some(0) => part.limits.push(format!("this kernel has no nt!{variable} to compare with")),
-                Some(pages) => {
-                    let mut total = one(book, pages.saturating_mul(PAGE_SIZE), sum, 0);
-                    // What tags count lies in these pages, and fills them never.
-                    total.ok = total.found <= total.expected;
-                    part.checks.push(total);
-                }
-            }
-        }
-    }
+    part.checks.extend(report.checks);
     check.parts.push(part);
     Ok(())
-}
-
-fn pages(kernel: &Kernel<'_>, name: &str) -> Result<Option<u64>, PoolError> {
-    let Ok(variable) = kernel.pointer_variable(name) else { return Ok(None) };
-    Ok(kernel.gather(&[variable])?.remove(0).ok())
 }

@@ -8,7 +8,8 @@ use std::collections::HashSet;
 
 use nt_memory::PAGE_SIZE;
 
-use super::Driver;
+use super::{Counters, Driver, Settings};
+use crate::checks::{Book, Check};
 use crate::lists::{Walked, follow};
 use crate::record::Record;
 use crate::{Kernel, Notes, PoolError, Tag};
@@ -33,6 +34,45 @@ pub struct Allocations {
     pub allocations: Vec<Allocation>,
     /// What is missing, and what is worth saying.
     pub notes: Notes,
+}
+
+/// A block is no larger than pool can be.
+const MOST_BYTES: u64 = 1 << 40;
+const MOST_BYTES_32: u64 = 1 << 31;
+
+/// `MmVerifierData`'s counters of allocations in use, against the sums of those of its drivers, which are all here.
+pub fn check_counters(settings: &Settings, drivers: &[Driver]) -> Option<Check> {
+    let sum = |counters: &Counters| -> Option<u64> { IN_USE.iter().map(|name| counters.get(name)).sum() };
+    // The kernel keeps no more than the name of a driver that is not loaded.
+    let kept = drivers.iter().filter(|driver| driver.tracking.is_some());
+    let of_drivers = kept.map(|driver| sum(&driver.counters)).sum::<Option<u64>>()?;
+    Some(Check::new(Book::DriverCounters, sum(&settings.counters)?, of_drivers, 0))
+}
+
+/// Counters of allocations in use, of the verifier and of a driver.
+const IN_USE: [&str; 2] = ["CurrentPagedPoolAllocations", "CurrentNonPagedPoolAllocations"];
+
+/// A driver's tracked allocations against its own counters, and whether they make sense.
+pub fn check(kernel: &Kernel<'_>, driver: &Driver, tracked: &Allocations) -> Vec<Check> {
+    let sum = |names: [&str; 2]| names.iter().map(|name| driver.counters.get(name)).sum::<Option<u64>>();
+    let listed = &tracked.allocations;
+    let most = if kernel.pointer_size == 4 { MOST_BYTES_32 } else { MOST_BYTES };
+    let good = listed.iter().filter(|allocation| {
+        let in_image = driver.image.as_ref().is_some_and(|image| image.contains(&allocation.address));
+        !in_image
+            && (1..most).contains(&allocation.size)
+            && allocation.tag.is_typed()
+            && kernel.is_kernel_address(allocation.caller)
+    });
+    let mut checks: Vec<Check> =
+        Check::most(Book::TrackedEntries, listed.len() as u64, good.count() as u64).into_iter().collect();
+    if tracked.notes.is_complete() {
+        let count = sum(IN_USE);
+        let bytes = listed.iter().fold(0u64, |sum, allocation| sum.saturating_add(allocation.size));
+        checks.extend(count.map(|count| Check::new(Book::TrackedAllocations, count, listed.len() as u64, 0)));
+        checks.extend(sum(["PagedBytes", "NonPagedBytes"]).map(|sum| Check::new(Book::TrackedBytes, sum, bytes, 0)));
+    }
+    checks
 }
 
 /// `_VI_POOL_PAGE_HEADER.Signature` of Windows 7 and later.

@@ -6,7 +6,7 @@ mod flags;
 mod logs;
 mod settings;
 
-pub use allocations::{Allocation, Allocations, allocations};
+pub use allocations::{Allocation, Allocations, allocations, check, check_counters};
 pub use drivers::{Driver, Drivers, State, any_driver, drivers};
 pub use flags::{Flag, flags, flags_windows_7, unnamed_windows_7};
 pub use logs::{Entry, EntryLog, LogKind, log};

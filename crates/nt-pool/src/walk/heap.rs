@@ -51,6 +51,8 @@ impl Walk<'_> {
             let index = places.partition_point(|place| place.end <= at);
             places.get(index).is_some_and(|place| place.start <= at)
         };
+        self.marks.0 += chunks.len() as u64;
+        self.marks.1 += chunks.iter().filter(|chunk| chunk.marked).count() as u64;
         let mut headers = 0;
         for chunk in chunks.into_iter().filter(|chunk| chunk.allocated) {
             headers += u64::from(self.chunk(area, &bytes, chunk, &is_place)?);

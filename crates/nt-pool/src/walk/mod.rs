@@ -12,7 +12,7 @@ use crate::big_pages;
 use crate::checks::{Book, Books, Check};
 use crate::kernel::Variable;
 use crate::lfh_subsegment::{Chosen, LfhFormat};
-use crate::lists::note;
+use crate::lists::{Head, note};
 use crate::page_tables::{self, add};
 use crate::pool_header::{Header, Headers};
 use crate::readings::Readings;
@@ -27,6 +27,9 @@ const NAMED: usize = 16;
 
 /// Fewer LFH subsegments say nothing about how many of them are set up.
 const FEW_SUBSEGMENTS: u64 = 4;
+
+/// Fewer blocks in use say nothing about where their tags lie.
+const FEW_TAGS: u64 = 4;
 
 /// Fewer pages of the classic pool say nothing; of so many one at least has a chain of headers, though free pages and
 /// those of other things lie there too.
@@ -122,6 +125,10 @@ pub(crate) struct Walk<'w> {
     tagless: u64,
     /// LFH subsegments, and those of them that are set up.
     subsegments: (u64, u64),
+    /// VS chunks, and those with a mark that a chunk can have.
+    marks: (u64, u64),
+    /// Blocks in use, and those of them with a tag that can be typed.
+    tags: (u64, u64),
     /// Pages of the classic pool that belong to no large allocation, and those of them with a chain of headers.
     pool_pages: (u64, u64),
     /// Headers of the classic pool; those that are of a free block or of one in use; those in use.
@@ -158,6 +165,8 @@ impl<'w> Walk<'w> {
             pages_lost: 0,
             tagless: 0,
             subsegments: (0, 0),
+            marks: (0, 0),
+            tags: (0, 0),
             pool_pages: (0, 0),
             pool_types: (0, 0, 0),
             chosen: Chosen::default(),
@@ -196,7 +205,7 @@ impl<'w> Walk<'w> {
     }
 
     /// Tells the blocks that wait in lists apart, and sums up.
-    fn finish(mut self, resting: &[u64], heaps: &Heaps, stopped: Option<u64>) -> Result<Blocks, PoolError> {
+    fn finish(mut self, resting: &[Head], heaps: &Heaps, stopped: Option<u64>) -> Result<Blocks, PoolError> {
         let kernel = self.kernel;
         let resting = match segment_heap::resting(kernel, resting, &mut self.books, &mut self.notes) {
             Ok(resting) => resting,
@@ -239,6 +248,8 @@ impl<'w> Walk<'w> {
             read,
             chosen,
             subsegments,
+            marks,
+            tags,
             pool_pages,
             pool_types,
             hunt,
@@ -251,6 +262,9 @@ impl<'w> Walk<'w> {
             let ok = expected < FEW_SUBSEGMENTS || 2 * found >= expected;
             books.add(Check { name: Book::LfhSetUp, expected, found, ok, place: None });
         }
+        books.add_known(Check::most(Book::VsMarks, marks.0, marks.1));
+        // One block says nothing of where tags lie.
+        books.add_known(Check::most(Book::TypedTags, tags.0, tags.1).filter(|_| tags.0 >= FEW_TAGS));
         let (expected, found) = pool_pages;
         // Where the target searches, most pages that are read are others.
         if expected > 0 && hunt.is_none() {
@@ -515,9 +529,18 @@ impl<'w> Walk<'w> {
         }
     }
 
+    fn count_tag(&mut self, tag: Tag) {
+        self.tags.0 += 1;
+        self.tags.1 += u64::from(tag.is_typed());
+    }
+
     fn add(&mut self, area: &Area, at: u64, header: Header, state: BlockState, kind: BlockKind) {
         let unit = self.formats.headers.unit;
         let (tag, protected) = header.tag();
+        // Pages of the classic pool may turn out to be something else: they count for themselves.
+        if state == BlockState::Allocated && kind != BlockKind::Page {
+            self.count_tag(tag);
+        }
         if !(self.wanted)(tag) {
             return;
         }

@@ -45,6 +45,7 @@ impl Walk<'_> {
         let first = self.blocks.len();
         let (mut decoded, mut plausible) = (0, true);
         let mut types = (0, 0, 0);
+        let mut tags = Vec::new();
         let (mut start, mut before) = (0, 0);
         let mut broken_at = Vec::new();
         // A page has no more places to break at than headers.
@@ -59,6 +60,7 @@ impl Walk<'_> {
                         types.0 += 1;
                         types.1 += in_use | u64::from(header.pool_type == 0);
                         types.2 += in_use;
+                        tags.extend((in_use == 1).then_some(header.tag().0));
                         last = Some((offset, self.blocks.len()));
                         let state = if header.pool_type != 0 { BlockState::Allocated } else { BlockState::Free };
                         self.add(area, at.wrapping_add(offset), header, state, BlockKind::Page);
@@ -115,6 +117,7 @@ impl Walk<'_> {
         self.pool_pages.1 += u64::from(decoded > 0);
         let all = &mut self.pool_types;
         *all = (all.0 + types.0, all.1 + types.1, all.2 + types.2);
+        tags.into_iter().for_each(|tag| self.count_tag(tag));
         broken_at
     }
 }

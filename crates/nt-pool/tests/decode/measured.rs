@@ -325,7 +325,9 @@ fn the_hash_of_24h2_leads_to_a_large_allocation() {
         let pages = big_pages::read(&world.kernel(), &|_| true).unwrap();
         assert_eq!(pages.blocks.len(), 200);
         assert_eq!(pages.hash.chosen(), Some(if cut { Form::Older } else { Form::Newer }));
-        assert_eq!(pages.checks, [Check::new(Book::LargeHash, 160, 160, 0)]);
+        let hash = pages.checks.iter().find(|check| check.name == Book::LargeHash);
+        assert_eq!(hash, Some(&Check::new(Book::LargeHash, 160, 160, 0)));
+        assert!(pages.checks.iter().all(|check| check.ok), "{:?}", pages.checks);
     }
 }
 

@@ -313,9 +313,11 @@ impl Heap {
 
     /// Puts an element into the list whose head is at `head`.
     pub(crate) fn push_list(&mut self, head: u64, element: u64) {
-        let mut first = [0; 8];
+        let (mut first, mut depth) = ([0; 8], [0; 2]);
+        nt_memory::Memory::read(&self.world, head, &mut depth).unwrap();
         nt_memory::Memory::read(&self.world, head + 8, &mut first).unwrap();
         self.world.put(element, u64::from_le_bytes(first) & !0xf, 8);
+        self.world.put(head, u64::from(u16::from_le_bytes(depth)) + 1, 2);
         self.world.put(head + 8, element | 1, 8);
     }
 

@@ -8,10 +8,12 @@
 
 use std::fmt;
 
+use nt_pool::PoolKind;
+use nt_pool::checks::{Book, Check};
 use nt_pool::lookaside::{self, Lookasides, Place};
-use nt_pool::{Notes, PoolKind};
 use serde::Serialize;
 
+use super::balance::Balance;
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
@@ -43,6 +45,8 @@ pub(in crate::commands) const PER_PROCESSOR: CommandInfo = CommandInfo {
 #[derive(Debug, Serialize)]
 struct Lists {
     lookasides: Vec<List>,
+    /// What was counted twice, and whether it agrees.
+    checks: Vec<Balance>,
     #[serde(skip)]
     width: Width,
 }
@@ -108,6 +112,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
             let more = context.pool(|kernel| lookaside::per_processor(kernel, None))?;
             found.lists.extend(more.lists);
             found.notes.extend(more.notes);
+            found.checks.extend(more.checks);
         }
         return answer(context, found);
     }
@@ -127,7 +132,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         _ => {}
     }
     let list = context.pool(|kernel| lookaside::read(kernel, address))?;
-    answer(context, Lookasides { lists: vec![list], notes: Notes::default() })
+    answer(context, Lookasides { lists: vec![list], ..Lookasides::default() })
 }
 
 /// Writes numbers into a list: ((offset, bytes), value).
@@ -162,7 +167,7 @@ fn per_processor(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     answer(context, found)
 }
 
-fn answer(context: &mut Context<'_>, found: Lookasides) -> Result<Reply, CommandError> {
+fn answer(context: &mut Context<'_>, mut found: Lookasides) -> Result<Reply, CommandError> {
     let width = context.width();
     let mut names = context.names()?;
     let mut shown = Vec::new();
@@ -192,7 +197,12 @@ fn answer(context: &mut Context<'_>, found: Lookasides) -> Result<Reply, Command
             key: list.tag.key(),
         });
     }
-    Ok(Reply::with_notes(Lists { lookasides: shown, width }, found.notes))
+    // Lists that are not plausible have their line already.
+    let (told, others): (Vec<Check>, Vec<Check>) =
+        found.checks.iter().partition(|check| check.name == Book::FreedLists);
+    let mut checks = Balance::all(&others, &[], &mut found.notes);
+    checks.extend(told.iter().map(Balance::from));
+    Ok(Reply::with_notes(Lists { lookasides: shown, checks, width }, found.notes))
 }
 
 /// Which part of so many calls did without the pool, in percent.
@@ -292,7 +302,9 @@ mod tests {
             ..sample()
         };
         let mut text = String::new();
-        Lists { lookasides: vec![sample(), twilight], width: Width::Eight }.text(&mut text).unwrap();
+        Lists { lookasides: vec![sample(), twilight], checks: Vec::new(), width: Width::Eight }
+            .text(&mut text)
+            .unwrap();
         assert!(
             text.starts_with(
                 "Lookaside \"\" @ 0xfffff88001294f80  Tag(hex): 0x7366744e \"Ntfs\"

@@ -1,6 +1,6 @@
 //! The pool: tags, blocks, pages, lists.
 
-mod balance;
+pub(in crate::commands) mod balance;
 mod cost;
 pub(in crate::commands) mod lookaside;
 pub(in crate::commands) mod pool_find;

@@ -15,6 +15,7 @@ use nt_pool::build::WINDOWS_8;
 use nt_pool::pool_page;
 use serde::Serialize;
 
+use super::balance::Balance;
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
@@ -51,6 +52,8 @@ struct Pool {
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<u32>,
     blocks: Vec<Block>,
+    /// What was counted twice, and whether it agrees.
+    checks: Vec<Balance>,
     #[serde(skip)]
     described: bool,
     #[serde(skip)]
@@ -113,10 +116,15 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let width = kernel.width();
     let found = context.pool(|kernel| around::read(kernel, address))?;
     let describe = |tag| (flags & NO_DESCRIPTION == 0).then(|| context.session.pool_tags.pool(tag));
-    let Around { page, pool, contents, session, problem, readable, mut notes } = found;
-    if let Some(problem) = problem {
-        notes.remark(problem);
-    }
+    let Around { page, pool, contents, session, problem, readable, mut notes, checks } = found;
+    let checks = match problem {
+        // It says what differs, and where.
+        Some(problem) => {
+            notes.remark(problem);
+            checks.iter().map(Balance::from).collect()
+        }
+        None => Balance::all(&checks, &[], &mut notes),
+    };
     let hex = |address: u64| Hex(width.address(address));
     let mut region = pool.map_or("Unknown".into(), |pool| pool.to_string());
     let mut blocks = Vec::new();
@@ -187,7 +195,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         }
     }
     let (address, page, described) = (hex(address), hex(page), flags & NO_DESCRIPTION == 0);
-    let answer = Pool { address, page, region, readable, session, blocks, described, width, new_layout };
+    let answer = Pool { address, page, region, readable, session, blocks, checks, described, width, new_layout };
     Ok(Reply::with_notes(answer, notes))
 }
 
@@ -300,6 +308,7 @@ mod tests {
             readable: true,
             session: None,
             blocks,
+            checks: Vec::new(),
             described: true,
             width,
             new_layout: width == Width::Eight,

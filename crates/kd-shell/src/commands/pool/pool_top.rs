@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use nt_memory::{PAGE_SIZE, Spent};
 use nt_pool::big_pages::BigPage;
+use nt_pool::checks::{Book, Check};
 use nt_pool::small_blocks::{BlockKind, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Notes, PoolKind, Tag, big_pages, tags};
 use serde::Serialize;
 
+use super::balance::Balance;
 use super::cost::{Estimate, LIMIT, size, time};
 use super::pool_watch::{self, Order, Terms};
 use crate::answer::{Reply, Text};
@@ -47,9 +49,14 @@ struct PoolTop {
     sizes: Vec<Size>,
     #[serde(skip_serializing_if = "Option::is_none")]
     small: Option<Small>,
+    /// What was counted twice, and whether it agrees.
+    checks: Vec<Balance>,
     #[serde(skip)]
     width: Width,
 }
+
+/// Books of what the screen shows.
+const SHOWN: [Book; 4] = [Book::TagRows, Book::NonPagedTotal, Book::LargeInUse, Book::LargeCounted];
 
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 struct Totals {
@@ -195,6 +202,8 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
     let (counted, large) = drive.with(|context| {
         context.pool(|kernel| Ok((tags::read(kernel, &|_| true)?, big_pages::read(kernel, &|_| true)?)))
     })?;
+    let mut checks = counted.checks.clone();
+    checks.extend(large.checks.iter().copied().chain(tags::large_counted(&counted, &large.blocks)));
     let mut notes = counted.notes;
     notes.extend(large.notes);
     let (mut nonpaged, mut paged) = (Totals::default(), Totals::default());
@@ -214,8 +223,10 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         true => {
             let spent = drive.spent().since(since);
             let walked = walk(drive, &large.blocks, limit, spent, &mut sizes)?;
-            notes.extend(walked.1);
-            Some(walked.0)
+            let (small, found) = walked;
+            notes.extend(found.notes);
+            checks.extend(found.checks);
+            Some(small)
         }
         false => None,
     };
@@ -273,18 +284,25 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
         growth: growth(tag, bytes),
     };
     let tags = rows.into_iter().zip(descriptions).map(row).collect();
-    let answer = PoolTop { nonpaged, paged, tags, sizes, small, width };
+    let checks = Balance::all(&checks, &SHOWN, &mut notes);
+    let answer = PoolTop { nonpaged, paged, tags, sizes, small, checks, width };
     Ok(Reply { remarks, ..Reply::with_notes(answer, notes) })
 }
 
-/// Reads the pool for its small blocks; returns what holds them, and notes. `spent`: what was spent on this question.
+/// What is to be known about a walk.
+struct Walked {
+    notes: Notes,
+    checks: Vec<Check>,
+}
+
+/// Reads the pool for its small blocks; returns what holds them. `spent`: what was spent on this question.
 fn walk(
     drive: &mut Drive<'_>,
     large: &[BigPage],
     limit: u64,
     spent: Spent,
     sizes: &mut BTreeMap<(u64, &'static str), u64>,
-) -> Result<(Small, Notes), CommandError> {
+) -> Result<(Small, Walked), CommandError> {
     let plan = drive.with(|context| context.pool(|kernel| Plan::read(kernel, Kinds::ALL)))?;
     let bytes = plan.bytes(0);
     let expected = nt_pool::find::Estimate::new(plan.cost(0, drive.reply_data() as u64), spent);
@@ -325,7 +343,7 @@ fn walk(
     }
     carriers.sort_by_key(|carrier| (carrier.pool, carrier.kind));
     let stopped = found.stopped.map(|at| drive.with(|context| Hex(context.width().address(at))));
-    Ok((Small { estimate: expected.into(), stopped, carriers }, notes))
+    Ok((Small { estimate: expected.into(), stopped, carriers }, Walked { notes, checks: found.checks }))
 }
 
 /// Bytes that a block in use takes. One of special pool has its page to itself, and uses what was asked for.

@@ -18,11 +18,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use nt_pool::build::WINDOWS_8;
+use nt_pool::checks::Book;
 use nt_pool::sessions::Sessions;
 use nt_pool::tags::{TagReport, TagUsage, Usage};
 use nt_pool::{PoolError, Tag};
 use serde::Serialize;
 
+use super::balance::Balance;
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
@@ -45,6 +47,9 @@ const VERBOSE: u64 = 1;
 const BY_NONPAGED: u64 = 2;
 const BY_PAGED: u64 = 4;
 const SESSION: u64 = 8;
+
+/// Books of what the table shows.
+const SHOWN: [Book; 2] = [Book::TagRows, Book::NonPagedTotal];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -101,6 +106,8 @@ struct Total {
 struct PoolUsed {
     tags: Vec<Row>,
     total: Total,
+    /// What was counted twice, and whether it agrees.
+    checks: Vec<Balance>,
     /// Whose pool this is, when it is that of sessions.
     #[serde(skip_serializing_if = "Option::is_none")]
     sessions: Option<Vec<u32>>,
@@ -142,7 +149,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     };
     let build = context.kernel()?.version().minor;
     let mut sessions = Vec::new();
-    let TagReport { tags, notes } = context.pool(|kernel| match &pattern {
+    let TagReport { tags, mut notes, checks } = context.pool(|kernel| match &pattern {
         _ if flags & SESSION != 0 => {
             let wanted = |tag| pattern.as_ref().is_none_or(|pattern| pattern.matches(tag));
             in_sessions(kernel, &wanted, &mut sessions)
@@ -179,7 +186,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     }
     let (verbose, new_layout) = (flags & VERBOSE != 0, build >= WINDOWS_8);
     let sessions = (flags & SESSION != 0).then_some(sessions);
-    let answer = PoolUsed { tags: rows, total, sessions, order, verbose, new_layout };
+    let checks = Balance::all(&checks, &SHOWN, &mut notes);
+    let answer = PoolUsed { tags: rows, total, checks, sessions, order, verbose, new_layout };
     Ok(Reply::with_notes(answer, notes))
 }
 
@@ -230,7 +238,7 @@ fn in_sessions(
     if sessions.is_empty() {
         notes.missing("no process belongs to a session");
     }
-    Ok(TagReport { tags: sums.into_values().collect(), notes })
+    Ok(TagReport { tags: sums.into_values().collect(), notes, checks: Vec::new() })
 }
 
 impl Text for PoolUsed {
@@ -320,7 +328,9 @@ mod tests {
             total.paged.add(row.paged);
         }
         let mut text = String::new();
-        PoolUsed { tags: rows, total, sessions: None, order, verbose, new_layout }.text(&mut text).unwrap();
+        PoolUsed { tags: rows, total, checks: Vec::new(), sessions: None, order, verbose, new_layout }
+            .text(&mut text)
+            .unwrap();
         text
     }
 

@@ -12,6 +12,7 @@ use std::fmt;
 use nt_pool::around::{self, Contents};
 use serde::Serialize;
 
+use super::balance::Balance;
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
@@ -38,6 +39,8 @@ struct PoolVal {
     problem: Option<String>,
     bit_errors: Vec<BitError>,
     headers: Vec<Header>,
+    /// What was counted twice, and whether it agrees.
+    checks: Vec<Balance>,
     #[serde(skip)]
     width: Width,
 }
@@ -99,6 +102,8 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         problem,
         bit_errors: bits.into_iter().map(|(address, bit)| BitError { address: hex(address), bit }).collect(),
         headers,
+        // Whether the page is valid is what was asked: a difference is the answer, and no doubt about it.
+        checks: found.checks.iter().map(Balance::from).collect(),
         width,
     };
     Ok(Reply::with_notes(answer, found.notes))
@@ -148,6 +153,7 @@ mod tests {
             problem: Some("[ ffffbd06d46e0000 ]: invalid previous size [ 0x41 ] should be [ 0x0 ]".into()),
             bit_errors: Vec::new(),
             headers: Vec::new(),
+            checks: Vec::new(),
             width: Width::Eight,
         };
         let text = |found: &PoolVal| {

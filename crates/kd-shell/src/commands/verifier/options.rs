@@ -12,7 +12,7 @@ use crate::session::Context;
 use crate::text::words;
 
 /// What is asked of the pool log.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) address: Option<u64>,
     pub(super) quantity: Option<u32>,

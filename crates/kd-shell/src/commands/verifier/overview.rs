@@ -33,13 +33,15 @@
 
 use std::fmt;
 
-use nt_pool::verifier::{self, Allocations, Counters};
+use nt_pool::checks::{Book, Books};
+use nt_pool::verifier::{self, Counters, Settings};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::stacks::{Name, Stacks};
 use super::{ALLOCATIONS, DRIVERS, Known, LOGS, POOL_LOG, logs, pool_log, watch};
 use crate::answer::{Reply, Text};
+use crate::commands::pool::balance::Balance;
 use crate::error::CommandError;
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
@@ -57,11 +59,16 @@ struct Overview {
     drivers: Option<Vec<Driver>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     logs: Vec<Log>,
+    /// What was counted twice of the drivers, and whether it agrees.
+    checks: Vec<Balance>,
     #[serde(skip)]
     old_layout: bool,
     #[serde(skip)]
     width: Width,
 }
+
+/// Books of what is shown.
+const SHOWN: [Book; 3] = [Book::DriverCounters, Book::TrackedAllocations, Book::TrackedBytes];
 
 #[derive(Debug, Serialize)]
 struct Flag {
@@ -131,20 +138,22 @@ pub(super) fn reply(
     let kernel = context.kernel()?;
     let (width, build) = (kernel.width(), kernel.version().minor);
     let mut known = Known::default();
-    let settings = context.pool(verifier::settings)?;
+    let mut settings = context.pool(verifier::settings)?;
     match watch::remark(context, settings.level) {
         Ok(remark) => known.remarks.extend(remark),
         Err(error) => known.missing("what is not being watched", error)?,
     }
-    known.notes.extend(settings.notes);
+    known.notes.append(&mut settings.notes);
+    let mut checks = Books::default();
     let flag = |flag: verifier::Flag| {
         let verifier::Flag { bit, name, standard, enabled } = flag;
         Flag { bit, name, standard, enabled }
     };
     let drivers = match flags & DRIVERS {
         0 => None,
-        _ => Some(drivers(context, flags & ALLOCATIONS != 0, image, &mut known)?),
+        _ => Some(drivers(context, flags & ALLOCATIONS != 0, image, &settings, &mut checks, &mut known)?),
     };
+    let checks = Balance::all(&checks.checks(), &SHOWN, &mut known.notes);
     let mut logs = Vec::new();
     for flag in LOGS.into_iter().filter(|log| flags & log != 0) {
         let log = match flag {
@@ -164,6 +173,7 @@ pub(super) fn reply(
         statistics: settings.counters,
         drivers,
         logs,
+        checks,
         old_layout,
         width,
     };
@@ -175,6 +185,8 @@ fn drivers(
     context: &mut Context<'_>,
     allocations: bool,
     image: &str,
+    settings: &Settings,
+    checks: &mut Books,
     known: &mut Known,
 ) -> Result<Vec<Driver>, CommandError> {
     let width = context.width();
@@ -185,6 +197,9 @@ fn drivers(
             return Ok(Vec::new());
         }
     };
+    if found.notes.is_complete() {
+        checks.add_known(verifier::check_counters(settings, &found.drivers));
+    }
     known.notes.extend(found.notes);
     let all: Vec<String> = found.drivers.iter().map(|driver| visible_name(&driver.name)).collect();
     let named = |driver: &verifier::Driver| {
@@ -200,10 +215,13 @@ fn drivers(
     for driver in &wanted {
         outstanding.push(match allocations {
             true => {
-                let Allocations { allocations, notes } =
-                    context.pool(|kernel| verifier::allocations(kernel, driver))?;
-                known.notes.extend(notes);
-                Some(allocations)
+                let tracked = context.pool(|kernel| {
+                    let tracked = verifier::allocations(kernel, driver)?;
+                    checks.extend(verifier::check(kernel, driver, &tracked));
+                    Ok(tracked)
+                })?;
+                known.notes.extend(tracked.notes);
+                Some(tracked.allocations)
             }
             false => None,
         });
@@ -426,6 +444,7 @@ mod tests {
             statistics: counters(statistics),
             drivers: Some(vec![driver]),
             logs: Vec::new(),
+            checks: Vec::new(),
             old_layout: build < nt_pool::build::WINDOWS_8,
             width,
         };

@@ -17,6 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use nt_pool::checks::Check;
 use nt_pool::pool_log::{self, Operation, Position, Trace, Wanted};
 use nt_pool::{TagPattern, big_pages, history, verifier};
 use serde::Serialize;
@@ -26,6 +27,7 @@ use super::stacks::{Frame, Stacks};
 use super::watch::TURN_ON;
 use super::{INFO, Known, usage};
 use crate::answer::{Reply, Text};
+use crate::commands::pool::balance::Balance;
 use crate::error::CommandError;
 use crate::kept_log::{self as kept, Records};
 use crate::session::Context;
@@ -50,6 +52,8 @@ pub(super) struct PoolLogAnswer {
     /// With `-timeline`: oldest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeline: Option<Vec<Moment>>,
+    /// What was counted twice, and whether it agrees.
+    checks: Vec<Balance>,
     /// Why there is no log.
     #[serde(skip_serializing_if = "Option::is_none")]
     unavailable: Option<String>,
@@ -150,6 +154,14 @@ pub(super) fn read(
     if options.outstanding {
         known.remarks.push("Blocks that were allocated before the log's oldest record are not among these.".into());
     }
+
+    let mut checks: Vec<Check> =
+        context.pool(|kernel| Ok(pool_log::check(kernel, &records.traces)))?.into_iter().collect();
+    // Else the newest records need not be among these.
+    if *options == Options::default() {
+        checks.extend(pool_log::check_index(records.index, &records.traces));
+    }
+    answer.checks = Balance::all(&checks, &[], &mut known.notes);
 
     let mut stacks = Stacks::new(context, options.calls)?;
     let traces = select(options, &records.traces, &mut stacks)?;
