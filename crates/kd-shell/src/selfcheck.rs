@@ -204,11 +204,7 @@ impl SelfCheckReport {
     pub(crate) fn write(&self, path: &Path) -> Result<(), String> {
         let failed = |why: String| format!("cannot write {}: {why}", path.display());
         let text = serde_json::to_string_pretty(self).map_err(|error| failed(error.to_string()))?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|error| failed(error.to_string()))?;
-        std::io::Write::write_all(&mut file, text.as_bytes()).map_err(|error| failed(error.to_string()))?;
-        file.persist(path).map_err(|error| failed(error.error.to_string()))?;
-        Ok(())
+        nt_leaks::write_private(path, text).map_err(|error| failed(error.to_string()))
     }
 
     /// A table by area, for one screen of 80 columns.

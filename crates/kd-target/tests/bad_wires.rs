@@ -5,8 +5,8 @@
 
 mod setup;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kd_fake::{FakeOptions, Faults, Start};
@@ -71,7 +71,7 @@ fn sessions_that_follow_one_another_cost_the_same() {
             as_real(options);
             options.offer_period = Duration::from_millis(300);
         });
-        let (mut times, mut before) = (Vec::new(), Duration::ZERO);
+        let (mut times, mut before, mut longest_noise) = (Vec::new(), Duration::ZERO, Duration::ZERO);
         for session in 0..sessions {
             let ((), noise) = with_noise(|| {
                 let halted = setup.halted();
@@ -81,16 +81,19 @@ fn sessions_that_follow_one_another_cost_the_same() {
                 assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?}");
             });
             let frozen = setup.fake.stats().frozen;
-            // Some 20 ms by itself; each of its steps may have to wait for the machine.
-            let limit = 300 * MILLISECOND + noise * 20;
+            // Some milliseconds by itself; each of its steps may have to wait for the machine. A lost request would add
+            // seconds to every second session.
+            let limit = Duration::from_secs(1) + noise * 20;
             assert!(frozen - before < limit, "{carrier:?}, session {session}: {:?}, {noise:?}", frozen - before);
+            longest_noise = longest_noise.max(noise);
             times.push(frozen - before);
             before = frozen;
         }
         setup.assert_left_running();
         times.sort();
-        let longest = times.last();
+        let (most, longest) = (times[times.len() * 9 / 10], times.last());
         println!("{carrier:?}: {sessions} attaches, frozen {:?}, longest {longest:?}", times[times.len() / 2]);
+        assert!(most < 300 * MILLISECOND + longest_noise * 20, "{carrier:?}, {longest_noise:?}: {times:?}");
     });
 }
 
@@ -453,6 +456,40 @@ fn a_breakpoint_that_was_asked_for_twice_is_there_once() {
     setup.assert_left_running();
 }
 
+/// Writes down what passes, for the one who has to understand it.
+struct Recorder {
+    link: Box<dyn Link>,
+    began: Instant,
+    story: Arc<Mutex<String>>,
+}
+
+impl Recorder {
+    fn note(story: &Mutex<String>, began: Instant, arrow: &str, frame: &Frame) {
+        let (Frame::Bytes(bytes) | Frame::Datagram { data: bytes, .. }) = frame else { return };
+        let (at, shown) = (began.elapsed().as_micros(), format!("{bytes:02x?}"));
+        *story.lock().unwrap() += &format!("{at:>9} {arrow} {:>4} {shown:.100}\n", bytes.len());
+    }
+}
+
+impl Link for Recorder {
+    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
+        Box::pin(async {
+            let frame = self.link.recv().await?;
+            frame.iter().for_each(|frame| Self::note(&self.story, self.began, "<-", frame));
+            Ok(frame)
+        })
+    }
+
+    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        Self::note(&self.story, self.began, "->", &frame);
+        self.link.send(frame)
+    }
+
+    fn describe(&self) -> String {
+        self.link.describe()
+    }
+}
+
 /// A session ends while it attaches, at any moment, on a line that is bad: whatever was heard until then, and whatever was
 /// lost, the target runs, or it is said that it may not. `KDPOOL_LEAVES` of them on each carrier.
 #[test]
@@ -463,7 +500,9 @@ fn leaving_in_the_middle_of_attaching_leaves_nobody_frozen() {
         let one = |seed: u64| {
             let faults = Faults { drop: 0.05, duplicate: 0.03, corrupt: 0.01, ..bad(seed) };
             let setup = set_up(carrier, |options| options.faults = faults);
-            let (running, _events) = setup.attach(true);
+            let (story, began) = (Arc::<Mutex<String>>::default(), Instant::now());
+            let (running, _events) =
+                setup.attach_through(|link| Box::new(Recorder { link, began, story: story.clone() }));
             let after = Duration::from_micros(seed.wrapping_mul(0x9e37_79b9) % 350_000);
             std::thread::sleep(after);
             let (left, noise) = with_noise(|| setup.runtime.block_on(running.leaver().leave()));
@@ -474,10 +513,8 @@ fn leaving_in_the_middle_of_attaching_leaves_nobody_frozen() {
             }
             // A fake that is not scheduled for that long is as silent as one that runs.
             let is_fair = noise < 300 * MILLISECOND;
-            assert!(
-                !setup.fake.stats().halted || left.may_stand() || !is_fair,
-                "{carrier:?} {seed} {after:?}: {left:?}"
-            );
+            let is_well = !setup.fake.stats().halted || left.may_stand() || !is_fair;
+            assert!(is_well, "{carrier:?} {seed} {after:?}: {left:?}\n{}", story.lock().unwrap());
         };
         std::thread::scope(|scope| {
             for first in 0..AT_ONCE {
@@ -486,4 +523,45 @@ fn leaving_in_the_middle_of_attaching_leaves_nobody_frozen() {
             }
         });
     });
+}
+
+/// A line that damages the length of the first continue, so that it promises 2048 bytes more than come.
+struct Lengthening {
+    link: Box<dyn Link>,
+    done: bool,
+}
+
+impl Link for Lengthening {
+    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
+        self.link.recv()
+    }
+
+    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        let frame = match frame {
+            // Continue2, behind the packet's header; its length is the header's fourth word.
+            Frame::Bytes(bytes) if bytes.get(16..20) == Some(&[0x3c, 0x31, 0, 0]) && !self.done => {
+                self.done = true;
+                let mut bytes = bytes.to_vec();
+                bytes[7] ^= 8;
+                Frame::Bytes(bytes.into())
+            }
+            frame => frame,
+        };
+        self.link.send(frame)
+    }
+
+    fn describe(&self) -> String {
+        self.link.describe()
+    }
+}
+
+/// A stub swallows all that it is asked, in silence, while it waits for the rest of a packet that has none. Its silence is
+/// not that of a target that runs.
+#[test]
+fn a_target_that_waits_for_the_rest_of_a_packet_is_not_taken_for_one_that_runs() {
+    let setup = set_up(Carrier::Tcp, |_| {});
+    let (running, _events) = setup.attach_through(|link| Box::new(Lengthening { link, done: false }));
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
+    setup.assert_left_running();
 }

@@ -19,6 +19,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport, Faults};
@@ -67,6 +68,19 @@ fn wire(seed: u64) -> Faults {
     Faults { drop: 0.05, duplicate: 0.03, corrupt: 0.01, ..bad(seed) }
 }
 
+/// A UDP port that nobody has. Not one of those that the system gives out: the fake's own sockets take such, and one
+/// that was free a moment ago is taken where many run at once.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let number = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)) + std::process::id() * 61;
+        let port = 20_000 + (number % 12_000) as u16;
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 struct Bench {
     fake: FakeTarget,
     connection: String,
@@ -78,7 +92,7 @@ impl Bench {
     fn new(carrier: Carrier, faults: Faults) -> Self {
         let (place, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         kd_fake::kernel::write_symbol_store(store.path()).unwrap();
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let transport = match carrier {
             Carrier::Net => FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY),
             Carrier::Unix => FakeTransport::UnixListen(place.path().join("kd.sock")),
@@ -222,9 +236,10 @@ fn has_setsid() -> bool {
     Command::new("setsid").arg("--version").output().is_ok()
 }
 
-/// What is asked until it ends.
-fn typed() -> String {
-    [QUESTIONS; 20].concat().join("\n") + "\n"
+/// What is asked until it ends: few questions where all that was typed is answered first.
+fn typed(ending: Ending) -> String {
+    let times = if matches!(ending, Ending::Quit | Ending::EndOfInput) { 2 } else { 20 };
+    QUESTIONS.repeat(times).join("\n") + "\n"
 }
 
 /// One session that ends at a random moment.
@@ -242,7 +257,7 @@ fn end(bench: &Bench, ending: Ending, after: Duration) -> Output {
     let (mut said, mut errors) = (child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| {
         // It may be gone before all is written.
-        let _ = input.write_all(typed().as_bytes());
+        let _ = input.write_all(typed(ending).as_bytes());
         let drain = |from: Option<&mut (dyn std::io::Read + Send)>| {
             let mut text = Vec::new();
             if let Some(from) = from {
@@ -299,7 +314,7 @@ fn end_at_a_terminal(bench: &Bench, own: bool, after: Duration) -> Output {
     let mut child = command.spawn().unwrap();
     drop((command, slave));
     let mut window = File::from(OwnedFd::from(master));
-    let _ = window.write_all(typed().as_bytes());
+    let _ = window.write_all(typed(Ending::TerminalLost).as_bytes());
     std::thread::sleep(after);
     drop(window);
     Output { status: wait(&mut child), stdout: Vec::new(), stderr: Vec::new() }
@@ -434,4 +449,50 @@ fn however_it_ends_the_target_runs() {
     }
     let bad = bad.into_inner().unwrap();
     assert!(bad.is_empty(), "{} ended wrong:\n{}", bad.len(), bad.join("\n"));
+}
+
+/// What is written while the process is killed is the old file or the new one, whole; and of what grows, everything up to
+/// the last entry can be read.
+#[test]
+fn what_is_written_while_it_is_killed_is_whole() {
+    let bench = Bench::new(Carrier::Unix, Faults::default());
+    let folder = tempfile::tempdir().unwrap();
+    let kdpool = |arguments: &[&str]| {
+        let mut command = bench.kdpool(arguments);
+        command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let write = "!leak mark m Leak -file mark.json; !leak check m -json check.json -html page.html -svg flame.svg";
+    let all = format!(".logopen log.txt; {}; q", [write; 40].join("; "));
+    assert!(kdpool(&["-c", &format!("{write}; q")]).status().unwrap().success());
+    let mut state = seed(Carrier::Unix, 0, 99);
+    for round in 0..count("KDPOOL_KILLS", 12) {
+        let mut child = kdpool(&["--capture", "wire.pcapng", "-c", &all]).spawn().unwrap();
+        let _ = std::fs::remove_file(folder.path().join("log.txt"));
+        let deadline = Instant::now() + ENDS_WITHIN;
+        // From the moment on that it writes.
+        while !folder.path().join("log.txt").exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_micros(random(&mut state) % 300_000));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        for name in ["mark.json", "check.json"] {
+            serde_json::from_str::<Value>(&read(name)).unwrap_or_else(|error| panic!("{round}, {name}: {error}"));
+        }
+        assert!(read("page.html").trim_end().ends_with("</html>"), "{round}: page.html");
+        assert!(read("flame.svg").trim_end().ends_with("</svg>"), "{round}: flame.svg");
+        assert!(read("log.txt").is_empty() || read("log.txt").ends_with('\n'), "{round}: {:?}", read("log.txt"));
+        let decoded = Command::new(bench.kdpool(&[]).get_program())
+            .args(["decode", "wire.pcapng"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(decoded.status.success(), "{round}: {}", String::from_utf8_lossy(&decoded.stderr));
+        assert!(!decoded.stdout.is_empty());
+        // The mark's checksum holds: it can be compared with.
+        let checked = kdpool(&["-c", "!leak check -file mark.json; q"]).status().unwrap();
+        assert!(checked.success(), "{round}: the mark");
+    }
 }

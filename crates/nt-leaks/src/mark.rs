@@ -153,17 +153,11 @@ impl Mark {
         Ok(serde_json::to_string(&written)? + "\n")
     }
 
-    /// Writes beside the file first: a mark is whole or not there.
+    /// Writes its file: a mark is whole or not there.
     pub fn save(&self, path: &Path) -> Result<(), MarkError> {
         let failed = |source| MarkError::Write { path: path.display().to_string(), source };
         let text = self.to_json().map_err(|error| failed(error.into()))?;
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        crate::write_private(Path::new(&part), text).and_then(|()| fs::rename(&part, path)).map_err(|error| {
-            // Nothing to be kept; the error says what went wrong.
-            let _ = fs::remove_file(&part);
-            failed(error)
-        })
+        crate::write_private(path, text).map_err(failed)
     }
 
     /// Reads what [`Mark::to_json`] made; nothing of it is trusted.

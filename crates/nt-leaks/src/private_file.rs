@@ -1,6 +1,6 @@
 //! Files that hold something of a target: names, addresses, stacks, what was typed. Nobody but their owner reads them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -15,9 +15,35 @@ pub fn open_private(path: &Path, append: bool) -> io::Result<File> {
     options.open(path)
 }
 
-/// Writes a whole file, as [`open_private`] opens it.
+/// Writes a whole file, with the rights that [`open_private`] gives it. Whoever kills the program meanwhile finds the old
+/// one or the new one, and at worst a part beside it whose name begins with a dot.
 pub fn write_private(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-    open_private(path, false)?.write_all(bytes.as_ref())
+    // A link stays one, and what it leads to is replaced.
+    let there = fs::canonicalize(path).ok();
+    let path = there.as_deref().unwrap_or(path);
+    let old = fs::metadata(path).ok();
+    // A pipe or a device is written to, not replaced.
+    if old.as_ref().is_some_and(|old| !old.is_file()) {
+        return open_private(path, false)?.write_all(bytes.as_ref());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let part = tempfile::Builder::new().prefix(&name).suffix(".part").tempfile_in(folder);
+    let mut part = match part {
+        // The file may be the user's, and its folder not.
+        Err(error) if old.is_some() && error.kind() == io::ErrorKind::PermissionDenied => {
+            return open_private(path, false)?.write_all(bytes.as_ref());
+        }
+        part => part?,
+    };
+    part.write_all(bytes.as_ref())?;
+    if let Some(old) = old {
+        part.as_file().set_permissions(old.permissions())?;
+    }
+    // It has its name when its bytes are on the disk: a power cut leaves one of both, too.
+    part.as_file().sync_all()?;
+    part.persist(path).map_err(|error| error.error)?;
+    Ok(())
 }
 
 /// Makes a folder, with those above it, for the user alone. One that is there keeps its rights.
@@ -60,5 +86,19 @@ mod tests {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
         write_private(&file, "new").unwrap();
         assert_eq!((rights(&file), std::fs::read(&file).unwrap()), (0o640, b"new".to_vec()));
+    }
+
+    #[test]
+    fn links_and_devices_stay_what_they_are() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, link) = (root.path().join("file"), root.path().join("link"));
+        write_private(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_private(&link, "new").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        write_private(Path::new("/dev/null"), "nothing").unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
     }
 }

@@ -13,9 +13,14 @@ const LONGEST_LEAVE: Duration = Duration::from_secs(10);
 const QUIET_AFTER_BREAK_IN: Duration = Duration::from_millis(1500);
 const QUIET: Duration = Duration::from_millis(300);
 
+/// The same on a line that loses packets, with a break-in that may still come. A stub takes one for real after a second of
+/// silence, and tells of its stop once more a second after the first report was lost.
+const QUIET_ON_BAD_LINE: Duration = Duration::from_millis(2600);
+
 /// How often a target on a bad line is asked whether it stands: a third of all round trips may fail. And one on a line
 /// that was good so far: on a serial port what it is asked stands in the way of the next debugger's break-in for as long
 /// as the kernel needs to read it, a byte each clock tick.
+/// They are spread over the time of listening: a stop that comes late is asked for as well.
 const NUDGES: u32 = 10;
 const FEW_NUDGES: u32 = 2;
 const NUDGE_EVERY: Duration = Duration::from_millis(60);
@@ -178,10 +183,16 @@ impl Actor {
     /// little: it may be a kernel that starts, and reads a byte each clock tick. `asked_to_stop`: it was, and no stop came;
     /// on a line that is bad it may have, and what was heard so far says little of the line.
     async fn listen(&mut self, asked_to_stop: bool) -> After {
-        let quiet = if self.break_ins_unanswered() > 0 { QUIET_AFTER_BREAK_IN } else { QUIET };
-        let doubtful = self.session.is_lossy() || asked_to_stop;
-        let mut nudges = if self.heard && doubtful { NUDGES } else { FEW_NUDGES };
-        let deadline = Deadline::now() + quiet.max(NUDGE_EVERY * (nudges + 3));
+        let doubtful = self.heard && (self.session.is_lossy() || asked_to_stop);
+        let mut nudges = if doubtful { NUDGES } else { FEW_NUDGES };
+        let quiet = match self.break_ins_unanswered() {
+            0 => QUIET,
+            _ if doubtful => QUIET_ON_BAD_LINE,
+            _ => QUIET_AFTER_BREAK_IN,
+        };
+        let quiet = quiet.max(NUDGE_EVERY * (nudges + 3));
+        let deadline = Deadline::now() + quiet;
+        let pause = quiet / (nudges + 1);
         let mut next = Deadline::now() + NUDGE_EVERY;
         loop {
             if let Some(change) = self.next_stop.take() {
@@ -192,7 +203,7 @@ impl Actor {
                 Step::Deadline if nudges > 0 => {
                     self.session.nudge();
                     nudges -= 1;
-                    next = if nudges > 0 { Deadline::now() + NUDGE_EVERY } else { deadline };
+                    next = if nudges > 0 { Deadline::now() + pause } else { deadline };
                 }
                 // A stop was told under ids that have to be agreed on first: it stands.
                 Step::Deadline if self.session.is_seeking() => next = Deadline::now() + NUDGE_EVERY,

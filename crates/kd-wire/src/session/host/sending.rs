@@ -6,8 +6,11 @@ use crate::packet::{BREAK_IN, SYNC};
 /// How often a continue is met with silence before the silence is the answer. A target that stands would have said
 /// something to one of so many packets, even where a third of all round trips fail.
 const SILENCE_MEANS_RUNNING: u32 = 12;
-/// And for so long: a virtual machine that its host does not schedule is silent, too.
-const SILENCE_LASTS: Duration = Duration::from_secs(1);
+/// A stub waits for a packet as long as its header says, a second for each byte: one whose length was damaged swallows
+/// everything that is asked, in silence, until nothing comes for that long. Then it says that it got none.
+const STUB_GIVES_UP: Duration = Duration::from_millis(1200);
+/// How often it is asked after that.
+const ASKED_AFTER_REST: u32 = 4;
 /// How often a continue whose acknowledgement may be another's is asked about.
 const CONFIRM_PROBES: u32 = 8;
 /// Silence after a continue says that the target runs only if it was not silent before.
@@ -150,8 +153,17 @@ impl HostSession {
         let Some(Sending { waits, silent_waits, since, .. }) = &self.sending else { return };
         let (waits, since) = (*waits, *since);
         let pause = self.ack_time.patiently(waits) + self.on_the_line(512);
-        let is_silent =
-            *silent_waits >= SILENCE_MEANS_RUNNING && now.saturating_sub(since.max(self.heard_at)) >= SILENCE_LASTS;
+        let mut silence = SILENCE_MEANS_RUNNING;
+        if self.is_serial() {
+            if *silent_waits == SILENCE_MEANS_RUNNING {
+                if let Some(sending) = &mut self.sending {
+                    sending.deadline = now + STUB_GIVES_UP;
+                }
+                return;
+            }
+            silence += ASKED_AFTER_REST;
+        }
+        let is_silent = *silent_waits >= silence;
         let lively = match &mut self.transport {
             Transport::Serial(_) => since.saturating_sub(self.heard_at) < LIVELY,
             // On KDNET the offers show that the target is still there, whether it runs or stands. It makes one every 3 s,
