@@ -30,6 +30,7 @@ pub use mark::{Mark, MarkError};
 pub use private_file::{create_private_folder, open_private, write_private};
 pub use report::{Column, Page, flame_graph, folded, html, junit, pprof, sarif, umdh, umdh_snapshot};
 pub use report::{ExportError, export_check, export_mark};
+pub use report::{FORMATS, Format, FormatError, Sheet};
 pub use saved::Saved;
 pub use snapshot::{
     Block, Counters, Depth, LogPosition, LookError, NoStack, Scope, SmallPool, Snapshot, Source, StackFrom, look, mark,

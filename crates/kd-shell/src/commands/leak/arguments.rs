@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use nt_leaks::survey::By;
 use nt_leaks::watch::Outcome;
-use nt_leaks::{Scope, Skip, WatchReport};
+use nt_leaks::{Format, Scope, Skip, WatchReport};
 use nt_pool::TagPattern;
 
 use super::INFO;
-use super::files::{FileKind, have_places};
+use super::files::have_places;
 use super::options::{LeakOption, OPTIONS, Sub};
 use crate::command::usage;
 use crate::error::CommandError;
@@ -61,7 +61,7 @@ pub(super) struct Options {
     pub(super) verbose: bool,
     pub(super) decimal: bool,
     pub(super) skip: Skip,
-    pub(super) files: Vec<(FileKind, PathBuf)>,
+    pub(super) files: Vec<(&'static Format, PathBuf)>,
     /// Where Parquet files go.
     pub(super) parquet: Option<PathBuf>,
     /// Which machine they say it is.
@@ -107,7 +107,7 @@ impl Arguments {
     pub fn new(sub: Sub, words: Vec<String>, given: &[Given<'_>]) -> Result<Self, String> {
         let mut parsed = Arguments { words, ..Arguments::default() };
         for (option, value) in given {
-            (option.set)(&mut parsed, value.unwrap_or_default()).map_err(|why| format!("-{}: {why}", option.name))?;
+            option.set(&mut parsed, value.unwrap_or_default()).map_err(|why| format!("-{}: {why}", option.name))?;
         }
         if sub == Sub::Watch {
             parsed.check_watch()?;
@@ -135,8 +135,8 @@ impl Arguments {
         if let Some((_, option)) = hunts.iter().find(|(given, _)| *given && scope.tag.is_some()) {
             return Err(format!("{option} is for a hunt without a tag"));
         }
-        let shows = |kind: &FileKind| matches!(kind, FileKind::Html | FileKind::Json);
-        let is_named = self.report.parquet.is_some() || self.report.files.iter().any(|(kind, _)| shows(kind));
+        let is_named =
+            self.report.parquet.is_some() || self.report.files.iter().any(|(format, _)| format.names_machine);
         if self.report.machine.is_some() && !is_named {
             return Err("-machine names the machine in files: -html, -json or -parquet says which".into());
         }

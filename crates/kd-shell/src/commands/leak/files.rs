@@ -3,27 +3,11 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use nt_leaks::{CheckReport, Column, Growth, Mark, Page, Skip, Trails, WatchReport};
-use nt_leaks::{flame_graph, folded, html, junit, pprof, sarif};
+use nt_leaks::{CheckReport, Growth, Mark, Sheet, Trails, WatchReport};
 use serde::Serialize;
 
 use super::arguments::Options;
 use crate::error::CommandError;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FileKind {
-    /// A page with everything.
-    Html,
-    /// The command's `result`, as `--format json` prints it.
-    Json,
-    Svg(Column),
-    Folded(Column),
-    /// For pprof and what reads its profiles.
-    Pprof,
-    /// Of a watch: for systems that run jobs.
-    JUnit,
-    Sarif,
-}
 
 /// What files are made of.
 pub(super) struct Source<'a> {
@@ -99,51 +83,27 @@ impl<'a> Source<'a> {
 /// Writes the files that were asked for, those behind one that cannot be written too. `answer` is what the command
 /// answers with; without a check there are only its own words to write.
 pub(super) fn write_files(source: &Source<'_>, answer: &impl Serialize, options: &Options) -> Result<(), CommandError> {
+    let (facts, answer) = (facts(source, options), || serde_json::to_string(answer));
+    let sheet = Sheet {
+        last: source.last.as_deref(),
+        growth: &source.growth,
+        trails: &source.trails,
+        outcome: &source.outcome,
+        watch: source.watch,
+        strict: source.strict,
+        facts: &facts,
+        skip: &options.skip,
+        answer: &answer,
+    };
     let mut written = Ok(());
-    for (kind, path) in &options.files {
-        let Some(content) = content(*kind, source, answer, options)? else { continue };
+    for (format, path) in &options.files {
+        let content = format.content(&sheet).map_err(|error| CommandError::Failed(error.to_string()))?;
+        let Some(content) = content else { continue };
         if let Err(error) = nt_leaks::write_private(path, content) {
             written = written.and(Err(CommandError::Failed(format!("cannot write {}: {error}", path.display()))));
         }
     }
     written
-}
-
-/// What goes into a file; `None`: there was no check to write of.
-fn content(
-    kind: FileKind,
-    source: &Source<'_>,
-    answer: &impl Serialize,
-    options: &Options,
-) -> Result<Option<Vec<u8>>, CommandError> {
-    let failed = |error: &dyn std::fmt::Display| CommandError::Failed(error.to_string());
-    let Source { growth, trails, outcome, watch, strict, .. } = source;
-    let text = match (kind, source.last.as_deref()) {
-        (FileKind::Json, _) => serde_json::to_string(answer).map_err(|error| failed(&error))? + "\n",
-        (FileKind::JUnit | FileKind::Sarif, _) => {
-            let Some(watch) = watch else {
-                let why = "JUnit and SARIF tell what a watch came to, and this is none";
-                return Err(CommandError::Failed(why.into()));
-            };
-            match kind {
-                FileKind::Sarif => sarif(watch),
-                _ => junit(watch, *strict).map_err(|error| failed(&error))?,
-            }
-        }
-        (_, None) => return Ok(None),
-        (FileKind::Html, Some(last)) => {
-            let facts = facts(source, options);
-            html(&Page { last, growth, outcome, trails, facts: &facts, skip: &options.skip })
-        }
-        (FileKind::Svg(column), Some(last)) => flame_graph(last, column, &options.skip),
-        // Folded stacks and profiles keep every frame: their readers fold by themselves.
-        (FileKind::Folded(column), Some(last)) => folded(last, column, &Skip::none()),
-        (FileKind::Pprof, Some(last)) => {
-            let headline = outcome.first().map(String::as_str);
-            return pprof(last, headline).map(Some).map_err(|error| failed(&error));
-        }
-    };
-    Ok(Some(text.into_bytes()))
 }
 
 /// Adds a look to the Parquet files that were asked for: the mark itself, or a check of it.

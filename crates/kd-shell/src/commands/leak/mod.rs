@@ -51,9 +51,9 @@ pub(super) const INFO: CommandInfo = CommandInfo {
               !leak report F [F2] [options]                    a mark's or report's file, or two marks compared, without a\n\
               \x20                                                target, with the symbols of the present symbol path\n\
               -small lists blocks below a page too, whatever that costs (a mark says what it would); -all does so for all\n\
-              tags. Options: -v all blocks, -d decimal, -skip module!pattern, and files: -html F, -json F, -svg F,\n\
-              -svg-count F, -svg-diff F, -folded F, -folded-count F, -folded-diff F, -pprof F; -parquet DIR -machine NAME adds every mark\n\
-              and check to a directory of Parquet files.\n\
+              tags. Options: -v all blocks, -d decimal, -skip module!pattern, and files: -html F, -json F, -svg F, -folded F,\n\
+              -junit F and the others that kdpool report --help lists; -parquet DIR -machine NAME adds every mark and check\n\
+              to a directory of Parquet files.\n\
               Verdicts are still, freed, reused, new and unknown; each names its evidence (docs/leaks.md).",
     action: Action::Drive(run),
 };

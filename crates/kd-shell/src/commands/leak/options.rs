@@ -2,13 +2,13 @@
 //! this list.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use nt_leaks::Column;
 use nt_leaks::survey::By;
+use nt_leaks::{FORMATS, Format};
 
 use super::arguments::{Arguments, FailOn};
-use super::files::FileKind;
 use crate::grammar::words::{duration, pattern};
 use crate::text::visible_name;
 
@@ -30,7 +30,7 @@ pub enum Sub {
 }
 
 /// An option of `!leak`: how it is written, who takes it, and what it sets.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct LeakOption {
     /// At the prompt, behind a dash.
     pub name: &'static str,
@@ -42,23 +42,44 @@ pub struct LeakOption {
     pub help: &'static str,
     /// Who takes it.
     pub of: &'static [Sub],
-    pub(super) set: fn(&mut Arguments, &str) -> Result<(), String>,
+    set: Set,
 }
 
-type Set = fn(&mut Arguments, &str) -> Result<(), String>;
+/// What an option does with its value.
+#[derive(Debug, Clone, Copy)]
+enum Set {
+    With(fn(&mut Arguments, &str) -> Result<(), String>),
+    /// A report's file of this format is written there.
+    File(&'static Format),
+}
+
+impl LeakOption {
+    /// Sets what it sets; `text` is empty where it has no value.
+    pub(super) fn set(&self, to: &mut Arguments, text: &str) -> Result<(), String> {
+        match self.set {
+            Set::With(set) => set(to, text),
+            Set::File(format) => {
+                to.report.files.push((format, PathBuf::from(text)));
+                Ok(())
+            }
+        }
+    }
+}
+
+type With = fn(&mut Arguments, &str) -> Result<(), String>;
 
 const fn option(
     name: &'static str,
     value: &'static str,
     help: &'static str,
     of: &'static [Sub],
-    set: Set,
+    set: With,
 ) -> LeakOption {
-    LeakOption { name, program: Some(name), value: Some(value), help, of, set }
+    LeakOption { name, program: Some(name), value: Some(value), help, of, set: Set::With(set) }
 }
 
-const fn flag(name: &'static str, help: &'static str, of: &'static [Sub], set: Set) -> LeakOption {
-    LeakOption { name, program: Some(name), value: None, help, of, set }
+const fn flag(name: &'static str, help: &'static str, of: &'static [Sub], set: With) -> LeakOption {
+    LeakOption { name, program: Some(name), value: None, help, of, set: Set::With(set) }
 }
 
 const REPORTS: &[Sub] = &[Sub::Check, Sub::Watch, Sub::Report];
@@ -68,8 +89,20 @@ const WATCH: &[Sub] = &[Sub::Watch];
 const MARKS: &[Sub] = &[Sub::Mark, Sub::Check, Sub::Watch];
 const TRACE: &[Sub] = &[Sub::Trace];
 
-/// All of them, as help lists them.
-pub static OPTIONS: &[LeakOption] = &[
+/// All of them, as help lists them: those of reports' files are what [`FORMATS`] has.
+pub static OPTIONS: LazyLock<Vec<LeakOption>> = LazyLock::new(|| {
+    let files = FORMATS.iter().map(|format| LeakOption {
+        name: format.name,
+        program: Some(format.name),
+        value: Some("FILE"),
+        help: format.help,
+        of: if format.is_of_watches() { WATCHES } else { REPORTS },
+        set: Set::File(format),
+    });
+    HUNTS.iter().copied().chain(files).chain(PARQUET.iter().copied()).collect()
+});
+
+const HUNTS: &[LeakOption] = &[
     option("tag", "TAG", "Only this pool tag, four characters; without it all tags are surveyed", WATCH, |to, text| {
         to.tag = Some(text.into());
         Ok(())
@@ -215,45 +248,9 @@ pub static OPTIONS: &[LeakOption] = &[
             Ok(())
         })
     },
-    option("html", "FILE", "Write a page with everything, which opens without a network", REPORTS, |to, text| {
-        file(to, FileKind::Html, text)
-    }),
-    option(
-        "json",
-        "FILE",
-        "Write the result as JSON, for `kdpool report` and `kdpool compare`",
-        REPORTS,
-        |to, text| file(to, FileKind::Json, text),
-    ),
-    option("svg", "FILE", "Write a flame graph by bytes", REPORTS, |to, text| {
-        file(to, FileKind::Svg(Column::Bytes), text)
-    }),
-    option("svg-count", "FILE", "Write a flame graph by number of blocks", REPORTS, |to, text| {
-        file(to, FileKind::Svg(Column::Count), text)
-    }),
-    option("svg-diff", "FILE", "Write a flame graph of what grew and what shrank", REPORTS, |to, text| {
-        file(to, FileKind::Svg(Column::Difference), text)
-    }),
-    option("folded", "FILE", "Write folded stacks by bytes", REPORTS, |to, text| {
-        file(to, FileKind::Folded(Column::Bytes), text)
-    }),
-    option("folded-count", "FILE", "Write folded stacks by number of blocks", REPORTS, |to, text| {
-        file(to, FileKind::Folded(Column::Count), text)
-    }),
-    option("folded-diff", "FILE", "Write folded stacks of what grew and what shrank", REPORTS, |to, text| {
-        file(to, FileKind::Folded(Column::Difference), text)
-    }),
-    option(
-        "pprof",
-        "FILE",
-        "Write a profile for pprof: blocks and bytes in use, and their growth",
-        REPORTS,
-        |to, text| file(to, FileKind::Pprof, text),
-    ),
-    option("junit", "FILE", "Write a JUnit report: one test for each tag that was watched", WATCHES, |to, text| {
-        file(to, FileKind::JUnit, text)
-    }),
-    option("sarif", "FILE", "Write the leaks as SARIF", WATCHES, |to, text| file(to, FileKind::Sarif, text)),
+];
+
+const PARQUET: &[LeakOption] = &[
     option(
         "parquet",
         "DIR",
@@ -279,11 +276,6 @@ const fn prompt(option: LeakOption) -> LeakOption {
 
 /// A file system takes a folder of this name, even if each byte of it becomes three.
 const LONGEST_MACHINE: usize = 64;
-
-fn file(to: &mut Arguments, kind: FileKind, text: &str) -> Result<(), String> {
-    to.report.files.push((kind, PathBuf::from(text)));
-    Ok(())
-}
 
 fn time(text: &str) -> Result<Duration, String> {
     duration(text).ok_or_else(|| format!("'{}' is no time (30s, 10m, 500ms)", visible_name(text)))

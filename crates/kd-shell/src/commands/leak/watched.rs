@@ -5,12 +5,11 @@ use std::fmt::{self, Write};
 
 use nt_leaks::survey::Grower;
 use nt_leaks::watch::Outcome;
-use nt_leaks::{CheckReport, Ended, Group, Stop, WatchReport, units};
+use nt_leaks::{CheckReport, Ended, Format, Group, Stop, WatchReport, units};
 use serde::Serialize;
 
 use super::arguments::Options;
 use super::check::write_blocks;
-use super::files::FileKind;
 use super::left;
 use super::survey::{listed, named};
 use crate::answer::Text;
@@ -217,10 +216,8 @@ impl Watched {
         let mut end = String::new();
         self.write_growers(&mut end)?;
         // Without a check there are only its own words to write.
-        let is_written = |kind: &FileKind| {
-            self.report.last.is_some() || matches!(kind, FileKind::Json | FileKind::JUnit | FileKind::Sarif)
-        };
-        for (_, file) in self.options.files.iter().filter(|(kind, _)| is_written(kind)) {
+        let is_written = |format: &Format| self.report.last.is_some() || !format.needs_check();
+        for (_, file) in self.options.files.iter().filter(|(format, _)| is_written(format)) {
             writeln!(end, "Written: {}", file.display())?;
         }
         // At a terminal a line of its own says where a target is that runs.
