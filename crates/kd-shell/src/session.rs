@@ -299,9 +299,9 @@ impl<'a> Context<'a> {
 /// The version that Windows before Vista tells by its build.
 fn nt_version(build: u16) -> String {
     let name = match build {
-        ..=WINDOWS_NT_4 => "4.0",
-        ..=WINDOWS_2000 => "5.0",
-        ..=WINDOWS_XP => "5.1",
+        build if build <= WINDOWS_NT_4 => "4.0",
+        build if build <= WINDOWS_2000 => "5.0",
+        build if build <= WINDOWS_XP => "5.1",
         _ => "5.2",
     };
     format!("{name} (build {build})")

@@ -780,3 +780,26 @@ fn a_bugcheck_of_pool_leads_to_its_block_and_to_its_driver() {
     assert_eq!(live.text(".bugcheck").lines().count(), 2);
     live.leave();
 }
+
+/// A target that refuses to search is asked once, by the first question that would have used it, and not by each.
+#[test]
+fn a_refused_search_is_asked_for_once() {
+    const SEARCH: u32 = 0x3156;
+    let mut live = Live::article_with(|options| options.search_memory = false);
+    let searches = |live: &Live| live.fake.stats().requests_of(SEARCH);
+    live.json("!poolfind Leak -global");
+    let first = searches(&live);
+    // The question's own, and one where the kernel's image begins, which tells a refusal from a missing page.
+    assert!((1..=2).contains(&first), "{first}");
+    for line in
+        ["!poolfind Leak", "!poolfind Driv -small", "!verifier 80 fffff8a005800000", "g", ".break", "!poolfind Leak"]
+    {
+        live.run(line);
+    }
+    assert_eq!(searches(&live), first, "of all questions together");
+    live.leave();
+    let mut live = Live::article();
+    live.json("!poolfind Leak -global");
+    assert!(searches(&live) > 2, "{}: where it searches it is asked", searches(&live));
+    live.leave();
+}

@@ -1,7 +1,7 @@
 //! How fast pool is decoded from memory, on one core: `cargo bench -p nt-pool --bench pool_bench [-- TABLE.json.xz]`.
 //!
 //! The old pool's pages are those of a seeded Windows 7 machine; VS and LFH subsegments those of a machine of the table
-//! given, or of the carried 32-bit Windows 10. Each figure is the walk that `!poolfind Leak` makes without its reading from
+//! given, or of carried kernels of Windows 10 and 11. Each figure is the walk that `!poolfind Leak` makes without its reading from
 //! a target: the machine's memory is copied out of this process.
 
 use std::time::{Duration, Instant};
@@ -83,14 +83,19 @@ fn main() -> Result<(), Failure> {
     let table = Table::from_xz(WINDOWS_7)?;
     measure("old pool, small blocks", &seven, &table, (1, 0x100))?;
     measure("old pool, all sizes", &seven, &table, (1, 0xf80))?;
-    let (symbols, table) = match argument() {
-        Some(path) => (Isf::open(&path)?, Table::from_xz(&std::fs::read(&path)?)?),
+    let mut heaps = Vec::new();
+    match argument() {
+        Some(path) => heaps.push(("segment heap", Isf::open(&path)?, Table::from_xz(&std::fs::read(&path)?)?)),
         None => {
-            let json = kd_fake::isf::CARRIED.iter().find(|(name, _)| *name == "x86-heap").ok_or("not carried")?.1;
-            (Isf::parse("x86-heap", json.to_vec())?, Table::from_json(json)?)
+            for name in ["x86-heap", "x64-heap", "x64-26100"] {
+                let json = kd_fake::isf::CARRIED.iter().find(|(carried, _)| *carried == name).ok_or("not carried")?.1;
+                heaps.push((name, Isf::parse(name, json.to_vec())?, Table::from_json(json)?));
+            }
         }
-    };
-    measure("segment heap, VS", &symbols, &table, (0x210, 0xf80))?;
-    measure("segment heap, LFH", &symbols, &table, (1, 0x1d0))?;
+    }
+    for (name, symbols, table) in &heaps {
+        measure(&format!("{name}, VS"), symbols, table, (0x210, 0xf80))?;
+        measure(&format!("{name}, LFH"), symbols, table, (1, 0x1d0))?;
+    }
     Ok(())
 }

@@ -50,7 +50,7 @@ impl BigPage {
     /// Whether an entry says what one can: what has about a page and more starts a page (measured: segment-heap-measured
     /// 3), and somebody chose its tag.
     fn makes_sense(&self) -> bool {
-        self.address % PAGE_SIZE == 0 && self.size > PAGE_SIZE - LEAST_ROOM && self.tag.is_typed()
+        self.address.is_multiple_of(PAGE_SIZE) && self.size > PAGE_SIZE - LEAST_ROOM && self.tag.is_typed()
     }
 }
 

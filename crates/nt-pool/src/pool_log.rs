@@ -43,7 +43,7 @@ pub fn check(kernel: &Kernel<'_>, traces: &[Trace]) -> Option<Check> {
     // An ETHREAD is a block of pool: two pointers are its header, and blocks' unit.
     let unit = 2 * u64::from(kernel.pointer_size);
     let most = if kernel.pointer_size == 4 { MOST_BYTES_32 } else { MOST_BYTES };
-    let is_block = |address: u64, unit: u64| kernel.is_kernel_address(address) && address % unit == 0;
+    let is_block = |address: u64, unit: u64| kernel.is_kernel_address(address) && address.is_multiple_of(unit);
     // What was being written when the target stopped may have an address, and nothing else yet.
     let written: Vec<&Trace> = traces.iter().filter(|trace| trace.size != 0 || !trace.frames.is_empty()).collect();
     let good = written.iter().filter(|trace| {

@@ -52,8 +52,11 @@ const OF_TAG: &str = "blocks of a tag";
 
 const TAGS: &str = "tags";
 
+/// Asks a question of a machine, and compares the answer.
+type Ask = fn(&Kernel<'_>, &Truth) -> Result<Outcome, PoolError>;
+
 /// The questions whose answers are compared with what the machine knows.
-const QUESTIONS: [(&str, fn(&Kernel<'_>, &Truth) -> Result<Outcome, PoolError>); 6] = [
+const QUESTIONS: [(&str, Ask); 6] = [
     ("small blocks", small),
     ("large allocations", large),
     (OF_TAG, of_tag),
