@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nt_leaks::{
-    BlockReport, CheckReport, Evidence, Frame, Group, Growth, Page, Skip, Stacks, TagBooks, Trails, Verdict, html,
+    BlockReport, CheckReport, Evidence, Frame, Group, Growth, Page, Skip, Stacks, Summary, TagBooks, Trails, Verdict,
+    html,
 };
 use nt_pool::Tag;
 use serde_json::Value;
@@ -56,8 +57,12 @@ fn frame(module: &str, offset: u64) -> Frame {
 }
 
 fn report() -> CheckReport {
+    report_of(STACKS, BLOCKS)
+}
+
+fn report_of(stack_count: usize, block_count: usize) -> CheckReport {
     let mut stacks = Stacks::default();
-    let groups: Vec<Group> = (0..STACKS as u64)
+    let groups: Vec<Group> = (0..stack_count as u64)
         .map(|n| {
             let driver = format!("driver{}", n % 23);
             let mut frames = vec![frame(&driver, 0x1000 + n), frame(&driver, 0x9000 + n % 40)];
@@ -67,14 +72,14 @@ fn report() -> CheckReport {
             Group { id: Some(id), bytes, count: 20, delta_bytes: bytes as i64 - 5000, delta_count: 3, frames }
         })
         .collect();
-    let blocks = (0..BLOCKS)
+    let blocks = (0..block_count)
         .map(|n| BlockReport {
             address: 0xfffff8a0_00000000 + n as u64 * 0x1000,
-            size: 256 * (1 + (n % STACKS) as u64 % 7) + (n as u64 % 3),
+            size: 256 * (1 + (n % stack_count) as u64 % 7) + (n as u64 % 3),
             tag: Tag([b'T', b'a', b'g', b'0' + (n % 10) as u8]),
             verdict: [Verdict::Still, Verdict::New, Verdict::Unknown][n % 3],
             evidence: vec![Evidence::Log, Evidence::Address],
-            stack: groups[n % STACKS].id,
+            stack: groups[n % stack_count].id,
             stack_from: None,
             no_stack: None,
             listed: true,
@@ -95,6 +100,7 @@ fn report() -> CheckReport {
         blocks,
         stacks: groups,
         tags: vec![books],
+        summary: Summary { still: 9000, freed: 40, reused: 12, new: 960, unknown: 0 },
         ..CheckReport::default()
     }
 }

@@ -140,8 +140,8 @@ fn write_sections(last: &CheckReport, out: &mut String) -> std::fmt::Result {
          <input type=\"search\" id=\"flame-search\" placeholder=\"Find a frame\" aria-label=\"Find a frame\">\
          <button type=\"button\" id=\"flame-reset\">Reset</button></div>\n\
          <p id=\"flame-says\" class=\"says\" role=\"status\"></p>\n<div id=\"flame\" class=\"flame\"></div>\n\
-         <p class=\"quiet\">A click on a frame shows it and what it called alone; the kernel's frames are pale, what shrank \
-         is blue.</p>\n<h2>Blocks</h2>\n<div id=\"blocks\"></div>"
+         <p class=\"quiet\">A click on a frame shows it and what it called alone, narrow ones too; the \
+         kernel's frames are pale, what shrank is blue.</p>\n<h2>Blocks</h2>\n<div id=\"blocks\"></div>"
     )?;
     let mut seen: Vec<Evidence> = last.blocks.iter().flat_map(|block| block.evidence.iter().copied()).collect();
     seen.sort_unstable();

@@ -67,7 +67,7 @@
 
   function spark(values) {
     if (!values || values.length < 2) return '';
-    const most = Math.max(...values), least = Math.min(...values, 0), space = 'http://www.w3.org/2000/svg';
+    const most = Math.max(...values), least = Math.min(...values), space = 'http://www.w3.org/2000/svg';
     const all = data.looks[data.looks.length - 1] || 1;
     const svg = document.createElementNS(space, 'svg'), line = document.createElementNS(space, 'polyline');
     svg.setAttribute('class', 'spark'); svg.setAttribute('viewBox', '0 0 90 22'); svg.setAttribute('role', 'img');
@@ -88,7 +88,7 @@
         if (!list.textContent) list.textContent = frames(stack).join('\n');
         list.hidden = !list.hidden;
         button.setAttribute('aria-expanded', String(!list.hidden));
-      } }, title(stack) + (stack.id ? '  (' + stack.id + ')' : ''));
+      } }, title(stack), stack.id ? make('span', { class: 'id' }, '  (' + stack.id + ')') : '');
       return stack.frames.length ? make('div', {}, button, list) : title(stack);
     } };
     const columns = [
@@ -101,10 +101,10 @@
       } },
       column('In use', 'bytes', size),
       column('Blocks', 'count', (value) => whole.format(value)),
-      column('Blocks grew', 'more', (value) => signed(whole.format(value), value)),
+      { ...column('Blocks grew', 'more', (value) => signed(whole.format(value), value)), class: 'n rest' },
     ];
     if (data.stacks.some((stack) => stack.trail && stack.trail.length > 1)) {
-      columns.push({ name: 'Over time', class: '', cell: (stack) => spark(stack.trail) });
+      columns.splice(2, 0, { name: 'Over time', class: '', cell: (stack) => spark(stack.trail) });
     }
     table(byId('stacks'), columns, data.stacks, { page: 25, order: 0, filter: 'Filter stacks by a frame',
       caption: 'Who allocated: the driver\u2019s frame first; open a row for the whole stack.',
@@ -179,15 +179,15 @@
       }
       focus = root;
     }
-    const depth = (of) => { let most = 0; for (const child of of.children.values()) most = Math.max(most, depth(child)); return 1 + most; };
-    // A module has one colour; the kernel's own frames are pale, so that drivers stand out.
-    const colours = new Map();
-    function colour(label, value) {
-      if (value < 0) return '#9cc3ec';
+    // A module has one hue; the kernel's own frames are pale, so that drivers stand out.
+    const hues = new Map();
+    function paint(button, label, value) {
       const module = label.split(/[!+]/)[0];
-      if (module === 'nt' || module === 'hal' || module === 'all' || label[0] === '(') return '#e6dcc3';
-      if (!colours.has(module)) colours.set(module, (18 + 67 * colours.size) % 360);
-      return 'hsl(' + colours.get(module) + ' 78% 68%)';
+      const own = module === 'nt' || module === 'hal' || module === 'all' || label[0] === '(';
+      button.classList.add(value < 0 ? 'less' : own ? 'kernel' : 'driver');
+      if (value < 0 || own) return;
+      if (!hues.has(module)) hues.set(module, (18 + 67 * hues.size) % 360);
+      button.style.setProperty('--hue', hues.get(module));
     }
     function tell(of) {
       says.textContent = of.label + ': ' + name(of.value) + ' (' + (100 * of.weight / (root.weight || 1)).toFixed(1) + ' %)';
@@ -195,19 +195,18 @@
     function draw() {
       const ROW = 20, boxes = [], word = search.value.toLowerCase();
       const above = []; for (let at = focus.parent; at; at = at.parent) above.unshift(at);
-      const height = (above.length + depth(focus)) * ROW;
-      place.style.height = height + 'px';
       const width = place.clientWidth || 800;
-      let found = 0;
+      let found = 0, top = 0;
       function box(of, left, share, level, past) {
         if (share * width < 1.5) return;
+        top = Math.max(top, level);
         const hit = word && of.label.toLowerCase().includes(word);
         if (hit) found += 1;
         const button = make('button', { type: 'button', class: (hit ? 'hit ' : '') + (past ? 'past' : ''),
           title: of.label + ': ' + name(of.value) + ' (' + (100 * of.weight / root.weight).toFixed(1) + ' %)' },
           share * width > 24 ? of.label : '');
         button.style.left = (left * 100) + '%'; button.style.width = (share * 100) + '%';
-        button.style.bottom = (level * ROW) + 'px'; button.style.background = colour(of.label, of.value);
+        button.style.bottom = (level * ROW) + 'px'; paint(button, of.label, of.value);
         if (share * width <= 24) button.setAttribute('aria-label', of.label);
         button.addEventListener('click', () => { focus = of; draw(); tell(of); });
         button.addEventListener('mouseenter', () => tell(of));
@@ -222,6 +221,8 @@
       }
       above.forEach((of, level) => box(of, 0, 1, level, true));
       if (focus.weight) box(focus, 0, 1, above.length, false);
+      // Frames too narrow to be drawn need no room.
+      place.style.height = ((top + 1) * ROW) + 'px';
       place.replaceChildren(...boxes);
       if (!root.weight) says.textContent = 'Nothing: no stack has ' + metric + '.';
       else if (word) says.textContent = found + ' frames match';
@@ -246,6 +247,8 @@
     byId('growth-table').replaceChildren(...rows);
     if (points.length < 2 || typeof uPlot !== 'function') { place.hidden = true; return; }
     let chart;
+    // Round numbers of KB and MB are powers of two.
+    const steps = Array.from({ length: 50 }, (_, power) => 2 ** power);
     const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
     function draw() {
       if (chart) chart.destroy();
@@ -254,7 +257,7 @@
         width: place.clientWidth || 700, height: 260, scales: { x: { time: false }, y: { range: (u, least, most) => [Math.min(0, least), most * 1.08 || 1] } },
         cursor: { drag: { x: true, y: false } },
         axes: [{ ...axis, label: 'seconds of the target\u2019s running time', values: (u, ticks) => ticks.map((tick) => tick + ' s') },
-          { ...axis, label: 'bytes in use', size: 84, values: (u, ticks) => ticks.map(size) }],
+          { ...axis, label: 'bytes in use', size: 84, incrs: steps, values: (u, ticks) => ticks.map(size) }],
         series: [{ label: 'stop at', value: (u, value) => (value === null ? '' : value.toFixed(1) + ' s') },
           { label: 'in use', stroke: css('--accent'), width: 2, fill: css('--accent-soft') + '55', points: { show: true, size: 7 },
             value: (u, value) => (value === null ? '' : size(value)) }],
