@@ -214,6 +214,35 @@ fn a_watch_confirms_a_leak() {
     live.leave();
 }
 
+/// A table of which nothing can be read has no blocks to remember: no mark is saved that says there were none.
+#[test]
+fn a_mark_whose_table_cannot_be_read_is_refused() {
+    let mut live = Live::article();
+    let mut number = |expression: &str| {
+        let text = live.text(&format!("? {expression}"));
+        let digits = text.trim_end().rsplit(" = ").next().unwrap().replace('`', "");
+        u64::from_str_radix(&digits, 16).unwrap()
+    };
+    let (table, slots) = (number("poi(nt!PoolBigPageTable)"), number("poi(nt!PoolBigPageTableSize)"));
+    live.text("g");
+    live.fake.with_kernel(|kernel| {
+        (table & !0xfff..table + slots * 0x18).step_by(0x1000).for_each(|page| kernel.page_out(page));
+    });
+    live.text(".break");
+    let file = live.file("none.json");
+    let (screen, failed, _) = live.run(&format!("!leak mark none CM31 -file {file}"));
+    assert!(failed && screen.errors.starts_with("there is nothing to mark: "), "{}{}", screen.text, screen.errors);
+    assert!(!std::path::Path::new(&file).exists() && !screen.text.contains("Mark none"), "{}", screen.text);
+    // A watch of it has nothing to go by either.
+    let (screen, failed, _) = live.run("!leak watch CM31 -every 100ms -times 3");
+    assert!(failed && screen.errors.starts_with("there is nothing to mark: "), "{}{}", screen.text, screen.errors);
+    // The verifier's own list has every block of its drivers, as the counters confirm: that is a mark.
+    live.text(".break");
+    let text = live.text(&format!("!leak mark some Leak -file {file}"));
+    assert!(text.starts_with("Mark some: 23 blocks of Leak, 23552000 bytes\n"), "{text}");
+    live.leave();
+}
+
 #[test]
 fn a_watch_whose_target_restarts_or_is_stable() {
     let mut live = Live::article();

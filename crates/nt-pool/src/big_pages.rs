@@ -369,6 +369,11 @@ impl Table {
             self.take(kernel, &window, &wanted, found);
             slot = next + count;
         }
+        // A target searches what it can read, and does not say what it left out: no hit in a table that is not there is
+        // no answer.
+        if hits == 0 && self.entries > 0 && !self.slots(kernel, 0, 1)?.is_complete() {
+            return self.bulk(kernel, 0, &wanted, found);
+        }
         Ok(())
     }
 
