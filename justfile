@@ -25,6 +25,10 @@ docs:
 golden:
     KDPOOL_BLESS=1 cargo test -p kdpool --test transcripts --test screen
 
+# Write docs/schemas anew, from the types that are written
+schemas:
+    cargo run -p kdpool -- schemas docs/schemas
+
 # One fuzz target for a while: just fuzz deframer 60
 fuzz target seconds='60':
     RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none {{target}} -- -max_total_time={{seconds}}

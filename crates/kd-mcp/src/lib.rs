@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod answer;
 mod arguments;
 mod server;
 mod tools;
@@ -14,6 +15,7 @@ use kd_target::Interrupt;
 use rmcp::ServiceExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use crate::answer::ANSWER;
 use crate::server::Server;
 use crate::worker::Worker;
 

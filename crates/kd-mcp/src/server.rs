@@ -77,7 +77,9 @@ impl ServerHandler for Server {
         };
         let result = match self.caller.ask(ask, context.ct.cancelled()).await {
             Ok(answer) => {
-                let failed = answer["ok"] == false;
+                let failed = answer.failed();
+                let answer =
+                    serde_json::to_value(answer).map_err(|error| ErrorData::internal_error(error.to_string(), None))?;
                 let mut result = CallToolResult::success(vec![ContentBlock::text(answer.to_string())]);
                 result.structured_content = Some(answer);
                 result.is_error = Some(failed);

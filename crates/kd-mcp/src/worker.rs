@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kd_shell::{CostRecord, Output};
+use kd_shell::{CostRecord, Output, Record};
 use kd_target::{Interrupt, Leave};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use tokio::sync::oneshot;
 
+use crate::answer::{Answer, Outcome, State, Told};
 use crate::tools::Ask;
 use crate::{Connect, Session};
 
@@ -29,7 +30,7 @@ struct Job {
     dropped: Arc<AtomicBool>,
     /// Told when its turn has come and the target stands.
     begun: oneshot::Sender<()>,
-    answer: oneshot::Sender<Value>,
+    answer: oneshot::Sender<Answer>,
 }
 
 /// What both sides know.
@@ -100,7 +101,7 @@ pub(crate) struct Caller {
 
 impl Caller {
     /// The answer, or why there is none. `cancelled` ends the question.
-    pub(crate) async fn ask(&self, ask: Ask, cancelled: impl Future<Output = ()>) -> Result<Value, String> {
+    pub(crate) async fn ask(&self, ask: Ask, cancelled: impl Future<Output = ()>) -> Result<Answer, String> {
         let limited = matches!(ask, Ask::Line(_));
         let (begun, has_begun) = oneshot::channel();
         let (answer, mut is_answered) = oneshot::channel();
@@ -234,20 +235,17 @@ impl Owner {
         }
     }
 
-    fn answer(&mut self, ask: &Ask, begun: oneshot::Sender<()>) -> Value {
-        let mut answer = match ask {
-            Ask::Status => json!({ "ok": true }),
+    fn answer(&mut self, ask: &Ask, begun: oneshot::Sender<()>) -> Answer {
+        let outcome = match ask {
+            Ask::Status => Outcome::Done { ok: true },
             Ask::Run => {
                 self.let_run();
-                json!({ "ok": true })
+                Outcome::Done { ok: true }
             }
-            Ask::Line(line) | Ask::Watch(line) => self.line(line, begun),
+            Ask::Line(line) | Ask::Watch(line) => Outcome::Record(self.line(line, begun)),
         };
         self.keep_lease();
-        if let Value::Object(members) = &mut answer {
-            members.insert("target".into(), self.target());
-        }
-        answer
+        Answer { outcome, target: self.target() }
     }
 
     /// Stops the target if need be, and runs a line on it.
@@ -284,31 +282,27 @@ impl Owner {
     }
 
     /// What each answer says of the target.
-    fn target(&mut self) -> Value {
+    fn target(&mut self) -> Told {
         let session = match &mut self.session {
             Ok(session) => session,
-            Err(why) => return json!({ "state": "not connected", "why": why }),
+            Err(why) => {
+                return Told { state: State::NotConnected, runs_in_ms: None, why: Some(why.clone()), session: None };
+            }
         };
-        let mut told = Map::new();
+        let why = session.shell.lost();
         let state = match () {
-            () if session.shell.lost().is_some() => "lost",
-            () if session.shell.halted().is_some() => "halted",
-            () => "running",
+            () if why.is_some() => State::Lost,
+            () if session.shell.halted().is_some() => State::Halted,
+            () => State::Running,
         };
-        told.insert("state".into(), state.into());
-        if state == "halted" {
-            let left = self.runs_at.map_or(self.lease, |at| at.saturating_duration_since(Instant::now()));
-            told.insert("runs_in_ms".into(), u64::try_from(left.as_millis()).unwrap_or(u64::MAX).into());
-        }
-        if let Some(why) = session.shell.lost() {
-            told.insert("why".into(), why.into());
-        }
-        told.insert("session".into(), serde_json::to_value(CostRecord::from(session.shell.cost())).unwrap_or_default());
-        Value::Object(told)
+        let left = self.runs_at.map_or(self.lease, |at| at.saturating_duration_since(Instant::now()));
+        let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let runs_in_ms = (state == State::Halted).then_some(left);
+        Told { state, runs_in_ms, why, session: Some(CostRecord::from(session.shell.cost())) }
     }
 }
 
 /// As `--format json` says of a command that failed.
 fn failed(line: &str, why: &str) -> Value {
-    json!({ "command": line, "ok": false, "error": why, "complete": false, "warnings": [], "result": null })
+    serde_json::to_value(Record::failed(line, why.to_owned())).unwrap_or_default()
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use nt_pool::Notes;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::error::CommandError;
@@ -53,7 +54,7 @@ impl Reply {
 }
 
 /// Nothing to say.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub struct Done {}
 
 impl Text for Done {

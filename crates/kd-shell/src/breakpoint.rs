@@ -1,13 +1,14 @@
 //! The breakpoints that a session has set.
 
 use kd_target::{DataAccess, TargetError};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::kernel::Kernel;
 use crate::text::Hex;
 
 /// A breakpoint of this session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub(crate) struct Breakpoint {
     pub(crate) number: u32,
     pub(crate) address: Hex,
@@ -31,7 +32,7 @@ pub(crate) struct Breakpoint {
 }
 
 /// `w 4`, `r 8`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 pub(crate) struct Data {
     /// `w` writes, `r` reads and writes.
     pub(crate) access: char,

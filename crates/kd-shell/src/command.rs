@@ -5,6 +5,7 @@ use crate::error::{CommandError, Unknown};
 use crate::grammar::alias::Aliases;
 use crate::grammar::check::{Refusal, check};
 use crate::grammar::line::{Command, command};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::shell::Drive;
 use crate::suggest;
@@ -21,6 +22,8 @@ pub struct CommandInfo {
     pub help: &'static str,
     /// More lines for `.help command`; may be empty.
     pub details: &'static str,
+    /// What its `result` looks like in JSON: one shape, or one for each way to call it.
+    pub results: &'static [ResultShape],
     pub(crate) action: Action,
 }
 

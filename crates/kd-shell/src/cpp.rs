@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use nt_symbols::{Layout, SymbolFile};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::Text;
@@ -27,7 +28,7 @@ use crate::typed::{Member, Path, Reader, Wanted, lines, offset_of};
 const MAX_NESTED: u32 = 32;
 
 /// A value, and what it is.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Typed {
     #[serde(rename = "type")]
     type_text: String,

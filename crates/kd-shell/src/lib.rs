@@ -1,5 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+// What tests of more than one crate share names this one.
+#[cfg(test)]
+extern crate self as kd_shell;
+
 pub mod answer;
 pub mod banner;
 mod breakpoint;
@@ -20,6 +24,10 @@ mod marks;
 mod monitor;
 mod output;
 mod registers;
+mod schema;
+#[cfg(test)]
+#[path = "../tests/schema_check/mod.rs"]
+mod schema_check;
 mod selfcheck;
 mod session;
 mod shell;
@@ -45,7 +53,8 @@ pub use log::Log;
 pub use monitor::{Ask, Monitor, Sink};
 pub use nt_leaks::{create_private_folder, open_private};
 pub use nt_pool::pooltag::PoolTags;
-pub use output::{CostRecord, Mood, Output};
+pub use output::{CostRecord, Mood, Output, Record};
+pub use schema::{ResultShape, shapes, shapes_of};
 pub use selfcheck::SelfCheckReport;
 pub use session::{Context, Debuggee, Format, HuntEnd, Session};
 pub use shell::{Completion, Next, Outcome, Shell, event_text};

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use kd_target::Cost;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -67,7 +68,7 @@ pub enum Mood {
 }
 
 /// A cost as it is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct CostRecord {
     /// Requests, repeated ones included.
     pub requests: u64,
@@ -96,17 +97,39 @@ pub(crate) fn difference(before: Cost, after: Cost) -> Cost {
     }
 }
 
-/// docs/json.md
-#[derive(Serialize)]
-struct Envelope<'a> {
-    command: &'a str,
-    ok: bool,
+/// What a command comes to: a line of `--format json` (docs/json.md).
+#[derive(JsonSchema, Serialize)]
+pub struct Record<'a> {
+    /// As it was typed, without surrounding blanks.
+    pub command: &'a str,
+    /// False when it failed.
+    pub ok: bool,
+    /// Why it failed; for people.
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-    complete: bool,
-    warnings: Vec<&'a String>,
-    result: Box<RawValue>,
-    cost: CostRecord,
+    pub error: Option<String>,
+    /// False when something could not be read: there may be more than `result` shows.
+    pub complete: bool,
+    /// What is missing or to be known; for people.
+    pub warnings: Vec<&'a str>,
+    /// The command's own object, as its schema says; null when there is none.
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub result: Box<RawValue>,
+    pub cost: CostRecord,
+}
+
+impl<'a> Record<'a> {
+    /// Of a command that failed before the target was asked.
+    pub fn failed(command: &'a str, error: String) -> Self {
+        Record {
+            command,
+            ok: false,
+            error: Some(error),
+            complete: false,
+            warnings: Vec::new(),
+            result: Box::default(),
+            cost: CostRecord::default(),
+        }
+    }
 }
 
 /// Writes one command's outcome; returns why it failed, if it did.
@@ -145,18 +168,17 @@ pub(crate) fn show(
         Format::Json => {
             let result = reply.as_ref().map(|reply| reply.answer.json());
             let result = result.and_then(Result::ok).and_then(|json| RawValue::from_string(json).ok());
-            let warnings: Vec<&String> =
-                reply.iter().flat_map(|reply| reply.warnings.iter().chain(&reply.remarks)).collect();
-            let envelope = Envelope {
+            let warnings = reply.iter().flat_map(|reply| reply.warnings.iter().chain(&reply.remarks));
+            let record = Record {
                 command,
                 ok: failure.is_none(),
                 error: failure.as_ref().map(CommandError::to_string),
                 complete: failure.is_none() && reply.as_ref().is_some_and(|reply| reply.complete),
-                warnings,
+                warnings: warnings.map(String::as_str).collect(),
                 result: result.unwrap_or_default(),
                 cost: cost.into(),
             };
-            if let Ok(mut line) = serde_json::to_string(&envelope) {
+            if let Ok(mut line) = serde_json::to_string(&record) {
                 line.push('\n');
                 out.write(&line);
             }

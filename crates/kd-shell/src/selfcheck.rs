@@ -8,6 +8,7 @@ use std::path::Path;
 
 use nt_pool::selfcheck::{Part, SelfCheck};
 use nt_pool::{Check, Kernel, Lack};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::Text;
@@ -45,7 +46,7 @@ const TYPES: [&str; 22] = [
 const MEMBERS: usize = 256;
 
 /// The whole report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct SelfCheckReport {
     format: u32,
     kdpool: String,
@@ -68,7 +69,7 @@ pub struct SelfCheckReport {
     layouts: Vec<LayoutReport>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 struct PartReport {
     part: String,
     /// In words.
@@ -83,7 +84,7 @@ struct PartReport {
     lines: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 struct CheckReport {
     name: String,
     what: String,
@@ -95,35 +96,35 @@ struct CheckReport {
     at: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 struct MissingReport {
     why: String,
     places: u64,
     count: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 struct SizeReport {
     holder: String,
     up_to: u64,
     blocks: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 struct WordReport {
     structure: String,
     encoded: String,
     decoded: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 struct LayoutReport {
     r#type: String,
     size: u64,
     members: Vec<MemberReport>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 struct MemberReport {
     name: String,
     offset: u64,

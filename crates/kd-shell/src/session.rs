@@ -35,7 +35,7 @@ pub enum Format {
 }
 
 /// `sxe ld:pattern`, `sxe ud:pattern`
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, schemars::JsonSchema, serde::Serialize)]
 pub(crate) struct LoadStop {
     /// Of the file's name without its extension, or with it.
     pub(crate) pattern: String,

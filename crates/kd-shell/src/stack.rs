@@ -12,6 +12,7 @@ use std::ops::Range;
 use kd_target::Machine;
 use nt_memory::{Fault, ReadError};
 use nt_unwind::{ImageId, Images, Position, State, Stuck, Unwinder};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::Text;
@@ -26,7 +27,7 @@ use crate::typed::{offset_of, read_pointer};
 /// Frames that are walked when nobody says how many.
 pub(crate) const DEFAULT_FRAMES: u64 = 0x100;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Stack {
     pub(crate) frames: Vec<Frame>,
     #[serde(skip)]
@@ -41,7 +42,7 @@ pub(crate) struct Stack {
     pub(crate) of_thread: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub(crate) struct Frame {
     /// The stack pointer in the frame (x64), or the frame pointer.
     stack: Hex,

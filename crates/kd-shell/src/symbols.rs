@@ -121,7 +121,7 @@ impl Known {
 }
 
 /// An element of the symbol path.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, schemars::JsonSchema, serde::Serialize)]
 pub struct PathElement {
     /// As it is written in the path.
     pub location: String,
@@ -130,7 +130,7 @@ pub struct PathElement {
 }
 
 /// Whether an element of the path is of use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, schemars::JsonSchema, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PathState {
     /// The folder or store exists.

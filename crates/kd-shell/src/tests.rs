@@ -14,6 +14,7 @@ use crate::command::Action;
 use crate::commands::{TABLE, commands};
 use crate::grammar::line::{Statement, split};
 use crate::output::{Output, show};
+use crate::schema_check::check_record;
 use crate::session::{Context, Debuggee, Format, Session};
 use crate::{Driver, Drivers, Kernel, Log, PathSource, PoolTags, Symbols, banner};
 
@@ -221,7 +222,9 @@ fn json_of(session: &mut Session, line: &str) -> Value {
     let machine = Machine::new();
     let screen = run(session, Debuggee::Halted(&machine), line, Format::Json);
     assert_eq!(screen.text.matches('\n').count(), 1, "{line}");
-    serde_json::from_str(&screen.text).unwrap()
+    let record = serde_json::from_str(&screen.text).unwrap();
+    check_record(&record);
+    record
 }
 
 fn error(line: &str) -> String {

@@ -11,6 +11,7 @@ use std::fmt;
 
 use nt_memory::{Fault, Memory, ReadError, Sparse, read_sparse};
 use nt_symbols::{Field, Glob, Layout, SymbolFile, matches_glob};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::text::{Hex, Width, visible_name};
@@ -25,7 +26,7 @@ const MAX_MEMBERS: usize = 16384;
 const MAX_TEXT: u64 = 256;
 
 /// One member of a structure, or one element of an array.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) offset: u64,

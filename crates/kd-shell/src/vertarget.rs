@@ -20,6 +20,7 @@ use nt_pool::build::{
     WINDOWS_7, WINDOWS_8, WINDOWS_8_1, WINDOWS_10_1809, WINDOWS_10_PREVIEW, WINDOWS_2000, WINDOWS_SERVER_2003,
     WINDOWS_VISTA, WINDOWS_XP,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::Text;
@@ -28,7 +29,7 @@ use crate::symbols::{NoSymbols, Symbols};
 use crate::text::{Hex, Width, time, visible_name};
 
 /// What can be said about the target with at most two reads beyond finding the kernel's symbols.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub(crate) struct Vertarget {
     windows: &'static str,
     build: u16,

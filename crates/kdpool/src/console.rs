@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anstyle::{AnsiColor, Style};
 use console::{Term, truncate_str};
 use kd_shell::text::visible_name;
-use kd_shell::{Mood, Output};
+use kd_shell::{Mood, Output, Record};
 use rustyline::ExternalPrinter;
 
 use crate::keys::Keys;
@@ -59,12 +59,10 @@ pub(crate) fn ask(question: &str) -> bool {
 
 /// The record of a session that did not end well, where no `q` says so (docs/json.md).
 pub(crate) fn remark_json(error: &str) {
-    let record = serde_json::json!({
-        "command": "q", "ok": false, "error": error, "complete": false, "warnings": [], "result": null,
-        "cost": { "requests": 0, "bytes_read": 0, "bytes_sent": 0, "frozen_ms": 0 },
-    });
-    // Nobody may read any more.
-    let _ = writeln!(io::stdout().lock(), "{record}");
+    if let Ok(record) = serde_json::to_string(&Record::failed("q", error.to_owned())) {
+        // Nobody may read any more.
+        let _ = writeln!(io::stdout().lock(), "{record}");
+    }
 }
 
 /// What commands write to.

@@ -13,13 +13,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use kd_link::{CaptureReader, Captured, CapturedData, Skipped};
+use kd_link::{CaptureReader, CapturedData, Skipped};
 use kd_wire::dissect::{Content, Dissection, Dissector, SerialDissector};
 use kd_wire::kdnet::{Channel, Key, Rejection};
-use kd_wire::message::{Direction, Value};
-use serde_json::{Map, json};
+use kd_wire::message::Direction;
 
+pub(crate) use self::json::SHAPE;
+use self::json::{Decoded, Line, Total};
 use crate::USAGE;
+
+mod json;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
@@ -68,7 +71,7 @@ pub(crate) fn run(args: DecodeArgs) -> anyhow::Result<ExitCode> {
         Ok(totals) => {
             match args.format {
                 OutputFormat::Text => eprint!("{totals}"),
-                OutputFormat::Json => eprintln!("{}", totals.json()),
+                OutputFormat::Json => eprintln!("{}", serde_json::to_string(&totals.shown())?),
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -123,7 +126,9 @@ fn decode(
             let index = totals.lines - 1;
             held.push(match format {
                 OutputFormat::Text => text_line(elapsed, &dissection),
-                OutputFormat::Json => json_line(index, elapsed, &captured, &dissection),
+                OutputFormat::Json => {
+                    serde_json::to_string(&Decoded::Line(Line::new(index, elapsed, &captured, &dissection)))?
+                }
             });
         }
         if totals.readable > 0 || held.len() >= HELD_LINES {
@@ -199,21 +204,21 @@ impl Totals {
         link_types + not_udp + incomplete + damaged
     }
 
-    fn json(&self) -> serde_json::Value {
-        json!({
-            "total": {
-                "datagrams": self.datagrams,
-                "lines": self.lines,
-                "bad_tags": self.bad_tags,
-                "without_key": self.without_key,
-                "not_kdnet": self.not_kdnet,
-                "unparsed": self.unparsed,
-                "unknown": self.unknown,
-                "other_udp": self.other_udp,
-                "skipped_packets": self.skipped_packets(),
-                "messages": self.by_name,
-            }
-        })
+    fn shown(&self) -> Decoded<'_> {
+        Decoded::Last {
+            total: Total {
+                datagrams: self.datagrams,
+                lines: self.lines,
+                bad_tags: self.bad_tags,
+                without_key: self.without_key,
+                not_kdnet: self.not_kdnet,
+                unparsed: self.unparsed,
+                unknown: self.unknown,
+                other_udp: self.other_udp,
+                skipped_packets: self.skipped_packets(),
+                messages: &self.by_name,
+            },
+        }
     }
 }
 
@@ -291,52 +296,6 @@ fn text_line(elapsed: Duration, dissection: &Dissection) -> String {
         put(format_args!(" {name}={value}"));
     }
     line
-}
-
-fn json_line(index: u64, elapsed: Duration, captured: &Captured, dissection: &Dissection) -> String {
-    let mut object = Map::new();
-    object.insert("index".into(), index.into());
-    object.insert("time".into(), captured.time.as_secs_f64().into());
-    object.insert("elapsed".into(), elapsed.as_secs_f64().into());
-    object.insert("direction".into(), arrow(dissection.direction).into());
-    object.insert("channel".into(), channel(dissection).into());
-    if let CapturedData::Datagram { src, dst, payload } = &captured.data {
-        object.insert("source".into(), src.to_string().into());
-        object.insert("destination".into(), dst.to_string().into());
-        object.insert("length".into(), payload.len().into());
-    }
-    if let Some(envelope) = &dissection.envelope {
-        object.insert("version".into(), envelope.version.into());
-        object.insert("sequence".into(), envelope.sequence.into());
-    }
-    if let Some((packet_type, id)) = packet(&dissection.content) {
-        object.insert("packet".into(), json!({ "type": packet_type, "id": format!("{id:#010x}") }));
-    }
-    match &dissection.rejection {
-        Some(rejection) => {
-            object.insert("unreadable".into(), rejection.to_string().into());
-        }
-        None => {
-            let fields: Map<_, _> =
-                dissection.fields().into_iter().map(|(name, value)| (name, json_value(&value))).collect();
-            object.insert("message".into(), dissection.name().into());
-            object.insert("fields".into(), fields.into());
-        }
-    }
-    serde_json::Value::from(object).to_string()
-}
-
-/// 64-bit numbers do not fit a JSON number everywhere, so they are hexadecimal text.
-fn json_value(value: &Value) -> serde_json::Value {
-    match value {
-        Value::Number(number, 8) => format!("{number:#x}").into(),
-        Value::Number(number, _) => (*number).into(),
-        Value::Text(text) => text.as_str().into(),
-        Value::Bytes(bytes) => {
-            bytes.iter().fold(String::with_capacity(bytes.len() * 2), |hex, byte| hex + &format!("{byte:02x}")).into()
-        }
-        Value::List(numbers) => numbers.iter().map(|number| format!("{number:#x}")).collect::<Vec<_>>().into(),
-    }
 }
 
 #[cfg(test)]

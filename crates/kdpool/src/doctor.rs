@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use kd_link::{KdSpec, NetTarget, OpenError, SerialSpec};
+use kd_shell::ResultShape;
 use nt_symbols::{Element, Http, Outcome, PdbId, Reach, Servers, SymbolPath};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::decode::OutputFormat;
@@ -40,7 +42,7 @@ pub(crate) struct DoctorArgs {
     format: OutputFormat,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum State {
     Ok,
@@ -50,7 +52,7 @@ enum State {
 }
 
 /// One thing that was looked at.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Check {
     what: String,
     state: State,
@@ -58,6 +60,9 @@ struct Check {
     /// What to do; empty when there is nothing to do.
     next: String,
 }
+
+/// What `--format json` prints, on one line.
+pub(crate) const SHAPE: ResultShape = ResultShape::of::<Vec<Check>>("kdpool-doctor");
 
 fn check(what: impl Into<String>, state: State, found: impl Into<String>, next: impl Into<String>) -> Check {
     Check { what: what.into(), state, found: found.into(), next: next.into() }

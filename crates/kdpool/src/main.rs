@@ -67,6 +67,7 @@ fn main() -> ExitCode {
         Some(Command::Mcp(arguments)) => mcp::run(arguments),
         Some(Command::Completions(arguments)) => manual::completions(&arguments),
         Some(Command::Man(arguments)) => manual::man(&arguments),
+        Some(Command::Schemas(arguments)) => manual::schemas(&arguments),
     };
     result.unwrap_or_else(|error| {
         console::complain(&format!("{error:#}"));

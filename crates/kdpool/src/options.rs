@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Completions(manual::CompletionsArgs),
     /// Write the manual pages to a folder
     Man(manual::ManArgs),
+    /// Write JSON Schemas of what --format json prints to a folder
+    Schemas(manual::SchemasArgs),
 }
 
 /// The command line, with help that is one page of short lines everywhere.

@@ -11,7 +11,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use kd_shell::ResultShape;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::debug;
 use crate::decode::OutputFormat;
@@ -92,7 +94,8 @@ impl PlaceArgs {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, JsonSchema, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Transport {
     /// KDNET, over the network
     Net,
@@ -122,7 +125,7 @@ pub(crate) fn run(args: SetupArgs) -> anyhow::Result<ExitCode> {
     let host = Host { addresses, named: args.host.is_some(), port: args.port, key: key::new()? };
     let text = match args.format {
         OutputFormat::Text => Guide::new(place, transport, &host).text(chosen.is_none()),
-        OutputFormat::Json => format!("{}\n", json(chosen, transport, &host)),
+        OutputFormat::Json => serde_json::to_string(&advice(chosen, transport, host))? + "\n",
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
         // `kdpool setup net | head` is no failure.
@@ -168,10 +171,12 @@ pub(crate) struct Host {
     key: String,
 }
 
-/// Something to type, or only to know (then `command` is empty), and why.
-#[derive(Debug)]
+/// Something to type, or only to know, and why.
+#[derive(Debug, JsonSchema, Serialize)]
 pub(crate) struct Step {
+    /// Empty when there is nothing to type.
     command: String,
+    /// For people.
     note: String,
 }
 
@@ -253,14 +258,15 @@ impl Guide {
         put(&mut out, format_args!("{}, {over}", self.place.name()));
         let mut number = 0;
         let mut section = |title: &str, steps: &[Step]| {
-            if !steps.is_empty() {
-                number += 1;
-                put(&mut out, format_args!("\n{number}. {title}:"));
-                print_steps(&mut out, steps);
-            }
+            number += 1;
+            put(&mut out, format_args!("\n{number}. {title}:"));
+            print_steps(&mut out, steps);
         };
-        section(self.place.settings_title(), &self.machine);
+        if !self.machine.is_empty() {
+            section(self.place.settings_title(), &self.machine);
+        }
         section("In Windows, as administrator, with Secure Boot off and BitLocker suspended", &self.target);
+        // Also where no firewall is in the way: the line that attaches is typed here, and not in Windows.
         section("On this host", &self.host);
         put(&mut out, format_args!("    {}", self.attach));
         if self.transport == Transport::Net {
@@ -275,44 +281,77 @@ impl Guide {
         out
     }
 
-    fn json(&self) -> Value {
-        json!({
-            "name": self.place.name(),
-            "option": self.place.option(),
-            "settings": steps_json(&self.machine),
-            "target": steps_json(&self.target),
-            "host": steps_json(&self.host),
-            "attach": self.attach,
-            "page": self.place.page(),
-        })
+    fn advice(self) -> Machine {
+        Machine {
+            name: self.place.name(),
+            option: self.place.option(),
+            settings: self.machine,
+            target: self.target,
+            host: self.host,
+            attach: self.attach,
+            page: self.place.page(),
+        }
     }
 }
 
+/// What `--format json` prints, on one line.
+#[derive(Debug, JsonSchema, Serialize)]
+struct Advice {
+    transport: Transport,
+    /// This host's, the likeliest first.
+    addresses: Vec<IpAddr>,
+    /// null for a serial line.
+    port: Option<u16>,
+    /// A new one; null for a serial line.
+    key: Option<String>,
+    /// To type in Windows.
+    target: Vec<Step>,
+    /// To type on this host.
+    host: Vec<Step>,
+    /// The line that attaches.
+    attach: String,
+    /// Each with lines of its own.
+    machines: Vec<Machine>,
+}
+
+/// One place where Windows may run.
+#[derive(Debug, JsonSchema, Serialize)]
+struct Machine {
+    name: &'static str,
+    /// Of kdpool setup.
+    option: &'static str,
+    /// Of the virtual machine.
+    settings: Vec<Step>,
+    target: Vec<Step>,
+    host: Vec<Step>,
+    attach: String,
+    /// Of the documentation.
+    page: &'static str,
+}
+
+pub(crate) const SHAPE: ResultShape = ResultShape::of::<Advice>("kdpool-setup");
+
 /// All places, or the one that was chosen.
-fn json(chosen: Option<Place>, transport: Transport, host: &Host) -> Value {
+fn advice(chosen: Option<Place>, transport: Transport, host: Host) -> Advice {
     let places = match chosen {
         Some(place) => vec![place],
         None => Place::ALL.to_vec(),
     };
     let possible = |place: &Place| transport == Transport::Serial || place.has_network();
-    let guide = |place| Guide::new(place, transport, host);
-    let plain = guide(chosen.unwrap_or(Place::Machine));
-    let addresses: Vec<String> = host.addresses.iter().map(IpAddr::to_string).collect();
+    let guide = |place| Guide::new(place, transport, &host);
+    let Guide { target, host: steps, attach, .. } = guide(chosen.unwrap_or(Place::Machine));
+    let machines = places.into_iter().filter(possible).map(|place| guide(place).advice()).collect();
     let net = transport == Transport::Net;
-    json!({
-        "transport": if net { "net" } else { "serial" },
-        "addresses": addresses,
-        "port": net.then_some(host.port),
-        "key": net.then_some(&host.key),
-        "target": steps_json(&plain.target),
-        "host": steps_json(&plain.host),
-        "attach": plain.attach,
-        "machines": places.into_iter().filter(possible).map(|place| guide(place).json()).collect::<Value>(),
-    })
-}
-
-fn steps_json(steps: &[Step]) -> Value {
-    steps.iter().map(|step| json!({ "command": step.command, "note": step.note })).collect()
+    Advice {
+        transport,
+        port: net.then_some(host.port),
+        key: net.then_some(host.key),
+        addresses: host.addresses,
+        target,
+        host: steps,
+        attach,
+        machines,
+    }
 }
 
 /// kd's word for "Microsoft's server, kept in the default cache", as this user's shell takes it: zsh and fish refuse a
@@ -466,8 +505,9 @@ mod tests {
 
     #[test]
     fn json_says_the_same() {
-        let host = host(&["192.168.1.10"]);
-        let all = json(None, Transport::Net, &host);
+        let json =
+            |chosen, transport| serde_json::to_value(advice(chosen, transport, host(&["192.168.1.10"]))).unwrap();
+        let all = json(None, Transport::Net);
         assert_eq!((all["key"].as_str(), all["port"].as_u64()), (Some(KEY), Some(50005)));
         assert_eq!(
             all["target"][1]["command"],
@@ -476,8 +516,8 @@ mod tests {
         let names: Vec<&str> =
             all["machines"].as_array().unwrap().iter().map(|machine| machine["option"].as_str().unwrap()).collect();
         assert_eq!(names.len(), Place::ALL.len() - 1, "all but the one without KDNET: {names:?}");
-        let one = json(Some(Place::HyperV), Transport::Serial, &host);
-        assert_eq!(one["key"], Value::Null);
+        let one = json(Some(Place::HyperV), Transport::Serial);
+        assert_eq!(one["key"], serde_json::Value::Null);
         assert_eq!(one["machines"][0]["name"], "Hyper-V");
         assert_eq!(one["machines"].as_array().unwrap().len(), 1);
     }

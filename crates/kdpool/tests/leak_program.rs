@@ -14,6 +14,11 @@ use kd_fake::kernel::{PoolKind, article, article_activity};
 use kd_fake::{Evolve, FakeOptions, FakeTarget, FakeTransport};
 use serde_json::Value;
 
+#[path = "../../kd-shell/tests/schema_check/mod.rs"]
+mod schema_check;
+
+use schema_check::check_record;
+
 const KEY: &str = "1.2.3.4";
 
 /// A running fake target and what a debugger needs of it.
@@ -90,7 +95,9 @@ fn errors(output: &Output) -> String {
 
 /// The results of `--format json`, one for each command.
 fn results(output: &Output) -> Vec<Value> {
-    text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let records = text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>();
+    records.iter().for_each(|record| drop(check_record(record)));
+    records
 }
 
 /// From attach to report: one command, one screen.

@@ -16,6 +16,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
+#[path = "../../kd-shell/tests/schema_check/mod.rs"]
+mod schema_check;
+
+use schema_check::check_tool;
+
 /// A fake target and how it is reached.
 struct Lab {
     fake: FakeHandle,
@@ -73,7 +78,12 @@ async fn call(client: &RunningService<RoleClient, ()>, tool: &str, arguments: Va
     let arguments: JsonObject = arguments.as_object().unwrap().clone();
     let request = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
     let result = client.call_tool(request).await.unwrap_or_else(|error| panic!("{tool}: {error}"));
-    (result.is_error == Some(true), result.structured_content.unwrap_or_default())
+    let answer = result.structured_content.unwrap_or_default();
+    // Arguments that are none have words alone.
+    if !answer.is_null() {
+        check_tool(&answer);
+    }
+    (result.is_error == Some(true), answer)
 }
 
 /// A tool's answer is the command line's, with `target` beside it; the first question stops the target, and `run` lets
@@ -243,7 +253,7 @@ fn value(random: &mut Random, name: &str, schema: &Value) -> Value {
 /// Right and wrong calls of the server's own schema: every one is answered, and the target runs afterwards.
 #[tokio::test]
 async fn random_calls_are_answered() {
-    const CALLS: usize = 300;
+    const CALLS: usize = 1000;
     let lab = Lab::new().await;
     let client = lab.client(&["--lease", "5"]).await;
     let tools = client.list_all_tools().await.unwrap();
@@ -279,8 +289,15 @@ async fn random_calls_are_answered() {
         let request = CallToolRequestParams::new(name).with_arguments(arguments);
         let answer = tokio::time::timeout(Duration::from_secs(30), client.call_tool(request)).await;
         match answer.unwrap_or_else(|_| panic!("no answer: {told}")) {
-            Ok(result) if result.is_error == Some(true) => bad += 1,
-            Ok(_) => good += 1,
+            Ok(result) => {
+                match result.is_error {
+                    Some(true) => bad += 1,
+                    _ => good += 1,
+                }
+                if let Some(answer) = &result.structured_content {
+                    check_tool(answer);
+                }
+            }
             Err(error) if error.to_string().contains("no such tool") => refused += 1,
             Err(error) => panic!("{told}: {error}"),
         }
@@ -365,6 +382,53 @@ async fn a_client_that_dies_leaves_a_target_that_runs() {
         asking.die().await;
         assert!(lab.runs(), "{pause} ms into a question");
     }
+    // With half of a question on the line, while the target stands.
+    let mut halfway = Raw::start(&lab, &[]);
+    halfway.handshake().await;
+    halfway.call("evaluate", json!({ "expression": "1" })).await;
+    halfway.answer().await;
+    halfway
+        .server
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"tools/ca")
+        .await
+        .unwrap();
+    halfway.die().await;
+    assert!(lab.runs(), "half a question");
+    // With more questions waiting than are answered.
+    let mut crowded = Raw::start(&lab, &[]);
+    crowded.handshake().await;
+    for _ in 0..20 {
+        crowded.call("pool_find", json!({ "tag": "*" })).await;
+    }
+    crowded.answer().await;
+    crowded.die().await;
+    assert!(lab.runs(), "questions waited");
+    // One pipe closes before the other: nobody reads, or nobody asks.
+    let mut deaf = Raw::start(&lab, &[]);
+    deaf.handshake().await;
+    drop(deaf.server.stdout.take());
+    deaf.call("pool_tags", json!({})).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    deaf.die().await;
+    assert!(lab.runs(), "nobody read");
+    let mut mute = Raw::start(&lab, &[]);
+    mute.handshake().await;
+    mute.call("pool_tags", json!({})).await;
+    drop(mute.server.stdin.take());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    mute.die().await;
+    assert!(lab.runs(), "nobody asked");
+    // While the target is let go.
+    let mut parting = Raw::start(&lab, &[]);
+    parting.handshake().await;
+    parting.call("evaluate", json!({ "expression": "1" })).await;
+    parting.answer().await;
+    parting.call("run", json!({})).await;
+    parting.die().await;
+    assert!(lab.runs(), "while it was let go");
     // In a watch, which would take minutes.
     let mut watching = Raw::start(&lab, &[]);
     watching.handshake().await;

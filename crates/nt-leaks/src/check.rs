@@ -5,6 +5,7 @@ use std::fmt;
 
 use nt_memory::Fault;
 use nt_pool::{Kernel, Tag};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::harvest::{Harvest, Operation, Record};
@@ -15,7 +16,7 @@ use crate::snapshot::{Block, NoStack, Snapshot, Source, StackFrom, Tagged, fits}
 use crate::stack::{Frame, Module, Resolver, StackId, Stacks};
 
 /// What became of a block since the mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The same allocation.
@@ -31,7 +32,7 @@ pub enum Verdict {
 }
 
 /// What a verdict rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Evidence {
     /// The verifier's log shows what happened, or that nothing did.
@@ -73,15 +74,17 @@ impl Verdict {
 }
 
 /// One block, and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct BlockReport {
     /// What the allocation call returned.
     #[serde(with = "crate::hex")]
+    #[schemars(schema_with = "crate::hex::schema")]
     pub address: u64,
     /// Bytes that its caller may use.
     pub size: u64,
     /// Its owner's.
     #[serde(with = "tag")]
+    #[schemars(with = "String", length(equal = 4))]
     pub tag: Tag,
     /// What became of it.
     pub verdict: Verdict,
@@ -117,7 +120,7 @@ pub(crate) mod tag {
 }
 
 /// How many blocks have each verdict.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Summary {
     /// The same allocations as at the mark.
     pub still: u64,
@@ -132,7 +135,7 @@ pub struct Summary {
 }
 
 /// Blocks that one stack allocated: now, and compared with the mark.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Group {
     /// `None`: blocks whose stack is not known.
     pub id: Option<StackId>,
@@ -146,14 +149,16 @@ pub struct Group {
     pub delta_count: i64,
     /// Innermost first.
     #[serde(with = "crate::stack::frames")]
+    #[schemars(with = "Vec<crate::stack::frames::Shown>")]
     pub frames: Vec<Frame>,
 }
 
 /// A tag's counters since the mark, and what follows from them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct TagBooks {
     /// The tag that was counted.
     #[serde(with = "tag")]
+    #[schemars(with = "String", length(equal = 4))]
     pub tag: Tag,
     /// Blocks at the mark.
     pub marked: u64,
@@ -186,7 +191,7 @@ impl fmt::Display for TagBooks {
 }
 
 /// A look compared with a mark: every block, by block and by stack.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct CheckReport {
     /// The mark's name.
     #[serde(deserialize_with = "crate::line::deserialize")]

@@ -5,6 +5,7 @@ mod headline;
 
 use nt_memory::ReadError;
 use nt_pool::{Kernel, PoolError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::check::{CheckReport, Growth};
@@ -14,7 +15,7 @@ use crate::trails::Trails;
 use crate::watch::Outcome;
 
 /// One stop of a watch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Stop {
     /// Since the mark, while the target ran.
     pub elapsed_ms: u64,
@@ -45,7 +46,7 @@ pub struct Stop {
 }
 
 /// What the mark had.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct AtMark {
     /// Allocations in use, as the counters say.
     pub outstanding: u64,
@@ -56,7 +57,7 @@ pub struct AtMark {
 }
 
 /// How a watch ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ended {
     /// It ran its course.
@@ -71,7 +72,7 @@ pub enum Ended {
 }
 
 /// The place in a driver that allocates.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Culprit {
     /// The image's file name, or kd's short name where that is not known.
     #[serde(deserialize_with = "crate::line::deserialize")]
@@ -98,7 +99,7 @@ impl std::fmt::Display for Culprit {
 }
 
 /// What the survey before a watch saw.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Surveyed {
     /// How often all counters were read.
     pub readings: usize,
@@ -113,7 +114,7 @@ pub struct Surveyed {
 }
 
 /// A watch of one tag, or a hunt through all of them: then this is of the tag that leaks most.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct WatchReport {
     /// The answer in one sentence.
     #[serde(default, deserialize_with = "crate::line::deserialize")]

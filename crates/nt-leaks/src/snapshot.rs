@@ -8,6 +8,7 @@ use nt_pool::big_pages::{self, BigPage, BigPages};
 use nt_pool::checks::{Check, balance};
 use nt_pool::small_blocks::{self, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Kernel, PoolError, Tag, pool_log, tags, verifier};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::harvest::{Harvest, Operation, Position, record};
@@ -61,7 +62,7 @@ pub enum Source {
 }
 
 /// Where a block's stack is from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StackFrom {
     /// The record of its allocation.
@@ -81,7 +82,7 @@ impl StackFrom {
 }
 
 /// Why the log has no record of a block's allocation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoStack {
     /// The verifier's log is off, or cannot be read.

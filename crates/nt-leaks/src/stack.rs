@@ -1,19 +1,22 @@
 //! Call stacks, apart from the addresses that a driver happened to be loaded at.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use nt_memory::Fault;
 use nt_pool::pool_log::{self, Trace};
 use nt_symbols::matches_glob;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// A loaded image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Module {
     /// Where its image lies.
     #[serde(with = "crate::hex")]
+    #[schemars(schema_with = "crate::hex::schema")]
     pub base: u64,
     /// Bytes of its image.
     pub size: u32,
@@ -44,7 +47,7 @@ impl Module {
 }
 
 /// One build of one PDB.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PdbName {
     /// `myfault.pdb`.
     #[serde(deserialize_with = "crate::line::deserialize")]
@@ -56,7 +59,7 @@ pub struct PdbName {
 }
 
 /// The images that frames are looked up in, ordered by base.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Modules(Vec<Module>);
 
 impl Modules {
@@ -176,10 +179,11 @@ fn is_allocator(module: &str) -> bool {
 }
 
 /// A return address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Frame {
     /// Where the call returns to.
     #[serde(with = "crate::hex")]
+    #[schemars(schema_with = "crate::hex::schema")]
     pub address: u64,
     /// The image and the place in it; `None` outside all images.
     #[serde(default, deserialize_with = "crate::line::deserialize")]
@@ -193,13 +197,15 @@ pub struct Frame {
 
 /// Frames in a report: as people read them, and with module and offset for those who add symbols later.
 pub(crate) mod frames {
+    use schemars::JsonSchema;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use super::Frame;
 
-    #[derive(Serialize, Deserialize)]
-    struct Shown {
+    #[derive(JsonSchema, Serialize, Deserialize)]
+    pub(crate) struct Shown {
         #[serde(with = "crate::hex")]
+        #[schemars(schema_with = "crate::hex::schema")]
         address: u64,
         /// `nt!NtFlushKey+0x142`, `myfault+0x11f6`; `None` outside all modules.
         #[serde(default, deserialize_with = "crate::line::deserialize")]
@@ -252,6 +258,20 @@ impl fmt::Display for StackId {
     }
 }
 
+impl JsonSchema for StackId {
+    fn schema_name() -> Cow<'static, str> {
+        "StackId".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^BackTrace[0-9A-F]{8}$" })
+    }
+}
+
 impl Serialize for StackId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -290,7 +310,7 @@ pub(crate) fn id(frames: &[Frame]) -> StackId {
 }
 
 /// Stacks by their names.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Stacks(BTreeMap<StackId, Stack>);
 
 impl Stacks {

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use nt_pool::{Tag, TagPattern};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::Counters;
@@ -56,7 +57,7 @@ pub struct Key {
 }
 
 /// How much a tag's growth is like that of a leak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Grade {
     /// It fell in between, or grew all at once.
@@ -80,10 +81,11 @@ impl Grade {
 }
 
 /// A tag that grew.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Grower {
     /// The tag that grew.
     #[serde(with = "crate::check::tag")]
+    #[schemars(with = "String", length(equal = 4))]
     pub tag: Tag,
     /// Paged or nonpaged pool.
     pub paged: bool,
@@ -114,7 +116,7 @@ pub struct Grower {
 }
 
 /// Pool that grew without a tag: page ranges, contiguous memory, pages of MDLs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Untagged {
     /// What the kernel counts as nonpaged pool grew by so much more than the tags in it.
     pub nonpaged: u64,

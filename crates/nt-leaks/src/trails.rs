@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::check::CheckReport;
@@ -11,7 +12,7 @@ use crate::stack::StackId;
 const MOST: usize = 64;
 
 /// Bytes in use by stack, look by look.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Trails {
     /// When was looked, of the target's running time since the mark, which is the first point.
     pub elapsed_ms: Vec<u64>,
@@ -22,7 +23,7 @@ pub struct Trails {
 }
 
 /// One stack's line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Trail {
     /// Its name, as the check's groups have it.
     pub stack: StackId,

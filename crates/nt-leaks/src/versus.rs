@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::check::CheckReport;
@@ -15,7 +16,7 @@ use crate::stack::{Frame, Module, Skip};
 const ALIKE: f64 = 0.2;
 
 /// What became of a stack's growth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
     /// It did not grow before.
@@ -44,7 +45,7 @@ impl Change {
 }
 
 /// One stack on both sides.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize)]
 pub struct StackChange {
     /// Which way.
     pub change: Change,
@@ -57,7 +58,7 @@ pub struct StackChange {
 }
 
 /// What two reports differ in.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize)]
 pub struct Versus {
     /// The answer in one sentence.
     pub headline: String,

@@ -12,6 +12,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::check::{CheckReport, Verdict as BlockVerdict};
@@ -39,7 +40,7 @@ pub const MOST_LOOKS: usize = 20;
 const BLOCKS_OF_A_STACK: usize = 3;
 
 /// What a watch comes to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// It grows, and what was allocated is proved to stay.

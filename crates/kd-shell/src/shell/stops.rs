@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use kd_target::{Target, TargetError};
 use nt_memory::Fault;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Next, Outcome, Shell, debuggee};
@@ -30,7 +31,7 @@ pub(crate) enum Seen {
 }
 
 /// Where the target stands: the result of `.break`, `.wait`, `t` and `p`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Stopped {
     processor: u16,
     program_counter: Hex,

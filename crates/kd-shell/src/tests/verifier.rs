@@ -135,6 +135,7 @@ fn what_was_read_is_kept() {
         let before = machine.reads.get();
         let screen = run(&mut session, Debuggee::Halted(&machine), line, Format::Json);
         let object: Value = serde_json::from_str(&screen.text).unwrap();
+        check_record(&object);
         assert_eq!(object["ok"], true, "{object}");
         (object["result"].clone(), machine.reads.get() - before)
     };

@@ -17,6 +17,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+#[path = "../schema_check/mod.rs"]
+mod schema_check;
+
+use schema_check::check_record;
+
 pub(crate) struct Live {
     pub(crate) shell: Shell,
     pub(crate) interrupt: Interrupt,
@@ -110,7 +115,12 @@ impl Live {
         self.shell.format = Format::Json;
         let text = self.run(line).0.text;
         self.shell.format = Format::Kd;
-        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+        let mut last = Value::Null;
+        for line in text.lines() {
+            last = serde_json::from_str(line).unwrap();
+            check_record(&last);
+        }
+        last
     }
 
     /// Its result.

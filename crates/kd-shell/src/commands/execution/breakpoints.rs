@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
@@ -16,6 +17,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate;
 use crate::kernel::Kernel;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 
@@ -32,6 +34,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               are run at each stop; where they end with g the target goes on. Each hit,\n\
               counted or not, stops the whole machine for some milliseconds. Hits are handled\n\
               while kdpool waits: at the prompt, in .wait, or before the next command.",
+    results: &[ResultShape::NOTHING],
     action: Action::Answer(set),
 };
 
@@ -42,6 +45,7 @@ pub(in crate::commands) const DATA: CommandInfo = CommandInfo {
     details: "Four at most, in the debug registers of all processors (x64 and x86): 1, 2, 4 or 8\n\
               bytes at a multiple of that. e 1 is bp. Options, passes and commands are those of bp.\n\
               The target stops behind the instruction. They are off while it stands, and after q.",
+    results: &[ResultShape::NOTHING],
     action: Action::Answer(set),
 };
 
@@ -51,6 +55,7 @@ pub(in crate::commands) const LIST: CommandInfo = CommandInfo {
     help: "list the breakpoints",
     details: "Each line has the number, e or d for enabled or disabled, the address, how many\n\
               passes are left (and how many there were), the symbol and the commands.",
+    results: &[ResultShape::of::<Breakpoints>("bl")],
     action: Action::Answer(list),
 };
 
@@ -59,13 +64,14 @@ pub(in crate::commands) const CHANGE: CommandInfo = CommandInfo {
     usage: "bc|bd|be number ... | first-last | *",
     help: "clear, disable or enable breakpoints",
     details: "",
+    results: &[ResultShape::NOTHING],
     action: Action::Answer(change),
 };
 
 /// The target's table has no more entries.
 const MAX_BREAKPOINTS: u32 = 32;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Breakpoints {
     breakpoints: Vec<Breakpoint>,
     #[serde(skip)]

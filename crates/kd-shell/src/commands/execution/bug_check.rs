@@ -15,12 +15,14 @@
 use std::fmt;
 
 use nt_pool::bug_check::{self, Role};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
 use crate::grammar::Scope;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::shell::Drive;
 use crate::text::{Hex, Width, visible_name};
@@ -34,13 +36,14 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               0x62, 0xC5, 0xCC, 0xCD, 0xD0, 0xD5, 0xD6, 0x13A) the parameters are told in words,\n\
               and what they lead to is shown: the block (!pool), who allocated and who freed it\n\
               (!verifier 0x80), or what an unloaded driver left behind (!verifier 3).",
+    results: &[ResultShape::of::<BugCheck>("bugcheck")],
     action: Action::Drive(run),
 };
 
 /// A driver's name is a file's: longer ones are something else.
 const MAX_NAME: usize = 64;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct BugCheck {
     code: u32,
     parameters: [Hex; 4],
@@ -60,7 +63,7 @@ struct BugCheck {
     width: Width,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Meaning {
     value: Hex,
     words: String,
@@ -89,7 +92,7 @@ fn run(drive: &mut Drive<'_>) -> Result<Reply, CommandError> {
 }
 
 /// An answer whose text stands above what it led to.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(transparent)]
 struct Shown(BugCheck);
 

@@ -15,12 +15,14 @@ use std::sync::Arc;
 
 use nt_memory::{Memory, ReadError};
 use nt_symbols::{Layout, SymbolFile};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate_all, plain_number};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 use crate::typed::{Record, offset_of, read_pointer};
@@ -31,6 +33,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "show a driver's object and its devices",
     details: "A name is looked for among the kernel's objects: !drvobj myfault is \\Driver\\myfault. Flag 1 (the default) \
               shows the\ndevices, 2 the entry points.",
+    results: &[ResultShape::of::<Driver>("drvobj")],
     action: Action::Answer(run),
 };
 
@@ -70,7 +73,7 @@ const MAJOR_FUNCTIONS: [&str; 28] = [
 /// `IO_TYPE_DRIVER`
 const DRIVER: u64 = 4;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Driver {
     address: Hex,
     name: String,
@@ -85,7 +88,7 @@ struct Driver {
     width: Width,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct EntryPoint {
     name: String,
     address: Hex,

@@ -3,12 +3,14 @@
 use std::fmt;
 
 use jiff::Zoned;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::banner;
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, time};
 
@@ -17,10 +19,11 @@ pub(in crate::commands) const LAST_EVENT: CommandInfo = CommandInfo {
     usage: ".lastevent",
     help: "show the exception that the target stopped for",
     details: "",
+    results: &[ResultShape::of::<LastEvent>("lastevent")],
     action: Action::Answer(last_event),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct LastEvent {
     code: u32,
     first_chance: bool,

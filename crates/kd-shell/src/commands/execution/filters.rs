@@ -4,11 +4,13 @@ use std::fmt;
 
 use kd_target::{Load, LoadStops};
 use nt_symbols::Glob;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::{Context, LoadStop};
 use crate::text::visible_name;
 
@@ -19,10 +21,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     details: "sxe ld:myf* stops where the first bytes of a driver are in memory and its entry point was not called yet, so \
               that\nbreakpoints can be set in it. sxd, sxi and sxn take that back, sxr takes all back, sx lists. Exceptions stop \
               the kernel\nwhatever is set, and are no filters here.",
+    results: &[ResultShape::of::<Filters>("sx"), ResultShape::NOTHING],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Filters {
     stops: Vec<LoadStop>,
 }

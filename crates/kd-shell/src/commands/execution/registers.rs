@@ -12,6 +12,7 @@
 use std::fmt::{self, Write};
 
 use kd_target::Machine;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::unassemble::at_counter;
@@ -23,6 +24,7 @@ use crate::grammar::Scope;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::words::unquoted;
 use crate::registers::{Registers, is_special, size};
+use crate::schema::ResultShape;
 use crate::session::{Context, temporary};
 use crate::shell::{Drive, Next};
 use crate::text::{Hex, Width, visible_name};
@@ -36,6 +38,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               $.u9 are texts that $u0 to $u9 stand for.\nOthers that are known: $ip $csp $ra $retreg $proc $thread $peb \
               $teb $tpid $tid $extret $exp $bp0 $ptrsize $pagesize\n$exr_code $exr_param0 $bug_code $bug_param1, with \
               and without @. Registers of the target are set only when writing is\nallowed (.allow_write on).",
+    results: &[ResultShape::of::<Shown>("r")],
     action: Action::Answer(run),
 };
 
@@ -45,10 +48,11 @@ pub(in crate::commands) const PROCESSOR: CommandInfo = CommandInfo {
     help: "choose the current processor, or run a command for one or for all",
     details: "~1s chooses processor 1; ~1k shows its stack; ~*k shows those of all; ~*e \"r; k\" runs several commands; ~ \
               alone says\nwhich one is current.",
+    results: &[ResultShape::of::<Shown>("r")],
     action: Action::Drive(processor),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Shown {
     processor: u16,
     registers: Vec<Value>,
@@ -56,7 +60,7 @@ struct Shown {
     text: String,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Value {
     name: String,
     value: Hex,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use nt_unwind::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -10,6 +11,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::registers::{self, Registers};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::stack::{self, DEFAULT_FRAMES, Frame, Stack, Walked};
 use crate::text::Width;
@@ -24,6 +26,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               arguments are what stands in their home places, which is not always an\n\
               argument. The number of frames may be written\n\
               k 5 or k L5.",
+    results: &[ResultShape::of::<Stack>("k")],
     action: Action::Answer(run),
 };
 
@@ -32,6 +35,7 @@ pub(in crate::commands) const FRAME: CommandInfo = CommandInfo {
     usage: ".frame [number]",
     help: "show one frame of the stack; $frame is its number",
     details: "",
+    results: &[ResultShape::of::<OneFrame>("frame")],
     action: Action::Answer(frame),
 };
 
@@ -96,7 +100,7 @@ fn state(context: &mut Context<'_>) -> Result<State, CommandError> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct OneFrame {
     number: u64,
     #[serde(flatten)]

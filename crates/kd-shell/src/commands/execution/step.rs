@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
@@ -12,7 +13,9 @@ use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::kernel::Kernel;
 use crate::registers::{self, Registers};
+use crate::schema::ResultShape;
 use crate::session::Context;
+use crate::shell::Stopped;
 use crate::shell::{Drive, Seen, is_cancelled};
 use crate::stack;
 
@@ -22,6 +25,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "execute one instruction (p: a call is one instruction)",
     details: "The processor that stopped executes it; the others run meanwhile. It ends early\n\
               at a breakpoint and at anything else that stops the target.",
+    results: &[ResultShape::of::<Stopped>("stop"), ResultShape::NOTHING],
     action: Action::Drive(step),
 };
 
@@ -30,6 +34,7 @@ pub(in crate::commands) const UP: CommandInfo = CommandInfo {
     usage: "gu",
     help: "let the target run until the current function has returned",
     details: "The return address is where k sees it. Ctrl+C breaks in.",
+    results: &[ResultShape::of::<Stopped>("stop"), ResultShape::NOTHING],
     action: Action::Drive(up),
 };
 
@@ -38,10 +43,10 @@ const MAX_STEPS: u64 = 0x10000;
 const STEP: Duration = Duration::from_secs(10);
 
 /// Where the target stands after a step.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Place {
     #[serde(flatten)]
-    stopped: crate::shell::Stopped,
+    stopped: Stopped,
 }
 
 impl Text for Place {

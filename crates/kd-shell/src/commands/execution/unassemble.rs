@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use nt_memory::{Memory, read_sparse};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -17,6 +18,7 @@ use crate::disassembly::{self, Disassembler, Flow, MAX_LENGTH, line};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::range;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 
@@ -25,6 +27,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: "u [address [end | L instructions]]",
     help: "disassemble",
     details: "Without a length eight instructions are shown; without an address it goes on where it ended. x64 and x86.",
+    results: &[ResultShape::of::<Listing>("u")],
     action: Action::Answer(run),
 };
 
@@ -34,6 +37,7 @@ pub(in crate::commands) const BACKWARDS: CommandInfo = CommandInfo {
     help: "disassemble what is before an address",
     details: "Instructions are found from the start of the function where that is known, else as the longest row that\nends at \
               the address. x64 and x86.",
+    results: &[ResultShape::of::<Listing>("u")],
     action: Action::Answer(backwards),
 };
 
@@ -43,6 +47,7 @@ pub(in crate::commands) const FUNCTION: CommandInfo = CommandInfo {
     help: "disassemble a function, or list what it calls (/c)",
     details: "From the start of the function that the address is in, along its branches, as far as they stay in its image and \
               do not\nenter another function. x64 and x86.",
+    results: &[ResultShape::of::<Listing>("u"), ResultShape::of::<Calls>("uf-calls")],
     action: Action::Answer(function),
 };
 
@@ -54,7 +59,7 @@ const MAX_OF_FUNCTION: usize = 0x4000;
 /// One display; more is asked for piece by piece.
 const MAX_BYTES: u64 = 1 << 20;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Listing {
     instructions: Vec<Instruction>,
     /// Of the last one, and where the next one is.
@@ -72,7 +77,7 @@ impl Listing {
     }
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Instruction {
     address: Hex,
     /// The name of this place when it is another function than the one before, or the first.
@@ -284,7 +289,7 @@ fn function(context: &mut Context<'_>) -> Result<Reply, CommandError> {
 }
 
 /// What a function calls.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Calls {
     function: String,
     calls: Vec<Called>,
@@ -292,7 +297,7 @@ struct Calls {
     width: Width,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Called {
     address: Hex,
     from: Option<String>,

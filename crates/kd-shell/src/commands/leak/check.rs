@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use nt_leaks::{BlockReport, CheckReport, LookError, Mark, StackFrom, umdh};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::arguments::{Arguments, Options, no_more};
@@ -19,8 +20,8 @@ use crate::session::Context;
 use crate::text::Width;
 use crate::vertarget::system;
 
-#[derive(Serialize)]
-struct Checked {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Checked {
     #[serde(flatten)]
     report: CheckReport,
     #[serde(skip)]

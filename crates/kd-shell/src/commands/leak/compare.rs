@@ -3,6 +3,7 @@
 use std::fmt;
 
 use nt_leaks::{StackChange, Versus, units, versus};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::INFO;
@@ -19,8 +20,8 @@ use crate::shell::Drive;
 /// Frames of a stack that are shown.
 const FRAMES: usize = 6;
 
-#[derive(Serialize)]
-struct Compared(Versus);
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Compared(Versus);
 
 pub(super) fn run(drive: &mut Drive<'_>, asked: &Arguments) -> Result<Reply, CommandError> {
     let [before, after] = asked.words.as_slice() else {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use nt_pool::big_pages::{self, BigPage};
 use nt_pool::pool_log::{self, Trace};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{INFO, modules, with_pool};
@@ -15,8 +16,8 @@ use crate::kept_log as kept;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 
-#[derive(Serialize)]
-struct Freed {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Freed {
     address: Hex,
     /// What the table of large allocations says: `"allocated"`, `"free"`, or `null` where it has no entry.
     state: Option<&'static str>,
@@ -28,7 +29,7 @@ struct Freed {
     width: Width,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Entry {
     operation: &'static str,
     sequence: u32,
@@ -38,7 +39,7 @@ struct Entry {
     frames: Vec<Frame>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Frame {
     address: Hex,
     symbol: Option<String>,

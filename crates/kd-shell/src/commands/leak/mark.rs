@@ -7,6 +7,7 @@ use std::time::Instant;
 use kd_target::Cost;
 use nt_leaks::{Depth, Mark, SmallPool, Source, StackFrom, create_private_folder, small_pool, units};
 use nt_pool::Tag;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::arguments::{Arguments, no_more, scope};
@@ -22,8 +23,8 @@ use crate::session::Context;
 use crate::shell::Drive;
 use crate::text::{Hex, is_plain, visible_name};
 
-#[derive(Serialize)]
-struct Marked {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Marked {
     mark: String,
     /// `null` when the mark is of all large allocations.
     tag: Option<String>,

@@ -26,6 +26,7 @@ use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
 use crate::marks::Held;
 use crate::output::Output;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::shell::{Drive, Outcome, Shell};
 use crate::symbols::{Symbols, short_name, with_offset};
@@ -55,6 +56,16 @@ pub(super) const INFO: CommandInfo = CommandInfo {
               -junit F and the others that kdpool report --help lists; -parquet DIR -machine NAME adds every mark and check\n\
               to a directory of Parquet files.\n\
               Verdicts are still, freed, reused, new and unknown; each names its evidence (docs/leaks.md).",
+    results: &[
+        ResultShape::of::<mark::Marked>("leak-mark"),
+        ResultShape::of::<check::Checked>("leak-check"),
+        ResultShape::of::<watched::Watched>("leak-watch"),
+        ResultShape::of::<freed::Freed>("leak-freed"),
+        ResultShape::of::<setup::Setup>("leak-setup"),
+        ResultShape::of::<trace::Traced>("leak-trace"),
+        ResultShape::of::<report::Reported>("leak-report"),
+        ResultShape::of::<compare::Compared>("leak-compare"),
+    ],
     action: Action::Drive(run),
 };
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nt_leaks::{CheckReport, PdbName, Saved, WatchReport, compare, contents, umdh, umdh_snapshot};
 use nt_symbols::{PdbId, SymbolFile};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::INFO;
@@ -31,8 +32,8 @@ enum Kind {
     Check,
 }
 
-#[derive(Serialize)]
-struct Reported {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Reported {
     #[serde(flatten)]
     report: CheckReport,
     #[serde(skip)]

@@ -5,6 +5,7 @@ use std::fmt;
 use nt_pool::build::WINDOWS_11;
 use nt_pool::pool_log;
 use nt_pool::verifier::{self, POOL_TRACKING, SPECIAL_POOL};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::INFO;
@@ -17,8 +18,8 @@ use crate::text::{Hex, is_plain, visible_name};
 /// `nt!VfOptionFlags`: the pool log keeps no stacks.
 const NO_STACKS: u32 = 2;
 
-#[derive(Serialize)]
-struct Setup {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Setup {
     driver: String,
     /// Its pool operations are logged with their stacks.
     covered: bool,
@@ -35,7 +36,7 @@ struct Setup {
     reasons: Vec<&'static str>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Way {
     command: String,
     effect: &'static str,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nt_leaks::{Skip, StackId, Stacks, units};
 use nt_memory::ReadError;
 use nt_pool::Tag;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::arguments::{Arguments, no_more, scope};
@@ -36,7 +37,7 @@ const RUN_FOR: Duration = Duration::from_secs(60);
 const TELL: Duration = Duration::from_secs(10);
 const FRAMES: u64 = 32;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Ended {
     /// As many hits as were asked for.
@@ -52,7 +53,7 @@ enum Ended {
     Failed,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Operation {
     Allocate,
@@ -60,8 +61,8 @@ enum Operation {
     Unknown,
 }
 
-#[derive(Serialize)]
-struct Traced {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Traced {
     tag: String,
     hits: u32,
     /// Most hits first.
@@ -76,7 +77,7 @@ struct Traced {
     target: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Group {
     id: StackId,
     operation: Operation,
@@ -86,7 +87,7 @@ struct Group {
     shown: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Frame {
     address: Hex,
     symbol: Option<String>,

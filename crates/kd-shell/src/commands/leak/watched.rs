@@ -6,6 +6,7 @@ use std::fmt::{self, Write};
 use nt_leaks::survey::Grower;
 use nt_leaks::watch::Outcome;
 use nt_leaks::{CheckReport, Ended, Format, Group, Stop, WatchReport, units};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::arguments::Options;
@@ -23,7 +24,7 @@ const COLUMNS: usize = 80;
 const STACKS: usize = 3;
 const FRAMES: usize = 6;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Watched {
     #[serde(flatten)]
     pub(super) report: WatchReport,

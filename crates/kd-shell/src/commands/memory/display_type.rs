@@ -10,6 +10,7 @@ use std::fmt;
 
 use nt_memory::Memory;
 use nt_symbols::{Enumeration, Glob};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -17,6 +18,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::cpp;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, visible_name};
 use crate::typed::{Member, Path, Reader, Wanted, lines, path, summary};
@@ -28,13 +30,14 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     details: "-r shows inner types, n levels deep; -b those that are not behind pointers; -v more of each type; -a the \
               elements of\narrays; -y takes beginnings of names. Fields may have wildcards, and a dot opens one: \
               dt nt!_PEB Ldr Ldr. 7ffdf000.\nA type with wildcards lists types.",
+    results: &[ResultShape::of::<Answer>("dt")],
     action: Action::Answer(run),
 };
 
 /// kd's -r without a number goes on and on; structures of Windows are not nested deeper.
 const ALL_LEVELS: u32 = 9;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 #[serde(untagged)]
 enum Answer {
     Types {
@@ -61,7 +64,7 @@ enum Answer {
     },
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Enumerator {
     name: String,
     value: i64,

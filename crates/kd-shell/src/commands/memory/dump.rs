@@ -12,6 +12,7 @@
 use std::fmt;
 
 use nt_memory::{Memory, Sparse, read_sparse};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::formats::general;
@@ -19,6 +20,7 @@ use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::{evaluate, range};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width, tick};
 use crate::typed::read_pointer;
@@ -31,6 +33,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     details: "Without a length 128 bytes are shown; without an address the display goes on where the last one ended. \
               Bytes that\ncannot be read are shown as ??. dW shows words with characters, df and dD floating-point \
               numbers, ds and dS the text\nof a STRING and a UNICODE_STRING. /p reads physical memory.",
+    results: &[ResultShape::of::<Dump>("d")],
     action: Action::Answer(run),
 };
 
@@ -84,7 +87,7 @@ fn shape(word: &str, width: Width) -> (&'static str, Shape) {
     }
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 struct Dump {
     address: Hex,
     /// Bytes of one value.
@@ -105,7 +108,7 @@ struct Dump {
     width: Width,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 struct Hole {
     start: Hex,
     end: Hex,

@@ -1,12 +1,14 @@
 //! `eb ew ed eq ep ea eu eza ezu address values`: memory is changed. Off until it is allowed.
 
 use nt_memory::Memory;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::Hex;
 
@@ -15,6 +17,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: "eb|ew|ed|eq|ep [/p] address value ... | ea|eu|eza|ezu address \"text\"",
     help: "change memory (needs .allow_write on)",
     details: "/p writes physical memory. ea and eu write text as it is, eza and ezu with a zero\nbehind it. What was written is read again and compared.",
+    results: &[ResultShape::of::<Written>("e")],
     action: Action::Answer(run),
 };
 
@@ -23,16 +26,17 @@ pub(in crate::commands) const ALLOW: CommandInfo = CommandInfo {
     usage: ".allow_write [on|off]",
     help: "allow commands to change the target, or forbid it",
     details: "It is off unless the session was started with --allow-write.",
+    results: &[ResultShape::of::<Allowed>("allow_write")],
     action: Action::Answer(allow),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Written {
     address: Hex,
     bytes: usize,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Allowed {
     allowed: bool,
 }

@@ -6,12 +6,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 
@@ -21,10 +23,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "evaluate a MASM expression",
     details: "Numbers are hexadecimal unless prefixed (0n decimal, 0t octal, 0y binary). Names are symbols (nt!Foo) or \
               registers (@rip);\npoi(), qwo(), dwo(), wo() and by() read memory. Without an argument this is .help.",
+    results: &[ResultShape::of::<Value>("evaluate")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Value {
     value: Hex,
     /// Signed, as kd prints it; a string since it may pass 2^53.

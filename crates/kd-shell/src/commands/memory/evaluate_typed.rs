@@ -3,7 +3,9 @@
 use crate::answer::Reply;
 use crate::command::{Action, CommandInfo, usage};
 use crate::cpp;
+use crate::cpp::Typed;
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -13,6 +15,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     details: "Decimal and 0x numbers, sizeof(type), #FIELD_OFFSET(type, member), (type*)address, *(type*)address, \
               ((type*)address)->member.member and @$proc->member;\n@@masm(...) or @@(...) for what ? takes. In ?, \
               @@c++(...) or @@(...) is what ?? takes.",
+    results: &[ResultShape::of::<Typed>("typed")],
     action: Action::Answer(run),
 };
 

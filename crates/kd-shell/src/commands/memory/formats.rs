@@ -15,12 +15,14 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 
@@ -29,13 +31,14 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: ".formats expression",
     help: "show a number in several forms",
     details: "",
+    results: &[ResultShape::of::<Formats>("formats")],
     action: Action::Answer(run),
 };
 
 /// From 1601 to 1970 in units of 100 ns.
 const UNIX_EPOCH: u64 = 116_444_736_000_000_000;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Formats {
     value: Hex,
     decimal: String,

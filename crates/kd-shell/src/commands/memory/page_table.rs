@@ -12,6 +12,7 @@ use std::fmt;
 use nt_memory::PAGE_SIZE;
 use nt_memory::paging::{Page, Scheme, Walk};
 use nt_symbols::SymbolFile;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -19,6 +20,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::kernel::Kernel;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 use crate::translation::Tables;
@@ -30,10 +32,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "show the page-table entries of an address, and why a page is not there",
     details: "The page tables are those of the stopped processor, or of the process that\n\
               .process chose: x86, PAE, x64 with four and five levels, ARM64.",
+    results: &[ResultShape::of::<Entries>("pte")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Entries {
     address: Hex,
     entries: Vec<Entry>,
@@ -49,7 +52,7 @@ struct Entries {
     value_digits: usize,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Entry {
     level: &'static str,
     /// Where Windows maps it.

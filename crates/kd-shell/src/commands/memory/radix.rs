@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -15,10 +17,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "the radix of numbers without a prefix",
     details: "It holds for expressions. The arguments of extensions (!poolused 4) are hexadecimal\n\
               whatever it is.",
+    results: &[ResultShape::of::<Radix>("n")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Radix {
     radix: u32,
 }

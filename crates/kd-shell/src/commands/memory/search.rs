@@ -13,6 +13,7 @@ use std::fmt;
 use std::ops::Range;
 
 use nt_memory::{Memory, PAGE_SIZE, Search, Sparse, read_sparse};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::dump::excerpt;
@@ -21,6 +22,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate, evaluate_all};
 use crate::grammar::range;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 use crate::translation::Tables;
@@ -38,6 +40,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               only; l8 wants texts of eight characters and more; s saves the hits, at most\n\
               n100 of them (1024), and r looks at the saved hits only, whatever the range.\n\
               Parts of the range that cannot be read are named after the hits.",
+    results: &[ResultShape::of::<Hits>("s")],
     action: Action::Answer(run),
 };
 
@@ -82,12 +85,12 @@ struct Options<'a> {
 /// How many hits `s` saves.
 const SAVED_HITS: usize = 1024;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Hits {
     hits: Vec<Hit>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Hit {
     address: Hex,
     #[serde(skip_serializing_if = "Option::is_none")]

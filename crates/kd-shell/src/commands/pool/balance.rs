@@ -2,10 +2,11 @@
 
 use nt_pool::Notes;
 use nt_pool::checks::{Book, Check, doubt};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A book of the kernel's that was balanced: docs/selfcheck.md has the names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub(in crate::commands) struct Balance {
     name: &'static str,
     expected: u64,

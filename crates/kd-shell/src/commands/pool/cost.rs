@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use nt_pool::find;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Megabytes of pool that are read when nobody says otherwise.
 pub(super) const LIMIT: u64 = 256;
 
 /// What a walk costs, from what was measured on this connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 pub(super) struct Estimate {
     pub(super) requests: u64,
     bytes: u64,

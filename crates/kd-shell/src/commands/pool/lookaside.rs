@@ -11,6 +11,7 @@ use std::fmt;
 use nt_pool::PoolKind;
 use nt_pool::checks::{Book, Check};
 use nt_pool::lookaside::{self, Lookasides, Place};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::balance::Balance;
@@ -18,6 +19,7 @@ use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate_all, plain_number};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 
@@ -29,6 +31,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               processor too\n(!pplookaside). Options: 0 show the list, 1 set its counters to zero, 2 set how many blocks it \
               may keep (1 and 2 need\n.allow_write on). TotalAllocates less TotalFrees is what is in use; blocks that wait \
               in a list are still allocated as\nfar as the pool and its tags are concerned.",
+    results: &[ResultShape::of::<Lists>("lookaside")],
     action: Action::Answer(run),
 };
 
@@ -39,10 +42,11 @@ pub(in crate::commands) const PER_PROCESSOR: CommandInfo = CommandInfo {
     details: "PPNPagedLookasideList, PPNxPagedLookasideList and PPPagedLookasideList keep small blocks of pool by size, \
               PPLookasideList\nthe system's own (IRPs, MDLs); lists that all processors share are shown once. The text \
               leaves out lists that were never\nused; JSON has them all.",
+    results: &[ResultShape::of::<Lists>("lookaside")],
     action: Action::Answer(per_processor),
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Lists {
     lookasides: Vec<List>,
     /// What was counted twice, and whether it agrees.
@@ -51,7 +55,7 @@ struct Lists {
     width: Width,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct List {
     address: Hex,
     symbol: String,
@@ -73,7 +77,7 @@ struct List {
     key: u32,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Processors {
     processor: u32,
     member: &'static str,

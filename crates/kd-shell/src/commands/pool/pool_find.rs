@@ -25,6 +25,7 @@ use nt_pool::build::WINDOWS_8;
 use nt_pool::find::{self, Findings, Quote, Searched, Silent, Skipped, What};
 use nt_pool::small_blocks::BlockKind;
 use nt_pool::{Lack, Missing, PoolKind};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use self::arguments::{Arguments, key, parse};
@@ -33,6 +34,7 @@ use super::cost::{Estimate, size, time};
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::StoppedSearch;
 use crate::shell::Drive;
 use crate::text::{Hex, Width};
@@ -52,13 +54,14 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               searches its pool\nitself where it can; -bulk reads all of it instead. No more than 256 MB (-limit) of \
               pool are read, and no longer than\n-budget (30s, 5m) allows; Ctrl+C stops a search with what it has \
               found. -resume goes on where the last search was\nstopped, -from at an address.",
+    results: &[ResultShape::of::<PoolFind>("poolfind")],
     action: Action::Drive(run),
 };
 
 /// Bytes of pool that are read without a word before.
 const QUIET: u64 = 1 << 20;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Pool {
     NonPaged,
@@ -76,7 +79,7 @@ impl From<PoolKind> for Pool {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct Block {
     /// What the allocation call returned.
     address: Hex,
@@ -131,7 +134,7 @@ impl Block {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct PoolFind {
     tag: String,
     /// What was looked at: `large`, `small` or `all`.
@@ -165,7 +168,7 @@ struct PoolFind {
     new_layout: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct Table {
     start: Hex,
     end: Hex,

@@ -13,6 +13,7 @@ use nt_pool::PoolKind;
 use nt_pool::around::{self, Around, Contents};
 use nt_pool::build::WINDOWS_8;
 use nt_pool::pool_page;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::balance::Balance;
@@ -20,6 +21,7 @@ use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate_all, plain_number};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 
@@ -31,6 +33,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               neither the\npool's name nor the tag's description. The block of the address is marked with *. Large \
               allocations, those of\nsessions, special pool and segment heaps are known; a free chunk of a segment heap \
               is shown from its own header on,\nas kd does.",
+    results: &[ResultShape::of::<Pool>("pool")],
     action: Action::Answer(run),
 };
 
@@ -41,7 +44,7 @@ const NO_DESCRIPTION: u64 = 0x8000_0000;
 /// Dwords of one block that are shown: two lines, as in kd, whatever the block's size is.
 const SHOWN: usize = 8;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Pool {
     address: Hex,
     page: Hex,
@@ -62,7 +65,7 @@ struct Pool {
     new_layout: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Block {
     address: Hex,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -13,6 +13,7 @@ use nt_pool::big_pages::BigPage;
 use nt_pool::checks::{Book, Check};
 use nt_pool::small_blocks::{BlockKind, BlockState, Kinds, Limits, Plan};
 use nt_pool::{Notes, PoolKind, Tag, big_pages, tags};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::balance::Balance;
@@ -23,6 +24,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
 use crate::grammar::words::duration;
+use crate::schema::ResultShape;
 use crate::shell::Drive;
 use crate::text::{Hex, Width};
 
@@ -37,10 +39,15 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               chained headers and in special pool, what of that is unused, and\nwhich sizes small blocks have.\n-watch is poolmon: the tags again and again with what changed, every 5 s, until q or Ctrl+C (-every, -times, -for; \
               -by\nallocs, frees and tag too). It reads the counters only, and the target runs in between. Keys sort it while \
               it runs:\nb bytes, a allocs, f frees, d diff, g growth, t tag; p shows both pools or one.",
+    results: &[
+        ResultShape::of::<PoolTop>("pooltop"),
+        ResultShape::of::<pool_watch::Screen>("pooltop-watch"),
+        ResultShape::NOTHING,
+    ],
     action: Action::Drive(run),
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct PoolTop {
     nonpaged: Totals,
     paged: Totals,
@@ -58,7 +65,7 @@ struct PoolTop {
 /// Books of what the screen shows.
 const SHOWN: [Book; 4] = [Book::TagRows, Book::NonPagedTotal, Book::LargeInUse, Book::LargeCounted];
 
-#[derive(Debug, Default, Clone, Copy, Serialize)]
+#[derive(Debug, Default, Clone, Copy, JsonSchema, Serialize)]
 struct Totals {
     bytes: u64,
     count: i64,
@@ -68,7 +75,7 @@ struct Totals {
     large_slack: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Row {
     tag: String,
     bytes: u64,
@@ -83,7 +90,7 @@ struct Row {
     growth: Option<i64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Size {
     size: u64,
     count: u64,
@@ -92,7 +99,7 @@ struct Size {
 }
 
 /// What a walk through the pool found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Small {
     estimate: Estimate,
     /// Where the walk was stopped, if it was: sums are of what lies below.
@@ -101,7 +108,7 @@ struct Small {
 }
 
 /// Small blocks of one pool that are kept in one way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct Carrier {
     /// `page`, `vs`, `lfh`, `special`.
     kind: &'static str,

@@ -22,6 +22,7 @@ use nt_pool::checks::Book;
 use nt_pool::sessions::Sessions;
 use nt_pool::tags::{TagReport, TagUsage, Usage};
 use nt_pool::{PoolError, Tag};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::balance::Balance;
@@ -30,6 +31,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
 use crate::grammar::words::{pattern, unclosed};
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -40,6 +42,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               all sessions (win32k's)\nand not the system's. Allocs without flag 1 are the allocations that were not \
               freed yet. A tag may have wildcards (* ?). Tags with nothing in use are left \
               out of the\ntable unless flag 1 is given; JSON has them all.",
+    results: &[ResultShape::of::<PoolUsed>("poolused")],
     action: Action::Answer(run),
 };
 
@@ -58,7 +61,7 @@ enum Order {
     Paged,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 struct Pool {
     allocs: u64,
     frees: u64,
@@ -87,7 +90,7 @@ impl Pool {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct Row {
     tag: String,
     nonpaged: Pool,
@@ -96,13 +99,13 @@ struct Row {
     description: String,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize)]
 struct Total {
     nonpaged: Pool,
     paged: Pool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct PoolUsed {
     tags: Vec<Row>,
     total: Total,

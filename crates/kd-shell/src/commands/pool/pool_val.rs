@@ -10,6 +10,7 @@
 use std::fmt;
 
 use nt_pool::around::{self, Contents};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::balance::Balance;
@@ -17,6 +18,7 @@ use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate_all, plain_number};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 
@@ -26,10 +28,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "check the headers of a page of pool",
     details: "Levels: 0 whether the page is valid, 1 and more its headers too. A chain that breaks is searched for single \
               bits\nthat were turned over.",
+    results: &[ResultShape::of::<PoolVal>("poolval")],
     action: Action::Answer(run),
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct PoolVal {
     address: Hex,
     page: Hex,
@@ -45,13 +48,13 @@ struct PoolVal {
     width: Width,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct BitError {
     address: Hex,
     bit: u8,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Header {
     header: Hex,
     block_size: u64,

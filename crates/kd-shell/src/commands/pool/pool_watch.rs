@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nt_leaks::units;
 use nt_pool::{Tag, tags};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -141,7 +142,7 @@ struct Counters {
 /// A tag in one of the two pools.
 type Key = (Tag, bool);
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Row {
     tag: String,
     /// Of paged pool; else of nonpaged.
@@ -156,8 +157,8 @@ struct Row {
     growth: i64,
 }
 
-#[derive(Debug, Serialize)]
-struct Screen {
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Screen {
     /// How often was looked.
     looks: u32,
     nonpaged_bytes: u64,

@@ -11,6 +11,7 @@ use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
 use crate::grammar::words::unquoted;
+use crate::schema::ResultShape;
 use crate::selfcheck::{About, SelfCheckReport};
 use crate::shell::Drive;
 use crate::text::words;
@@ -28,6 +29,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               words; no contents of blocks, no tags, no names, no key. -addresses adds where\n\
               something differs, as a distance from the kernel's image. kdpool selfcheck FILE\n\
               shows such a file. docs/selfcheck.md says what each line means.",
+    results: &[ResultShape::of::<SelfCheckReport>("selfcheck")],
     action: Action::Drive(run),
 };
 

@@ -14,6 +14,7 @@ use nt_pool::Tag;
 use nt_pool::notes::Notes;
 use nt_pool::tag_owner::{self, Form, LoadedImage, Owners, Place};
 use nt_unwind::{ImageId, Images, Stuck};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -22,6 +23,7 @@ use crate::disassembly::{Disassembler, MAX_LENGTH, instruction_of_constant};
 use crate::error::CommandError;
 use crate::grammar::words::pattern;
 use crate::kernel::Driver;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::symbols::short_name;
 use crate::text::{Hex, Width, visible_name, words};
@@ -35,10 +37,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               The target searches itself, one request for an image and some for each place;\n\
               where it cannot, the images' files along the symbol path are searched. What is\n\
               found holds the tag; that it allocates with it is not proved by that.",
+    results: &[ResultShape::of::<TagOwners>("tagowner")],
     action: Action::Answer(run),
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct TagOwners {
     tag: String,
     /// What pooltag.txt says of the tag.
@@ -52,7 +55,7 @@ struct TagOwners {
     width: Width,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Found {
     module: String,
     /// Where the instruction begins, or the bytes.

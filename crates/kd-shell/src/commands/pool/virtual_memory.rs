@@ -12,11 +12,13 @@ use std::fmt;
 
 use nt_memory::{PAGE_SIZE, ReadError};
 use nt_pool::{Notes, tags};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::typed::{offset_of, read_pointer};
 
@@ -26,15 +28,16 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "show how much memory and pool is in use",
     details: "Only the lines about memory and pool: the flags, which choose among the others, change nothing. A pool \
               that uses more\nthan nine tenths of what it may is called excessive.",
+    results: &[ResultShape::of::<Usage>("vm")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Usage {
     counts: Vec<Count>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Count {
     name: &'static str,
     pages: u64,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
@@ -10,6 +11,7 @@ use crate::commands::session::print_formatted::text_at;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
 use crate::grammar::words::unquoted;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::shell::Drive;
 use crate::text::visible_name;
@@ -26,6 +28,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               ${/d:name} is 1 when there is such a name, else 0; ${/f:name} is nothing then;\n\
               ${/n:name} and ${/v:name} are the name. Blocks look names up when they are\n\
               reached, a line when it is entered: as Foo 1; .block { .echo Foo }.",
+    results: &[ResultShape::NOTHING],
     action: Action::Drive(set),
 };
 
@@ -34,21 +37,28 @@ pub(in crate::commands) const DELETE: CommandInfo = CommandInfo {
     usage: "ad [/q] name | *",
     help: "take an alias back, or all",
     details: "/q says nothing of a name that there is not.",
+    results: &[ResultShape::NOTHING],
     action: Action::Answer(delete),
 };
 
-pub(in crate::commands) const LIST: CommandInfo =
-    CommandInfo { names: &["al"], usage: "al", help: "list the aliases", details: "", action: Action::Answer(list) };
+pub(in crate::commands) const LIST: CommandInfo = CommandInfo {
+    names: &["al"],
+    usage: "al",
+    help: "list the aliases",
+    details: "",
+    results: &[ResultShape::of::<Listed>("al")],
+    action: Action::Answer(list),
+};
 
 /// The largest text that a file or commands give an alias.
 const MAX_TEXT: usize = 1 << 16;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Listed {
     aliases: Vec<Named>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Named {
     name: String,
     value: String,

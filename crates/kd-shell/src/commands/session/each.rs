@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use nt_memory::ReadError;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
@@ -13,6 +14,7 @@ use crate::cpp;
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate;
 use crate::grammar::words::unquoted;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::shell::{Drive, Next};
 use crate::symbols::short_name;
@@ -26,6 +28,7 @@ pub(in crate::commands) const MODULES: CommandInfo = CommandInfo {
     details: "@#ModuleName, @#ImageName, @#Base, @#Size, @#End and @#ModuleIndex in them stand for\n\
               the module's: !for_each_module s -a @#Base @#End \"Leak\". With ; in them they\n\
               belong between double quotes or in .block { }.",
+    results: &[ResultShape::of::<Rounds>("rounds")],
     action: Action::Drive(modules),
 };
 
@@ -35,6 +38,7 @@ pub(in crate::commands) const PROCESSES: CommandInfo = CommandInfo {
     help: "run commands for each process, or for each thread",
     details: "@#Process and @#Thread in them stand for the addresses of the EPROCESS and ETHREAD:\n\
               !for_each_process dt nt!_EPROCESS @#Process ImageFileName",
+    results: &[ResultShape::of::<Rounds>("rounds")],
     action: Action::Drive(processes),
 };
 
@@ -46,6 +50,7 @@ pub(in crate::commands) const LIST: CommandInfo = CommandInfo {
               others: !list -t nt!_LIST_ENTRY.Flink -x \"dps @$extret L2\" nt!PsLoadedModuleList.\n\
               -a puts arguments behind them; -m stops after so many entries; -e shows each\n\
               command. All of it may stand between double quotes.",
+    results: &[ResultShape::of::<Rounds>("rounds")],
     action: Action::Drive(list),
 };
 
@@ -53,7 +58,7 @@ pub(in crate::commands) const LIST: CommandInfo = CommandInfo {
 const MAX_ENTRIES: u64 = 1 << 16;
 
 /// How often the commands were run.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Rounds {
     count: u64,
 }

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -14,10 +16,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: ".echo text",
     help: "print text",
     details: "",
+    results: &[ResultShape::of::<Echo>("echo")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Echo {
     text: String,
 }

@@ -7,11 +7,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Done, Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::Hex;
 
@@ -20,6 +22,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: "!gflag",
     help: "show the global flags (pool tagging, object lists, special pool)",
     details: "",
+    results: &[ResultShape::of::<Flags>("gflag")],
     action: Action::Answer(run),
 };
 
@@ -28,6 +31,7 @@ pub(in crate::commands) const CLEAR_SCREEN: CommandInfo = CommandInfo {
     usage: ".cls",
     help: "clear the screen; does nothing where there is none",
     details: "",
+    results: &[ResultShape::NOTHING],
     action: Action::Drive(|drive| {
         drive.clear_screen();
         Ok(Reply::new(Done {}))
@@ -62,7 +66,7 @@ const FLAGS: [(u32, &str, &str); 24] = [
     (0x0200_0000, "hpa", "Enable page heap"),
 ];
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Flags {
     value: Hex,
     flags: Vec<&'static str>,

@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, Table};
 use crate::error::CommandError;
 use crate::layout::{lay_out, table, wrap};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::suggest;
 
@@ -19,12 +21,16 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               lines  how commands are put together: comments, scripts, loops\n\
               command -? explains a command too.\n\
               Example: .help poolfind",
+    results: &[ResultShape::of::<Help>("help")],
     action: Action::Answer(run),
 };
 
 /// The commands by what they are for, those first that this program is for. What stands nowhere comes at the end.
 const GROUPS: [(&str, &[&str]); 8] = [
-    ("Pool", &["!poolused", "!poolfind", "!pool", "!poolval", "!pooltop", "!lookaside", "!pplookaside", "!vm"]),
+    (
+        "Pool",
+        &["!poolused", "!poolfind", "!pool", "!poolval", "!pooltop", "!lookaside", "!pplookaside", "!vm", ".selfcheck"],
+    ),
     ("Leaks", &["!leak", "!verifier", "!tagowner"]),
     ("Memory", &["d*", "e*", "s", "dt", "?", "??", ".formats", "n", "!pte", "!list", ".allow_write"]),
     (
@@ -36,7 +42,6 @@ const GROUPS: [(&str, &[&str]); 8] = [
             "gu",
             "bp",
             "ba",
-            "bm",
             "bl",
             "bc",
             "k",
@@ -48,7 +53,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
             "uf",
             ".lastevent",
             ".bugcheck",
-            "sxe",
+            "sx",
             ".wait",
             ".sleep",
             ".reboot",
@@ -80,7 +85,7 @@ $$>a<file arguments  the same, with ${$arg1} and so on in it\n\
 ENTER  repeats the last line; memory commands go on where they ended\n\
 Numbers are hexadecimal: 0n10 is ten.";
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Help {
     commands: Vec<Entry>,
     #[serde(skip)]
@@ -99,7 +104,7 @@ enum Shown {
     One,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Entry {
     names: &'static [&'static str],
     usage: &'static str,
@@ -252,6 +257,12 @@ mod tests {
             };
             assert!(words.contains(&name), "{name}:\n{text}");
         }
+        // No group names what is no command, and no command is without a group.
+        for name in GROUPS.iter().flat_map(|(_, names)| *names) {
+            let word = name.strip_suffix('*').map_or((*name).to_owned(), |start| format!("{start}b"));
+            assert!(commands().iter().any(|info| info.names[0] == word), "{name} is no command");
+        }
+        assert!(!words.contains(&"More"), "{text}");
     }
 
     /// Rows of options stay rows.

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 pub(in crate::commands) const OPEN: CommandInfo = CommandInfo {
@@ -15,6 +17,7 @@ pub(in crate::commands) const OPEN: CommandInfo = CommandInfo {
     usage: ".logopen [/t] [file] | .logappend [/t] [file]",
     help: "write all that is shown to a file as well",
     details: "Without a name it is dbgeng.log, as in kd. /t puts the time into the name. The log is\nUTF-8; /u is accepted.",
+    results: &[ResultShape::of::<Opened>("logopen")],
     action: Action::Answer(open),
 };
 
@@ -23,6 +26,7 @@ pub(in crate::commands) const STATUS: CommandInfo = CommandInfo {
     usage: ".logfile",
     help: "tell which log file is open",
     details: "",
+    results: &[ResultShape::of::<Status>("logfile")],
     action: Action::Answer(status),
 };
 
@@ -31,15 +35,16 @@ pub(in crate::commands) const CLOSE: CommandInfo = CommandInfo {
     usage: ".logclose",
     help: "close the log file",
     details: "",
+    results: &[ResultShape::of::<Closed>("logclose")],
     action: Action::Answer(close),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Opened {
     file: String,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Closed {
     file: Option<String>,
 }
@@ -81,7 +86,7 @@ fn close(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::new(Closed { file }))
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Status {
     file: Option<String>,
 }

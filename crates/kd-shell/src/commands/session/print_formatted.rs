@@ -8,12 +8,14 @@
 use std::fmt;
 
 use nt_memory::Memory;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::visible;
 use crate::typed::read_pointer;
@@ -24,6 +26,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "print numbers, pointers, symbols and text of the target by a format",
     details: "%d %u %x %p %N %c %y (symbol) %ma %mu (text at an address) %msa %msu (text of a STRING or UNICODE_STRING); \\n \
               ends a line.",
+    results: &[ResultShape::of::<Printed>("printf")],
     action: Action::Answer(run),
 };
 
@@ -31,7 +34,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
 const MAX_TEXT: usize = 4096;
 const MAX_WIDTH: usize = 256;
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Printed {
     text: String,
 }

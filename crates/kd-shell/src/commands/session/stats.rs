@@ -3,12 +3,14 @@
 use std::fmt;
 
 use kd_target::Cost;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
 use crate::output::CostRecord;
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -16,16 +18,17 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: ".stats",
     help: "requests, bytes and frozen time of the session and of the last command",
     details: "",
+    results: &[ResultShape::of::<Stats>("stats")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Stats {
     session: CostRecord,
     last_command: Last,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Last {
     command: String,
     #[serde(flatten)]

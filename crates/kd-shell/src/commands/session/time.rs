@@ -3,11 +3,13 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::vertarget::Vertarget;
 
@@ -16,11 +18,12 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: ".time",
     help: "the target's time and uptime",
     details: "",
+    results: &[ResultShape::of::<Times>("time")],
     action: Action::Answer(|context| Ok(Reply::new(Times::read(context)?))),
 };
 
 /// The last two lines of `vertarget`.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Times {
     time: Option<Timestamp>,
     uptime_ms: Option<u64>,

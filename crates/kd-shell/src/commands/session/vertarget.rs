@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::vertarget::Vertarget;
 
@@ -15,6 +17,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: "vertarget",
     help: "the target's Windows version, kernel base, time and uptime",
     details: "",
+    results: &[ResultShape::of::<Vertarget>("vertarget")],
     action: Action::Answer(run),
 };
 
@@ -23,6 +26,7 @@ pub(in crate::commands) const VERSION: CommandInfo = CommandInfo {
     usage: "version",
     help: "vertarget, and the version of kdpool",
     details: "",
+    results: &[ResultShape::of::<WithDebugger>("version")],
     action: Action::Answer(version),
 };
 
@@ -31,7 +35,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     Ok(Reply::new(Vertarget::read(kernel, &mut context.session.symbols)?))
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct WithDebugger {
     #[serde(flatten)]
     target: Vertarget,

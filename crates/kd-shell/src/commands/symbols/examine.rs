@@ -7,12 +7,14 @@
 use std::fmt;
 
 use nt_symbols::{Glob, SymbolFile};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::symbols::{NoSymbols, qualified, short_name};
 use crate::text::{Hex, Width};
@@ -25,10 +27,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               the\nkernel's symbols are searched. /0 shows addresses alone, /1 names alone, /2 both; /a orders by address, \
               /n by name, in\ncapitals the other way; /v says that they are public; /q puts names between quotes. /t /s \
               /d /f /p /z /Z /D change\nnothing: public symbols have neither type nor size.",
+    results: &[ResultShape::of::<Matches>("x")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Matches {
     symbols: Vec<Match>,
     #[serde(skip)]
@@ -71,7 +74,7 @@ fn options(text: &str) -> Result<(Show, Vec<&str>, &str), CommandError> {
     Ok((show, idle, left))
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Match {
     address: Hex,
     symbol: String,

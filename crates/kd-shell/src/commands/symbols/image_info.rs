@@ -3,6 +3,7 @@
 use std::fmt;
 
 use nt_symbols::{ImageError, SymbolKind, rsds};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::list_modules::when;
@@ -10,6 +11,7 @@ use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::symbols::short_name;
 use crate::text::{Hex, Width, visible_name};
@@ -19,10 +21,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: "!lmi module|address",
     help: "show what a module's image says of itself, and its symbols",
     details: "",
+    results: &[ResultShape::of::<ImageInfo>("lmi")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct ImageInfo {
     module: String,
     base: Hex,
@@ -39,7 +42,7 @@ struct ImageInfo {
     width: Width,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Pdb {
     guid: String,
     age: u32,

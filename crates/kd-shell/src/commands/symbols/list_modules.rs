@@ -16,12 +16,14 @@ use jiff::tz::TimeZone;
 use nt_memory::Fault;
 use nt_pool::Notes;
 use nt_symbols::{Glob, Image, ImageError, SymbolKind};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::symbols::{Names, short_name};
 use crate::text::{Hex, Width, visible_name};
@@ -36,10 +38,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               (none). lmvm nt is lm v m nt, lmD the list\nwith links, which a console has not. Symbols are looked up when \
               something needs them; until then a module is (deferred).\nUnloaded modules are known when the kernel's \
               symbols are loaded.",
+    results: &[ResultShape::of::<ModuleList>("lm")],
     action: Action::Answer(run),
 };
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 struct ModuleList {
     modules: Vec<Module>,
     /// The last one first.
@@ -66,7 +69,7 @@ impl Columns {
     }
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 struct Module {
     name: String,
     start: Hex,
@@ -91,14 +94,14 @@ struct Module {
     reproducible: bool,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 struct Unloaded {
     file: String,
     start: Hex,
     end: Hex,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Status {
     Deferred,

@@ -8,12 +8,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::evaluate_all;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::symbols::qualified;
 use crate::text::{Hex, Width};
@@ -23,10 +25,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: "ln address",
     help: "the symbols nearest to an address",
     details: "",
+    results: &[ResultShape::of::<Nearest>("ln")],
     action: Action::Answer(run),
 };
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 struct Nearest {
     address: Hex,
     /// The last symbol at or before the address; `null` outside all modules. A module without symbols is its own.
@@ -37,7 +40,7 @@ struct Nearest {
     width: Width,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, JsonSchema, Serialize)]
 struct Named {
     symbol: String,
     address: Hex,

@@ -3,12 +3,14 @@
 use std::fmt;
 
 use nt_memory::Fault;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::kernel::{Driver, Kernel};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::symbols::{Names, NoSymbols, Symbols, not_loaded, short_name};
 use crate::text::visible_name;
@@ -19,10 +21,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     help: "look symbols up anew",
     details: "/f reads them now, of all modules or of one, instead of when something needs them; /i takes symbols of another \
               build\nwhere there are no others; /u only forgets them.",
+    results: &[ResultShape::of::<Reloaded>("reload")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Reloaded {
     modules: usize,
     /// How many drivers the kernel remembers that are gone; `null` when nobody looked, or its symbols are missing.
@@ -42,7 +45,7 @@ struct Reloaded {
     whole: bool,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct LoadError {
     module: String,
     file: String,

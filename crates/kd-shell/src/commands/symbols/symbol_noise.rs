@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -14,10 +16,11 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     usage: "!sym [noisy | quiet]",
     help: "show or set how much is said while symbols are looked for",
     details: "noisy: every place that is looked at and every request to a server. It goes with .reload /f.",
+    results: &[ResultShape::of::<Noise>("sym")],
     action: Action::Answer(run),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Noise {
     noisy: bool,
 }

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
@@ -16,6 +18,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     details: "Two of kd's bits can be changed here:\n  40        take symbols of another build where there are no others, \
               as .reload /i does\n  80000000  tell every place that is looked at, as !sym noisy does\nNames are always \
               looked up whatever their case, undecorated, and when they are needed.\nExample: .symopt+ 40",
+    results: &[ResultShape::of::<Options>("symopt")],
     action: Action::Answer(run),
 };
 
@@ -33,7 +36,7 @@ const NAMES: [(u64, &str); 5] = [
     (DEBUG, "SYMOPT_DEBUG"),
 ];
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Options {
     options: u64,
     names: Vec<&'static str>,

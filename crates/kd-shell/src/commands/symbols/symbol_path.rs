@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::answer::{Reply, Text};
 use crate::banner;
 use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::symbols::PathElement;
 
@@ -19,6 +21,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
               element is\na directory, a symbol store, srv*DIRECTORY*URL, or cache*DIRECTORY, which keeps what the elements \
               after it find.\nA server is asked when a command needs a file; one that cannot be reached is not tried \
               again before the path is set anew.",
+    results: &[ResultShape::of::<Path>("sympath")],
     action: Action::Answer(run),
 };
 
@@ -27,12 +30,13 @@ pub(in crate::commands) const FIX: CommandInfo = CommandInfo {
     usage: ".symfix[+] [directory]",
     help: "set the symbol path to Microsoft's symbol server, or add it",
     details: "The directory keeps what was fetched; without one it is the default store (.sympath shows where that is).",
+    results: &[ResultShape::of::<Path>("sympath")],
     action: Action::Answer(fix),
 };
 
 const MICROSOFT: &str = "https://msdl.microsoft.com/download/symbols";
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Path {
     path: String,
     expanded: String,

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::INFO;
 use crate::answer::{Reply, Text};
 
-#[derive(Serialize)]
-struct Help {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Help {
     usage: &'static str,
     details: &'static str,
 }

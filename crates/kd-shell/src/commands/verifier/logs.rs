@@ -23,6 +23,7 @@ use nt_pool::PoolError;
 use nt_pool::build::{WINDOWS_7, WINDOWS_8_1};
 use nt_pool::pool_log::{self, Wanted};
 use nt_pool::verifier::{self, LogKind};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::options::{Place, address_or_quantity};
@@ -117,7 +118,7 @@ const LOGS: [Log; 8] = [
     },
 ];
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub(super) struct EntryLog {
     log: &'static str,
     /// Slots of the log, or elements of the list; 0 when there is none.
@@ -136,7 +137,7 @@ pub(super) struct EntryLog {
     width: Width,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize)]
 struct Entry {
     /// Names a record until it is overwritten; lists have none.
     #[serde(skip_serializing_if = "Option::is_none")]

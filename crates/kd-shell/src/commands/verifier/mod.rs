@@ -6,6 +6,7 @@ use crate::answer::{Answer, Reply};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::plain_number;
+use crate::schema::ResultShape;
 use crate::session::Context;
 
 mod help;
@@ -31,6 +32,7 @@ log holds no tags), -driver MODULE (anywhere on the stack), -op alloc|free, -out
 later free), -group (by stack, with counts and bytes), -timeline ADDRESS (oldest first), -full (an address: read every
 record, which also finds larger blocks that begin far below), -calls (the calls and not where they return to).
 A stack is no proof of who owns a block now: the log keeps old records of an address too. The newest is at the top.",
+    results: &[ResultShape::of::<overview::Overview>("verifier"), ResultShape::of::<pool_log::PoolLogAnswer>("verifier-log"), ResultShape::of::<logs::EntryLog>("verifier-logs"), ResultShape::of::<help::Help>("verifier-help")],
     action: Action::Answer(run),
 };
 

@@ -31,10 +31,12 @@
 //!   nt!_VF_TARGET_DRIVER 0x84226b28: MyDriver.sys (Loaded)
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use nt_pool::checks::{Book, Books};
 use nt_pool::verifier::{self, Counters, Settings};
+use schemars::JsonSchema;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
@@ -46,14 +48,15 @@ use crate::error::CommandError;
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 
-#[derive(Debug, Serialize)]
-struct Overview {
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Overview {
     level: u32,
     flags: Vec<Flag>,
     /// `nt!VfOptionFlags`, Windows 7 and later.
     option_flags: Option<u32>,
     kernel_verified: Option<bool>,
     #[serde(serialize_with = "map")]
+    #[schemars(with = "BTreeMap<String, u64>")]
     statistics: Counters,
     #[serde(skip_serializing_if = "Option::is_none")]
     drivers: Option<Vec<Driver>>,
@@ -70,7 +73,7 @@ struct Overview {
 /// Books of what is shown.
 const SHOWN: [Book; 3] = [Book::DriverCounters, Book::TrackedAllocations, Book::TrackedBytes];
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Flag {
     bit: u32,
     name: &'static str,
@@ -78,36 +81,38 @@ struct Flag {
     enabled: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 enum Log {
     Entries(logs::EntryLog),
     Pool(Box<pool_log::PoolLogAnswer>),
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Driver {
     entry: Hex,
     name: String,
     #[serde(serialize_with = "lower")]
+    #[schemars(with = "String")]
     state: &'static str,
     loads: u32,
     unloads: u32,
     /// Unknown for a driver of which the kernel keeps only the name.
     image: Option<Image>,
     #[serde(serialize_with = "map")]
+    #[schemars(with = "BTreeMap<String, u64>")]
     counters: Counters,
     #[serde(skip_serializing_if = "Option::is_none")]
     allocations: Option<Vec<Allocation>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Image {
     start: Hex,
     end: Hex,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Allocation {
     address: Hex,
     size: u64,

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use nt_pool::checks::Check;
 use nt_pool::pool_log::{self, Operation, Position, Trace, Wanted};
 use nt_pool::{TagPattern, big_pages, history, verifier};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::options::Options;
@@ -33,7 +34,7 @@ use crate::kept_log::{self as kept, Records};
 use crate::session::Context;
 use crate::text::{Hex, Width, visible_name};
 
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub(super) struct PoolLogAnswer {
     /// Slots of the log; 0 when the kernel keeps none.
     log_entries: u32,
@@ -66,7 +67,7 @@ pub(super) struct PoolLogAnswer {
     width: Width,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct Entry {
     address: Hex,
     size: u64,
@@ -77,7 +78,7 @@ struct Entry {
 }
 
 /// Records with the same stack.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct Group {
     count: u64,
     bytes: u64,
@@ -88,7 +89,7 @@ struct Group {
 }
 
 /// What happened to an address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 struct Moment {
     sequence: u32,
     operation: &'static str,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use nt_memory::Fault;
 use nt_pool::pool_log::{self, Operation, Trace};
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::Known;
@@ -15,8 +16,8 @@ use crate::symbols::Names;
 use crate::text::{Hex, Width};
 
 /// A name that many frames have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Name(Arc<str>);
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+pub(super) struct Name(#[schemars(with = "String")] Arc<str>);
 
 impl From<String> for Name {
     fn from(text: String) -> Self {
@@ -38,7 +39,7 @@ impl Serialize for Name {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub(super) struct Frame {
     pub(super) address: Hex,
     /// `null` outside all modules.

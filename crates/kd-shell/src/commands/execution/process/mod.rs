@@ -14,6 +14,7 @@ mod types;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use self::row::{Processes, STACKS, process};
@@ -24,6 +25,7 @@ use crate::answer::{Reply, Text};
 use crate::command::{Action, CommandInfo, usage};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate, evaluate_all};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::text::{Hex, Width};
 use crate::translation::current_process;
@@ -35,6 +37,7 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     details: "!process 0 0 lists all of them, !process 0 0 name.exe those with that image; without an argument the current \
               one is shown,\nas with -1. An id is a process's number (!process 4). Flag 1 shows times, quotas and sizes, 4 threads, 2 threads with what they wait \
               for, 6 and 7\nalso their stacks (of waiting threads on x64).",
+    results: &[ResultShape::of::<Processes>("process")],
     action: Action::Answer(run),
 };
 
@@ -46,6 +49,7 @@ pub(in crate::commands) const SET_PROCESS: CommandInfo = CommandInfo {
               page tables; $proc and !pte mean it. /p and /r are accepted, and change nothing:\n\
               no translation is kept that would have to be dropped. 0 goes back to the\n\
               current process; so does letting the target run.",
+    results: &[ResultShape::of::<Implicit>("context")],
     action: Action::Answer(set_process),
 };
 
@@ -116,7 +120,7 @@ pub(in crate::commands) fn addresses(
     Ok((found, notes))
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Implicit {
     what: &'static str,
     address: Hex,

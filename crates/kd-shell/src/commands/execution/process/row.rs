@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::number;
@@ -12,7 +13,7 @@ use crate::error::CommandError;
 use crate::text::{Hex, Width};
 use crate::typed::{Record, offset_of};
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Processes {
     pub(super) processes: Vec<Process>,
     #[serde(skip)]
@@ -21,7 +22,7 @@ pub(super) struct Processes {
     pub(super) width: Width,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Process {
     address: Hex,
     /// `null` for those of no session.

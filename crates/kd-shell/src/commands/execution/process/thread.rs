@@ -4,6 +4,7 @@ use std::fmt;
 
 use kd_target::Machine;
 use nt_unwind::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::types::{Types, clock, types};
@@ -13,6 +14,7 @@ use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
 use crate::grammar::expression::{evaluate, evaluate_all};
 use crate::registers::{self, Registers};
+use crate::schema::ResultShape;
 use crate::session::Context;
 use crate::stack;
 use crate::text::{Hex, Width, visible_name};
@@ -23,6 +25,7 @@ pub(in crate::commands) const THREAD: CommandInfo = CommandInfo {
     usage: "!thread [address]",
     help: "show a thread and its stack; without an address the current one",
     details: "The stack of a thread that does not run is shown on x64 only.",
+    results: &[ResultShape::of::<OneThread>("thread")],
     action: Action::Answer(thread),
 };
 
@@ -31,10 +34,11 @@ pub(in crate::commands) const SET_THREAD: CommandInfo = CommandInfo {
     usage: ".thread [address]",
     help: "choose the thread whose stack k shows",
     details: "0 goes back to the current one; so does letting the target run.",
+    results: &[ResultShape::of::<Implicit>("context"), ResultShape::NOTHING],
     action: Action::Answer(set_thread),
 };
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Thread {
     address: Hex,
     process_id: Option<u64>,
@@ -238,7 +242,7 @@ fn thread(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     Ok(reply)
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct OneThread {
     #[serde(flatten)]
     thread: Thread,
