@@ -178,75 +178,8 @@ fn decoded(file: &[u8]) -> Cow<'_, str> {
     encoding.decode(file).0
 }
 
-/// Our own table, in the same form as the file.
-const BUILT_IN: &str = "\
-8042 - i8042prt.sys - PS/2 kb and mouse
-ALPC - nt!alpc - ALPC port objects
-AfdB - afd.sys - Socket data buffers
-AfdE - afd.sys - Socket endpoints
-AmlC - <unknown> - ACPI AMLI Pooltags
-Cc   - nt!cc - Cache manager
-CcSc - nt!cc - Cache manager's record of a cached file
-CIcr - ci.dll - Code Integrity allocations for image integrity checking
-CM16 - nt!cm - Internal Configuration manager allocations
-CM25 - nt!cm - Internal Configuration manager allocations
-CM31 - nt!cm - Internal Configuration manager allocations
-CMVa - nt!cm - Registry value read into memory
-Cont - <unknown> - Contiguous physical memory allocations for device drivers
-Ddk  - <unknown> - Driver that gave no tag of its own
-Devi - nt!io - Device objects
-Driv - nt!io - Driver objects
-EtwB - nt!etw - Etw Buffer
-EtwR - nt!etw - Registration of an event provider
-Even - <unknown> - Event objects
-File - <unknown> - File objects
-FMfn - fltmgr.sys - File name kept for a minifilter
-FMsl - fltmgr.sys - Context of an open file for minifilters
-Fltt - nt!verifier - Driver Verifier's log of injected failures
-Gh05 - win32k.sys - Bitmap or other drawing surface
-IoNm - nt!io - Name of a file or device
-Irp  - <unknown> - Io, IRP packets
-IrpC - nt!io - Io, IRP packets of completion ports
-Key  - nt!cm - Registry key objects
-LSwi - <unknown> - Initial work context of LAN server
-Mdl  - <unknown> - Io, Mdls
-MmCa - nt!mm - Control area of a mapped file
-MmCi - nt!mm - Control area of an image
-MmSm - nt!mm - Segment of an image section
-MmSt - nt!mm - Mm section object prototype ptes
-MmSe - nt!mm - Mm section of a mapped view
-Muta - <unknown> - Mutant objects
-NDnd - ndis.sys - Network driver interface data
-NDpp - ndis.sys - Packet pool
-None - <unknown> - Allocation without a tag
-NtFs - ntfs.sys - NTFS general structures
-Ntff - ntfs.sys - NTFS file control block
-Ntfx - ntfs.sys - NTFS general allocation
-ObDi - nt!ob - Object directory
-ObSq - nt!ob - Object security descriptor kept by name
-Ovfl - nt!ex - Tags that found no row of their own in the tag table
-Proc - nt!ps - Process objects
-PsIn - nt!ps - Process information
-SeAt - nt!se - Security attributes of an object
-SeSd - nt!se - Security descriptor
-SeTd - nt!se - Token's variable part
-SeTl - nt!se - Token logon session
-Sect - <unknown> - Section objects
-Sema - <unknown> - Semaphore objects
-Symb - <unknown> - Symbolic link objects
-TcpE - tcpip.sys - TCP endpoints
-Thre - nt!ps - Thread objects
-Toke - nt!se - Token objects
-UdpA - tcpip.sys - UDP endpoints
-VMdl - nt!verifier - Mdl allocated by a verified driver
-V2lg - vhdmp.sys - VHD2 core large allocation
-Vad  - nt!mm - Description of a process's address range
-VadS - nt!mm - Description of a process's address range (short)
-Vepp - nt!verifier - Driver Verifier's list of a driver's pool allocations
-VfPT - nt!verifier - Driver Verifier's log of pool allocations and frees
-Vfwi - nt!verifier - Work item allocated by a verified driver
-WmiG - nt!wmi - Event tracing, general allocation
-";
+/// Our own table, in the same form as the file; packages carry it as an example to add to.
+const BUILT_IN: &str = include_str!("pooltag.txt");
 
 #[cfg(test)]
 mod tests {
