@@ -26,6 +26,11 @@ else
     built=${CARGO_TARGET_DIR:-target}
     runs=$built/$host/release/kdpool
     program=$built/$target/release/kdpool
+    # Names that are not stripped, or a part built for speed by mistake, show here (docs/releasing.md has the size).
+    if [ "$target" = x86_64-unknown-linux-gnu ] && [ "$(wc -c < "$program")" -ge 20000000 ]; then
+        echo "$program has $(wc -c < "$program") bytes; 20 MB were promised" >&2
+        exit 1
+    fi
 fi
 exe=; case $target in *windows*) exe=.exe; [ "${1:-}" = --program ] || program=$program$exe ;; esac
 

@@ -114,6 +114,7 @@ pub struct Record<'a> {
     /// The command's own object, as its schema says; null when there is none.
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub result: Box<RawValue>,
+    /// What the command took.
     pub cost: CostRecord,
 }
 
