@@ -162,7 +162,9 @@ fn json_is_one_object_per_command() {
     let objects: Vec<serde_json::Value> =
         stdout(&output).lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     assert_eq!(objects.len(), 3);
-    objects.iter().for_each(|object| drop(check_record(object)));
+    for object in &objects {
+        check_record(object);
+    }
     assert_eq!(objects[0]["result"]["blocks"].as_array().map(Vec::len), Some(23));
     assert_eq!(objects[0]["result"]["blocks"][22]["address"], "0xfffff8a005800000");
     assert_eq!(objects[0]["result"]["blocks"][22]["size"], 0xfa000);
