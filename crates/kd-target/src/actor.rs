@@ -32,7 +32,7 @@ use tokio::time::Instant as Deadline;
 use self::breakpoints::{Breakpoint, Plant};
 use self::exchange::{Exchanged, accepted, is_success, refused};
 use self::going::{DBG_CONTINUE, DBG_EXCEPTION_HANDLED, Stepping};
-use self::stops::{DEBUGGER_STOPS, instructions, is_restart_notice, is_same_stop, is_step};
+use self::stops::{DEBUGGER_STOPS, instructions, is_restart_notice, is_step};
 use crate::machine::Machine;
 use crate::order::{Answer, Ask, Command};
 use crate::status::{Halt, Phase, Searching, Shared, lock};

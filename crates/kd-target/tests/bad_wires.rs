@@ -565,3 +565,50 @@ fn a_target_that_waits_for_the_rest_of_a_packet_is_not_taken_for_one_that_runs()
     assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
     setup.assert_left_running();
 }
+
+/// A machine that starts: driver after driver, each told of from the same place, while the session is left.
+#[test]
+fn notices_of_drivers_are_continued_while_leaving() {
+    everywhere(|carrier| {
+        let setup = set_up(carrier, as_real);
+        let halted = setup.halted();
+        let loading = AtomicBool::new(true);
+        let left = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while loading.load(Ordering::SeqCst) {
+                    setup.fake.load_module(kd_fake::ModuleLoad {
+                        path: "\\SystemRoot\\newone.sys".into(),
+                        base: 0xffff_f880_0999_0000,
+                        size: 0x5000,
+                        unload: false,
+                    });
+                    std::thread::sleep(250 * MILLISECOND);
+                }
+            });
+            let started = Instant::now();
+            let left = Target::Halted(halted).leave(Leave::Running);
+            loading.store(false, Ordering::SeqCst);
+            assert!(started.elapsed() < Duration::from_secs(6), "{carrier:?}: {:?}", started.elapsed());
+            left
+        });
+        assert_eq!(left, Left::Running, "{carrier:?}");
+        // One that came just after the end is given up by the target itself.
+        setup.assert_runs_within(Duration::from_secs(40));
+    });
+}
+
+/// It was asked to stop and says nothing at all: the break-in waits for it, and will stop it with nobody there.
+#[test]
+fn a_break_in_without_an_answer_is_not_said_to_run() {
+    everywhere(|carrier| {
+        let setup = set_up(carrier, |_| {});
+        let running = setup.halted().go().map_err(|(_, error)| error).unwrap();
+        std::thread::sleep(2500 * MILLISECOND);
+        setup.fake.pause(true);
+        let (running, _) = running.break_in(Duration::ZERO).err().unwrap();
+        let started = Instant::now();
+        let left = Target::Running(running).leave(Leave::Running);
+        assert_eq!(left, Left::Unanswered, "{carrier:?}");
+        assert!(started.elapsed() < Duration::from_secs(6), "{carrier:?}: {:?}", started.elapsed());
+    });
+}

@@ -24,7 +24,7 @@ use crate::diagnose::{ConnectEvidence, explain, explain_attach};
 use crate::options::{self, DebugArgs, SessionArgs};
 use crate::signals::Signals;
 use crate::work::Work;
-use crate::{COMMAND_FAILED, LEAK_FOUND, NO_CONNECTION, USAGE, ending, holder, inputs};
+use crate::{COMMAND_FAILED, INTERRUPTED, LEAK_FOUND, NO_CONNECTION, USAGE, ending, holder, inputs};
 
 /// Everything that is decided before the first packet.
 pub(crate) struct Plan {
@@ -291,6 +291,8 @@ fn connect(
             }
         };
         match error {
+            // A hunt asks for the break-in itself: whoever presses Ctrl+C wants it to end.
+            TargetError::Fault(Fault::Cancelled) if plan.task.is_some() => return Err(ExitCode::from(INTERRUPTED)),
             TargetError::Fault(Fault::Cancelled) if break_asked && told => return Err(ExitCode::from(NO_CONNECTION)),
             TargetError::Fault(Fault::Cancelled) => {
                 remark("Break-in requested; Ctrl+C again gives up.\n", aside);

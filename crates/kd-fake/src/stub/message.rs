@@ -75,8 +75,22 @@ pub(crate) struct Stopped<'a> {
 ///           ARM64: Cpsr, code count, 16 code bytes
 /// 240     path of the module
 /// ```
-pub(crate) fn state_change(stop: &Stop, at: &Stopped<'_>) -> Vec<u8> {
+/// A kernel builds it on its stack, each time that it tells of a stop, and fills in what has a meaning: the rest is what
+/// was there before. `litter` says what that is this time.
+pub(crate) fn state_change(stop: &Stop, at: &Stopped<'_>, litter: u64) -> Vec<u8> {
     let mut bytes = vec![0; STATE_CHANGE];
+    let mut noise = litter.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let unused: &[std::ops::Range<usize>] = match stop {
+        Stop::Exception { code: 0x8000_0003, .. } => &[12..16, 60..64, 72..184, 188..192],
+        Stop::Exception { .. } => &[12..16, 60..64, 64..184, 188..192],
+        Stop::Module { .. } => &[12..16, 36..40, 65..192],
+    };
+    for at in unused.iter().cloned().flatten() {
+        noise ^= noise << 13;
+        noise ^= noise >> 7;
+        noise ^= noise << 17;
+        bytes[at] = noise as u8;
+    }
     put16(&mut bytes, 4, 6);
     put16(&mut bytes, 6, at.processor);
     put32(&mut bytes, 8, at.processors);

@@ -141,6 +141,8 @@ pub(crate) struct Stub {
     last_reply: Option<Vec<u8>>,
     /// Data packets sent so far.
     sent: u32,
+    /// How often it told of a stop, repetitions included.
+    told: u64,
     dice: Dice,
 }
 
@@ -169,6 +171,7 @@ impl Stub {
             staged_context: Vec::new(),
             last_reply: None,
             sent: 0,
+            told: 0,
             dice,
         };
         stub.power_on();
@@ -433,7 +436,8 @@ impl Stub {
         }
     }
 
-    fn state_change(&self, stop: &Stop) -> Vec<u8> {
+    fn state_change(&mut self, stop: &Stop) -> Vec<u8> {
+        self.told += 1;
         let cpu = &self.cpus[self.current];
         let mut code = [0; 16];
         let length = self.options.kernel.lock().read_virtual(cpu.pc(), &mut code);
@@ -448,7 +452,7 @@ impl Stub {
             status: cpu.status(),
             code: &code[..length],
         };
-        message::state_change(stop, &at)
+        message::state_change(stop, &at, self.told)
     }
 
     /// DbgPrint: nothing else happens until the host acknowledges, or is given up.

@@ -143,7 +143,7 @@ impl Actor {
 
     fn still_stands(&self) -> bool {
         match (&self.at, &self.next_stop) {
-            (Some(at), Some(next)) => is_same_stop(at, next),
+            (Some(at), Some(next)) => at.is_same_stop(next),
             (_, next) => next.is_none(),
         }
     }

@@ -43,6 +43,14 @@ enum After {
     Lost(String),
 }
 
+/// How long it is listened before a target is called running, and how often it is asked meanwhile.
+struct Quiet {
+    nudges: u32,
+    /// Between two of them.
+    pause: Duration,
+    end: Deadline,
+}
+
 impl Actor {
     /// Lets the target run, and stays until the line is quiet. Ends within a bounded time, and tells what is known.
     pub(super) async fn leave(&mut self) -> Left {
@@ -54,30 +62,40 @@ impl Actor {
         if !self.heard && self.session.break_ins() == 0 {
             return Left::Unmet { break_ins: 0 };
         }
-        let started = Deadline::now();
-        match tokio::time::timeout(LONGEST_LEAVE, self.let_go(broke_in)).await {
+        let started = Instant::now();
+        match tokio::time::timeout(LONGEST_LEAVE, self.let_go(broke_in, started)).await {
             Ok(left) => left,
+            // It could be let go each time; it only never was quiet.
+            Err(_) if self.at.is_none() && self.next_stop.is_none() && !self.has_changes() => Left::Running,
             Err(_) => Left::Unacknowledged { tried: started.elapsed() },
         }
     }
 
-    async fn let_go(&mut self, broke_in: bool) -> Left {
+    async fn let_go(&mut self, broke_in: bool, started: Instant) -> Left {
         if self.at.is_none() && self.next_stop.is_none() && self.has_changes() {
             self.stop_to_leave().await;
         }
         if let Some(change) = self.next_stop.take() {
             self.at = Some(change);
         }
-        let (mut again, mut was_at) = (0, None);
+        let (mut again, mut was_at) = (0, None::<StateChange>);
+        let mut quiet = self.quiet(broke_in);
         loop {
             if let Some(at) = self.at.clone() {
                 if let Err(left) = self.continue_for_good().await {
                     return left;
                 }
-                again = if was_at.as_ref().is_some_and(|was| is_same_stop(was, &at)) { again + 1 } else { 0 };
+                // Notices of drivers all come from one place, and while a machine starts they come without pause: they
+                // say nothing of a break-in that may still be on its way.
+                if matches!(at.report, Report::Exception(_)) {
+                    again = if was_at.as_ref().is_some_and(|was| was.is_same_stop(&at)) { again + 1 } else { 0 };
+                    quiet = self.quiet(false);
+                } else {
+                    quiet.nudges = 0;
+                }
                 was_at = Some(at);
             }
-            match self.listen(broke_in && was_at.is_none()).await {
+            match self.listen(&mut quiet).await {
                 After::Stopped(change) => {
                     let late = self.break_ins_unanswered().min(8);
                     if again >= MOST_STOPS_AGAIN + late {
@@ -95,8 +113,8 @@ impl Actor {
                     return Left::LinkLost { why, stood: broke_in, changed: self.has_changes() };
                 }
                 After::Quiet if was_at.is_none() && self.has_changes() => return Left::Changed,
-                // A break-in that it did not answer may reach it later.
-                After::Quiet if was_at.is_none() && broke_in && !self.shared.was_heard_within(GONE) => {
+                // A break-in that it did not answer may reach it later. Who says something else meanwhile had a look.
+                After::Quiet if was_at.is_none() && broke_in && !self.shared.was_heard_within(started.elapsed()) => {
                     return Left::Unanswered;
                 }
                 After::Quiet => return Left::Running,
@@ -178,32 +196,36 @@ impl Actor {
         }
     }
 
-    /// Listens until nothing comes any more. On a line that loses packets the report of a stop may be lost as well, and a
+    /// How long it is listened from now on. On a line that loses packets the report of a stop may be lost as well, and a
     /// target repeats it only after a second or more: it is asked for. One of which nothing was ever heard is asked
     /// little: it may be a kernel that starts, and reads a byte each clock tick. `asked_to_stop`: it was, and no stop came;
     /// on a line that is bad it may have, and what was heard so far says little of the line.
-    async fn listen(&mut self, asked_to_stop: bool) -> After {
+    fn quiet(&self, asked_to_stop: bool) -> Quiet {
         let doubtful = self.heard && (self.session.is_lossy() || asked_to_stop);
-        let mut nudges = if doubtful { NUDGES } else { FEW_NUDGES };
-        let quiet = match self.break_ins_unanswered() {
+        let nudges = if doubtful { NUDGES } else { FEW_NUDGES };
+        let least = match self.break_ins_unanswered() {
             0 => QUIET,
             _ if doubtful => QUIET_ON_BAD_LINE,
             _ => QUIET_AFTER_BREAK_IN,
         };
-        let quiet = quiet.max(NUDGE_EVERY * (nudges + 3));
-        let deadline = Deadline::now() + quiet;
-        let pause = quiet / (nudges + 1);
-        let mut next = Deadline::now() + NUDGE_EVERY;
+        let time = least.max(NUDGE_EVERY * (nudges + 3));
+        Quiet { nudges, pause: time / (nudges + 1), end: Deadline::now() + time }
+    }
+
+    /// Listens until nothing comes any more.
+    async fn listen(&mut self, quiet: &mut Quiet) -> After {
+        let soon = Deadline::now() + NUDGE_EVERY;
+        let mut next = if quiet.nudges > 0 { soon } else { quiet.end.max(soon) };
         loop {
             if let Some(change) = self.next_stop.take() {
                 return After::Stopped(change);
             }
             match self.step(Some(next)).await {
                 Step::Event(event) => self.on_event(event),
-                Step::Deadline if nudges > 0 => {
+                Step::Deadline if quiet.nudges > 0 => {
                     self.session.nudge();
-                    nudges -= 1;
-                    next = if nudges > 0 { Deadline::now() + pause } else { deadline };
+                    quiet.nudges -= 1;
+                    next = if quiet.nudges > 0 { Deadline::now() + quiet.pause } else { quiet.end };
                 }
                 // A stop was told under ids that have to be agreed on first: it stands.
                 Step::Deadline if self.session.is_seeking() => next = Deadline::now() + NUDGE_EVERY,

@@ -53,7 +53,7 @@ impl Actor {
 
     /// Decides what a stop means. An error is the end of the link.
     pub(super) async fn stopped(&mut self, change: StateChange) -> Result<(), String> {
-        let again = self.at.as_ref().is_some_and(|at| is_same_stop(at, &change));
+        let again = self.at.as_ref().is_some_and(|at| at.is_same_stop(&change));
         self.at = Some(change.clone());
         self.answers_again();
         if again {
@@ -243,9 +243,4 @@ pub(super) fn is_step(change: &StateChange) -> bool {
 pub(super) fn is_restart_notice(change: &StateChange) -> bool {
     matches!(&change.report, Report::LoadSymbols(report)
         if report.unload_symbols != 0 && [REBOOTING, HIBERNATING].contains(&report.base_of_dll))
-}
-
-pub(super) fn is_same_stop(a: &StateChange, b: &StateChange) -> bool {
-    (a.new_state, a.processor, a.program_counter, a.thread) == (b.new_state, b.processor, b.program_counter, b.thread)
-        && a.report == b.report
 }

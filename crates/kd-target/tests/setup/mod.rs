@@ -141,7 +141,11 @@ impl Setup {
 
     /// The fake needs a moment to get what was sent last.
     pub(crate) fn assert_runs_soon(&self) {
-        let deadline = std::time::Instant::now() + Duration::from_secs(3);
+        self.assert_runs_within(Duration::from_secs(3));
+    }
+
+    pub(crate) fn assert_runs_within(&self, time: Duration) {
+        let deadline = std::time::Instant::now() + time;
         while self.fake.stats().halted && std::time::Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -187,6 +187,28 @@ pub enum Report {
     },
 }
 
+impl Report {
+    fn is_same(&self, other: &Report) -> bool {
+        match (self, other) {
+            (Report::Exception(a), Report::Exception(b)) => {
+                (a.exception_code, a.exception_flags, a.exception_record, a.exception_address)
+                    == (b.exception_code, b.exception_flags, b.exception_record, b.exception_address)
+                    && (a.first_chance == 0) == (b.first_chance == 0)
+                    && a.parameters() == b.parameters()
+            }
+            (Report::LoadSymbols(a), Report::LoadSymbols(b)) => {
+                (a.base_of_dll, a.process_id, a.check_sum, a.size_of_image, a.unload_symbols != 0)
+                    == (b.base_of_dll, b.process_id, b.check_sum, b.size_of_image, b.unload_symbols != 0)
+                    && a.path() == b.path()
+            }
+            (Report::CommandString(a), Report::CommandString(b)) => a.strings() == b.strings(),
+            // Which bytes of these have a meaning nobody knows.
+            (Report::Unknown { .. }, Report::Unknown { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
 /// A target stands still; this says why and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateChange {
@@ -252,6 +274,18 @@ impl StateChange {
         self.program_counter.put(&mut bytes, 24);
         self.control_report.put(&mut bytes, 192);
         bytes
+    }
+
+    /// Whether both tell of the same stop.
+    ///
+    /// A target tells of a stop again after a RESET, a RESEND or a break-in too many, and builds its packet anew for that:
+    /// what no field uses is what its stack held, another each time. A WinDbg session shows the same of the host's
+    /// packets. So only what has a meaning is compared, and of that only what says which stop it is: the registers of the
+    /// control report change when somebody sets them.
+    pub fn is_same_stop(&self, other: &StateChange) -> bool {
+        (self.new_state, self.processor, self.thread, self.program_counter)
+            == (other.new_state, other.processor, other.thread, other.program_counter)
+            && self.report.is_same(&other.report)
     }
 
     /// How many processors the target has, at least.
@@ -322,5 +356,60 @@ impl StateChange {
             }
         }
         out.push(("ControlReport".into(), self.control_report.value()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stop(litter: u8) -> Vec<u8> {
+        let mut bytes = vec![litter; 240];
+        EXCEPTION.put(&mut bytes, 0);
+        1_u16.put(&mut bytes, 6);
+        4_u32.put(&mut bytes, 8);
+        0xffff_8000_1234_5678_u64.put(&mut bytes, 16);
+        0xffff_f800_0000_1000_u64.put(&mut bytes, 24);
+        0x8000_0003_u32.put(&mut bytes, 32);
+        0_u32.put(&mut bytes, 36);
+        0_u64.put(&mut bytes, 40);
+        0xffff_f800_0000_1000_u64.put(&mut bytes, 48);
+        1_u32.put(&mut bytes, 56);
+        0_u64.put(&mut bytes, 64);
+        1_u32.put(&mut bytes, 184);
+        bytes
+    }
+
+    fn decode(bytes: Vec<u8>) -> StateChange {
+        StateChange::decode(&Bytes::from(bytes)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn a_stop_told_again_is_known_whatever_its_unused_bytes_hold() {
+        assert!(decode(stop(0)).is_same_stop(&decode(stop(0xa5))));
+    }
+
+    #[test]
+    fn every_byte_that_says_which_stop_it_is_counts() {
+        let of = decode(stop(0));
+        for at in [0, 6, 16, 24, 32, 36, 40, 48, 56, 64] {
+            let mut other = stop(0);
+            other[at] ^= 2;
+            assert!(!of.is_same_stop(&decode(other)), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn two_drivers_that_come_at_one_place_are_two_stops() {
+        let notice = |path: &str, litter| {
+            let mut bytes = stop(litter);
+            LOAD_SYMBOLS.put(&mut bytes, 0);
+            (path.len() as u32 + 1).put(&mut bytes, 32);
+            bytes[40..65].fill(0);
+            bytes.extend(path.bytes().chain([0]));
+            decode(bytes)
+        };
+        assert!(notice("a.sys", 1).is_same_stop(&notice("a.sys", 2)));
+        assert!(!notice("a.sys", 1).is_same_stop(&notice("b.sys", 1)));
     }
 }

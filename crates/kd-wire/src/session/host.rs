@@ -15,7 +15,7 @@ use super::timing::{Bounds, RoundTrip};
 use super::{Busy, Diagnostic, Event, KdnetConfig, Output, RequestFailure, SerialConfig, Transmit};
 use crate::message::debug_io::{self, DebugIo};
 use crate::message::manipulate::Request;
-use crate::message::{FileIoReply, ManipulateRequest};
+use crate::message::{FileIoReply, ManipulateRequest, StateChange};
 use crate::packet::{Deframed, Deframer, INITIAL_ID, MAX_KDNET, MAX_SERIAL, Packet, PacketError, PacketType};
 
 /// How long one request may take, whatever the target does meanwhile: longer than somebody waits for a line that works.
@@ -56,9 +56,9 @@ struct Serial {
     stalled: Option<Duration>,
     broken_since: Option<Duration>,
     /// Checksum and length of a SYNC packet, while it can be repeated because its acknowledgement was lost.
-    last_sync: Option<(u32, usize)>,
+    last_sync: Option<Said>,
     /// The same of one that may be a flipped bit: it counts when it comes again.
-    doubtful_sync: Option<(u32, usize)>,
+    doubtful_sync: Option<Said>,
 }
 
 impl Serial {
@@ -119,6 +119,25 @@ struct Waiting {
     probes: u32,
     probed: Duration,
     next: Duration,
+}
+
+/// What a packet says, to be known again when it is sent anew: of a stop only what has a meaning.
+#[derive(Debug)]
+enum Said {
+    Stop(StateChange),
+    Other { checksum: u32, length: usize },
+}
+
+impl PartialEq for Said {
+    fn eq(&self, other: &Said) -> bool {
+        match (self, other) {
+            (Said::Stop(a), Said::Stop(b)) => a.is_same_stop(b),
+            (Said::Other { checksum: a, length: long }, Said::Other { checksum: b, length: wide }) => {
+                (a, long) == (b, wide)
+            }
+            _ => false,
+        }
+    }
 }
 
 struct Outstanding {
@@ -200,8 +219,8 @@ pub struct HostSession {
     request: Option<Outstanding>,
     asked_twice: bool,
     owed: Option<Owed>,
-    /// The first 32 bytes of the state change of this stop; `None` while the target runs.
-    stop: Option<Bytes>,
+    /// The state change of this stop; `None` while the target runs.
+    stop: Option<StateChange>,
     seek: Option<Seek>,
     prompt: Option<debug_io::GetString>,
     file: bool,

@@ -1,7 +1,7 @@
 //! What comes in.
 
 use super::*;
-use crate::message::{Direction, ManipulateReply, Message, StateChange};
+use crate::message::{Direction, ManipulateReply, Message};
 use crate::packet::{Body, SYNC, checksum};
 
 /// How often in a row an id that nobody can explain, or a message that nobody can read, is asked for again before it is
@@ -121,18 +121,22 @@ impl HostSession {
         }
         // No target begins with a reply: there the bit is line noise, which no checksum of the header catches.
         if id & SYNC != 0 && packet_type != PacketType::StateManipulate {
-            let print = Some((checksum(payload), payload.len()));
-            if serial.last_sync == print {
+            let change = StateChange::decode(payload).ok().filter(|_| packet_type == PacketType::StateChange64);
+            let repeats_stop = self.stop.as_ref().zip(change.as_ref()).is_some_and(|(a, b)| a.is_same_stop(b));
+            let said = Some(match change {
+                Some(change) => Said::Stop(change),
+                None => Said::Other { checksum: checksum(payload), length: payload.len() },
+            });
+            if serial.last_sync == said {
                 return Some(false);
             }
-            let repeats_stop = packet_type == PacketType::StateChange64 && self.stop.as_deref() == payload.get(..32);
             let restarted = self.rx_known && !repeats_stop;
-            if restarted && serial.doubtful_sync != print {
-                serial.doubtful_sync = print;
+            if restarted && serial.doubtful_sync != said {
+                serial.doubtful_sync = said;
                 self.resend(now);
                 return None;
             }
-            (serial.last_sync, serial.doubtful_sync) = (print, None);
+            (serial.last_sync, serial.doubtful_sync) = (said, None);
             self.tx = INITIAL_ID;
             self.rx = base ^ 1;
             (self.rx_known, self.tx_known, self.in_step) = (true, true, true);
@@ -193,7 +197,7 @@ impl HostSession {
             self.speaks(now);
         }
         match message {
-            Message::StateChange(change) => self.deliver_stop(now, change, &payload),
+            Message::StateChange(change) => self.deliver_stop(now, change),
             Message::Reply(reply) => self.deliver_reply(now, reply),
             Message::DebugIo(DebugIo::Print(print)) => {
                 self.out.events.push_back(Event::Print { processor: print.processor, text: print.text() });
@@ -253,12 +257,11 @@ impl HostSession {
         self.out.events.push_back(Event::Reply(reply));
     }
 
-    fn deliver_stop(&mut self, now: Duration, change: StateChange, payload: &Bytes) {
+    fn deliver_stop(&mut self, now: Duration, change: StateChange) {
         self.stand_by();
         self.owed = None;
-        let print = payload.slice(..32);
-        let repeated = self.stop.as_ref() == Some(&print);
-        self.stop = Some(print);
+        let repeated = self.stop.as_ref().is_some_and(|stop| stop.is_same_stop(&change));
+        self.stop = Some(change.clone());
         let Some(request) = &self.request else {
             // Repeated although nobody let the target run: an answer to a RESET or a break-in too many.
             if !repeated {
