@@ -99,20 +99,21 @@ fn one_loss_costs_little() {
     }
 }
 
-/// With one packet of a hundred lost, reads keep at least 60 % of their rate. In the model's time, so that nothing but the
-/// session decides.
+/// With one packet of a hundred lost, reads keep at least 60 % of their rate on KDNET and on a line. On a socket, where a
+/// read takes 0.2 ms, the 12 ms that a stream waits at least are most of what a loss costs. In the model's time, so that
+/// nothing but the session decides.
 #[test]
 fn one_percent_of_loss_leaves_most_of_the_rate() {
     const READS: u64 = 800;
     let fast = Line { transit: Duration::from_micros(100), byte: Duration::ZERO, baud: None };
     let slow = Line { transit: Duration::from_micros(200), byte: Duration::from_nanos(86_806), baud: Some(115_200) };
-    for (name, rules, line, count) in [
-        ("KDNET, Windows 8.1", Rules::Kdnet2, fast, 1300),
-        ("KDNET, Windows 10", Rules::Kdnet4, fast, 1300),
-        ("socket or TCP, Windows", Rules::Microsoft, fast, 3900),
-        ("socket or TCP, ReactOS", Rules::ReactOs, fast, 3900),
-        ("line of 115200 baud", Rules::Microsoft, slow, 3900),
-        ("the same behind TCP", Rules::Microsoft, Line { baud: None, ..slow }, 3900),
+    for (name, rules, line, count, least) in [
+        ("KDNET, Windows 8.1", Rules::Kdnet2, fast, 1300, 60),
+        ("KDNET, Windows 10", Rules::Kdnet4, fast, 1300, 60),
+        ("socket or TCP, Windows", Rules::Microsoft, fast, 3900, 30),
+        ("socket or TCP, ReactOS", Rules::ReactOs, fast, 3900, 30),
+        ("line of 115200 baud", Rules::Microsoft, slow, 3900, 90),
+        ("the same behind TCP", Rules::Microsoft, Line { baud: None, ..slow }, 3900, 90),
     ] {
         let clean = Run::reads(rules, line, READS, count, 0, 0);
         let lossy: Vec<Duration> = (1..=5).map(|seed| Run::reads(rules, line, READS, count, 10, seed)).collect();
@@ -120,6 +121,6 @@ fn one_percent_of_loss_leaves_most_of_the_rate() {
         let all = share(lossy.iter().sum::<Duration>() / 5);
         let (best, worst) = (lossy.iter().min().copied().map(share), lossy.iter().max().copied().map(share));
         println!("{name}: {:?} a read; at 1 % loss {all} % of the rate, {worst:?} to {best:?}", clean / READS as u32);
-        assert!(all >= 60, "{name}: {lossy:?}");
+        assert!(all >= least, "{name}: {lossy:?}");
     }
 }
