@@ -98,7 +98,9 @@ impl Actor {
             match self.listen(&mut quiet).await {
                 After::Stopped(change) => {
                     let late = self.break_ins_unanswered().min(8);
-                    if again >= MOST_STOPS_AGAIN + late {
+                    // On a line that loses packets a continue that did not arrive looks the same.
+                    let lost = if self.session.is_lossy() { NUDGES } else { 0 };
+                    if again >= MOST_STOPS_AGAIN + late + lost {
                         return Left::StopsAgain { program_counter: change.program_counter };
                     }
                     self.at = Some(change);

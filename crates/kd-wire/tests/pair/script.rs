@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kd_wire::kdnet::{DataKey, Offer, Ping, Sealed, open, seal};
-use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, get_context, read_virtual_memory};
+use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, continue_api, get_context, read_virtual_memory};
 use kd_wire::message::{Direction, Message};
 use kd_wire::packet::{Body, Packet, PacketType};
 use kd_wire::session::{Event, HostSession};
@@ -315,4 +315,32 @@ fn the_second_reply_of_a_repeated_request_is_dropped() {
         panic!("{events:?}")
     };
     assert_eq!(reply.prefix()[..], [3]);
+}
+
+/// Every continue is acknowledged, and does nothing: the target stands where it stood. However often that happens, who let
+/// it go hears of the stop after he heard that the continue was taken: else the target would stand with nobody to know.
+#[test]
+fn a_continue_that_does_nothing_is_not_taken_for_one_that_did() {
+    let mut script = Script::attached();
+    let stop = exception(0x1000);
+    let mut id = 0;
+    for round in 0..5 {
+        let request = Request::Continue(continue_api::Request { continue_status: 0x0001_0002 });
+        script.host.request(script.now, 0, request).unwrap();
+        let mut heard = Vec::new();
+        for _ in 0..20 {
+            for packet in script.heard().iter().filter(|packet| matches!(packet.body, Body::Data(_))) {
+                script.acknowledge(packet.id);
+                id += 2;
+                let (packet_type, payload) = Message::StateChange(stop.clone()).encode();
+                script.say(Packet::data(packet_type, id, payload));
+            }
+            heard.extend(script.events());
+            if heard.len() == 2 {
+                break;
+            }
+            script.now += Duration::from_millis(1);
+        }
+        assert_eq!(heard, [Event::Sent, Event::StateChange(stop.clone())], "round {round}");
+    }
 }

@@ -271,11 +271,20 @@ impl HostSession {
         };
         let answered = request.request.body.is_answered();
         let probed = self.sending.as_ref().is_some_and(|sending| sending.probed);
-        match (&request.stage, repeated) {
-            // The target is back in its command loop: an acknowledged request was carried out and its answer lost, or
-            // it took the request for a repetition.
-            (Stage::Awaiting(_) | Stage::Confirming(_), true) => return self.reissue(now),
-            (Stage::Sending, true) if answered || probed => {
+        let arrived = !matches!(request.stage, Stage::Sending);
+        // The target is back in its command loop: an acknowledged request was carried out and its answer lost, or it took
+        // the request for a repetition.
+        if arrived && repeated {
+            if self.reissue(now) {
+                return;
+            }
+            if answered {
+                self.in_step = false;
+                return self.fail(now, RequestFailure::NotAnswered);
+            }
+        }
+        match (arrived, repeated) {
+            (false, true) if answered || probed => {
                 // It stands, and has not got the request.
                 if probed && self.sending.as_ref().is_some_and(|sending| sending.rounds < RESEND_BURST) {
                     self.retransmit(now);
@@ -284,7 +293,7 @@ impl HostSession {
             }
             _ if answered => self.fail(now, RequestFailure::StoppedAnew),
             // It ran and stopped again before we saw the acknowledgement.
-            (Stage::Sending, _) => {
+            (false, _) => {
                 let stop = self.stop.take();
                 if self.sending.as_ref().is_some_and(|sending| sending.outgoing.purpose == Purpose::Request) {
                     self.sending = None;
@@ -294,7 +303,9 @@ impl HostSession {
                 self.continued();
                 self.stop = stop;
             }
-            (Stage::Awaiting(_) | Stage::Confirming(_), false) => {
+            // Another stop, or a continue that was acknowledged again and again and did nothing: it may stop at the same
+            // place each time. Either way it stands now, and who let it go has to hear that.
+            (true, _) => {
                 let stop = self.stop.take();
                 self.continued();
                 self.stop = stop;

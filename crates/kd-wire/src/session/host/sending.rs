@@ -285,20 +285,11 @@ impl HostSession {
         }
     }
 
-    /// Asks the same again, under the next id: the reply to the issue before is lost for good.
-    pub(super) fn reissue(&mut self, now: Duration) {
-        let Some(request) = &mut self.request else { return };
+    /// Asks the same again, under the next id: the reply to the issue before is lost for good. False: often enough.
+    pub(super) fn reissue(&mut self, now: Duration) -> bool {
+        let Some(request) = &mut self.request else { return false };
         if request.issues >= MAX_ISSUES {
-            if request.request.body.is_answered() {
-                self.in_step = false;
-                self.fail(now, RequestFailure::NotAnswered);
-            } else {
-                // It stops at the same place each time.
-                let stop = self.stop.take();
-                self.continued();
-                self.stop = stop;
-            }
-            return;
+            return false;
         }
         request.issues += 1;
         request.twice = true;
@@ -306,6 +297,7 @@ impl HostSession {
         let (count, payload) = (request.issues, request.payload.clone());
         self.out.diagnose(Diagnostic::Reissued { count });
         self.enqueue(now, PacketType::StateManipulate, payload, Purpose::Request);
+        true
     }
 
     pub(super) fn advance(&mut self) {
