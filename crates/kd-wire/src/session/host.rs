@@ -127,7 +127,7 @@ struct Waiting {
 /// What a packet says, to be known again when it is sent anew: of a stop only what has a meaning.
 #[derive(Debug)]
 enum Said {
-    Stop(StateChange),
+    Stop(Box<StateChange>),
     Other { checksum: u32, length: usize },
 }
 

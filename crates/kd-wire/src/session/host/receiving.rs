@@ -124,7 +124,7 @@ impl HostSession {
             let change = StateChange::decode(payload).ok().filter(|_| packet_type == PacketType::StateChange64);
             let repeats_stop = self.stop.as_ref().zip(change.as_ref()).is_some_and(|(a, b)| a.is_same_stop(b));
             let said = Some(match change {
-                Some(change) => Said::Stop(change),
+                Some(change) => Said::Stop(Box::new(change)),
                 None => Said::Other { checksum: checksum(payload), length: payload.len() },
             });
             if serial.last_sync == said {
