@@ -4,6 +4,7 @@
 //! time beyond the limit is taken only by whoever says so: a person with a word, a script with an option.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kd_target::{Gate, LargeRead};
@@ -33,19 +34,21 @@ pub struct Consent {
     /// Counts large reads, for whoever shows progress.
     reads: AtomicU64,
     expected: AtomicU64,
+    refusal: Mutex<Option<String>>,
 }
 
 impl Consent {
     /// What a large read costs is told to `say`, and `ask`, if somebody can answer, decides; with `granted` nobody is asked.
     pub fn new(say: Say, ask: Option<Question>, granted: bool) -> Self {
         let (told, reads, expected) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-        Consent { say, ask, granted, told, reads, expected }
+        Consent { say, ask, granted, told, reads, expected, refusal: Mutex::default() }
     }
 
     /// A command begins.
     pub(crate) fn begin(&self) {
         self.told.store(false, Ordering::Relaxed);
         self.expected.store(0, Ordering::Relaxed);
+        self.take_refusal();
     }
 
     /// The number of the last large read, and the bytes that it reads in all; 0 bytes when nobody knows.
@@ -63,22 +66,38 @@ impl Consent {
             (self.say)(&format!("{line}. Ctrl+C stops it.\n"));
             return true;
         }
-        self.decide(&line)
+        let Err(why) = self.decide(&line) else { return true };
+        // Who reads may have an answer for what it has until here: then nothing else tells the reason.
+        if self.ask.is_none() {
+            (self.say)(&format!("{why}.\n"));
+        }
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        false
     }
 
     /// The same for what was told already, with what is cheaper.
-    pub(crate) fn allows(&self, what: &str, time: Duration) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// Why not, as a line for people.
+    pub(crate) fn allows(&self, what: &str, time: Duration) -> Result<(), String> {
         self.told.store(true, Ordering::Relaxed);
-        time <= LIMIT || self.granted || self.decide(&format!("{what} takes about {}", lasting(time)))
+        match time <= LIMIT || self.granted {
+            true => Ok(()),
+            false => self.decide(&format!("{what} takes about {}", lasting(time))),
+        }
     }
 
-    fn decide(&self, line: &str) -> bool {
+    /// Why this command's large read was not done, if one was not.
+    pub(crate) fn take_refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn decide(&self, line: &str) -> Result<(), String> {
         match &self.ask {
-            Some(ask) => ask(&format!("{line}. Do it?")),
-            None => {
-                (self.say)(&format!("{line}: not done without --yes.\n"));
-                false
-            }
+            Some(ask) if ask(&format!("{line}. Do it?")) => Ok(()),
+            Some(_) => Err(format!("{line}: not done")),
+            None => Err(format!("{line}: not done without --yes")),
         }
     }
 }
@@ -95,7 +114,7 @@ impl Gate for Consent {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use kd_target::Pace;
 
@@ -156,8 +175,9 @@ mod tests {
             assert_eq!(consent.passes(log()), done, "{ask:?} {granted}");
         }
         let (consent, text) = consent(None, false);
-        assert!(consent.allows("Searching", LIMIT) && !consent.allows("Searching", LIMIT * 2));
-        assert_eq!(*text.lock().unwrap(), "Searching takes about 2 min: not done without --yes.\n");
+        assert_eq!(consent.allows("Searching", LIMIT), Ok(()));
+        let why = consent.allows("Searching", LIMIT * 2).unwrap_err();
+        assert_eq!(why, "Searching takes about 2 min: not done without --yes");
         consent.begin();
         assert!(!consent.passes(log()));
         assert!(
@@ -165,5 +185,7 @@ mod tests {
             "{}",
             text.lock().unwrap()
         );
+        assert!(consent.take_refusal().unwrap().ends_with(" for about 13 min: not done without --yes"));
+        assert_eq!(consent.take_refusal(), None);
     }
 }

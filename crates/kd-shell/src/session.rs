@@ -257,8 +257,8 @@ impl<'a> Context<'a> {
     /// Whether something may be done that was said to take so long; a no is the error.
     pub(crate) fn consent(&self, what: &str, time: Duration) -> Result<(), CommandError> {
         match &self.session.consent {
-            Some(consent) if !consent.allows(what, time) => Err(CommandError::Failed("not done".into())),
-            _ => Ok(()),
+            Some(consent) => consent.allows(what, time).map_err(CommandError::Failed),
+            None => Ok(()),
         }
     }
 

@@ -420,6 +420,14 @@ impl Shell {
         mut next: Next,
         out: &mut dyn Output,
     ) -> Outcome {
+        let refusal = self.session.consent.as_ref().and_then(|consent| consent.take_refusal());
+        let reply = match (reply, refusal) {
+            (Err(CommandError::Fault(Fault::Cancelled)), Some(why)) => {
+                self.cancelled = true;
+                Err(CommandError::Failed(why))
+            }
+            (reply, _) => reply,
+        };
         let failure = show(text, reply, cost, self.format, out);
         match &failure {
             // At a terminal a target that does not answer for a while is waited for.

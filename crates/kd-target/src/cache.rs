@@ -44,6 +44,24 @@ impl Cache {
         Known::Gap(usize::try_from(gap).unwrap_or(usize::MAX).min(length))
     }
 
+    /// Bytes of a range of which nothing is known.
+    pub(crate) fn gaps(&self, address: u64, length: u64) -> u64 {
+        let (mut done, mut gaps) = (0, 0);
+        while done < length {
+            let Some(at) = address.checked_add(done) else { break };
+            let left = length - done;
+            done += match self.at(at, usize::try_from(left).unwrap_or(usize::MAX)) {
+                Known::Bytes(bytes) => bytes.len() as u64,
+                Known::Unreadable => left.min(PAGE_SIZE - at % PAGE_SIZE),
+                Known::Gap(gap) => {
+                    gaps += gap as u64;
+                    gap as u64
+                }
+            };
+        }
+        gaps
+    }
+
     /// Adds bytes that fill (a part of) a gap.
     pub(crate) fn insert(&mut self, address: u64, bytes: &[u8]) {
         if bytes.is_empty() || bytes.len() > LIMIT {
@@ -84,6 +102,19 @@ mod tests {
         assert_eq!(cache.at(0x1012, 4), Known::Bytes(b"2345"));
         assert_eq!(cache.at(0x1012, 64), Known::Bytes(b"23456789abcdefghij"));
         assert_eq!(cache.at(0x1024, 64), Known::Gap(64));
+    }
+
+    #[test]
+    fn only_what_is_not_known_is_a_gap() {
+        let mut cache = Cache::default();
+        assert_eq!(cache.gaps(0x1000, 0x4000), 0x4000);
+        cache.insert(0x1010, &[7; 0x20]);
+        cache.insert(0x1100, &[7; 0x10]);
+        cache.mark_unreadable(0x3abc);
+        assert_eq!(cache.gaps(0x1000, 0x4000), 0x4000 - 0x20 - 0x10 - 0x1000);
+        assert_eq!(cache.gaps(0x1010, 0x20), 0);
+        assert_eq!(cache.gaps(0x3800, 0x1000), 0x800);
+        assert_eq!(cache.gaps(u64::MAX - 3, 0x10), 4);
     }
 
     #[test]

@@ -323,7 +323,7 @@ pub fn small_pool(kernel: &Kernel<'_>, scope: Scope, hits: u64) -> Result<SmallP
     let pool = plan.bytes(0);
     let searched = scope.tag.is_some() && small_blocks::is_searchable(kernel)?;
     let read = match searched {
-        true => plan.search_cost(0, kernel.memory.reply_size() as u64, hits).bytes.min(pool),
+        true => plan.search_cost(kernel.memory, 0, hits).bytes.min(pool),
         false => pool,
     };
     Ok(SmallPool { pool, read })

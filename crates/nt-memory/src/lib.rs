@@ -108,6 +108,17 @@ pub trait Memory {
         Spent::default()
     }
 
+    /// Bytes of a range that reading it would ask the source for: what it keeps costs nothing.
+    fn unread(&self, _address: u64, length: u64) -> u64 {
+        length
+    }
+
+    /// How long so many requests for so many bytes in all will take, by what this source's reads took so far; `None`
+    /// where that was not measured.
+    fn takes(&self, _requests: u64, _bytes: u64) -> Option<Duration> {
+        None
+    }
+
     /// Fills the start of `buffer` from physical memory and returns how many bytes are good: none where the source has
     /// no way to it.
     fn read_physical(&self, _address: u64, _buffer: &mut [u8]) -> Result<usize, Fault> {
@@ -166,6 +177,14 @@ impl<M: Memory + ?Sized> Memory for &M {
         (**self).spent()
     }
 
+    fn unread(&self, address: u64, length: u64) -> u64 {
+        (**self).unread(address, length)
+    }
+
+    fn takes(&self, requests: u64, bytes: u64) -> Option<Duration> {
+        (**self).takes(requests, bytes)
+    }
+
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         (**self).read_physical(address, buffer)
     }
@@ -191,6 +210,9 @@ pub trait Layer {
 
     /// As [`Memory::read_physical`].
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault>;
+
+    /// As [`Memory::unread`].
+    fn unread(&self, address: u64, length: u64) -> u64;
 }
 
 /// A layer as memory.
@@ -215,6 +237,14 @@ impl<L: Layer> Memory for Through<L> {
 
     fn spent(&self) -> Spent {
         self.0.below().spent()
+    }
+
+    fn unread(&self, address: u64, length: u64) -> u64 {
+        self.0.unread(address, length)
+    }
+
+    fn takes(&self, requests: u64, bytes: u64) -> Option<Duration> {
+        self.0.below().takes(requests, bytes)
     }
 
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {

@@ -28,6 +28,14 @@ impl<'m> Allowance<'m> {
         self.exhausted.get()
     }
 
+    /// For a read: what the memory keeps costs nothing.
+    fn charge_unread(&self, address: u64, length: usize) -> Result<(), Fault> {
+        match self.memory.unread(address, length as u64) {
+            0 => Ok(()),
+            unread => self.charge(unread),
+        }
+    }
+
     fn charge(&self, bytes: u64) -> Result<(), Fault> {
         let left = self.left.get();
         let requests = left.requests.checked_sub(bytes.div_ceil(self.reply).max(1));
@@ -50,7 +58,7 @@ impl Layer for Allowance<'_> {
     }
 
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        self.charge(buffer.len() as u64)?;
+        self.charge_unread(address, buffer.len())?;
         self.memory.read(address, buffer)
     }
 
@@ -67,5 +75,9 @@ impl Layer for Allowance<'_> {
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         self.charge(buffer.len() as u64)?;
         self.memory.read_physical(address, buffer)
+    }
+
+    fn unread(&self, address: u64, length: u64) -> u64 {
+        self.memory.unread(address, length)
     }
 }

@@ -216,15 +216,15 @@ fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around:
         if !chunk.allocated {
             // kd shows a free chunk from its own header on.
             if inside || at & !(PAGE_SIZE - 1) == around.page {
-                places.push((at, chunk.offset, None, chunk.size));
+                places.push((at, at, chunk.offset, None, chunk.size));
             }
             return;
         }
         match format.pool_header(&formats.headers, &bytes, chunk) {
             PoolHeader::Found { offset, header } => {
-                let at = area.address.wrapping_add(offset);
+                let (start, at) = (at, area.address.wrapping_add(offset));
                 if inside || at & !(PAGE_SIZE - 1) == around.page {
-                    places.push((at, offset, Some(header), chunk.size));
+                    places.push((start, at, offset, Some(header), chunk.size));
                 }
             }
             PoolHeader::Unreadable | PoolHeader::None => headless |= inside && chunk.size >= LARGE_CHUNK,
@@ -238,7 +238,7 @@ fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around:
     }
     let mut blocks = Vec::new();
     let mut cookie = None;
-    for (at, offset, header, size) in places {
+    for (chunk, at, offset, header, size) in places {
         // What lies in a large allocation, which begins with a page, may look like a header.
         if header.is_some()
             && size >= LARGE_CHUNK
@@ -254,7 +254,8 @@ fn vs(kernel: &Kernel<'_>, formats: &Formats, area: &Area, address: u64, around:
         let block = match header {
             Some(header) => {
                 let block = bytes.get(offset as usize, formats.headers.unit as usize).unwrap_or_default();
-                pool_page::block(kernel, &formats.headers, at, header, block, &mut cookie)?
+                let block = pool_page::block(kernel, &formats.headers, at, header, block, &mut cookie)?;
+                Block { chunk: Some(chunk), ..block }
             }
             None => free_chunk(&formats.headers, at, size, bytes.get(offset as usize, 8)),
         };
@@ -276,6 +277,7 @@ fn free_chunk(headers: &Headers, at: u64, size: u64, bytes: Option<&[u8]>) -> Bl
         tag: Tag::from_key(key).0,
         protected: false,
         allocated: false,
+        chunk: None,
         paged: false,
         pool_type: 0,
         pool_index: 0,

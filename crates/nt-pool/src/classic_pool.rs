@@ -99,6 +99,14 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError
     Ok(found)
 }
 
+/// The pool's lists of freed blocks alone.
+pub(crate) fn lists(kernel: &Kernel<'_>) -> Result<Heaps, PoolError> {
+    let mut found = Heaps::default();
+    lookasides(kernel, &mut found)?;
+    pending(kernel, &mut found)?;
+    Ok(found)
+}
+
 /// The resident pages of one range that no variable tells.
 pub(crate) fn read_range(kernel: &Kernel<'_>, range: Range<u64>, pool: PoolKind) -> Result<Heaps, PoolError> {
     let resident = PageTables::new(kernel)?.resident(range)?;

@@ -16,6 +16,7 @@ pub mod build;
 pub mod checks;
 mod classic_pool;
 pub mod find;
+pub mod freed;
 pub mod history;
 mod kernel;
 mod kind;

@@ -35,8 +35,11 @@ pub struct Block {
     pub tag: Tag,
     /// The top bit of its stored tag is set: the tag must be given again to free it.
     pub protected: bool,
-    /// Not given back to the page. A block that waits on a lookaside or deferred-free list still counts as allocated.
+    /// Not given back to the page. A block that waits on a lookaside or deferred-free list still counts as allocated,
+    /// until [`crate::freed::tell`] has looked there.
     pub allocated: bool,
+    /// The chunk of a VS subsegment that it lies in.
+    pub chunk: Option<u64>,
     /// Of paged pool, as its header says.
     pub paged: bool,
     /// The header's byte as it is: 1 paged, 2 in use, 4 cache-aligned, 8 quota, 0x20 session, 0x40 tracked by Driver
@@ -131,6 +134,7 @@ pub(crate) fn block(
         tag,
         protected,
         allocated: kind != 0,
+        chunk: None,
         paged: kind & 1 != 0,
         pool_type: kind,
         pool_index: headers.pool_index(bytes),

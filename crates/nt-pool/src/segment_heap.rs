@@ -17,7 +17,7 @@ use nt_memory::{Fault, ReadError, Sparse, read_sparse};
 use crate::build::{WINDOWS_10_1803, WINDOWS_10_1809, WINDOWS_10_1903};
 use crate::checks::{Book, Books};
 use crate::kernel::{Variable, little_endian};
-use crate::lists::{Head, elements, follow, links_at, note, slist_head};
+use crate::lists::{Head, elements, links_at, note, slist_head};
 use crate::page_tables;
 use crate::readings::{Readings, VsLists};
 use crate::record::{Member, Record};
@@ -130,6 +130,28 @@ pub(crate) fn locate(kernel: &Kernel<'_>, address: u64, notes: &mut Notes) -> Re
     notes.append(&mut found.notes);
     let area = Reader::new(kernel, found.keys)?.locate(address, &heaps)?;
     Ok(area.map(|area| (area, found.keys)))
+}
+
+/// The lists of freed blocks of the heaps of a pool; two reads per node and some per heap.
+pub(crate) fn lists(kernel: &Kernel<'_>, pool: Option<PoolKind>) -> Result<Heaps, PoolError> {
+    let mut found = Heaps { keys: keys(kernel)?, ..Heaps::default() };
+    let kinds = Kinds { special: false, ..Kinds::ALL };
+    let reader = Reader::new(kernel, found.keys)?;
+    for heap in heaps(kernel, kinds, &mut found)? {
+        if pool.is_some_and(|pool| pool != heap.pool) {
+            continue;
+        }
+        let what = format!("the lists of freed chunks of the heap at {:016x}", heap.address);
+        match reader.heap.read(heap.address) {
+            Ok(bytes) => {
+                if let Err(error) = reader.lists(heap, &bytes, &mut found) {
+                    note(&mut found.notes, &what, error)?;
+                }
+            }
+            Err(error) => note(&mut found.notes, &what, error)?,
+        }
+    }
+    Ok(found)
 }
 
 /// Reads the roots, the heaps and every segment's descriptors.
@@ -503,7 +525,8 @@ impl<'k> Reader<'k> {
         let Heaps { areas, notes, books, readings, committed, .. } = found;
         let walked = elements(self.kernel, &what, head, notes, &mut |link, notes| {
             let segment = self.kernel.wrap(link.wrapping_sub(self.list_entry as u64));
-            let bytes = read_sparse(self.kernel.memory, segment, self.segment_size)?;
+            // A segment of paged pool may be in transition itself.
+            let bytes = page_tables::read(self.kernel, segment, self.segment_size)?;
             if bytes.get(self.list_entry, 2 * width).is_none() {
                 return Err(PoolError::Unlikely(format!("the segment at {segment:016x} is unreadable")));
             }
@@ -637,43 +660,4 @@ impl<'k> Reader<'k> {
     fn signed(&self, segment: u64, signature: u64) -> [Option<u64>; 2] {
         [SEGMENT_SIGNATURE, 0].map(|hidden| Some(self.kernel.wrap(signature ^ segment ^ self.keys.heap? ^ hidden)))
     }
-}
-
-/// Every block that waits in a list, by its element's address: of the block, of its pool header or of its chunk. Lists
-/// that cannot be followed to their end are one note, however many they are.
-pub(crate) fn resting(
-    kernel: &Kernel<'_>,
-    heads: &[Head],
-    books: &mut Books,
-    notes: &mut Notes,
-) -> Result<HashSet<u64>, Fault> {
-    let mut blocks = HashSet::new();
-    let mut broken: Vec<String> = Vec::new();
-    for &Head { first, depth } in heads {
-        let mut problems = Notes::default();
-        let mut count = 0;
-        follow(kernel, "a list of freed blocks", kernel.wrap(first), 0, &mut problems, &mut |at, _| {
-            blocks.insert(at);
-            count += 1;
-            // A block may wait in a page that is in transition.
-            let link = page_tables::read(kernel, at, kernel.pointer_size.into())?;
-            match link.is_complete() {
-                true => Ok(kernel.wrap(little_endian(&link.bytes))),
-                false => Err(PoolError::Unlikely(format!("the element at {at:016x} is not in memory"))),
-            }
-        })?;
-        books.hold(Book::FreedLists, problems.is_complete(), first);
-        if let Some(depth) = depth.filter(|_| problems.is_complete()) {
-            books.count(Book::FreedDepths, depth, count, first);
-        }
-        broken.extend(problems.lines().into_iter().take(1));
-    }
-    if let Some(first) = broken.first() {
-        let more = match broken.len() {
-            1 => String::new(),
-            count => format!("; the same of {} more lists", count - 1),
-        };
-        notes.missing(format!("{first}{more}; freed blocks may look allocated"));
-    }
-    Ok(blocks)
 }

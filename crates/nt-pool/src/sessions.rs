@@ -394,6 +394,11 @@ impl Layer for InSession<'_> {
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
         self.memory.read_physical(address, buffer)
     }
+
+    /// What is kept of these addresses may be of another session.
+    fn unread(&self, _: u64, length: u64) -> u64 {
+        length
+    }
 }
 
 /// Page tables in physical memory, read in pieces of which each is kept: a page's neighbours have theirs beside it.

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use nt_memory::{Fault, PAGE_SIZE, Search};
+use nt_memory::{Fault, Memory, PAGE_SIZE, Search};
 
 use crate::big_pages::{self, BigPage, BigPages};
 use crate::checks::{Book, Check};
@@ -139,8 +139,9 @@ pub struct Cost {
 }
 
 impl Cost {
-    fn read(&mut self, bytes: u64, reply: u64) {
-        self.requests += bytes.div_ceil(reply);
+    fn read(&mut self, memory: &dyn Memory, range: &Range<u64>) {
+        let bytes = memory.unread(range.start, range.end - range.start);
+        self.requests += bytes.div_ceil((memory.reply_size() as u64).max(1));
         self.bytes += bytes;
     }
 }
@@ -288,42 +289,45 @@ impl Plan {
         self.walked().map(|area| area.rest(from)).map(|rest| rest.end - rest.start).sum()
     }
 
-    /// What [`Plan::find`] costs from `from` on where a reply carries so many bytes.
-    pub fn cost(&self, from: u64, reply: u64) -> Cost {
+    /// What [`Plan::find`] costs from `from` on: what `memory` keeps costs nothing.
+    pub fn cost(&self, memory: &dyn Memory, from: u64) -> Cost {
         let mut cost = Cost::default();
-        self.walked().map(|area| area.rest(from)).for_each(|rest| cost.read(rest.end - rest.start, reply.max(1)));
+        self.walked().for_each(|area| cost.read(memory, &area.rest(from)));
         cost
     }
 
     /// What [`Plan::search`] costs if it comes upon a tag in so many places, and no more than lists of freed blocks and
     /// the table of large allocations beside.
-    pub fn search_cost(&self, from: u64, reply: u64, hits: u64) -> Cost {
-        let reply = reply.max(1);
+    pub fn search_cost(&self, memory: &dyn Memory, from: u64, hits: u64) -> Cost {
+        let reply = (memory.reply_size() as u64).max(1);
         let (mut cost, mut most) = (Cost::default(), Cost::default());
         let (mut areas, mut heap) = (0, 0);
         for area in self.walked().filter(|area| area.end() > from) {
             let rest = area.rest(from);
-            most.read(rest.end - rest.start, reply);
+            most.read(memory, &rest);
             areas += 1;
             heap += if matches!(area.content, Content::Vs | Content::Lfh) { area.length } else { 0 };
             for (part, mapped) in Mapping::But(&self.heaps.transition).of(&rest) {
                 let length = part.end - part.start;
                 match mapped && length.div_ceil(reply) > KEYS {
                     true => cost.requests += KEYS * length.div_ceil(PIECE),
-                    false => cost.read(length, reply),
+                    false => cost.read(memory, &part),
                 }
             }
         }
         if self.segment_heap {
             // Entries of page tables, and the tables above them.
             for stretch in stretches(self.walked().filter(|area| area.end() > from)) {
-                cost.read((stretch.end - stretch.start) / PAGE_SIZE * 8, reply);
-                cost.requests += 1;
+                let tables = (stretch.end - stretch.start) / PAGE_SIZE * 8;
+                cost.requests += 1 + tables.div_ceil(reply);
+                cost.bytes += tables;
             }
         }
         // Of a heap's area about half is read to decide on a block, of other pool its page.
         let each = if heap > 0 { (heap / areas.max(1) / 2).max(PAGE_SIZE) } else { PAGE_SIZE };
-        cost.requests = cost.requests.saturating_add(hits.saturating_mul(1 + each.div_ceil(reply)));
+        // However many they are, nothing is read twice.
+        let reads = hits.saturating_mul(each.div_ceil(reply)).min(most.requests);
+        cost.requests = cost.requests.saturating_add(hits).saturating_add(reads);
         cost.bytes = cost.bytes.saturating_add(hits.saturating_mul(each)).min(most.bytes.max(cost.bytes));
         cost
     }

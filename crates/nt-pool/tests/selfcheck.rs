@@ -6,7 +6,7 @@ mod machine;
 use kd_fake::kernel::{SeededOptions, Truth};
 use machine::{Table, carried, describe, on, self_check};
 use nt_pool::Kernel;
-use nt_pool::selfcheck::{State, Subject};
+use nt_pool::selfcheck::{SelfCheck, State, Subject};
 
 /// Runs `f` on a machine whose tags count just its blocks.
 fn balanced(table: &Table, seed: u64, f: impl FnOnce(&Kernel<'_>, &Truth)) {
@@ -40,6 +40,24 @@ fn an_undamaged_machine_balances() {
             });
         }
     }
+}
+
+/// A pool that is larger than the allowance leaves what is cheap its share.
+#[test]
+fn cheap_parts_are_checked_before_the_pool() {
+    let mut seen = 0;
+    for table in carried() {
+        balanced(&table, 1, |kernel, truth| {
+            let (whole, some) = (self_check(kernel, 1 << 20), self_check(kernel, 500));
+            for subject in [Subject::Verifier, Subject::Log] {
+                let state =
+                    |check: &SelfCheck| check.parts.iter().find(|part| part.subject == subject).unwrap().state();
+                assert_eq!(state(&some), state(&whole), "{} {}: {subject}", table.name, truth.build);
+                seen += usize::from(state(&whole) == State::Ok);
+            }
+        });
+    }
+    assert!(seen > 0);
 }
 
 /// It asks no more than it may, and says what that was not enough for.

@@ -503,8 +503,8 @@ fn a_search_finds_what_reading_all_does(kernel: &Kernel<'_>, truth: &Truth, cost
     println!(
         "build {}: {bulk:?} requests and bytes in bulk ({:?}), {search:?} with a search ({:?})",
         truth.build,
-        plan.cost(0, REPLY),
-        plan.search_cost(0, REPLY, 0)
+        plan.cost(kernel.memory, 0),
+        plan.search_cost(kernel.memory, 0, 0)
     );
     // Runs of a page or two cost two requests each, and a subsegment with pages in transition is read up to them.
     assert!(3 * search.0 < 2 * bulk.0 && 2 * search.1 < bulk.1, "build {}: {search:?}, {bulk:?}", truth.build);

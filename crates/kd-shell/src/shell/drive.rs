@@ -188,11 +188,6 @@ impl Drive<'_> {
     pub(crate) fn was_cancelled(&self) -> bool {
         self.shell.cancelled
     }
-
-    /// Bytes of memory that one reply of the target carries.
-    pub(crate) fn reply_data(&self) -> usize {
-        self.shell.halted().map_or(1024, kd_target::Halted::reply_data)
-    }
 }
 
 /// The user wants an end, or the target's debugger does.

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nt_memory::{Fault, Memory, PAGE_SIZE, Search, Spent};
@@ -37,6 +37,14 @@ impl Memory for Halted {
     fn spent(&self) -> Spent {
         let Cost { requests, bytes_read, frozen, .. } = self.cost();
         Spent { requests, bytes: bytes_read, time: frozen }
+    }
+
+    fn unread(&self, address: u64, length: u64) -> u64 {
+        self.cache.borrow().gaps(self.on_the_wire(address), length)
+    }
+
+    fn takes(&self, requests: u64, bytes: u64) -> Option<Duration> {
+        self.session.shared.pace().estimate(requests, bytes)
     }
 
     fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nt_memory::{Spent, Through};
+use nt_memory::{Memory, Spent, Through};
 
 use super::large::Found;
 use super::{Bounds, Place, Pool, Question, Sizes};
@@ -29,12 +29,15 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// `measured`: what requests took just now.
-    pub fn new(cost: Cost, measured: Spent) -> Self {
+    /// `measured`: what requests took just now, for a memory that does not measure its reads.
+    pub fn new(memory: &dyn Memory, cost: Cost, measured: Spent) -> Self {
         let Cost { requests, bytes } = cost;
-        let each = measured.time.as_micros() / u128::from(measured.requests.max(1));
-        let micros = u64::try_from(each.saturating_mul(requests.into())).unwrap_or(u64::MAX);
-        Estimate { requests, bytes, time: Duration::from_micros(micros) }
+        // The time of a question is not its requests' alone: where the answers were kept, it was spent on thinking.
+        let time = memory.takes(requests, bytes).unwrap_or_else(|| {
+            let each = measured.time.as_micros() / u128::from(measured.requests.max(1));
+            Duration::from_micros(u64::try_from(each.saturating_mul(requests.into())).unwrap_or(u64::MAX))
+        });
+        Estimate { requests, bytes, time }
     }
 }
 
@@ -133,8 +136,8 @@ impl Quote {
         let fits = |cost: Cost| cost.requests <= left.requests && cost.bytes <= left.bytes;
         let searches = self.question.tag.exact().is_some() && !self.question.bulk;
         // To read everything the table of large allocations would be read in whole.
-        let quick = plan.cost(from, self.reply) == Cost::default()
-            || searches && fits(plan.search_cost(from, self.reply, 0)) && small_blocks::is_searchable(kernel)?;
+        let quick = plan.cost(&memory, from) == Cost::default()
+            || searches && fits(plan.search_cost(&memory, from, 0)) && small_blocks::is_searchable(kernel)?;
         Ok(quick.then_some(plan))
     }
 
@@ -142,17 +145,18 @@ impl Quote {
     fn estimate(&mut self, kernel: &Kernel<'_>) -> Result<(), PoolError> {
         let Some(plan) = &self.plan else { return Ok(()) };
         let (from, reply, hits) = (self.question.start(), self.reply, self.found.expected());
-        let table = self.found.table.end.wrapping_sub(self.found.table.start);
+        let table = &self.found.table;
+        let table = kernel.memory.unread(table.start, table.end.wrapping_sub(table.start));
         let with_table =
             |cost: Cost| Cost { requests: cost.requests + table.div_ceil(reply), bytes: cost.bytes + table };
-        let mut bulk = plan.cost(from, reply);
+        let mut bulk = plan.cost(kernel.memory, from);
         // What is read in whole needs the table of large allocations in whole.
         if self.found.whole.is_none() {
             bulk = with_table(bulk);
         }
         let mut search = None;
         if let Some(tag) = self.question.tag.exact().filter(|_| !self.question.bulk) {
-            let mut cost = plan.search_cost(from, reply, hits);
+            let mut cost = plan.search_cost(kernel.memory, from, hits);
             if hits > 0 && !plan.segment_heap {
                 cost = with_table(cost);
             }
@@ -163,9 +167,9 @@ impl Quote {
             }
         }
         let measured = kernel.memory.spent().since(self.since);
-        let all = Estimate::new(bulk, measured);
+        let all = Estimate::new(kernel.memory, bulk, measured);
         self.covers = plan.bytes(from);
-        self.expected = Some(search.map_or(all, |cost| Estimate::new(cost, measured)));
+        self.expected = Some(search.map_or(all, |cost| Estimate::new(kernel.memory, cost, measured)));
         self.bulk = search.map(|_| all);
         Ok(())
     }
@@ -176,7 +180,10 @@ impl Quote {
         let Some(budget) = bounds.budget else { return bounds.bytes };
         let spent = kernel.memory.spent().since(self.since);
         let left = budget.saturating_sub(spent.time).as_micros();
-        let requests = left.saturating_mul(spent.requests.max(1).into()) / spent.time.as_micros().max(1);
+        let requests = match kernel.memory.takes(1, self.reply) {
+            Some(each) => left / each.as_micros().max(1),
+            None => left.saturating_mul(spent.requests.max(1).into()) / spent.time.as_micros().max(1),
+        };
         let bytes = u64::try_from(requests.saturating_mul(self.reply.into())).unwrap_or(u64::MAX).max(0x1000);
         bounds.bytes.min(bytes)
     }

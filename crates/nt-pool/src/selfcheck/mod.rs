@@ -168,6 +168,8 @@ pub struct Word {
 #[derive(Debug)]
 pub struct SelfCheck {
     limit: u64,
+    /// Requests that the present part may make.
+    share: u64,
     spent: Spent,
     /// What the memory had cost when the present part began.
     began: Spent,
@@ -187,12 +189,14 @@ pub struct SelfCheck {
 /// One part, or several that must be of one stop.
 type Step = fn(&mut SelfCheck, &Kernel<'_>) -> Result<(), PoolError>;
 
-const STEPS: [(Step, &[Subject]); 5] = [
-    (system::modules, &[Subject::Modules]),
-    (system::tags, &[Subject::Tags]),
-    (pool::pool, &[Subject::Large, Subject::Small, Subject::Blocks]),
-    (verified::verifier, &[Subject::Verifier]),
-    (verified::log, &[Subject::Log]),
+/// What is cheap comes first, and the pool, which takes whatever it gets, last. The number says of how many shares of
+/// what is left a step gets one: a verifier that tracks a hundred thousand blocks leaves the pool its half.
+const STEPS: [(Step, u64, &[Subject]); 5] = [
+    (system::modules, 1, &[Subject::Modules]),
+    (system::tags, 1, &[Subject::Tags]),
+    (verified::verifier, 2, &[Subject::Verifier]),
+    (verified::log, 2, &[Subject::Log]),
+    (pool::pool, 1, &[Subject::Large, Subject::Small, Subject::Blocks]),
 ];
 
 impl SelfCheck {
@@ -200,6 +204,7 @@ impl SelfCheck {
     pub fn new(requests: u64) -> Self {
         SelfCheck {
             limit: requests,
+            share: 0,
             spent: Spent::default(),
             began: Spent::default(),
             next: 0,
@@ -222,11 +227,11 @@ impl SelfCheck {
     ///
     /// The source is gone, or the user does not want to wait: the parts so far stand.
     pub fn step(&mut self, kernel: &Kernel<'_>) -> Result<bool, PoolError> {
-        let Some((step, subjects)) = STEPS.get(self.next) else { return Ok(false) };
+        let Some((step, shares, subjects)) = STEPS.get(self.next) else { return Ok(false) };
         self.next += 1;
         self.began = kernel.memory.spent();
-        let requests = self.limit.saturating_sub(self.spent.requests);
-        let memory = Through(Allowance::new(kernel.memory, Cost { requests, bytes: u64::MAX }));
+        self.share = self.limit.saturating_sub(self.spent.requests) / shares;
+        let memory = Through(Allowance::new(kernel.memory, Cost { requests: self.share, bytes: u64::MAX }));
         let result = step(self, &Kernel { memory: &memory, ..*kernel });
         let spent = kernel.memory.spent().since(self.began);
         self.spent.requests += spent.requests;
@@ -265,7 +270,7 @@ impl SelfCheck {
     /// Requests that are left to the present part.
     fn left(&self, kernel: &Kernel<'_>) -> u64 {
         let now = kernel.memory.spent().since(self.began);
-        self.limit.saturating_sub(self.spent.requests).saturating_sub(now.requests)
+        self.share.saturating_sub(now.requests)
     }
 }
 

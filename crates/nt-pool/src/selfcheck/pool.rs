@@ -27,7 +27,7 @@ pub(super) fn pool(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<(), Poo
 fn large(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<Option<Vec<BigPage>>, PoolError> {
     let mut part = Part::new(Subject::Large);
     let table = big_pages::table(kernel)?;
-    let cost = requests(kernel.memory, table.end.wrapping_sub(table.start));
+    let cost = requests(kernel.memory, kernel.memory.unread(table.start, table.end.wrapping_sub(table.start)));
     if cost > check.left(kernel) / 2 {
         part.limits.push(format!("the whole table of large allocations costs {cost} requests"));
         check.parts.push(part);
@@ -52,7 +52,7 @@ fn small(check: &mut SelfCheck, kernel: &Kernel<'_>, large: Option<&[BigPage]>) 
         return Ok(None);
     }
     let plan = Plan::read(kernel, Kinds::ALL)?;
-    let cost = plan.cost(0, kernel.memory.reply_size() as u64).requests;
+    let cost = plan.cost(kernel.memory, 0).requests;
     let left = check.left(kernel) / 2;
     let all = plan.bytes(0);
     let bytes = if cost <= left { u64::MAX } else { all / cost.max(1) * left };

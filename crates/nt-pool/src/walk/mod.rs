@@ -16,11 +16,11 @@ use crate::lists::{Head, note};
 use crate::page_tables::{self, add};
 use crate::pool_header::{Header, Headers};
 use crate::readings::Readings;
-use crate::segment_heap::{self, Heaps, Keys};
+use crate::segment_heap::{Heaps, Keys};
 use crate::small_blocks::{Area, BlockKind, BlockState, Blocks, Content, Limits, PIECE, SmallBlock, in_use};
 use crate::tag_search::{Mapping, Scout};
 use crate::vs_subsegment::VsFormat;
-use crate::{Kernel, Lack, Missing, Notes, PoolError, PoolKind, Tag, special_page};
+use crate::{Kernel, Lack, Missing, Notes, PoolError, PoolKind, Tag, freed, special_page};
 
 /// Damaged places that are named; more are only counted.
 const NAMED: usize = 16;
@@ -38,22 +38,6 @@ const OTHER_PAGES: u64 = 256;
 
 /// Of a header's PoolType.
 const SESSION: u8 = 0x20;
-
-/// Takes blocks that wait in lists out of those in use.
-fn mark(blocks: &mut [SmallBlock], resting: &HashSet<u64>, kernel: &Kernel<'_>) {
-    if resting.is_empty() {
-        return;
-    }
-    // A list's links lie in the block, in its pool header, or in the header of its chunk.
-    let chunk_header = 2 * u64::from(kernel.pointer_size);
-    for block in blocks.iter_mut().filter(|block| block.state == BlockState::Allocated) {
-        let places = [block.address, block.header, block.header.wrapping_sub(chunk_header)];
-        let places = if block.kind == BlockKind::Vs { &places[..] } else { &places[..2] };
-        if places.iter().any(|place| resting.contains(place)) {
-            block.state = BlockState::Cached;
-        }
-    }
-}
 
 /// Places that do not hold what they should.
 #[derive(Default)]
@@ -207,20 +191,23 @@ impl<'w> Walk<'w> {
     /// Tells the blocks that wait in lists apart, and sums up.
     fn finish(mut self, resting: &[Head], heaps: &Heaps, stopped: Option<u64>) -> Result<Blocks, PoolError> {
         let kernel = self.kernel;
-        let resting = match segment_heap::resting(kernel, resting, &mut self.books, &mut self.notes) {
-            Ok(resting) => resting,
+        let mut waiting = HashSet::new();
+        match freed::follow_all(kernel, resting, &mut self.books, &mut self.notes, &mut waiting) {
+            Ok(()) => {}
             Err(Fault::Cancelled) => {
                 self.notes.missing("lists of freed blocks were not followed; such blocks look allocated");
-                HashSet::new()
             }
             Err(fault) => return Err(fault.into()),
-        };
-        mark(&mut self.blocks, &resting, kernel);
+        }
+        let resting = waiting;
         let chunk_header = 2 * u64::from(kernel.pointer_size);
         let rests = |chunk: u64| [chunk, chunk.wrapping_add(chunk_header)].iter().any(|at| resting.contains(at));
-        if !self.moved.is_empty() && !resting.is_empty() {
-            let moved = |block: &SmallBlock| self.moved.get(&block.header).is_some_and(|chunk| rests(*chunk));
-            self.blocks.iter_mut().filter(|block| moved(block)).for_each(|block| block.state = BlockState::Cached);
+        for block in self.blocks.iter_mut().filter(|block| block.state == BlockState::Allocated) {
+            let chunk = || self.moved.get(&block.header).copied().unwrap_or(block.header.wrapping_sub(chunk_header));
+            let chunk = (block.kind == BlockKind::Vs).then(chunk);
+            if freed::places(kernel, block.address, block.header, chunk).any(|at| resting.contains(&at)) {
+                block.state = BlockState::Cached;
+            }
         }
         let mut headless = std::mem::take(&mut self.headless);
         headless.retain(|at| {

@@ -235,6 +235,7 @@ fn blocks_of_every_generation_are_found() {
         let kernel = pool.world.kernel();
         let found = find(&kernel, &|_| true, Kinds::ALL, Limits::default()).unwrap();
         assert_eq!(found.blocks, pool.blocks, "{version:?}");
+        told_by_address(&pool.world.kernel(), &found.blocks);
         let out = "pages of pool that are in a page file, and whose blocks are missing: 1";
         assert_eq!((&found.notes.lines()[..], found.is_complete()), (&[out.to_string()][..], false), "{version:?}");
         let special = find(&kernel, &|_| true, Kinds { special: true, ..Kinds::NONE }, Limits::default()).unwrap();

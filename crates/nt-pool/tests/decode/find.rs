@@ -1,13 +1,14 @@
 //! A whole question about a tag: what it will cost, how it is stopped, and how it goes on.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use nt_memory::{Fault, Layer, Memory, Search, Spent, Through};
 use nt_pool::find::{Bounds, Place, Question, Quote, Searched, Silent, Sizes};
 use nt_pool::{Kernel, Lack, Tag};
 
 use crate::classic_pool::ordinary;
-use crate::support::WIN7_X64;
+use crate::support::{Kept, WIN7_X64};
 
 /// Memory that is read so many times before the user presses Ctrl+C.
 struct Patience<'m>(&'m dyn Memory, Cell<u32>);
@@ -42,6 +43,10 @@ impl Layer for Patience<'_> {
         self.wait()?;
         self.0.read_physical(address, buffer)
     }
+
+    fn unread(&self, address: u64, length: u64) -> u64 {
+        self.0.unread(address, length)
+    }
 }
 
 fn question() -> Question {
@@ -65,6 +70,19 @@ fn a_search_from_an_address_covers_what_lies_above() {
     let found = fewer.run(&kernel, Bounds::default(), &mut Silent).unwrap();
     assert!(!found.blocks.is_empty() && found.blocks.iter().all(|block| block.address() >= last));
     assert_eq!(found.searched, Searched::Small);
+}
+
+/// What was read before costs nothing, and so a search of it is not said to take time, however long it thought.
+#[test]
+fn what_is_kept_is_not_in_the_estimate() {
+    let pool = ordinary(WIN7_X64);
+    let kernel = pool.world.kernel();
+    let kept = Through(Kept(kernel.memory));
+    let all = Question { bulk: true, ..question() };
+    let expected = |kernel: &Kernel<'_>| Quote::new(kernel, all.clone(), Spent::default()).unwrap().expected.unwrap();
+    assert!(expected(&kernel).requests > 5);
+    let expected = expected(&Kernel { memory: &kept, ..kernel });
+    assert_eq!((expected.requests, expected.bytes, expected.time), (0, 0, Duration::ZERO));
 }
 
 /// However early the user ends it, it says so, what it has found is an answer, and the rest can be had later.

@@ -1,7 +1,8 @@
 //! Segment heaps built by hand: heaps, segments, VS chunks, LFH blocks, lookaside lists, special pool, damage.
 
+use nt_pool::around::{self, Contents};
 use nt_pool::small_blocks::{BlockKind, BlockState, Kinds, Limits, Plan, SmallBlock, find};
-use nt_pool::{PoolKind, Tag, big_pages};
+use nt_pool::{PoolKind, Tag, big_pages, freed};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -557,6 +558,7 @@ pub(crate) fn check_ordinary(version: Version) {
     assert!(found.is_complete());
     same(&with_headers(&found.blocks), &heap.blocks).unwrap();
     assert!(heap.blocks.iter().any(|block| block.state == BlockState::Cached));
+    told_by_address(&kernel, &found.blocks);
     let leak =
         find(&kernel, &|tag| tag == Tag(*b"Leak"), Kinds { paged: true, ..Kinds::NONE }, Limits::default()).unwrap();
     let wanted =
@@ -596,6 +598,32 @@ proptest! {
         let got: Vec<_> = found.blocks.iter().filter(elsewhere).collect();
         prop_assert_eq!(got, expected);
     }
+}
+
+/// Lists that take too long to follow for one page are said, and how long they are.
+#[test]
+fn what_may_wait_in_a_long_list_is_said() {
+    let piece = |n: u64| Piece { units: 2 + n * 37 % 250, tag: *b"Leak", fate: Fate::Lookaside };
+    let heap = ordinary(WIN11_21H2, &(0..150).map(piece).collect::<Vec<_>>());
+    let kernel = heap.world.kernel();
+    let (mut told, mut undecided) = (0, 0);
+    for block in heap.blocks.iter().filter(|block| block.state == BlockState::Cached) {
+        let around = around::read(&kernel, block.address).unwrap();
+        let Contents::Blocks(mut page) = around.contents else { continue };
+        page.retain(|here| here.contains(block.address));
+        let answer = freed::tell(&kernel, around.pool, &mut page).unwrap();
+        match answer.undecided {
+            Some(lists) => {
+                assert!(page[0].allocated && lists.blocks == 1 && lists.elements > 64, "{lists:?}");
+                undecided += 1;
+            }
+            None => {
+                assert!(!page[0].allocated);
+                told += 1;
+            }
+        }
+    }
+    assert!(undecided > 0, "{told} {undecided}");
 }
 
 #[test]

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use nt_memory::{Fault, Memory, Search};
-use nt_pool::Kernel;
+use nt_memory::{Fault, Layer, Memory, Search, Through};
+use nt_pool::around::{self, Contents};
+use nt_pool::small_blocks::{BlockKind, BlockState, SmallBlock};
+use nt_pool::{Kernel, freed};
 use nt_symbols::{Enumeration, Field, Isf, Layout, Symbol, SymbolFile, SymbolKind};
 
 /// A generation of Windows kernels: its pointer width and its build.
@@ -278,6 +280,49 @@ impl Memory for World {
         let offset = pivot as u64;
         let mut starts = occurrences(self, address + offset, end + offset, pattern[pivot]).map(|at| at - offset);
         Ok(starts.find(|at| hit(*at)).map_or(Search::NotFound, Search::Found))
+    }
+}
+
+/// Memory of which everything was read before.
+pub(crate) struct Kept<'m>(pub(crate) &'m dyn Memory);
+
+impl Layer for Kept<'_> {
+    fn below(&self) -> &dyn Memory {
+        self.0
+    }
+
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.0.read(address, buffer)
+    }
+
+    fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.0.reread(address, buffer)
+    }
+
+    fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        self.0.search(address, length, pattern)
+    }
+
+    fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.0.read_physical(address, buffer)
+    }
+
+    fn unread(&self, _: u64, _: u64) -> u64 {
+        0
+    }
+}
+
+/// Every block by its address, and what waits in lists by those: as a walk tells them.
+pub(crate) fn told_by_address(kernel: &Kernel<'_>, blocks: &[SmallBlock]) {
+    let kept = Through(Kept(kernel.memory));
+    let kernel = Kernel { memory: &kept, ..*kernel };
+    for block in blocks.iter().filter(|block| block.kind != BlockKind::Special) {
+        let around = around::read(&kernel, block.address).unwrap();
+        let Contents::Blocks(mut page) = around.contents else { panic!("{block:x?}: {around:x?}") };
+        let told = freed::tell(&kernel, around.pool, &mut page).unwrap();
+        assert_eq!((told.notes.lines(), told.undecided), (vec![], None), "{block:x?}");
+        let here = page.iter().find(|here| here.contains(block.address)).unwrap_or_else(|| panic!("{block:x?}"));
+        assert_eq!(here.allocated, block.state == BlockState::Allocated, "{block:x?} {here:x?}");
     }
 }
 

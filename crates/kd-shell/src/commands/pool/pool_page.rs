@@ -9,10 +9,11 @@
 
 use std::fmt;
 
-use nt_pool::PoolKind;
 use nt_pool::around::{self, Around, Contents};
 use nt_pool::build::WINDOWS_8;
+use nt_pool::freed::{self, Told, Undecided};
 use nt_pool::pool_page;
+use nt_pool::{Lack, Missing, PoolKind};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -117,7 +118,15 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let (address, flags) = arguments(context)?;
     let kernel = context.kernel()?;
     let width = kernel.width();
-    let found = context.pool(|kernel| around::read(kernel, address))?;
+    let (found, told) = context.pool(|kernel| {
+        let mut found = around::read(kernel, address)?;
+        let mut told = Told::default();
+        if let Contents::Blocks(blocks) = &mut found.contents {
+            blocks.retain(|block| flags & ONLY == 0 || block.contains(address));
+            told = freed::tell(kernel, found.pool, blocks)?;
+        }
+        Ok((found, told))
+    })?;
     let describe = |tag| (flags & NO_DESCRIPTION == 0).then(|| context.session.pool_tags.pool(tag));
     let Around { page, pool, contents, session, problem, readable, mut notes, checks } = found;
     let checks = match problem {
@@ -128,12 +137,14 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
         }
         None => Balance::all(&checks, &[], &mut notes),
     };
+    notes.extend(told.notes);
+    notes.extend(told.undecided.map(undecided));
     let hex = |address: u64| Hex(width.address(address));
     let mut region = pool.map_or("Unknown".into(), |pool| pool.to_string());
     let mut blocks = Vec::new();
     match contents {
         Contents::Blocks(found) => {
-            for block in found.into_iter().filter(|block| flags & ONLY == 0 || block.contains(address)) {
+            for block in found {
                 let pool_page::Block { header, address: data, size, block_size, previous_size, tag, .. } = block;
                 let contains = block.contains(address);
                 blocks.push(Block {
@@ -200,6 +211,15 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let (address, page, described) = (hex(address), hex(page), flags & NO_DESCRIPTION == 0);
     let answer = Pool { address, page, region, readable, session, blocks, checks, described, width, new_layout };
     Ok(Reply::with_notes(answer, notes))
+}
+
+/// What to say of blocks that may be in lists that were not followed.
+fn undecided(Undecided { blocks, elements }: Undecided) -> Missing {
+    let what = format!(
+        "{blocks} of these blocks that look allocated may wait in a lookaside list: the lists have {elements} elements, a \
+         request each; !poolfind with the tag follows them, and !pool then knows in the same stop"
+    );
+    Missing::because(Lack::Stopped, what).count(blocks)
 }
 
 impl Block {

@@ -310,9 +310,14 @@ fn walk(
     spent: Spent,
     sizes: &mut BTreeMap<(u64, &'static str), u64>,
 ) -> Result<(Small, Walked), CommandError> {
-    let plan = drive.with(|context| context.pool(|kernel| Plan::read(kernel, Kinds::ALL)))?;
+    let (plan, expected) = drive.with(|context| {
+        context.pool(|kernel| {
+            let plan = Plan::read(kernel, Kinds::ALL)?;
+            let expected = nt_pool::find::Estimate::new(kernel.memory, plan.cost(kernel.memory, 0), spent);
+            Ok((plan, expected))
+        })
+    })?;
     let bytes = plan.bytes(0);
-    let expected = nt_pool::find::Estimate::new(plan.cost(0, drive.reply_data() as u64), spent);
     drive.remark(&format!(
         "Reading {} of pool: about {} requests, the target stands still for about {}. Cheaper: without -small, or \
          -limit MB; Ctrl+C stops it.\n",
