@@ -1,5 +1,7 @@
 //! Names for addresses and addresses for names, read when a command needs them and kept for the session.
 
+mod later;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use nt_pool::unloaded::{self, UnloadedDrivers};
 use nt_pool::{Note, PoolError};
 use nt_symbols::{ImageFile, PdbId, SymbolFile, SymbolKind};
 
+pub(crate) use self::later::Later;
 use crate::kernel::{Driver, Drivers, Kernel};
 use crate::monitor::Monitor;
 use crate::text::{Width, visible_name};
@@ -176,13 +179,15 @@ pub struct Symbols {
     images: HashMap<Key, Option<Arc<ImageFile>>>,
     network: bool,
     ignore_mismatch: bool,
+    /// Modules that are looked for when the target runs again; `None`: at once.
+    later: Option<Vec<Later>>,
 }
 
 impl Symbols {
     /// Nothing is looked up before a command needs it.
     pub fn new(source: Box<dyn SymbolSource>) -> Self {
         let (modules, images) = (HashMap::new(), HashMap::new());
-        Self { source, kernel_base: 0, modules, images, network: true, ignore_mismatch: false }
+        Self { source, kernel_base: 0, modules, images, network: true, ignore_mismatch: false, later: None }
     }
 
     /// Where symbol files come from.
@@ -342,24 +347,27 @@ impl Symbols {
 
     fn load(&self, kernel: &dyn Kernel, driver: &Driver) -> Result<Known, Fault> {
         let load = self.source.find(&self.request(kernel, driver))?;
-        match &load {
-            Load::Loaded { file, mismatched } => self.say_loaded(kernel, driver, file.as_ref(), *mismatched),
+        self.say_load(&short_name(driver, kernel.base()), driver, &load);
+        Ok(Known { load, exports: None })
+    }
+
+    fn say_load(&self, name: &str, driver: &Driver, load: &Load) {
+        match load {
+            Load::Loaded { file, mismatched } => self.say_loaded(name, file.as_ref(), *mismatched),
             Load::Missing { why, .. } => tracing::info!(module = %visible_name(&driver.file), %why, "no symbols"),
         }
-        Ok(Known { load, exports: None })
     }
 
     fn load_exports(&self, kernel: &dyn Kernel, driver: &Driver) -> Result<Option<Arc<dyn SymbolFile>>, Fault> {
         let exports = self.source.exports(&self.request(kernel, driver))?;
         self.source.monitor().say(&not_loaded(&driver.file, exports.is_some()));
         if let Some(exports) = &exports {
-            self.say_loaded(kernel, driver, exports.as_ref(), false);
+            self.say_loaded(&short_name(driver, kernel.base()), exports.as_ref(), false);
         }
         Ok(exports)
     }
 
-    fn say_loaded(&self, kernel: &dyn Kernel, driver: &Driver, file: &dyn SymbolFile, mismatched: bool) {
-        let name = short_name(driver, kernel.base());
+    fn say_loaded(&self, name: &str, file: &dyn SymbolFile, mismatched: bool) {
         let kind = match file.kind() {
             SymbolKind::PublicPdb => "public symbols",
             SymbolKind::PrivatePdb => "private symbols & lines",

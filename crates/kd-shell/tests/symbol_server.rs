@@ -17,9 +17,14 @@ use target::{Live, Screen};
 enum Mood {
     Good,
     Broken,
+    /// As good, but it takes its time.
+    Slow,
     /// Never an answer.
     Silent,
 }
+
+/// How long a slow server takes for each answer.
+const SLOW: Duration = Duration::from_millis(1500);
 
 #[derive(Clone)]
 struct Server {
@@ -36,14 +41,17 @@ impl Server {
             while !lines.next()?.ok()?.is_empty() {}
             self.requests.fetch_add(1, Ordering::SeqCst);
             let mood = *self.mood.lock().expect("mood");
+            if let Mood::Slow = mood {
+                std::thread::sleep(SLOW);
+            }
             let (status, body) = match (mood, self.files.get(request.split(' ').nth(1)?)) {
                 (Mood::Silent, _) => {
                     let _ = stream.read(&mut [0]);
                     return None;
                 }
                 (Mood::Broken, _) => (500, &[][..]),
-                (Mood::Good, Some(file)) => (200, &file[..]),
-                (Mood::Good, None) => (404, &[][..]),
+                (Mood::Good | Mood::Slow, Some(file)) => (200, &file[..]),
+                (Mood::Good | Mood::Slow, None) => (404, &[][..]),
             };
             let head = format!("HTTP/1.1 {status} Answer\r\nContent-Length: {}\r\n\r\n", body.len());
             stream.write_all(head.as_bytes()).ok()?;
@@ -130,6 +138,20 @@ fn attaching_waits_for_no_server_and_a_command_fetches_once() {
     assert_eq!(served.run("!sym quiet").text, "quiet mode - symbol prompts on\n");
     assert!(served.run(".reload /u nt").text.contains("Unloaded nt\n"));
     assert!(served.run("lm m nt").text.contains("(deferred)"));
+    served.live.leave();
+}
+
+/// Nothing of a hunt can be read without the kernel's symbols: the target runs until they are there.
+#[test]
+fn a_hunt_waits_for_a_server_with_the_target_running() {
+    let mut served = Served::attach();
+    served.set(Mood::Slow);
+    let watched = served.live.json("!leak watch Leak -every 200ms -times 1");
+    assert_eq!(watched["ok"], true, "{watched}");
+    assert!(watched["result"]["at_mark"]["blocks"].as_u64().is_some_and(|blocks| blocks > 0), "{watched}");
+    assert_eq!(served.requests(), 1);
+    let frozen = watched["cost"]["frozen_ms"].as_u64().expect("a time");
+    assert!(u128::from(frozen) < SLOW.as_millis(), "{frozen} ms");
     served.live.leave();
 }
 

@@ -31,7 +31,7 @@ pub use private_file::{create_private_folder, open_private, write_private};
 pub use report::{Column, Page, flame_graph, folded, html, junit, pprof, sarif, umdh, umdh_snapshot};
 pub use report::{ExportError, export_check, export_mark};
 pub use report::{FORMATS, Format, FormatError, Sheet};
-pub use saved::Saved;
+pub use saved::{NameOf, Saved, name_mark, name_report};
 pub use snapshot::{
     Block, Counters, Depth, LogPosition, LookError, NoStack, Scope, SmallPool, Snapshot, Source, StackFrom, look, mark,
     small_pool,

@@ -50,17 +50,14 @@ impl Saved {
     /// Gives frames the names that `name` finds, where they have none yet, and returns how many were found.
     pub fn name(&mut self, name: &mut dyn FnMut(&PdbName, u32) -> Option<String>) -> usize {
         match self {
-            Saved::Mark(mark) => {
-                let modules: Vec<Module> = mark.modules.iter().cloned().collect();
-                rename(mark.snapshot.stacks.frames_mut(), &modules, name)
-            }
-            Saved::Report(report) => rename_report(report, name),
+            Saved::Mark(mark) => name_mark(mark, name),
+            Saved::Report(report) => name_report(report, name),
             Saved::Watch(watch) => {
                 let mut renamed = 0;
                 for watch in
                     std::iter::once(&mut watch.last).chain(watch.others.iter_mut().map(|other| &mut other.last))
                 {
-                    renamed += watch.as_mut().map_or(0, |last| rename_report(last, name));
+                    renamed += watch.as_mut().map_or(0, |last| name_report(last, name));
                 }
                 renamed
             }
@@ -89,7 +86,17 @@ fn report(text: &str) -> serde_json::Result<Saved> {
     }
 }
 
-fn rename_report(report: &mut CheckReport, name: &mut dyn FnMut(&PdbName, u32) -> Option<String>) -> usize {
+/// Finds the name of a place in the image that a PDB is of; `None` where there is none.
+pub type NameOf<'n> = &'n mut dyn FnMut(&PdbName, u32) -> Option<String>;
+
+/// Gives frames of a mark the names that `name` finds, where they have none yet, and returns how many were found.
+pub fn name_mark(mark: &mut Mark, name: NameOf<'_>) -> usize {
+    let modules: Vec<Module> = mark.modules.iter().cloned().collect();
+    rename(mark.snapshot.stacks.frames_mut(), &modules, name)
+}
+
+/// The same of a report.
+pub fn name_report(report: &mut CheckReport, name: NameOf<'_>) -> usize {
     rename(report.stacks.iter_mut().flat_map(|group| &mut group.frames), &report.modules, name)
 }
 

@@ -66,6 +66,15 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         notes.clear();
         held = drive.with(|context| take(context, &name, scope, depth, &mut notes))?;
     }
+    let also_tag = match arguments.words.as_slice() {
+        [word] => is_tag(word, &held.mark).then(|| {
+            format!(
+                "{word} is a tag, too; this is a mark of all large allocations, with that name. For the tag's blocks: \
+                 !leak mark {DEFAULT_NAME} {word}"
+            )
+        }),
+        _ => None,
+    };
     drive.with(|context| {
         let file = match (&arguments.file, place(&name)) {
             (Some(file), _) => {
@@ -87,8 +96,14 @@ pub(super) fn run(drive: &mut Drive<'_>, text: &str) -> Result<Reply, CommandErr
         export(&held.mark, None, &arguments.report)?;
         let answer = marked(&held.mark, file);
         context.session.leaks.insert(name, held);
-        Ok(Reply::with_notes(answer, notes))
+        Ok(Reply { remarks: also_tag.into_iter().collect(), ..Reply::with_notes(answer, notes) })
     })
+}
+
+/// Whether a mark's name is a tag that the kernel counts or the mark has blocks of: who types one word may mean that.
+fn is_tag(name: &str, mark: &Mark) -> bool {
+    let Ok(nt_leaks::Scope { tag: Some(key), .. }) = scope(Some(name), None) else { return false };
+    mark.snapshot.counters.contains_key(&key) || mark.snapshot.blocks.iter().any(|block| block.tag == key)
 }
 
 const NO_LIMIT: u64 = u64::MAX;

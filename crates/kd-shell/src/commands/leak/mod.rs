@@ -6,6 +6,7 @@ mod compare;
 mod files;
 mod freed;
 mod mark;
+mod naming;
 mod options;
 mod report;
 mod setup;
@@ -134,7 +135,11 @@ impl Namer for ModuleNames<'_> {
         let listed = self.kernel.drivers()?.drivers.into_iter().find(|driver| driver.base == base);
         let file = module.file.clone().unwrap_or_else(|| name.clone());
         let driver = listed.unwrap_or(Driver { base, size, file, checksum, timestamp });
-        let file = self.symbols.of(self.kernel, &driver)?;
+        let file = match name.eq_ignore_ascii_case("VerifierExt") {
+            // Its names decide what a record is of.
+            true => self.symbols.of(self.kernel, &driver)?,
+            false => self.symbols.of_or_later(self.kernel, &driver)?,
+        };
         let symbol = file.and_then(|file| file.around(rva).0);
         Ok(symbol.map(|symbol| with_offset(visible_name(&symbol.name), (rva - symbol.rva).into())))
     }

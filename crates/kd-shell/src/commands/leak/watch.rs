@@ -16,6 +16,7 @@ use super::arguments::{Arguments, FailOn};
 use super::check::look;
 use super::files::{Source, export, now, write_files};
 use super::mark::take;
+use super::naming::Naming;
 use super::survey::{self, Found};
 use super::watched::{Origin, Watched, mood, row};
 use crate::answer::Reply;
@@ -56,8 +57,12 @@ pub(super) fn run(drive: &mut Drive<'_>, asked: &Arguments) -> Result<Reply, Com
         drive.break_in()?;
     }
     let windows = drive.with(|context| context.kernel().ok().map(|kernel| system(kernel.version())));
-    let mut hunt = Hunt { asked, found: None, quarries: Vec::new(), notes: Vec::new(), windows };
-    let (ended, failure) = match hunt.go(drive, scope) {
+    let naming = Naming::default();
+    let mut hunt = Hunt { asked, found: None, quarries: Vec::new(), notes: Vec::new(), windows, naming };
+    drive.with(|context| context.session.symbols.begin_later());
+    let gone = hunt.go(drive, scope);
+    drive.with(|context| context.session.symbols.end_later());
+    let (ended, failure) = match gone {
         Ok(ended) => (ended, None),
         Err(error) if is_cancelled(&error) => (Ended::Interrupted, None),
         // Nothing was begun: there is nothing to report.
@@ -98,11 +103,15 @@ struct Hunt<'a> {
     notes: Vec<String>,
     /// `Windows 7 7601 x64`
     windows: Option<String>,
+    naming: Naming,
 }
 
 impl Hunt<'_> {
     fn go(&mut self, drive: &mut Drive<'_>, scope: Scope) -> Result<Ended, CommandError> {
         let started = Instant::now();
+        if Naming::begin(drive)? {
+            return Ok(Ended::Stopped);
+        }
         if scope.tag.is_some() {
             self.mark(drive, scope, None)?;
             return self.stops(drive, started);
@@ -146,10 +155,6 @@ impl Hunt<'_> {
         if snapshot.counter_bits.is_some() && !snapshot.counters.contains_key(&key) && snapshot.blocks.is_empty() {
             return Err(drive.with(|context| no_such_tag(context, key)));
         }
-        if let Some(file) = self.asked.file.as_ref().filter(|_| self.quarries.is_empty()) {
-            held.mark.save(file).map_err(|error| CommandError::Failed(error.to_string()))?;
-        }
-        export(&held.mark, None, &self.asked.report)?;
         let mut start = Start::of(&held.mark, key);
         let survey = self.found.as_ref().map(|found| &found.survey);
         start.earlier = survey.map(|survey| survey.earlier(key)).unwrap_or_default();
@@ -192,6 +197,7 @@ impl Hunt<'_> {
         let run_for = self.asked.run_for;
         drive.go()?;
         let mut running = Instant::now();
+        self.keep_marks(drive)?;
         loop {
             let pace = self.quarries.iter().map(|quarry| quarry.watch.next_interval().after).min().unwrap_or_default();
             let rest = run_for.map(|time| time.saturating_sub(started.elapsed()));
@@ -201,6 +207,7 @@ impl Hunt<'_> {
             let ran = running.elapsed();
             drive.break_in()?;
             let before = drive.cost();
+            self.naming.export_names(drive)?;
             for quarry in &mut self.quarries {
                 quarry.check(drive, ran)?;
             }
@@ -211,6 +218,7 @@ impl Hunt<'_> {
             // Nobody has to stand still while files and the table are written.
             let gone = drive.go();
             running = Instant::now();
+            self.name_frames(drive)?;
             let exported = self.quarries.iter().try_for_each(|quarry| {
                 quarry.last.as_ref().map_or(Ok(()), |last| export(&quarry.held.mark, Some(last), &self.asked.report))
             });
@@ -221,6 +229,29 @@ impl Hunt<'_> {
                 return Ok(Ended::Done);
             }
         }
+    }
+
+    /// Names the marks' frames and writes the marks, with the target let go.
+    fn keep_marks(&mut self, drive: &mut Drive<'_>) -> Result<(), CommandError> {
+        self.name_frames(drive)?;
+        if let (Some(file), Some(quarry)) = (&self.asked.file, self.quarries.first()) {
+            quarry.held.mark.save(file).map_err(|error| CommandError::Failed(error.to_string()))?;
+        }
+        self.quarries.iter().try_for_each(|quarry| export(&quarry.held.mark, None, &self.asked.report))
+    }
+
+    /// Looks for names that the last stop's stacks lack.
+    fn name_frames(&mut self, drive: &mut Drive<'_>) -> Result<(), CommandError> {
+        self.naming.fetch(drive)?;
+        if self.naming.take_changed() {
+            drive.with(|context| {
+                for quarry in &mut self.quarries {
+                    self.naming.mark(context.session, &mut quarry.held.mark);
+                    quarry.last.iter_mut().for_each(|last| self.naming.report(context.session, last));
+                }
+            });
+        }
+        Ok(())
     }
 
     /// One of them is a leak, or none will be.
