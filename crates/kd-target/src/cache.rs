@@ -49,7 +49,8 @@ impl Cache {
         let (mut done, mut gaps) = (0, 0);
         while done < length {
             let Some(at) = address.checked_add(done) else { break };
-            let left = length - done;
+            // The last byte of the address space is the last of the range.
+            let left = (length - done).min((u64::MAX - at).saturating_add(1));
             done += match self.at(at, usize::try_from(left).unwrap_or(usize::MAX)) {
                 Known::Bytes(bytes) => bytes.len() as u64,
                 Known::Unreadable => left.min(PAGE_SIZE - at % PAGE_SIZE),
