@@ -205,8 +205,8 @@ fn keys(value: &Value) -> Vec<&str> {
 /// Every member of a command's result is in docs/json.md.
 fn documented(command: &str, result: &Value) {
     let row = |command: &str| -> &str {
-        let start = format!("| `{command}` |");
-        include_str!("../../../docs/json.md").lines().find(|line| line.starts_with(&start)).unwrap()
+        let start = format!("| [`{command}`](");
+        include_str!("../../../docs/json.md").lines().find(|line| line.starts_with(&start)).expect("a row")
     };
     let members = result.as_object().into_iter().flatten();
     let (own, check) = (row(command), row("!leak check"));
