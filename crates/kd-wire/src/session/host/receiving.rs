@@ -292,20 +292,17 @@ impl HostSession {
                 return;
             }
             _ if answered => self.fail(now, RequestFailure::StoppedAnew),
-            // It ran and stopped again before we saw the acknowledgement.
-            (false, _) => {
-                let stop = self.stop.take();
-                if self.sending.as_ref().is_some_and(|sending| sending.outgoing.purpose == Purpose::Request) {
-                    self.sending = None;
-                    self.advance();
+            // It ran and stopped again before we saw the acknowledgement; or it is another stop, or a continue that was
+            // acknowledged again and again and did nothing: it may stop at the same place each time. Either way it stands
+            // now, and who let it go has to hear that.
+            _ => {
+                if !arrived {
+                    if self.sending.as_ref().is_some_and(|sending| sending.outgoing.purpose == Purpose::Request) {
+                        self.sending = None;
+                        self.advance();
+                    }
+                    self.queue.retain(|outgoing| outgoing.purpose != Purpose::Request);
                 }
-                self.queue.retain(|outgoing| outgoing.purpose != Purpose::Request);
-                self.continued();
-                self.stop = stop;
-            }
-            // Another stop, or a continue that was acknowledged again and again and did nothing: it may stop at the same
-            // place each time. Either way it stands now, and who let it go has to hear that.
-            (true, _) => {
                 let stop = self.stop.take();
                 self.continued();
                 self.stop = stop;
