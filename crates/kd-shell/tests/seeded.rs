@@ -275,7 +275,8 @@ fn a_search_that_is_stopped_goes_on(live: &mut Live, tag: &str) {
     let mut pieces = Vec::new();
     // A budget that no time is left of reads the least there is.
     let mut json = live.json(&format!("!poolfind {tag} -small -global -budget 1ms"));
-    assert!(json["result"]["estimate"]["bytes"].as_u64() > Some(0), "{json}");
+    let first = json["result"]["estimate"]["bytes"].as_u64().expect("an estimate");
+    assert!(first > 0, "{json}");
     while json["result"]["stopped"].is_string() {
         assert_eq!(json["complete"], false);
         pieces.extend(blocks(&json));
@@ -285,7 +286,11 @@ fn a_search_that_is_stopped_goes_on(live: &mut Live, tag: &str) {
     }
     pieces.extend(blocks(&json));
     let all = live.json(&format!("!poolfind {tag} -small -global"));
-    assert_eq!(all["result"]["estimate"]["bytes"], 0, "{}", all["result"]["estimate"]);
+    // Nothing is read twice. What is estimated yet is what only the walk knows: pages of VS subsegments that are not
+    // committed.
+    let estimate = all["result"]["estimate"]["bytes"].as_u64().expect("an estimate");
+    assert!(estimate < first, "{estimate} of {first}");
+    assert!(all["cost"]["bytes_read"].as_u64() < Some(0x100), "{}", all["cost"]);
     assert_eq!(pieces, blocks(&all));
     assert!(live.run("!poolfind -resume").0.errors.contains("no search was stopped"));
 }
