@@ -1,12 +1,3 @@
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use nt_symbols::{Isf, SymbolFile};
-
-fuzz_target!(|data: &[u8]| {
-    let Ok(isf) = Isf::parse("fuzz.json", data.to_vec()) else { return };
-    let _ = (isf.symbol("Foo"), isf.around(0x1000), isf.matching("*o*").len());
-    for name in isf.types_matching("*").iter().take(64) {
-        let _ = (isf.layout(name), isf.enumeration(name));
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| kdpool_fuzz::targets::isf::run(data));

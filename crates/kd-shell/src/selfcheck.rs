@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::Text;
+use crate::text::visible_name;
 
 /// The file's form; a reader of another one says so.
 const FORMAT: u32 = 1;
@@ -193,11 +194,23 @@ impl SelfCheckReport {
             return Err(failed(format!("{size} bytes are too much for a self-check (at most {MOST})")));
         }
         let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        Self::parse(&text).map_err(failed)
+    }
+
+    /// The same of a file's text.
+    ///
+    /// # Errors
+    ///
+    /// It is none of ours: why, for the user.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut value =
+            serde_json::from_str(text).map_err(|error| format!("it is no self-check of kdpool's: {error}"))?;
+        clean(&mut value);
         let report: SelfCheckReport =
-            serde_json::from_str(&text).map_err(|error| failed(format!("it is no self-check of kdpool's: {error}")))?;
+            serde_json::from_value(value).map_err(|error| format!("it is no self-check of kdpool's: {error}"))?;
         match report.format {
             FORMAT => Ok(report),
-            other => Err(failed(format!("it has form {other}, and this version reads {FORMAT}"))),
+            other => Err(format!("it has form {other}, and this version reads {FORMAT}")),
         }
     }
 
@@ -215,6 +228,17 @@ impl SelfCheckReport {
         // Writing to a text does not fail.
         let _ = self.text(&mut text);
         text
+    }
+}
+
+/// A file is somebody else's. Each of its texts stays on the line where it is shown: a line end in one would forge a row,
+/// `Result: ok` for example.
+fn clean(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => *text = visible_name(text),
+        serde_json::Value::Array(list) => list.iter_mut().for_each(clean),
+        serde_json::Value::Object(members) => members.values_mut().for_each(clean),
+        _ => {}
     }
 }
 
@@ -319,12 +343,38 @@ impl Text for SelfCheckReport {
         for reading in &self.readings {
             writeln!(out, "read as: {reading}")?;
         }
-        let blocks: u64 = self.sizes.iter().map(|size| size.blocks).sum();
+        let blocks = self.sizes.iter().fold(0u64, |sum, size| sum.saturating_add(size.blocks));
         writeln!(out, "\n{blocks} small blocks were met; {} layouts are known.", self.layouts.len())?;
         writeln!(
             out,
             "Result: {}. docs/selfcheck.md says what a line means; -file FILE writes what a bug report needs.",
             self.state
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Found by fuzzing: a text with a line end made a row of its own, and counts that no machine has were added up.
+    #[test]
+    fn a_file_neither_forges_rows_nor_counts_too_far() {
+        let size = json!({"holder": "vs", "up_to": 32, "blocks": u64::MAX});
+        let part = json!({
+            "part": "tags", "what": "tags\r\nResult: ok.", "state": "differs\u{7f}", "checks": [], "missing": [],
+            "limits": ["one\u{1b}[2J", "two\nthree"],
+        });
+        let file = json!({
+            "format": FORMAT, "kdpool": "0.1.0", "windows": "Windows 7", "build": 7601, "machine": "x64",
+            "pointer_size": 8, "measured": true, "state": "differs", "requests": 1, "limit": 2, "frozen_ms": 3,
+            "parts": [part], "readings": [], "sizes": [size.clone(), size], "words": [], "layouts": [],
+        });
+        let screen = SelfCheckReport::parse(&file.to_string()).unwrap().screen();
+        assert!(screen.contains("18446744073709551615 small blocks were met"), "{screen}");
+        assert_eq!(screen.lines().filter(|line| line.starts_with("Result:")).count(), 1, "{screen}");
+        assert!(screen.contains("    two three\n") && !screen.contains(['\u{1b}', '\u{7f}', '\r']), "{screen:?}");
     }
 }

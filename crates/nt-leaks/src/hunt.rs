@@ -234,10 +234,12 @@ fn is_kernels_own(frame: &Frame) -> bool {
 /// Who allocated most of the growth: the innermost frame that is neither the allocator's (`skip`) nor the kernel's own;
 /// where all are the kernel's, the innermost that is not the allocator's. Without growth, who has most bytes.
 pub fn culprit(report: &CheckReport, skip: &Skip) -> Option<Culprit> {
-    let grown: i64 = report.stacks.iter().chain(&report.unattributed).map(|group| group.delta_bytes.max(0)).sum();
+    let groups = || report.stacks.iter().chain(&report.unattributed);
+    // A report may come from a file, with any numbers in it.
+    let grown = groups().fold(0i64, |sum, group| sum.saturating_add(group.delta_bytes.max(0)));
     let by_growth = report.stacks.iter().filter(|group| group.delta_bytes > 0).max_by_key(|group| group.delta_bytes);
     let by_bytes = report.stacks.iter().filter(|group| group.bytes > 0).max_by_key(|group| group.bytes);
-    let all: u64 = report.stacks.iter().chain(&report.unattributed).map(|group| group.bytes).sum();
+    let all = groups().fold(0u64, |sum, group| sum.saturating_add(group.bytes));
     let (group, part, whole) = match (by_growth, by_bytes) {
         (Some(group), _) => (group, group.delta_bytes.unsigned_abs(), grown.unsigned_abs()),
         (None, Some(group)) => (group, group.bytes, all),

@@ -30,20 +30,23 @@ struct Wrapped<'a> {
 impl Saved {
     /// Reads a mark's file, the file of `-json`, or what `--format json` printed: of more lines the last check.
     pub fn load(path: &Path) -> Result<Saved, MarkError> {
-        let text = read(path)?;
-        let shown = path.display().to_string();
-        match Mark::from_json(&text, &shown) {
+        Saved::parse(&read(path)?, &path.display().to_string())
+    }
+
+    /// The same of a file's text; errors call it `shown`.
+    pub fn parse(text: &str, shown: &str) -> Result<Saved, MarkError> {
+        match Mark::from_json(text, shown) {
             Err(MarkError::NotAMark { .. }) => {}
             mark => return Ok(Saved::Mark(Box::new(mark?))),
         }
         // One line for each command, or one object on several lines.
-        let whole = match report(&text) {
+        let whole = match report(text) {
             Ok(report) => return Ok(report),
             Err(error) => error,
         };
         match text.lines().rev().find_map(|line| report(line).ok()) {
             Some(report) => Ok(report),
-            None => Err(MarkError::Neither { path: shown, why: whole.to_string() }),
+            None => Err(MarkError::Neither { path: shown.into(), why: whole.to_string() }),
         }
     }
 

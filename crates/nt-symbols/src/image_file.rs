@@ -51,8 +51,14 @@ impl ImageFile {
         let io = |source| SymbolError::Io { path: path.to_owned(), source };
         let mut bytes = Vec::new();
         File::open(path).map_err(io)?.take(MAX_IMAGE).read_to_end(&mut bytes).map_err(io)?;
+        ImageFile::parse(path, bytes)
+    }
+
+    /// The same of a file's bytes.
+    pub fn parse(path: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<ImageFile, SymbolError> {
+        let path = path.into();
         let format = |why: ImageError| SymbolError::Format {
-            path: path.to_owned(),
+            path: path.clone(),
             format: "PE",
             why: match why {
                 ImageError::NotAnImage { why, .. } | ImageError::Damaged { why, .. } => why,
@@ -65,7 +71,7 @@ impl ImageFile {
         let section =
             |entry: &[u8]| Some([u32_at(entry, 12)?, u32_at(entry, 8)?, u32_at(entry, 20)?, u32_at(entry, 16)?]);
         let sections = table.chunks_exact(40).filter_map(section).collect();
-        Ok(ImageFile { path: path.to_owned(), bytes, base: 0, sections, image })
+        Ok(ImageFile { path, bytes, base: 0, sections, image })
     }
 
     /// The same file, loaded at `base`.

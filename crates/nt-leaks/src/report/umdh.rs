@@ -21,7 +21,9 @@ pub fn umdh(report: &CheckReport, skip: &Skip, decimal: bool, out: &mut dyn fmt:
     if let Some(group) = &report.unattributed {
         write_group(group, skip, decimal, out)?;
     }
-    let total: i64 = report.stacks.iter().chain(&report.unattributed).map(|group| group.delta_bytes).sum();
+    // A report may come from a file, with any numbers in it.
+    let groups = report.stacks.iter().chain(&report.unattributed);
+    let total = groups.fold(0i64, |sum, group| sum.saturating_add(group.delta_bytes));
     let sign = if total < 0 { "-" } else { "" };
     writeln!(out, "Total increase == {sign}{}", number(total.unsigned_abs(), decimal))
 }
