@@ -167,7 +167,9 @@ fn seeds_are_what_they_say() {
     }
     for name in inputs("saved").into_keys().filter(|name| name.contains('-') && name != "demo-mark-body") {
         let text = String::from_utf8(bytes("saved", &name).split_off(1)).expect("text");
-        assert!(nt_leaks::Saved::parse(&text, &name).is_ok(), "{name}");
+        if let Err(error) = nt_leaks::Saved::parse(&text, &name) {
+            panic!("{name}: {error}");
+        }
     }
     let text = String::from_utf8(bytes("self_check", "demo")).expect("text");
     kd_shell::SelfCheckReport::parse(&text).expect("a self-check");
