@@ -357,7 +357,9 @@ pub struct FakeTarget {
 impl FakeTarget {
     /// Starts it on threads of its own; they end when it is dropped.
     pub fn start(options: FakeOptions) -> io::Result<FakeTarget> {
+        // In the demonstration it is in the debugger's own process, whose limit must not stop it from being let go.
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            .on_thread_start(heap_limit::exempt_this_thread)
             .worker_threads(1)
             .thread_name("kd-fake")
             .enable_all()

@@ -56,6 +56,7 @@ fn for_fault(fault: &Fault) -> &'static str {
     match fault {
         Fault::Running => " (Ctrl+C, or .break)",
         Fault::Lost(_) | Fault::Cancelled => "",
+        Fault::Full(_) => " (ask for less at once; --max-memory allows more)",
     }
 }
 

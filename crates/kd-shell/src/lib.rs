@@ -52,7 +52,7 @@ pub use leftover::state_folder;
 pub use log::Log;
 pub use monitor::{Ask, Monitor, Sink};
 pub use nt_leaks::{create_private_folder, open_private};
-pub use nt_pool::pooltag::PoolTags;
+pub use nt_pool::pooltag::{MAX_FILE as MAX_POOLTAG, PoolTags};
 pub use output::{CostRecord, Mood, Output, Record};
 pub use schema::{ResultShape, shapes, shapes_of};
 pub use selfcheck::SelfCheckReport;

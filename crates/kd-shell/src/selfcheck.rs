@@ -187,13 +187,11 @@ impl SelfCheckReport {
     ///
     /// The file cannot be read, or is none of ours: a line for the user.
     pub fn read(path: &Path) -> Result<Self, String> {
-        const MOST: u64 = 16 << 20;
+        const MOST: usize = 16 << 20;
         let failed = |why: String| format!("cannot read {}: {why}", path.display());
-        let size = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
-        if size > MOST {
-            return Err(failed(format!("{size} bytes are too much for a self-check (at most {MOST})")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        let file = std::fs::File::open(path).and_then(|file| heap_limit::read_whole(file, MOST));
+        let text = String::from_utf8(file.map_err(|error| failed(error.to_string()))?)
+            .map_err(|error| failed(error.utf8_error().to_string()))?;
         Self::parse(&text).map_err(failed)
     }
 

@@ -24,7 +24,7 @@ use crate::diagnose::{ConnectEvidence, explain, explain_attach};
 use crate::options::{self, DebugArgs, SessionArgs};
 use crate::signals::Signals;
 use crate::work::Work;
-use crate::{COMMAND_FAILED, INTERRUPTED, LEAK_FOUND, NO_CONNECTION, USAGE, ending, holder, inputs};
+use crate::{COMMAND_FAILED, INTERRUPTED, LEAK_FOUND, NO_CONNECTION, USAGE, ending, holder, inputs, memory};
 
 /// Everything that is decided before the first packet.
 pub(crate) struct Plan {
@@ -147,6 +147,7 @@ fn attach_and(
     };
     // From here on the target may be halted at any moment; dropping `running` lets it run.
     let Attached { running, restarted, evidence, signals } = attached;
+    memory::lets_go(runtime.handle(), running.leaver(), plan.session.format);
     signals.serve(runtime.handle(), interrupt.clone(), running.leaver());
 
     let leaver = running.leaver();

@@ -82,7 +82,8 @@ fn pool_tags(arguments: &SessionArgs) -> Result<PoolTags> {
     let named = arguments.pooltag.clone().or_else(|| std::env::var_os("KDPOOL_POOLTAG").map(PathBuf::from));
     let beside = || Some(std::env::current_exe().ok()?.parent()?.join("pooltag.txt")).filter(|path| path.exists());
     let Some(path) = named.or_else(beside) else { return Ok(PoolTags::built_in()) };
-    let text = std::fs::read(&path).with_context(|| format!("cannot read the pool tags {}", path.display()))?;
+    let text = std::fs::File::open(&path).and_then(|file| heap_limit::read_whole(file, kd_shell::MAX_POOLTAG));
+    let text = text.with_context(|| format!("cannot read the pool tags {}", path.display()))?;
     let tags = PoolTags::parse(&text).with_context(|| format!("pool tags {}", path.display()))?;
     if let Some(unread) = tags.unread() {
         let what = if unread.lines == 1 { "1 line says".to_owned() } else { format!("{} lines say", unread.lines) };

@@ -14,6 +14,7 @@ mod keys;
 mod leak;
 mod manual;
 mod mcp;
+mod memory;
 mod options;
 mod pipe;
 mod progress;
@@ -53,6 +54,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    if let Err(error) = memory::limit(cli.max_memory) {
+        console::complain(&format!("cannot limit the memory: {error}"));
+        return ExitCode::from(COMMAND_FAILED);
+    }
     let result = match cli.command {
         None => debug::run(cli.debug),
         Some(Command::Demo(arguments)) => demo::run(arguments),
@@ -78,6 +83,8 @@ fn main() -> ExitCode {
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // The tasks that let a target go are here.
+        .on_thread_start(heap_limit::exempt_this_thread)
         .enable_all()
         .build()
         .context("cannot start the runtime")

@@ -18,7 +18,7 @@ use crate::debug::{self, Attached, Plan};
 use crate::demo::Demo;
 use crate::diagnose::{explain, explain_attach};
 use crate::options::{self, Carrier, DemoWindows, SessionArgs, VERSION};
-use crate::{COMMAND_FAILED, CONNECTION_LOST, holder, inputs};
+use crate::{COMMAND_FAILED, CONNECTION_LOST, holder, inputs, memory};
 
 /// Answer an agent's questions over the Model Context Protocol.
 #[derive(Debug, Args)]
@@ -127,6 +127,7 @@ fn connect(runtime: &Handle, plan: &Plan, slot: &Mutex<Option<Leaver>>) -> Resul
         Attached::start(runtime, plan, Announcer::new(true), &interrupt, &session.log)
             .map_err(|error| explain_attach(&error).join("\n"))?;
     let leaver = running.leaver();
+    memory::lets_go(runtime, leaver.clone(), options::Format::Json);
     *debug::lock(slot) = Some(leaver.clone());
     runtime.spawn(async move {
         signals.any_end().await;

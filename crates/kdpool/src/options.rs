@@ -42,6 +42,10 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
     #[command(flatten)]
     pub(crate) debug: DebugArgs,
+    /// What kdpool itself may hold [default: 1g]
+    #[arg(long, value_name = "SIZE", global = true, value_parser = size, help_heading = "Session")]
+    #[arg(default_value = "1g", hide_default_value = true)]
+    pub(crate) max_memory: usize,
 }
 
 #[derive(Debug, Subcommand)]
@@ -54,7 +58,7 @@ pub(crate) enum Command {
     Report(Box<leak::ReportArgs>),
     /// Compare two reports, of two builds of a driver, stack by stack
     Compare(Box<leak::CompareArgs>),
-    /// Show the file that .selfcheck wrote, for whoever got it with a bug report
+    /// Show the file that .selfcheck wrote, to read a bug report
     Selfcheck(SelfcheckArgs),
     /// Run the fake Windows 7 alone, for any debugger to attach to
     Fake(FakeArgs),
@@ -234,8 +238,38 @@ fn time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "a time is a number and ms, s, m or h: 500ms, 2s, 1m".into())
 }
 
+/// The least that kdpool can do something with: symbols of one kernel, and the answers of usual questions.
+const LEAST_MEMORY: u64 = 128 << 20;
+
+fn size(text: &str) -> Result<usize, String> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.len() - lower.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = lower.split_at(digits);
+    let shift = match unit {
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return Err("a size is a number and m or g: 512m, 2g".into()),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    match bytes.and_then(|bytes| usize::try_from(bytes).ok()) {
+        Some(bytes) if bytes as u64 >= LEAST_MEMORY => Ok(bytes),
+        Some(_) => Err("kdpool needs 128m at least".into()),
+        None => Err("no machine has so much".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn sizes_are_numbers_with_a_unit_and_make_sense() {
+        assert_eq!(super::size("128m"), Ok(128 << 20));
+        assert_eq!(super::size("2GiB"), Ok(2 << 30));
+        for nonsense in
+            ["", "1", "g", "127m", "0g", "-1g", "1.5g", "1k", "1 g", "99999999999g", "99999999999999999999g"]
+        {
+            assert!(super::size(nonsense).is_err(), "{nonsense}");
+        }
+    }
 
     fn pages(command: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
         let name = format!("{name} {}", command.get_name());

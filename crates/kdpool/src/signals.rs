@@ -12,7 +12,12 @@ use crate::{CONNECTION_LOST, keys};
 
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Whether a signal ends the process: its own status is on its way.
+/// Something ends the process from outside of the session: nobody else gives it a status.
+pub(crate) fn set_ending() {
+    ENDING.store(true, Ordering::SeqCst);
+}
+
+/// Whether that is so: its own status is on its way.
 pub(crate) fn is_ending() -> bool {
     ENDING.load(Ordering::SeqCst)
 }
@@ -108,7 +113,7 @@ impl Signals {
 
 /// Lets the target run, then ends the process.
 async fn leave(leaver: Leaver, signal: i32) {
-    ENDING.store(true, Ordering::SeqCst);
+    set_ending();
     let left = leaver.leave().await;
     keys::restore();
     if left.may_stand() {

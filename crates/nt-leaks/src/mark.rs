@@ -5,7 +5,7 @@
 //! ```
 
 use std::fs;
-use std::io::Read;
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -104,7 +104,7 @@ const FORMAT: &str = "kdpool leak mark";
 const VERSION: u64 = 2;
 
 /// No mark is larger: some million blocks.
-const MAX_FILE: u64 = 1 << 29;
+const MAX_FILE: usize = 1 << 29;
 
 #[derive(Serialize)]
 struct Written<'a> {
@@ -136,13 +136,8 @@ fn checksum(body: &str) -> String {
 pub(crate) fn read(path: &Path) -> Result<String, MarkError> {
     let shown = path.display().to_string();
     let failed = |source| MarkError::Read { path: shown.clone(), source };
-    let mut text = String::new();
-    let file = fs::File::open(path).map_err(failed)?;
-    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
-    match text.len() as u64 > MAX_FILE {
-        true => Err(MarkError::NotAMark { path: shown, why: format!("it has more than {MAX_FILE} bytes") }),
-        false => Ok(text),
-    }
+    let bytes = fs::File::open(path).and_then(|file| heap_limit::read_whole(file, MAX_FILE)).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error.utf8_error())))
 }
 
 impl Mark {

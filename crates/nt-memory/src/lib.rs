@@ -7,12 +7,15 @@
 //! different things to a reader of the result:
 //!
 //! * a *hole*: this page is not readable now. Other pages are; the result is incomplete and says where.
-//! * a [`Fault`]: the source itself is gone (link lost, target running, command cancelled). Nothing more can be read.
+//! * a [`Fault`]: the source itself is gone (link lost, target running, command cancelled), or there is no room here for
+//!   what it would bring. Nothing more can be read.
 
 pub mod paging;
 
 use std::ops::Range;
 use std::time::Duration;
+
+pub use heap_limit::Full;
 
 /// The source cannot be read at all any more; whatever was being computed ends here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +29,9 @@ pub enum Fault {
     /// The user stopped the command.
     #[error("interrupted")]
     Cancelled,
+    /// There is too little room here to read on.
+    #[error(transparent)]
+    Full(#[from] Full),
 }
 
 /// Why exactly the wanted bytes could not be had.
@@ -264,6 +270,13 @@ pub struct Sparse {
 }
 
 impl Sparse {
+    /// Zeros, to be read into. The caller bounds `length`, which comes from the target; here it is seen to that there is
+    /// room for it.
+    pub fn zeroed(address: u64, length: usize) -> Result<Sparse, Full> {
+        heap_limit::room_for(length)?;
+        Ok(Sparse { address, bytes: vec![0; length], holes: Vec::new() })
+    }
+
     /// The bytes of `range` if all of them were readable.
     pub fn get(&self, offset: usize, length: usize) -> Option<&[u8]> {
         let bytes = self.bytes.get(offset..offset.checked_add(length)?)?;
@@ -284,7 +297,7 @@ pub const PAGE_SIZE: u64 = 0x1000;
 
 /// Reads `length` bytes and steps over unreadable pages. The caller bounds `length`: it comes from the target.
 pub fn read_sparse(memory: &dyn Memory, address: u64, length: usize) -> Result<Sparse, Fault> {
-    let mut sparse = Sparse { address, bytes: vec![0; length], holes: Vec::new() };
+    let mut sparse = Sparse::zeroed(address, length)?;
     let mut done = 0usize;
     while done < length {
         let at = address.wrapping_add(done as u64);

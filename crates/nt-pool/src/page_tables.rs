@@ -337,7 +337,7 @@ pub(crate) fn read_telling(
     length: usize,
     out: &mut Vec<Range<u64>>,
 ) -> Result<Sparse, Fault> {
-    let mut sparse = Sparse { address, bytes: vec![0; length], holes: Vec::new() };
+    let mut sparse = Sparse::zeroed(address, length)?;
     let read = kernel.memory.read(address, &mut sparse.bytes)?;
     if read >= length {
         return Ok(sparse);

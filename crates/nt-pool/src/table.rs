@@ -20,11 +20,14 @@ pub(crate) fn read_table(kernel: &Kernel<'_>, address: u64, length: usize) -> Re
         let wanted = (length - done).min(PIECE);
         let piece_start = start.wrapping_sub(PIECE as u64);
         if table.holes.last().is_some_and(|hole| hole.start <= piece_start && hole.end == start) {
+            heap_limit::room_for(length - done)?;
             table.bytes.resize(length, 0);
             add_hole(&mut table, start..address.wrapping_add(length as u64));
             break;
         }
         let piece = read_sparse(kernel.memory, start, wanted)?;
+        // Growing may double it.
+        heap_limit::room_for(done)?;
         table.bytes.extend(piece.bytes);
         for hole in piece.holes {
             add_hole(&mut table, hole);

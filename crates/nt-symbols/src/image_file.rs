@@ -5,7 +5,6 @@
 //! ```
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use nt_memory::{Fault, Memory};
@@ -14,7 +13,7 @@ use crate::bytes::u32_at;
 use crate::{Image, ImageError, SymbolError};
 
 /// Kernels have some 15 MB, the largest drivers (graphics) 150.
-const MAX_IMAGE: u64 = 1 << 30;
+const MAX_IMAGE: usize = 1 << 30;
 
 /// The bytes of an image's file at the addresses at which the target has them. Relocations are not applied.
 pub struct ImageFile {
@@ -49,8 +48,7 @@ impl ImageFile {
     pub fn open(path: impl AsRef<Path>) -> Result<ImageFile, SymbolError> {
         let path = path.as_ref();
         let io = |source| SymbolError::Io { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        File::open(path).map_err(io)?.take(MAX_IMAGE).read_to_end(&mut bytes).map_err(io)?;
+        let bytes = File::open(path).and_then(|file| heap_limit::read_whole(file, MAX_IMAGE)).map_err(io)?;
         ImageFile::parse(path, bytes)
     }
 

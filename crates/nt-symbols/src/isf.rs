@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ use crate::names::{Names, NamesBuilder};
 use crate::{Enumeration, Field, Glob, Layout, PdbId, Symbol, SymbolError, SymbolFile, SymbolKind};
 
 /// The largest kernel's table has 7 MB; all of a browser's would have a few hundred.
-const MAX_TEXT: u64 = 512 << 20;
+const MAX_TEXT: usize = 512 << 20;
 
 /// Anonymous members nest a few levels deep.
 const MAX_DEPTH: usize = 8;
@@ -175,9 +175,7 @@ impl Isf {
     pub fn open(path: impl AsRef<Path>) -> Result<Isf, SymbolError> {
         let path = path.as_ref();
         let io = |source| SymbolError::Io { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(io)?.take(MAX_TEXT);
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(io)?;
+        let bytes = File::open(path).and_then(|file| heap_limit::read_whole(file, MAX_TEXT)).map_err(io)?;
         Isf::parse(path, bytes)
     }
 
@@ -368,10 +366,10 @@ const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
 fn unpacked(bytes: &[u8]) -> Result<Vec<u8>, String> {
     match unpacked_size(bytes) {
         None => return Err("its xz container is damaged".into()),
-        Some(size) if size > MAX_TEXT => {
+        Some(size) if size > MAX_TEXT as u64 => {
             return Err(format!("it unpacks to {size} bytes, and {MAX_TEXT} are allowed"));
         }
-        Some(_) => {}
+        Some(size) => heap_limit::room_for(size as usize).map_err(|full| full.to_string())?,
     }
     let mut text = Vec::new();
     let mut input = io::Cursor::new(bytes);

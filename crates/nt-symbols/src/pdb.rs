@@ -49,6 +49,7 @@ impl<'s> pdb::Source<'s> for Bounded {
     fn view(&mut self, slices: &[SourceSlice]) -> io::Result<Box<dyn SourceView<'s>>> {
         let total = slices.iter().try_fold(0u64, |sum, slice| sum.checked_add(slice.size as u64));
         let total = total.filter(|total| *total <= self.length).ok_or(io::ErrorKind::UnexpectedEof)?;
+        heap_limit::room_for(total as usize)?;
         let mut bytes = vec![0; total as usize];
         let mut rest = &mut bytes[..];
         let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);

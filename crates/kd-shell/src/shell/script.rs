@@ -22,7 +22,7 @@ const MAX_NESTED: usize = 16;
 pub(super) const MAX_ROUNDS: u32 = 1 << 20;
 
 /// The largest script.
-const MAX_SCRIPT: u64 = 1 << 20;
+const MAX_SCRIPT: usize = 1 << 20;
 
 /// What the commands of a `.foreach` print.
 #[derive(Default)]
@@ -270,11 +270,8 @@ impl Shell {
 /// Windows, in which every byte is some character.
 pub(crate) fn read(file: &str) -> Result<String, CommandError> {
     let failed = |why: String| CommandError::Failed(format!("cannot read the script {file}: {why}"));
-    let size = fs::metadata(file).map_err(|error| failed(error.to_string()))?.len();
-    if size > MAX_SCRIPT {
-        return Err(failed(format!("{size} bytes are too much for a script (at most {MAX_SCRIPT})")));
-    }
-    Ok(decode(&fs::read(file).map_err(|error| failed(error.to_string()))?))
+    let bytes = fs::File::open(file).and_then(|file| heap_limit::read_whole(file, MAX_SCRIPT));
+    Ok(decode(&bytes.map_err(|error| failed(error.to_string()))?))
 }
 
 fn decode(bytes: &[u8]) -> String {

@@ -165,7 +165,7 @@ impl Actor {
     fn ended_by(&mut self, fault: Fault) -> Result<(), String> {
         match fault {
             Fault::Lost(why) => Err(why),
-            Fault::Running | Fault::Cancelled => Ok(()),
+            Fault::Running | Fault::Cancelled | Fault::Full(_) => Ok(()),
         }
     }
 

@@ -19,6 +19,7 @@ const WRITE_DATA: usize = 512;
 
 impl Memory for Halted {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.room_to_read()?;
         let shared = &self.session.shared;
         let gate = AtGate::new(shared.gate().0.clone());
         read_through(&self.cache, self.on_the_wire(address), buffer, |at, gap| {
@@ -48,6 +49,7 @@ impl Memory for Halted {
     }
 
     fn reread(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.room_to_read()?;
         let address = self.on_the_wire(address);
         let mut done = 0;
         while done < buffer.len() {
@@ -63,10 +65,12 @@ impl Memory for Halted {
     }
 
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.room_to_read()?;
         read_through(&self.physical, address, buffer, |at, gap| self.fill_physical(at, gap))
     }
 
     fn search(&self, address: u64, length: u64, pattern: &[u8]) -> Result<Search, Fault> {
+        self.room_to_read()?;
         if self.session.shared.interrupt.take() {
             return Err(Fault::Cancelled);
         }
@@ -119,6 +123,16 @@ impl Halted {
             }
         }
         Ok(done)
+    }
+
+    /// Whoever holds ever more reads ever more: here is seen that it ends. What is kept only so that it need not be asked
+    /// for again gives way first.
+    fn room_to_read(&self) -> Result<(), Fault> {
+        if heap_limit::room_for(0).is_ok() {
+            return Ok(());
+        }
+        drop((self.cache.take(), self.physical.take()));
+        Ok(heap_limit::room_for(0)?)
     }
 
     /// An address as KD carries it: those of 32-bit targets are sign-extended.

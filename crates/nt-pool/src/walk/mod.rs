@@ -377,7 +377,7 @@ impl<'w> Walk<'w> {
         {
             return self.bytes(whole);
         }
-        let mut sparse = Sparse { address: area.address, bytes: vec![0; area.length as usize], holes: Vec::new() };
+        let mut sparse = Sparse::zeroed(area.address, area.length as usize)?;
         let mut at = area.address;
         for range in ranges {
             sparse.holes.extend((at < range.start).then_some(at..range.start));

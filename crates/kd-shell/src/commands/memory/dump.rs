@@ -40,6 +40,9 @@ pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
 /// One display; what does not fit is asked for piece by piece.
 const MAX_BYTES: u64 = 16 << 20;
 
+/// Bytes that showing one byte takes at most, on the way to its JSON; measured with a display of 16 MiB.
+const SHOWN: usize = 36;
+
 const DEFAULT_BYTES: u64 = 128;
 
 /// kd's strings end at a zero, or here.
@@ -148,6 +151,7 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     // Physical addresses of PAE have more than 32 bits.
     let address = if options.physical { address } else { width.address(address) };
     let sparse = read_sparse(memory, address, bytes as usize)?;
+    heap_limit::room_for(sparse.bytes.len().saturating_mul(SHOWN)).map_err(nt_memory::Fault::from)?;
     let mut dump = Dump::new(&sparse, shape, width);
     if shape.kind == Kind::Symbols {
         let mut names = context.names()?;
