@@ -24,6 +24,9 @@ pub(crate) const LINKTYPE_USER0: i32 = 147;
 /// The option of an enhanced packet block that holds its direction, in the low two bits.
 const EPB_FLAGS: OptionCode = OptionCode(2);
 
+/// The type of the block that begins a pcapng file.
+const SECTION_HEADER: &[u8] = &[0x0a, 0x0d, 0x0d, 0x0a];
+
 const FIRST_BUFFER: usize = 1 << 16;
 /// No block of a sane file is longer.
 const LARGEST_BUFFER: usize = 1 << 24;
@@ -107,6 +110,8 @@ pub struct Skipped {
 /// The datagrams and stream pieces of a capture file, in the file's order.
 pub struct CaptureReader<'a> {
     reader: Box<dyn PcapReaderIterator + Send + 'a>,
+    /// A pcapng file.
+    in_blocks: bool,
     capacity: usize,
     interfaces: Vec<Interface>,
     /// Simple packets carry no time; they get that of the packet before.
@@ -125,13 +130,22 @@ struct Interface {
 
 impl<'a> CaptureReader<'a> {
     /// Reads the file's beginning, which says which format it is.
-    pub fn new(file: impl Read + Send + 'a) -> Result<Self, CaptureError> {
+    pub fn new(mut file: impl Read + Send + 'a) -> Result<Self, CaptureError> {
+        // The reader judges by what its first read gives: a pipe may give a few bytes.
+        let mut start = Vec::new();
+        file.by_ref().take(FIRST_BUFFER as u64).read_to_end(&mut start).map_err(|_| CaptureError::Read)?;
+        let in_blocks = start.starts_with(SECTION_HEADER);
+        if in_blocks && is_shorter_than_a_block(&start) {
+            return Err(CaptureError::Damaged(0));
+        }
+        let file = std::io::Cursor::new(start).chain(file);
         let reader = create_reader(FIRST_BUFFER, file).map_err(|error| match error {
             PcapError::ReadError => CaptureError::Read,
             _ => CaptureError::NotACapture,
         })?;
         Ok(Self {
             reader,
+            in_blocks,
             capacity: FIRST_BUFFER,
             interfaces: Vec::new(),
             last_time: Duration::ZERO,
@@ -148,6 +162,9 @@ impl<'a> CaptureReader<'a> {
     fn read(&mut self) -> Result<Option<Captured>, CaptureError> {
         loop {
             let at = self.reader.consumed();
+            if self.in_blocks && is_shorter_than_a_block(self.reader.data()) {
+                return Err(CaptureError::Damaged(at));
+            }
             let failure = match self.reader.next() {
                 Ok((length, block)) => {
                     let captured = read_block(block, &mut self.interfaces, &mut self.last_time, &mut self.skipped);
@@ -188,6 +205,15 @@ impl Iterator for CaptureReader<'_> {
         self.ended = !matches!(item, Some(Ok(_)));
         item
     }
+}
+
+/// Whether the block that begins here says that it is shorter than its own type and its two lengths, in either order of
+/// bytes (as that of the other order, so small a number is beyond [`LARGEST_BUFFER`]). The reader takes the twelve bytes off
+/// without a look.
+fn is_shorter_than_a_block(block: &[u8]) -> bool {
+    block.get(4..).and_then(|rest| rest.first_chunk()).is_some_and(|length| {
+        [u32::from_le_bytes(*length), u32::from_be_bytes(*length)].into_iter().any(|length| length < 12)
+    })
 }
 
 /// A [`PcapError`] without the reader's buffer that it borrows.

@@ -225,7 +225,8 @@ impl KdSpec {
         match carrier.trim().to_ascii_lowercase().as_str() {
             "net" => parse_net(options),
             "com" => parse_com(options),
-            _ => Err(SpecError::Carrier(carrier.trim().to_owned())),
+            // Without a carrier the first colon may be that of `target=::`, behind the key.
+            _ => Err(SpecError::Carrier(without_key(carrier.trim()))),
         }
     }
 
@@ -303,7 +304,11 @@ fn parse_net(options: &str) -> Result<KdSpec, SpecError> {
             "port" => once(NET, "port", &mut port, value)?,
             "key" => once(NET, "key", &mut key, value)?,
             "target" => once(NET, "target", &mut target, value)?,
-            _ => return Err(SpecError::Option { carrier: NET, option: name, known: "port, key and target" }),
+            _ => {
+                // `key:1.2.3.4` is an option of that name.
+                let option = without_key(&name);
+                return Err(SpecError::Option { carrier: NET, option, known: "port, key and target" });
+            }
         }
     }
     let port = given(NET, "port=N, the UDP port the target was told", port)?;
@@ -320,6 +325,10 @@ fn parse_net(options: &str) -> Result<KdSpec, SpecError> {
     };
     let target = match target {
         None => None,
+        // The key is not a part of a name, which is shown.
+        Some(text) if without_key(text) != text && text.contains('=') => {
+            return Err(SpecError::Missing { carrier: NET, what: "a comma behind target=HOST" });
+        }
         Some(text) => Some(match given(NET, "a name or an address after target=", text.into())? {
             "0.0.0.0" => NetTarget::AnyV4,
             "::" | "[::]" => NetTarget::AnyV6,
@@ -414,7 +423,8 @@ fn number(carrier: &'static str, option: &'static str, text: &str, min: u32, max
     value.filter(|n| (min..=max).contains(n)).ok_or_else(|| SpecError::Number {
         carrier,
         option,
-        value: text.to_owned(),
+        // A blank instead of a comma makes the key a part of it.
+        value: without_key(text),
         min,
         max,
     })
@@ -523,8 +533,17 @@ mod tests {
         let spec = KdSpec::parse(&format!("net:port=50000,key={secret}")).unwrap();
         assert!(!format!("{spec:?} {spec}").contains("secretpart"));
         assert!(matches!(&spec, KdSpec::Net(net) if net.key.expose() == secret));
-        for text in ["net:port=1,key=secretpart1.b.c", "net:port=1,key=a.b.c.secretpart12345", "port=1,key=secretpart1"]
-        {
+        for text in [
+            "net:port=1,key=secretpart1.b.c",
+            "net:port=1,key=a.b.c.secretpart12345",
+            "port=1,key=secretpart1",
+            // Found by fuzzing: the first colon is that of an address; a comma or a sign was mistyped.
+            "port=1,key=secretpart1.b.c.d,target=::",
+            "net,key=secretpart1.b.c.d:port=1",
+            "net:port=50000 key=secretpart1.b.c.d",
+            "net:port=50000,key:secretpart1.b.c.d",
+            "net:port=50000,target=win7 key=secretpart1.b.c.d,key=1.2.3.4",
+        ] {
             let error = KdSpec::parse(text).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("secretpart"), "{error:?}");
         }

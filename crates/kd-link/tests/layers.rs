@@ -343,6 +343,15 @@ async fn a_file_cut_short_is_said() {
         Err(CaptureError::NotACapture)
     ));
     assert!(matches!(CaptureReader::new(&b""[..]), Err(CaptureError::NotACapture)));
+    // Found by fuzzing: a block that says it is shorter than its own header, in either order of bytes.
+    let good = bytes.len();
+    for length in [[11, 0, 0, 0], [0, 0, 0, 8], [0; 4]] {
+        let bytes = [&bytes[..], &[6, 0, 0, 0], &length, &[0; 32]].concat();
+        let last = CaptureReader::new(&bytes[..]).unwrap().last();
+        assert!(matches!(last, Some(Err(CaptureError::Damaged(at))) if at == good), "{last:?}");
+        let first = [&bytes[..4], &length, &bytes[8..]].concat();
+        assert!(matches!(CaptureReader::new(&first[..]), Err(CaptureError::Damaged(0))));
+    }
 }
 
 proptest! {

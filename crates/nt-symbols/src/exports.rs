@@ -56,12 +56,13 @@ impl Exports {
             })
         };
         let first_ordinal = header(0x10)?;
-        let functions = (header(0x14)? as usize).min(MAX_EXPORTS);
-        let named = (header(0x18)? as usize).min(MAX_EXPORTS);
+        // The tables lie in the directory: what it has no room for need not be looked for one by one.
+        let counted = [header(0x14)?, header(0x18)?].map(|count| (count as usize).min(MAX_EXPORTS));
+        let [functions, named] = counted.map(|count| count.min(size as usize / 4));
         let (function_table, name_table, ordinal_table) = (header(0x1c)?, header(0x20)?, header(0x24)?);
 
         let mut builder = NamesBuilder::default();
-        let mut unreadable = 0usize;
+        let mut unreadable = counted[0] - functions + counted[1] - named;
         let mut has_name = vec![false; functions];
         // An address within the directory is not code but the name of another module's export.
         let address = |ordinal: usize| {

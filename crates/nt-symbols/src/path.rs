@@ -198,12 +198,12 @@ impl SymbolPath {
     pub fn read(text: &str) -> (SymbolPath, Vec<PathError>) {
         let (mut path, mut refused) = (SymbolPath::default(), Vec::new());
         let mut texts = Vec::new();
-        // Quotes that a shell or a dialog would have taken off; no name on Windows has them.
+        // Quotes that a shell or a dialog would have taken off, around all of it or around one element; no name on Windows
+        // has double ones.
         let text = text.replace('"', "");
-        let text = text.trim();
-        let text = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')).unwrap_or(text);
-        for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
-            match Element::parse(part) {
+        let bare = |part: &'_ str| part.trim_matches(|c: char| c == '\'' || c.is_whitespace()).to_owned();
+        for part in text.split(';').map(bare).filter(|part| !part.is_empty()) {
+            match Element::parse(&part) {
                 Ok(taken) => {
                     path.elements.push(taken.element);
                     texts.push(taken.text);
@@ -379,6 +379,9 @@ mod tests {
             "\"/a b\";srv*\"/c\"*https://x",
             "'/a b;srv*/c*https://x'",
             " \"/a b;srv*/c*https://x",
+            "'/a b';'srv*/c*https://x'",
+            // What is left when somebody edited a quoted path; shown and read again it is the same.
+            "';/a b' ; '; srv*/c*https://x' '",
         ] {
             assert_eq!(SymbolPath::parse(text).unwrap().to_string(), "/a b;srv*/c*https://x", "{text}");
         }

@@ -139,3 +139,15 @@ fn a_packed_table_that_unpacks_to_gigabytes_is_refused() {
     let error = Isf::parse("bomb.json.xz", bomb).unwrap_err().to_string();
     assert!(error.contains("unpacks to 17179869184 bytes"), "{error}");
 }
+
+/// Found by fuzzing: the footer says that the index is as long as a u32 can say, and one more word.
+#[test]
+fn a_packed_table_whose_footer_counts_too_far_is_refused() {
+    let mut packed = Vec::new();
+    lzma_rs::xz_compress(&mut std::io::Cursor::new(SMALL), &mut packed).unwrap();
+    assert!(Isf::parse("packed.json.xz", packed.clone()).is_ok());
+    let footer = packed.len() - 12;
+    packed[footer + 4..footer + 8].fill(0xff);
+    let error = Isf::parse("packed.json.xz", packed).unwrap_err().to_string();
+    assert!(error.contains("xz"), "{error}");
+}

@@ -15,13 +15,13 @@ use nt_symbols::{ImageFile, PdbId};
 const KEPT_OUT: [&str; 6] = ["log", "leak", "selfcheck", "sleep", "<", "/f"];
 
 /// After so long Ctrl+C is pressed.
-const PATIENCE: Duration = Duration::from_millis(30);
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Who is to be interrupted, and when.
 static WATCHED: LazyLock<Mutex<Option<(Instant, Interrupt)>>> = LazyLock::new(|| {
     std::thread::spawn(|| {
         loop {
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(3));
             if let Some((since, interrupt)) = &*watched()
                 && since.elapsed() > PATIENCE
             {
