@@ -34,11 +34,15 @@ impl Header {
         self.pool_type & IN_USE != 0
     }
 
+    /// Whether it is of a free block, or of one of this kind of pool.
+    pub(crate) fn is_of(&self, paged: bool) -> bool {
+        self.pool_type == 0 || (self.pool_type & 1 != 0) == paged
+    }
+
     /// Whether a block of this pool would have such a header: free, or in use and of the right kind, with a tag that
     /// somebody could have typed.
     pub(crate) fn is_plausible(&self, paged: bool) -> bool {
-        let kind = self.pool_type == 0 || (self.pool_type & 1 != 0) == paged;
-        kind && self.tag().0.is_typed()
+        self.is_of(paged) && self.tag().0.is_typed()
     }
 }
 

@@ -111,15 +111,20 @@ impl<'k> Record<'k> {
     fn checked(&self, field: &Field, offset: u64) -> Option<Member> {
         let (count, size) = field.array.unwrap_or((1, field.size));
         let end = offset.checked_add(count.checked_mul(size)?)?;
-        let fits = end <= self.size as u64 && count > 0 && (1..=8).contains(&size);
+        if end > self.size as u64 || count == 0 || !(1..=8).contains(&size) {
+            return None;
+        }
         let (shift, mask) = match field.bits {
             None => (0, u64::MAX),
             // A bit that no number has.
             Some((first, _)) if first >= 64 => (0, 0),
             Some((first, bits)) => (first.into(), 1u64.checked_shl(bits.into()).map_or(u64::MAX, |bit| bit - 1)),
         };
+        // Eight bytes are read where there are as many: what lies behind the member is not of it.
+        let own = 1u64.checked_shl(8 * size as u32).map_or(u64::MAX, |bit| bit - 1);
+        let mask = mask & own.checked_shr(shift).unwrap_or(0);
         let (offset, size, count) = (offset as usize, size as usize, count as usize);
-        fits.then_some(Member { offset, size, shift, mask, count })
+        Some(Member { offset, size, shift, mask, count })
     }
 }
 
@@ -136,6 +141,11 @@ impl Member {
 
     pub(crate) fn element(&self, record: &[u8], index: usize) -> u64 {
         let start = self.offset + index * self.size;
-        little_endian(&record[start..start + self.size]) >> self.shift & self.mask
+        let bytes = &record[start..];
+        let number = match bytes.first_chunk() {
+            Some(bytes) => u64::from_le_bytes(*bytes),
+            None => little_endian(&bytes[..self.size]),
+        };
+        number >> self.shift & self.mask
     }
 }

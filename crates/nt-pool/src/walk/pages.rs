@@ -44,8 +44,9 @@ impl Walk<'_> {
         let paged = area.pool.is_paged();
         let first = self.blocks.len();
         let (mut decoded, mut plausible) = (0, true);
-        let mut types = (0, 0, 0);
-        let mut tags = Vec::new();
+        // Headers of free blocks, of those in use, and of these with a tag that can be typed.
+        let (mut free, mut in_use, mut typed) = (0, 0, 0);
+        let mut all = 0;
         let (mut start, mut before) = (0, 0);
         let mut broken_at = Vec::new();
         // A page has no more places to break at than headers.
@@ -55,12 +56,12 @@ impl Walk<'_> {
                 let broken = match header {
                     Ok(header) => {
                         decoded += 1;
-                        plausible &= header.is_plausible(paged);
-                        let in_use = u64::from(header.is_in_use());
-                        types.0 += 1;
-                        types.1 += in_use | u64::from(header.pool_type == 0);
-                        types.2 += in_use;
-                        tags.extend((in_use == 1).then_some(header.tag().0));
+                        let is_typed = header.tag().0.is_typed();
+                        plausible &= is_typed && header.is_of(paged);
+                        all += 1;
+                        free += u64::from(header.pool_type == 0);
+                        in_use += u64::from(header.is_in_use());
+                        typed += u64::from(header.is_in_use() && is_typed);
                         last = Some((offset, self.blocks.len()));
                         let state = if header.pool_type != 0 { BlockState::Allocated } else { BlockState::Free };
                         self.add(area, at.wrapping_add(offset), header, state, BlockKind::Page);
@@ -115,9 +116,9 @@ impl Walk<'_> {
             return Vec::new();
         }
         self.pool_pages.1 += u64::from(decoded > 0);
-        let all = &mut self.pool_types;
-        *all = (all.0 + types.0, all.1 + types.1, all.2 + types.2);
-        tags.into_iter().for_each(|tag| self.count_tag(tag));
+        let types = &mut self.pool_types;
+        *types = (types.0 + all, types.1 + free + in_use, types.2 + in_use);
+        self.tags = (self.tags.0 + in_use, self.tags.1 + typed);
         broken_at
     }
 }
