@@ -126,16 +126,32 @@ fn every_page_is_reached() {
     }
 }
 
-/// In bash an exclamation mark between double quotes means a line of before.
+/// In bash an exclamation mark between double quotes means a line of before, and zsh refuses a bare star that names no
+/// file.
 #[test]
-fn commands_stand_in_single_quotes() {
+fn commands_and_stars_stand_in_single_quotes() {
     for page in pages() {
         for fence in parts(&fs::read_to_string(&page).unwrap()).0 {
             for line in fence.text.iter().filter(|_| fence.info.starts_with("sh")) {
-                assert!(!line.contains("-c \""), "{}:{}: {line}", page.display(), fence.line);
+                let place = format!("{}:{}: {line}", page.display(), fence.line);
+                assert!(!line.contains("-c \"") && !line.contains(" srv*"), "{place}");
             }
         }
     }
+}
+
+/// The README's `cargo run` names no program, and so there may be one only among the members that it looks at.
+#[test]
+fn cargo_run_finds_one_program() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["metadata", "--no-deps", "--offline", "--format-version", "1"];
+    let output = std::process::Command::new(cargo).args(arguments).current_dir(root()).output().unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let default = metadata["workspace_default_members"].as_array().unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter().filter(|package| default.contains(&package["id"]));
+    let targets = packages.flat_map(|package| package["targets"].as_array().unwrap());
+    let programs = targets.filter(|target| target["kind"][0] == "bin").map(|target| target["name"].as_str().unwrap());
+    assert_eq!(programs.collect::<Vec<_>>(), ["kdpool"]);
 }
 
 #[cfg(unix)]
