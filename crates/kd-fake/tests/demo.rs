@@ -57,7 +57,10 @@ fn nothing_happens_before_it_begins_and_then_the_books_agree() {
         }
         assert_eq!(serde_json::to_string(&kernel.truth()).unwrap(), before, "{windows:?}");
         let leaked = |truth: &Truth| truth.large.iter().filter(|life| life.tag == LEAK_TAG).count();
+        let small = |truth: &Truth| truth.small.iter().filter(|block| block.tag == key(b"LkSm")).count();
         assert_eq!(leaked(&kernel.truth()), 23);
+        // Whoever asks for a tag at the first prompt finds it.
+        assert_eq!(small(&kernel.truth()), if symbols.is_some() { 20 } else { 0 });
 
         begin.now();
         let mut outstanding = BTreeMap::new();
@@ -75,8 +78,7 @@ fn nothing_happens_before_it_begins_and_then_the_books_agree() {
         let truth = kernel.truth();
         assert_eq!(leaked(&truth), 33, "a block each 300 ms");
         assert!(outstanding.values().all(|blocks| (1..20).contains(blocks)), "{outstanding:?}");
-        let small = truth.small.iter().filter(|block| block.tag == key(b"LkSm")).count();
-        assert_eq!(small, if symbols.is_some() { 60 } else { 0 });
+        assert_eq!(small(&truth), if symbols.is_some() { 80 } else { 0 });
 
         // The log's newest record of each leaked block is its allocation, and its driver has it in its books.
         let records = &truth.pool_log.as_ref().unwrap().records;

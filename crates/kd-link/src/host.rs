@@ -1,7 +1,10 @@
-//! This host's own addresses, for messages and for the target's `hostip`.
+//! This host's own addresses, for messages and for the target's `hostip`, and its serial devices.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+
+use serial2_tokio::SerialPort;
 
 /// The address this host uses toward `peer`. Sends nothing: a connected UDP socket only asks the routing table.
 pub fn local_address_toward(peer: IpAddr) -> io::Result<IpAddr> {
@@ -26,6 +29,22 @@ pub fn local_addresses() -> io::Result<Vec<IpAddr>> {
     addresses.sort();
     addresses.dedup();
     Ok(addresses)
+}
+
+/// Serial devices that a cable to a target may hang at, as `-k com:port=` takes them: what the system lists, and of Unix's
+/// many the USB adapters, since boards' own ports are there whether something is behind them or not. None where the
+/// system has no list.
+pub fn serial_devices() -> Vec<String> {
+    const ADAPTERS: [&str; 3] = ["ttyUSB", "ttyACM", "cu.usb"];
+    let may_be = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        cfg!(windows) || ADAPTERS.iter().any(|start| name.starts_with(start))
+    };
+    let found = SerialPort::available_ports().unwrap_or_default();
+    let mut names: Vec<String> =
+        found.iter().filter(|path| may_be(path)).map(|path| path.display().to_string()).collect();
+    names.sort();
+    names
 }
 
 /// IPv4 addresses that arrived on an IPv6 socket, as plain IPv4.

@@ -27,7 +27,7 @@ use bytes::Bytes;
 pub use capture::Capture;
 pub use error::OpenError;
 pub use faults::{FaultRates, Faults};
-pub use host::{local_address_toward, local_addresses, normalised};
+pub use host::{local_address_toward, local_addresses, normalised, serial_devices};
 pub use pcap::{CaptureError, CaptureReader, Captured, CapturedData, Direction, Skipped};
 pub use rate::RateLimit;
 pub use spec::{

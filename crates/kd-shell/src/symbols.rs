@@ -213,8 +213,9 @@ impl Symbols {
         self.forget();
     }
 
-    /// Names are needed and there is no path: whoever sits there is asked, once.
-    fn choose_path(&mut self) {
+    /// Names are needed and there is no path: whoever sits there is asked, once. Whoever knows that they will be needed
+    /// calls this before the target stands still for the answer.
+    pub fn choose_path(&mut self) {
         if self.network && self.source.path().is_empty() && self.source.monitor().wants_server() {
             // Its one element is always of use.
             let _ = self.set_path("srv*");

@@ -9,6 +9,7 @@ use console::{Term, truncate_str};
 use kd_shell::text::visible_name;
 use kd_shell::{Mood, Output, Record};
 use rustyline::ExternalPrinter;
+use textwrap::WordSplitter;
 
 use crate::keys::Keys;
 use crate::{progress, terminal};
@@ -26,7 +27,27 @@ static ASIDES: AtomicUsize = AtomicUsize::new(0);
 pub(crate) fn complain(line: &str) {
     ASIDES.fetch_add(1, Ordering::Relaxed);
     // With standard error gone there is nobody to tell.
+    let line = fitting(&Term::stderr(), line);
     progress::aside(|| drop(writeln!(anstream::stderr().lock(), "{ERROR}{line}{ERROR:#}")));
+}
+
+/// How wide a terminal is; `None` is none.
+fn columns(terminal: &Term) -> Option<usize> {
+    let (_, columns) = terminal.size_checked().filter(|_| terminal.is_term())?;
+    Some(usize::from(columns)).filter(|columns| *columns > 0)
+}
+
+/// Lines that end between words, if they are for a terminal.
+pub(crate) fn fitting(terminal: &Term, text: &str) -> String {
+    let Some(columns) = columns(terminal) else { return text.to_owned() };
+    folded(text, columns) + if text.ends_with('\n') { "\n" } else { "" }
+}
+
+/// Lines that a terminal would break in the middle of a word. What is indented is there to be copied, and stays.
+fn folded(text: &str, columns: usize) -> String {
+    let fill = textwrap::Options::new(columns).break_words(false).word_splitter(WordSplitter::NoHyphenation);
+    let line = |line: &str| if line.starts_with(' ') { line.to_owned() } else { textwrap::fill(line, &fill) };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Lines for people that are no result: to standard output as kd writes them, or `aside`, to standard error, when a
@@ -52,9 +73,10 @@ pub(crate) fn is_interactive() -> bool {
 
 /// Asks whoever sits there.
 pub(crate) fn ask(question: &str) -> bool {
-    progress::clear();
-    remark(&format!("{} [y/N] ", visible_name(question)), false);
-    terminal::answer().is_some_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
+    progress::without(|| {
+        remark(&format!("{} [y/N] ", visible_name(question)), false);
+        terminal::answer().is_some_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
+    })
 }
 
 /// The record of a session that did not end well, where no `q` says so (docs/json.md).
@@ -103,7 +125,7 @@ impl Output for Console {
     }
 
     fn remark(&mut self, line: &str) {
-        remark(line, true);
+        remark(&fitting(&Term::stderr(), line), true);
     }
 
     fn clear(&mut self) {
@@ -136,7 +158,7 @@ impl Output for Console {
         };
         // A terminal would break words; a program reads one line.
         let text = match Term::stdout().is_term() {
-            true => textwrap::fill(text.trim_end(), self.columns()),
+            true => folded(text.trim_end(), self.columns()),
             false => text.trim_end().to_owned(),
         };
         let written = progress::aside(|| {
@@ -166,9 +188,7 @@ impl Output for Console {
     fn columns(&self) -> usize {
         /// Wider lines are hard to read.
         const MOST: usize = 120;
-        let terminal = Term::stdout();
-        let columns = terminal.size_checked().map(|(_, columns)| usize::from(columns));
-        columns.filter(|columns| *columns > 0).unwrap_or(80).min(MOST)
+        columns(&Term::stdout()).unwrap_or(80).min(MOST)
     }
 
     fn is_interactive(&self) -> bool {
@@ -203,5 +223,20 @@ impl Announcer {
         if !printed {
             remark(text, self.0.json.load(Ordering::Relaxed));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_end_between_words() {
+        let text = "one word-with-hyphens and another\n  an indented line that is to be copied as it is";
+        assert_eq!(
+            folded(text, 20),
+            "one\nword-with-hyphens\nand another\n  an indented line that is to be copied as it is"
+        );
+        assert_eq!(folded("a-word-that-is-wider-than-the-terminal", 10), "a-word-that-is-wider-than-the-terminal");
     }
 }

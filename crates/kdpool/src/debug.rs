@@ -127,10 +127,14 @@ fn attach_and(
 ) -> Result<ExitCode> {
     let _tracing = start_tracing(&plan.session)?;
     let aside = plan.is_aside();
-    let shell = match inputs::session(&plan.session, aside) {
+    let mut shell = match inputs::session(&plan.session, aside) {
         Ok(session) => session,
         Err(error) => return Ok(usage(&format!("{error:#}"))),
     };
+    // At the prompt it is asked when a name is needed. What runs by itself would keep the target for the answer.
+    if plan.is_scripted() {
+        shell.symbols.choose_path();
+    }
     let runtime = crate::runtime()?;
     let announcer = Announcer::new(plan.session.format == options::Format::Json);
     let _hold = match holder::take(&plan.spec) {
@@ -273,8 +277,9 @@ fn connect(
     evidence: &Mutex<ConnectEvidence>,
     aside: bool,
 ) -> Result<Halted, ExitCode> {
-    let interactive = io::stdin().is_terminal() && !plan.is_scripted();
-    let patience = plan.connect_timeout.or((!interactive).then_some(BATCH_PATIENCE));
+    let somebody_waits = io::stdin().is_terminal();
+    let endless = somebody_waits && !plan.is_scripted();
+    let patience = plan.connect_timeout.or((!endless).then_some(BATCH_PATIENCE));
     let started = Instant::now();
     let mut told = false;
     let mut break_asked = plan.break_on_connect;
@@ -307,7 +312,7 @@ fn connect(
                 complain(&fault.to_string());
                 return Err(ExitCode::from(NO_CONNECTION));
             }
-            _ if interactive && !told && started.elapsed() >= TELL_WHY_AFTER => {
+            _ if somebody_waits && !told && started.elapsed() >= TELL_WHY_AFTER => {
                 told = true;
                 tell_why(evidence, started, break_asked);
             }

@@ -9,6 +9,8 @@ use kd_link::{KdSpec, NetSpec, NetTarget, OpenError, SerialSpec};
 use kd_target::AttachError;
 use kd_wire::session::Diagnostic;
 
+use crate::host;
+
 /// What was seen while waiting for the target.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectEvidence {
@@ -125,13 +127,7 @@ pub(crate) fn explain_attach(error: &AttachError) -> Vec<String> {
 fn explain_open(error: &OpenError) -> Vec<String> {
     let mut lines = vec![error.to_string()];
     if let OpenError::PortTaken { port, .. } = error {
-        lines.push(if cfg!(windows) {
-            format!("Who holds it: netstat -ano -p udp | findstr :{port}")
-        } else if cfg!(target_os = "linux") {
-            format!("Who holds it: ss -lunp 'sport = :{port}'")
-        } else {
-            format!("Who holds it: lsof -nP -iUDP:{port}")
-        });
+        lines.push(format!("Who holds it: {}", host::HERE.who_holds(*port)));
     }
     lines
 }

@@ -8,15 +8,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use console::Term;
 use kd_link::{KdSpec, NetTarget, OpenError, SerialSpec};
 use kd_shell::ResultShape;
 use nt_symbols::{Element, Http, Outcome, PdbId, Reach, Servers, SymbolPath};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::console::fitting;
 use crate::decode::OutputFormat;
 use crate::setup::{Firewall, Passage};
-use crate::{COMMAND_FAILED, debug};
+use crate::{COMMAND_FAILED, debug, host};
 
 /// Check this host: port, firewall, address, symbols, serial devices.
 #[derive(Debug, Args)]
@@ -82,7 +84,7 @@ pub(crate) fn run(arguments: DoctorArgs) -> Result<ExitCode> {
     let mut checks = carrier(spec.as_ref(), arguments.port)?;
     checks.extend(symbols(&path));
     let text = match arguments.format {
-        OutputFormat::Text => text(&checks),
+        OutputFormat::Text => fitting(&Term::stdout(), &text(&checks)),
         OutputFormat::Json => format!("{}\n", serde_json::to_string(&checks)?),
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
@@ -124,8 +126,7 @@ fn carrier(spec: Option<&KdSpec>, port: u16) -> Result<Vec<Check>> {
         Some(spec) => vec![opens(spec)?],
         None => {
             let mut checks = network(port, None);
-            for device in serial_devices() {
-                let port = device.display().to_string();
+            for port in kd_link::serial_devices() {
                 checks.push(opens(&KdSpec::Serial(SerialSpec { port, baud: kd_link::DEFAULT_BAUD }))?);
             }
             checks
@@ -158,13 +159,7 @@ fn free_port(port: u16) -> Check {
     match UdpSocket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))) {
         Ok(_) => check(what, State::Ok, "free", ""),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let who = if cfg!(windows) {
-                format!("who holds it: netstat -ano -p udp | findstr :{port}")
-            } else if cfg!(target_os = "linux") {
-                format!("who holds it: ss -lunp 'sport = :{port}'")
-            } else {
-                format!("who holds it: lsof -nP -iUDP:{port}")
-            };
+            let who = format!("who holds it: {}", host::HERE.who_holds(port));
             check(what, State::Bad, "another program holds it, a debugger perhaps", who)
         }
         Err(error) => check(what, State::Bad, error.to_string(), "take a port from 50000 to 50039"),
@@ -195,19 +190,6 @@ fn address(port: u16, peer: Option<&str>) -> Check {
     }
 }
 
-/// USB adapters; boards' own ports are there whether something is behind them or not.
-fn serial_devices() -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir("/dev") else { return Vec::new() };
-    let named = |path: &Path| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        ["ttyUSB", "ttyACM", "cu.usb"].iter().any(|start| name.starts_with(start))
-    };
-    let mut devices: Vec<PathBuf> =
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| named(path)).collect();
-    devices.sort();
-    devices
-}
-
 /// Opens what the session would open, and closes it.
 fn opens(spec: &KdSpec) -> Result<Check> {
     let mut spec = spec.clone();
@@ -224,11 +206,9 @@ fn opens(spec: &KdSpec) -> Result<Check> {
     Ok(match runtime.block_on(kd_link::open(&spec)) {
         Ok(link) => check(what, State::Ok, format!("it opens ({})", link.describe()), ""),
         Err(error) => {
-            let next = match &error {
-                OpenError::Permission { .. } if cfg!(target_os = "linux") => {
-                    "sudo usermod -aG dialout $USER, then log in again"
-                }
-                _ => "kdpool setup serial says how the other end is made",
+            let next = match (&error, host::HERE.serial_rights()) {
+                (OpenError::Permission { .. }, Some(command)) => format!("{command}, then log in again"),
+                _ => "kdpool setup serial says how the other end is made".to_owned(),
             };
             check(what, State::Bad, error.to_string(), next)
         }
@@ -292,7 +272,7 @@ fn server(url: &str) -> Check {
     });
     match fault {
         Some(why) => {
-            let next = "behind a proxy set HTTPS_PROXY; without a network copy symbols here and name them with -y";
+            let next = "behind a proxy set HTTPS_PROXY; without a network name a folder with -y";
             check(what, State::Bad, why, next)
         }
         None if asked.count() == 0 => check(what, State::Unknown, "it was not asked", ""),

@@ -1,8 +1,9 @@
 //! `kdpool fake`: the fake target alone, and what `kdpool demo` needs of it.
 
+use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::runtime::Handle;
 use crate::demo::LOOK_AROUND;
 use crate::options::DemoWindows;
 use crate::signals::Signals;
+use crate::{debug, host};
 
 /// A fake Windows with a leak, for any debugger to attach to.
 #[derive(Debug, Args)]
@@ -37,7 +39,7 @@ pub(crate) struct FakeArgs {
     #[cfg(unix)]
     #[arg(long, group = "carrier")]
     pty: bool,
-    /// Write the target's symbols to this folder, in symbol-store layout
+    /// Write the target's symbols to this folder, in symbol-store layout, and keep them there
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// What the target is doing when the debugger comes
@@ -156,16 +158,17 @@ enum StartArg {
 }
 
 pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
+    let transport = transport(arguments);
+    if transport.is_none() && !arguments.writes() {
+        return Ok(debug::usage(
+            "say what carries the session, --net HOST:PORT --key K, --unix PATH, --tcp ADDRESS:PORT or --pty, or what to \
+             write: --store, --truth or --export-raw. For example:\n  kdpool fake --net 127.0.0.1:50000 --key 1.2.3.4",
+        ));
+    }
     let machine = machine(arguments)?;
-    let written = write_files(arguments, &machine)?;
-    let transport = match transport(arguments) {
-        Some(transport) => transport,
-        None if written => return Ok(ExitCode::SUCCESS),
-        None => anyhow::bail!(
-            "say what carries the session: --net HOST:PORT --key K, --unix PATH, --tcp ADDRESS:PORT or --pty; \
-             or what to write: --store, --truth or --export-raw"
-        ),
-    };
+    write_files(arguments, &machine)?;
+    let Some(transport) = transport else { return Ok(ExitCode::SUCCESS) };
+    let symbols = Symbols::of(arguments, &machine)?;
     let Machine { kernel, table, hunt } = machine;
     let build = kernel.facts().build;
     let mut options = options(arguments, FakeOptions::new(transport, kernel))?;
@@ -185,7 +188,6 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
             None => println!("A fake Windows 7 x64 of build {build} is running. Attach with:"),
         }
         let line = attach_line(arguments, &target);
-        let symbols = arguments.store.as_ref().map_or(String::new(), |folder| format!(" -y {}", folder.display()));
         println!("  kdpool {line}{symbols} -bonc");
         println!("or hunt what leaks in it:\n  kdpool leak {line}{symbols}");
         let signals = Signals::listen(&Handle::current());
@@ -216,8 +218,58 @@ pub(crate) fn run(arguments: &FakeArgs) -> Result<ExitCode> {
     })
 }
 
-/// Writes what is asked for instead of a session, or besides one: truth, memory, symbols. Whether anything was.
-fn write_files(arguments: &FakeArgs, machine: &Machine) -> Result<bool> {
+/// Where the target's symbols are: in the folder that was asked for, else in one that goes with the target.
+enum Symbols {
+    Kept(PathBuf),
+    Passing(tempfile::TempDir),
+    /// Whoever reads the machine's memory brings the table that it was made of.
+    None,
+}
+
+impl Symbols {
+    fn of(arguments: &FakeArgs, machine: &Machine) -> Result<Symbols> {
+        match &arguments.store {
+            Some(folder) => Ok(Symbols::Kept(std::path::absolute(folder).context("--store")?)),
+            None if arguments.export_raw.is_some() => Ok(Symbols::None),
+            None => {
+                let folder =
+                    tempfile::Builder::new().prefix("kdpool-fake-").tempdir().context("no temporary folder")?;
+                write_symbols(folder.path(), machine)?;
+                Ok(Symbols::Passing(folder))
+            }
+        }
+    }
+}
+
+/// The option that names them.
+impl fmt::Display for Symbols {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let folder = match self {
+            Symbols::Kept(folder) => folder,
+            Symbols::Passing(folder) => folder.path(),
+            Symbols::None => return Ok(()),
+        };
+        write!(f, " -y {}", host::HERE.typed(&folder.display().to_string()))
+    }
+}
+
+fn write_symbols(folder: &Path, machine: &Machine) -> Result<()> {
+    let written = match &machine.table {
+        Some(table) => kernel::write_pdb(folder, table),
+        None => kernel::write_symbol_store(folder),
+    };
+    written.map(drop).with_context(|| format!("cannot write the symbols to {}", folder.display()))
+}
+
+impl FakeArgs {
+    /// Whether anything is asked for instead of a session, or besides one.
+    fn writes(&self) -> bool {
+        self.truth.is_some() || self.export_raw.is_some() || self.store.is_some()
+    }
+}
+
+/// Writes it: truth, memory, symbols.
+fn write_files(arguments: &FakeArgs, machine: &Machine) -> Result<()> {
     if let Some(file) = &arguments.truth {
         let truth = serde_json::to_vec_pretty(&machine.kernel.truth())?;
         fs::write(file, truth).with_context(|| format!("cannot write {}", file.display()))?;
@@ -227,14 +279,7 @@ fn write_files(arguments: &FakeArgs, machine: &Machine) -> Result<bool> {
             .and_then(|mut file| machine.kernel.write_raw(&mut file))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    if let Some(folder) = &arguments.store {
-        match &machine.table {
-            Some(table) => kernel::write_pdb(folder, table),
-            None => kernel::write_symbol_store(folder),
-        }
-        .with_context(|| format!("cannot write the symbols to {}", folder.display()))?;
-    }
-    Ok(arguments.truth.is_some() || arguments.export_raw.is_some() || arguments.store.is_some())
+    arguments.store.as_ref().map_or(Ok(()), |folder| write_symbols(folder, machine))
 }
 
 /// How the target stands, and what its line does to what it carries.
@@ -343,7 +388,7 @@ fn attach_line(arguments: &FakeArgs, target: &FakeHandle) -> String {
     #[cfg(unix)]
     if let Some(path) = target.path() {
         let carrier = if arguments.pty { "com:port=" } else { "com:pipe,port=" };
-        return format!("-k {carrier}{}", path.display());
+        return format!("-k {}", host::HERE.typed(&format!("{carrier}{}", path.display())));
     }
     let address = target.address().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
     format!("-k com:ipport={},port={}", address.port(), address.ip())

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use console::Term;
 use kd_shell::{Consent, Log, Monitor, PathSource, PoolTags, Question, Session, Sink, Symbols};
 
-use crate::console::{ask, complain, is_interactive, remark};
+use crate::console::{ask, complain, fitting, is_interactive, remark};
 use crate::options::{Format, SessionArgs};
 use crate::progress;
 
@@ -23,7 +24,7 @@ pub(crate) fn session(arguments: &SessionArgs, aside: bool) -> Result<Session> {
     let mut session = Session::new(Symbols::new(Box::new(source)), pool_tags(arguments)?, log);
     session.allow_write = arguments.allow_write;
     // In JSON the costs stand in the answers, and whoever asked for them decides with --yes.
-    let say = move |line: &str| remark(line, true);
+    let say = move |line: &str| remark(&fitting(&Term::stderr(), line), true);
     let question = (is_interactive() && !aside).then(|| Box::new(ask) as Question);
     session.consent = Some(Arc::new(Consent::new(Box::new(say), question, arguments.yes)));
     Ok(session)

@@ -51,16 +51,45 @@ mod terminal {
     }
 }
 
-/// A console cannot be looked at without taking from it: there the table is sorted by options alone.
-#[cfg(not(unix))]
+/// A console tells of keys while they are pressed, whatever else it does with lines: nothing of it is changed.
+#[cfg(windows)]
 mod terminal {
+    use std::io::{self, IsTerminal};
+
+    use crossterm::event::KeyCode;
+
     pub(super) fn begin() -> bool {
-        false
+        io::stdin().is_terminal() && io::stdout().is_terminal()
     }
 
     pub(super) fn end() {}
 
     pub(super) fn next() -> Option<char> {
+        match super::console::next()?.code {
+            KeyCode::Char(key) => Some(key),
+            KeyCode::Esc => Some('\u{1b}'),
+            // Means nothing to anybody here; what was pressed behind it is seen all the same.
+            _ => Some('\0'),
+        }
+    }
+}
+
+/// What is pressed at a console.
+#[cfg(windows)]
+pub(crate) mod console {
+    use std::time::Duration;
+
+    use crossterm::event::{self, Event, KeyEvent, KeyEventKind};
+
+    /// A key that was pressed since, if there is one. What stands behind it stays where it is.
+    pub(crate) fn next() -> Option<KeyEvent> {
+        // Without a console, in a terminal that is a pipe for example, there are no keys.
+        while event::poll(Duration::ZERO).ok()? {
+            match event::read().ok()? {
+                Event::Key(key) if key.kind != KeyEventKind::Release => return Some(key),
+                _ => {}
+            }
+        }
         None
     }
 }

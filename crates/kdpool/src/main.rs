@@ -9,6 +9,7 @@ mod doctor;
 mod ending;
 mod fake;
 mod holder;
+mod host;
 mod inputs;
 mod keys;
 mod leak;

@@ -1,6 +1,7 @@
 //! What a command has done so far, for whoever waits for it.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -21,6 +22,9 @@ const IDLE: u32 = 5;
 /// The line on the terminal. There is one terminal, and whoever writes to it must not tear the line up.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
+/// Somebody is asked something: the line of the answer is his.
+static ASKED: AtomicBool = AtomicBool::new(false);
+
 fn bar() -> MutexGuard<'static, Option<ProgressBar>> {
     BAR.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -38,6 +42,15 @@ pub(crate) fn clear() {
     if let Some(bar) = bar().take() {
         bar.finish_and_clear();
     }
+}
+
+/// Runs `ask`, which waits for somebody at the terminal; nothing is drawn meanwhile.
+pub(crate) fn without<T>(ask: impl FnOnce() -> T) -> T {
+    ASKED.store(true, Ordering::Relaxed);
+    clear();
+    let answer = ask();
+    ASKED.store(false, Ordering::Relaxed);
+    answer
 }
 
 /// Shows the progress of one command as long as it lives.
@@ -75,6 +88,9 @@ impl Drop for Watch {
 
 fn draw(line: &str) {
     let mut bar = bar();
+    if ASKED.load(Ordering::Relaxed) {
+        return;
+    }
     let bar = bar.get_or_insert_with(|| {
         let terminal = Term::stderr();
         let target = match terminal.is_term() {

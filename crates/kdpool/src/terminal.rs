@@ -16,6 +16,8 @@ use rustyline::history::{FileHistory, History};
 use rustyline::{CompletionType, Config, Editor};
 
 use crate::console::{Announcer, remark};
+#[cfg(windows)]
+use crate::keys;
 use crate::work::{Wait, Work};
 
 /// Lines that are kept from one session to the next.
@@ -33,10 +35,11 @@ impl Work {
         }
         // What was pasted or typed ahead, and is still to be run.
         let mut ahead: VecDeque<String> = VecDeque::new();
+        let mut typed = Typed::default();
         loop {
             let prompt = self.shell.borrow_mut().prompt();
             let Some(prompt) = prompt else {
-                match self.watch(&mut ahead) {
+                match self.watch(&mut ahead, &mut typed) {
                     Next::Continue => continue,
                     next => return Ok(next),
                 }
@@ -46,7 +49,7 @@ impl Work {
                     remark(&format!("{prompt}{line}\n"), false);
                     line
                 }
-                None => match editor.read(&prompt)? {
+                None => match editor.read(&prompt, &typed.unfinished())? {
                     Read::Lines(mut lines) => {
                         let first = lines.pop_front().unwrap_or_default();
                         ahead = lines;
@@ -67,11 +70,9 @@ impl Work {
     }
 
     /// The target runs, until it stops or somebody says what to do.
-    fn watch(&mut self, ahead: &mut VecDeque<String>) -> Next {
+    fn watch(&mut self, ahead: &mut VecDeque<String>, typed: &mut Typed) -> Next {
         let since = Zoned::now().strftime("%H:%M:%S").to_string();
-        let leave = if cfg!(unix) { "; q leaves it running" } else { "" };
-        remark(&format!("The target runs since {since}. Ctrl+C breaks in{leave}.\n"), false);
-        let mut typed = Typed::default();
+        remark(&format!("The target runs since {since}. Ctrl+C breaks in; q leaves it running.\n"), false);
         loop {
             match self.wait(STEP) {
                 Wait::Stopped => return Next::Continue,
@@ -87,7 +88,7 @@ impl Work {
                 TypedLine::None => {}
                 TypedLine::End => return Next::Quit { halted: false },
                 TypedLine::Line(line) if line.trim().is_empty() => {
-                    remark(&format!("It runs. Ctrl+C breaks in{leave}.\n"), false);
+                    remark("It runs. Ctrl+C breaks in; q leaves it running.\n", false);
                 }
                 TypedLine::Line(line) if self.shell.borrow().is_for_running(&line) => match self.execute(&line).next {
                     Next::Continue => {}
@@ -129,8 +130,9 @@ impl Lines {
         Ok(Lines { editor, history })
     }
 
-    fn read(&mut self, prompt: &str) -> Result<Read> {
-        match self.editor.readline(prompt) {
+    /// A line, of which `begun` was typed before the prompt came.
+    fn read(&mut self, prompt: &str, begun: &str) -> Result<Read> {
+        match self.editor.readline_with_initial(prompt, (begun, "")) {
             Ok(text) if text.contains(['\n', '\r']) => Ok(Read::Lines(pasted(&text))),
             Ok(line) => Ok(Read::Lines(VecDeque::from([line]))),
             Err(ReadlineError::Interrupted) => Ok(Read::Dropped),
@@ -176,15 +178,23 @@ enum TypedLine {
     End,
 }
 
-/// What is typed while nothing is asked for. The terminal gives it line by line, and echoes it.
+/// What is typed while nothing is asked for. A terminal gives it line by line, and echoes it; a console gives it key by
+/// key, and the echo is ours.
 #[derive(Default)]
 struct Typed {
     #[cfg(unix)]
     start: Vec<u8>,
+    #[cfg(windows)]
+    start: String,
 }
 
 #[cfg(unix)]
 impl Typed {
+    /// A line that was begun is the terminal's still, and it gives it to the editor.
+    fn unfinished(&mut self) -> String {
+        String::new()
+    }
+
     /// Reads no more than there is: the next prompt's line is the editor's.
     fn line(&mut self, patience: Duration) -> io::Result<TypedLine> {
         use std::os::fd::AsFd;
@@ -210,10 +220,47 @@ impl Typed {
     }
 }
 
-/// A console cannot be looked at without taking from it: there Ctrl+C and Ctrl+Break are what is left.
-#[cfg(not(unix))]
+#[cfg(windows)]
 impl Typed {
+    /// A line that was begun when the target stopped.
+    fn unfinished(&mut self) -> String {
+        std::mem::take(&mut self.start)
+    }
+
+    fn echo(&mut self, c: char) {
+        self.start.push(c);
+        remark(c.encode_utf8(&mut [0; 4]), false);
+    }
+
+    /// Takes no more keys than the line has: those of the next prompt are the editor's. Ctrl+C comes as a signal, not as
+    /// a key.
     fn line(&mut self, _: Duration) -> io::Result<TypedLine> {
+        use crossterm::event::{KeyCode, KeyModifiers};
+
+        while let Some(key) = keys::console::next() {
+            match key.code {
+                KeyCode::Enter => {
+                    remark("\n", false);
+                    return Ok(TypedLine::Line(std::mem::take(&mut self.start)));
+                }
+                KeyCode::Backspace => {
+                    if self.start.pop().is_some() {
+                        remark("\u{8} \u{8}", false);
+                    }
+                }
+                // The ends of input here and there.
+                KeyCode::Char('d' | 'z') if key.modifiers == KeyModifiers::CONTROL && self.start.is_empty() => {
+                    return Ok(TypedLine::End);
+                }
+                // AltGr is Ctrl and Alt together, and writes letters.
+                KeyCode::Char(c)
+                    if !key.modifiers.contains(KeyModifiers::CONTROL) || key.modifiers.contains(KeyModifiers::ALT) =>
+                {
+                    self.echo(c);
+                }
+                _ => {}
+            }
+        }
         Ok(TypedLine::None)
     }
 }

@@ -211,7 +211,7 @@ impl Work {
 /// What to know of a target that was left; docs/leaving.md.
 fn parting(leave: Leave) -> &'static str {
     match leave {
-        Leave::Running => "The target runs. It may stall once, up to a minute, when it next has something to print.\n",
+        Leave::Running => "The target runs. It may stall once, up to a minute, when it prints something.\n",
         Leave::Halted => "The target stands still until a debugger comes.\n",
     }
 }

@@ -543,13 +543,32 @@ mod terminal {
         kd.write("? nt!PoolHitTag\r");
         kd.expect("Use Microsoft's symbol server, and keep what it sends in ");
         kd.write("n\n");
-        kd.expect("no symbol path is set; -y 'srv*'");
+        // Its line is as wide as the terminal, and ends between two words.
+        kd.expect("no symbol path is");
+        kd.expect("-y 'srv*'");
         kd.expect("0: kd> ");
         kd.write("? nt!PoolHitTag\r");
-        let again = kd.expect("no symbol path is set");
+        let again = kd.expect("no symbol path is");
         assert!(!again.contains("Use Microsoft's"), "{again}");
         kd.write("q\r");
         assert_eq!(kd.end(), 0);
+    }
+
+    /// What runs by itself would keep its target for the answer: it is asked before, and nothing is drawn over the question.
+    #[test]
+    fn a_hunt_asks_before_it_stops_its_target() {
+        let lab = Lab::over_serial();
+        let mut command = kdpool();
+        command.args(["leak", "--tag", "Leak", "-k", &lab.connection]).env("KDPOOL_STATE", lab.folder.path());
+        let mut kd = Driven::at_a_terminal(command);
+        kd.expect("Use Microsoft's symbol server");
+        kd.expect("[y/N] ");
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!((kd.more().as_str(), lab.fake.stats().stops), ("", 0));
+        kd.write("n\n");
+        kd.expect("no symbol path is");
+        assert_eq!(kd.end(), 1, "{}", kd.more());
+        assert!(lab.is_running());
     }
 
     #[test]

@@ -20,7 +20,7 @@ const ROWS: u16 = 34;
 const COLUMNS: u16 = 104;
 
 /// What is typed, as the picture shows it.
-const TYPED: &str = "kdpool leak --every 300ms --times 4 -k net:port=50000,key=1.2.3.4 -y srv*";
+const TYPED: &str = "kdpool leak --every 300ms --times 4 -k net:port=50000,key=1.2.3.4 -y 'srv*'";
 
 fn size(number: u16) -> NonZeroU16 {
     NonZeroU16::new(number).unwrap()
@@ -35,7 +35,7 @@ fn record() -> vt100::Parser {
     options.evolve = Some(Box::new(article_activity(Some(Duration::from_millis(100)), false)));
     let fake = FakeTarget::start(options).unwrap();
     let connection = format!("com:ipport={},port=127.0.0.1", fake.address().unwrap().port());
-    let line = TYPED.replace("net:port=50000,key=1.2.3.4", &connection).replace("-y srv*", "-y symbols");
+    let line = TYPED.replace("net:port=50000,key=1.2.3.4", &connection).replace("-y 'srv*'", "-y symbols");
     let line = line.replacen("kdpool", env!("CARGO_BIN_EXE_kdpool"), 1);
     let output = Command::new("script")
         .args(["-qec", &format!("stty rows {ROWS} cols {COLUMNS}; {line}"), "/dev/null"])

@@ -1,5 +1,5 @@
 //! The Windows program, run under Wine: `cargo build --target x86_64-pc-windows-gnu -p kdpool` makes it, or `KDPOOL_EXE`
-//! names it. Without it, without Wine or without mingw (for the two small parts in tests/wine) this is skipped, and says
+//! names it. Without it, without Wine or without mingw (for the small parts in tests/wine) this is skipped, and says
 //! so.
 
 #![cfg(target_os = "linux")]
@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use kd_fake::kernel::article;
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
+
+#[path = "wine/console.rs"]
+mod console;
 
 const KEY: &str = "1.2.3.4";
 
@@ -48,9 +51,11 @@ impl Wine {
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(exe, folder.path().join("kdpool.exe")).unwrap();
         let sources = root().join("crates/kdpool/tests/wine");
-        for (output, source, options) in
-            [("bcryptprimitives.dll", "bcryptprimitives.c", &["-shared"][..]), ("pipe.exe", "pipe.c", &[])]
-        {
+        for (output, source, options) in [
+            ("bcryptprimitives.dll", "bcryptprimitives.c", &["-shared"][..]),
+            ("pipe.exe", "pipe.c", &[]),
+            ("console.exe", "console.c", &[]),
+        ] {
             let built = Command::new(&compiler)
                 .args(options)
                 .arg("-o")
@@ -69,8 +74,13 @@ impl Wine {
     }
 
     fn command(&self, exe: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new("timeout");
-        command.arg("120").arg(&self.wine).arg(self.folder.path().join(exe)).args(arguments);
+        self.command_under(&["timeout", "120"], exe, arguments)
+    }
+
+    /// A command line that `wrapper` begins.
+    fn command_under(&self, wrapper: &[&str], exe: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(&self.wine).arg(self.folder.path().join(exe)).args(arguments);
         command.current_dir(self.folder.path()).stdin(Stdio::null()).env("WINEPREFIX", &self.prefix);
         command.env("WINEDEBUG", "-all").env("WINEDLLOVERRIDES", "bcryptprimitives=n;mscoree=;mshtml=");
         command.env_remove("RUST_LOG").env_remove("_NT_SYMBOL_PATH").env_remove("DISPLAY");
@@ -89,6 +99,11 @@ impl Wine {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A fake target at a TCP port.
+fn fake_over_tcp() -> FakeTarget {
+    FakeTarget::start(FakeOptions::new(FakeTransport::TcpListen(([127, 0, 0, 1], 0).into()), article())).unwrap()
 }
 
 /// Starts a fake target, asks it a question from Windows, and looks whether it runs afterwards.
@@ -111,7 +126,7 @@ fn the_windows_program_under_wine() {
     let wine = match Wine::find() {
         Ok(wine) => wine,
         Err(why) => {
-            println!("skipped: the Windows program under Wine ({why}); 6 checks were not made");
+            println!("skipped: the Windows program under Wine ({why}); 8 checks were not made");
             return;
         }
     };
@@ -142,6 +157,9 @@ fn the_windows_program_under_wine() {
     let missing = wine.kdpool(&["-k", r"com:pipe,port=\\.\pipe\none", "-c", "q"]);
     assert_eq!(missing.status.code(), Some(3), "{}", said(&missing));
     assert!(said(&missing).contains("does not exist"), "{}", said(&missing));
+
+    console::is_typed_at(&wine);
+    console::ends_a_hunt(&wine);
 
     // The default store is the user's.
     let output = wine.kdpool(&["doctor", "--port", "50777", "-y", "srv*http://127.0.0.1:9/symbols"]);

@@ -59,6 +59,8 @@ impl Begin {
 const LEAK_PERIOD: Duration = Duration::from_millis(300);
 /// How often the third driver leaks a small one.
 const SMALL_PERIOD: Duration = Duration::from_millis(50);
+/// How many it has leaked when the machine is looked at first.
+const SMALL_BEFORE: usize = 20;
 const SMALL_TAG: u32 = tag(b"LkSm");
 const HONEST_TAG: u32 = tag(b"TcpB");
 /// Blocks that the honest driver has at most.
@@ -97,7 +99,11 @@ pub fn demo(windows: DemoWindows) -> Result<Demo, IsfError> {
             let mut table = table?;
             table.identity = seeded_identity(&table, SEED);
             let options = SeededOptions { hunt: true, balanced: true, processors: Some(2), ..SeededOptions::default() };
-            (seeded(&table, SEED, &options)?.0, Some(table))
+            let mut kernel = seeded(&table, SEED, &options)?.0;
+            for _ in 0..SMALL_BEFORE {
+                kernel.allocate_small(SMALL_TAG);
+            }
+            (kernel, Some(table))
         }
     };
     // Both kinds of machine have it.

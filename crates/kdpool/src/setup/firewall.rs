@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::host::{self, System};
+
 /// A packet filter that may keep the target's datagrams out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Firewall {
@@ -31,11 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 impl Firewall {
     /// Those that are at work here, as far as anybody may see without being root.
     pub(crate) fn found() -> Vec<Firewall> {
-        if cfg!(windows) {
-            return vec![Firewall::Windows];
-        }
-        if cfg!(target_os = "macos") {
-            return vec![Firewall::Applications];
+        match host::HERE {
+            System::Windows => return vec![Firewall::Windows],
+            System::MacOs => return vec![Firewall::Applications],
+            System::Linux | System::Other => {}
         }
         let mut found = Vec::new();
         let ufw = std::fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use super::{Host, Step, step};
+use crate::host;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -148,13 +149,10 @@ impl Place {
                 step("-cpu host,hv-vendor-id=KVMKVMKVM", VENDOR),
             ],
             Place::Libvirt => vec![
-                step(
-                    "<interface type='network'><source network='default'/><model type='e1000e'/></interface>",
-                    ADAPTER,
-                ),
+                step("<model type='e1000e'/>", format!("In its <interface>. {ADAPTER}")),
                 step(
                     "<vendor_id state='on' value='KVMKVMKVM'/>",
-                    "Inside <features><hyperv>: a guest that takes KVM for Hyper-V looks for Hyper-V's debug device and \
+                    "In <features><hyperv>: a guest that takes KVM for Hyper-V looks for Hyper-V's debug device and \
                      never calls.",
                 ),
             ],
@@ -182,7 +180,7 @@ impl Place {
     }
 
     pub(super) fn serial(self) -> Line {
-        let pipe = if cfg!(windows) { r"\\.\pipe\kd" } else { "/tmp/kd.sock" };
+        let pipe = host::HERE.pipe();
         let over = |machine, connection: &str| Line { machine, host: Vec::new(), connection: connection.into() };
         let piped = |machine| over(machine, &format!("com:pipe,port={pipe}"));
         match self {
@@ -197,7 +195,7 @@ impl Place {
                     ),
                 ]);
                 line.host.push(step(
-                    format!("kdpool -k com:ipport=4555,port=127.0.0.1 {}", super::symbols()),
+                    format!("kdpool -k com:ipport=4555,port=127.0.0.1 {}", super::SYMBOLS),
                     "Over TCP; else:",
                 ));
                 line
@@ -248,18 +246,16 @@ impl Place {
 
 /// A cable between two machines.
 fn machine() -> Line {
-    let device = if cfg!(windows) { "com1" } else { "/dev/ttyUSB0" };
-    let mut host = Vec::new();
-    if cfg!(target_os = "linux") {
-        host.push(step("sudo usermod -aG dialout $USER", "If the device may not be opened; then log in again."));
-    }
+    let device = host::HERE.serial_device();
+    let rights = host::HERE.serial_rights();
+    let host = rights.map(|command| step(command, "If the device may not be opened; then log in again."));
     Line {
         machine: vec![step(
             "",
             "A null-modem cable (receive and transmit crossed). Windows' end is a real COM port: its kernel does not \
              debug over a USB adapter. This host's end may be one; name your device below.",
         )],
-        host,
+        host: host.into_iter().collect(),
         connection: format!("com:port={device},baud=115200"),
     }
 }
