@@ -107,6 +107,19 @@ pub fn read(kernel: &Kernel<'_>, wanted: &dyn Fn(Tag) -> bool) -> Result<BigPage
     Ok(found)
 }
 
+/// The table's start, as much of it as so many requests carry, and how many entries that is: enough to tell whether they
+/// are what they are taken for.
+pub(crate) fn sample(kernel: &Kernel<'_>, requests: u64) -> Result<(BigPages, u64), PoolError> {
+    let table = Table::read(kernel)?;
+    let bytes = requests.saturating_mul(kernel.memory.reply_size() as u64);
+    let count = (bytes / table.entry.size).min(table.entries);
+    let mut found = BigPages::new(table.range());
+    let slots = table.slots(kernel, 0, count)?;
+    table.take(kernel, &slots, &|_| true, &mut found);
+    table.balance(kernel, &slots, &mut found)?;
+    Ok((found, count))
+}
+
 /// Reads a table that lies elsewhere: a session's own.
 pub(crate) fn read_at(
     kernel: &Kernel<'_>,
@@ -390,7 +403,8 @@ impl Table {
         let (count, slush) = (live.len() as u64, live.iter().filter_map(|page| Some((page.size, page.slush?))));
         let filled = slush.clone().filter(|(size, slush)| size.wrapping_add(u64::from(*slush)) % PAGE_SIZE == 0);
         books.add_known(Check::most(Book::LargeSlush, slush.clone().count() as u64, filled.count() as u64));
-        if let Ok(variable) = kernel.u32_variable("ExpPoolBigEntriesInUse")
+        if slots.bytes.len() as u64 == self.entries * self.entry.size
+            && let Ok(variable) = kernel.u32_variable("ExpPoolBigEntriesInUse")
             && let Ok(counted) = kernel.gather(&[variable])?.remove(0)
         {
             books.count(Book::LargeInUse, counted, count, self.address);
@@ -416,9 +430,12 @@ impl Table {
         let places: Vec<u64> = places.map(|entry| entry.map_or(0, |entry| self.entry.va.get(entry))).collect();
         let used = |place: &u64| place & !1 != 0;
         let mask = self.entries - 1;
-        // Slots up to here without one that was never used between them; the table is a ring.
-        let mut run = places.iter().rev().take_while(|place| used(place)).count() as u64;
-        for (slot, place) in places.iter().enumerate() {
+        // Slots up to here without one that was never used between them; the table is a ring, of which the end may not
+        // be here.
+        let whole = places.len() as u64 == self.entries;
+        let skipped = if whole { 0 } else { places.iter().take_while(|place| used(place)).count() };
+        let mut run = if whole { places.iter().rev().take_while(|place| used(place)).count() as u64 } else { 0 };
+        for (slot, place) in places.iter().enumerate().skip(skipped) {
             run = if used(place) { run + 1 } else { 0 };
             if run == 0 || place & 1 != 0 {
                 continue;

@@ -104,6 +104,8 @@ pub(crate) struct Heaps {
     pub(crate) largest: u64,
     /// Pages that the segments' descriptors count as committed.
     pub(crate) committed: u64,
+    /// Whether there are more segments than were to be read.
+    pub(crate) more: bool,
     /// Why the lists of freed chunks of a heap are not known, for each such heap.
     pub(crate) without_lists: Vec<String>,
     pub(crate) notes: Notes,
@@ -154,16 +156,25 @@ pub(crate) fn lists(kernel: &Kernel<'_>, pool: Option<PoolKind>) -> Result<Heaps
     Ok(found)
 }
 
-/// Reads the roots, the heaps and every segment's descriptors.
-pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Heaps, PoolError> {
+/// Reads the roots, the heaps and the segments' descriptors: of all segments, if about so many requests are enough for
+/// that, else of the first ones of each size and heap.
+pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds, requests: u64) -> Result<Heaps, PoolError> {
     let mut found = Heaps { keys: keys(kernel)?, ..Heaps::default() };
     if found.keys.heap.is_none() || found.keys.lfh.is_none() {
         found.notes.missing(
             "the heap's keys (nt!RtlpHpHeapGlobals) could not be read; blocks in VS and LFH subsegments are missing",
         );
     }
-    let reader = Reader::new(kernel, found.keys)?;
-    for heap in heaps(kernel, kinds, &mut found)? {
+    let mut reader = Reader::new(kernel, found.keys)?;
+    let heaps = heaps(kernel, kinds, &mut found)?;
+    let each = (reader.segment_size as u64).div_ceil((kernel.memory.reply_size() as u64).max(1));
+    reader.most = (requests / (each * reader.contexts.count * heaps.len() as u64).max(1)).max(1);
+    let began = kernel.memory.spent();
+    for heap in heaps {
+        if kernel.memory.spent().since(began).requests > requests {
+            found.more = true;
+            break;
+        }
         reader.heap(heap, &mut found)?;
     }
     found.finish();
@@ -416,6 +427,8 @@ struct Reader<'k> {
     largest: Option<Member>,
     segment_count: Option<Member>,
     unit_size: Member,
+    /// So many segments of a context are read.
+    most: u64,
 }
 
 impl<'k> Reader<'k> {
@@ -456,6 +469,7 @@ impl<'k> Reader<'k> {
             range_flags: descriptor.find("RangeFlags").map_or_else(|| descriptor.member("RangeFlagBits"), Ok)?,
             committed: descriptor.find("CommittedPageCount"),
             unit_size: descriptor.member("UnitSize")?,
+            most: u64::MAX,
         })
     }
 
@@ -490,7 +504,7 @@ impl<'k> Reader<'k> {
         // Large allocations have pages of their own, which no descriptor counts.
         let expected = self.stats.map_or(0, |stats| stats.get(&bytes));
         let counted = found.committed - committed;
-        if expected > 0 && counted > 0 {
+        if expected > 0 && counted > 0 && !found.more {
             found.books.count(Book::HeapCommittedPages, expected, counted, heap.address);
         }
         Ok(())
@@ -522,7 +536,8 @@ impl<'k> Reader<'k> {
         }
         let first_descriptor = self.first_descriptor.get(context);
         let what = format!("segments of {address:016x}");
-        let Heaps { areas, notes, books, readings, committed, .. } = found;
+        let Heaps { areas, notes, books, readings, committed, more, .. } = found;
+        let mut taken = 0;
         let walked = elements(self.kernel, &what, head, notes, &mut |link, notes| {
             let segment = self.kernel.wrap(link.wrapping_sub(self.list_entry as u64));
             // A segment of paged pool may be in transition itself.
@@ -530,7 +545,13 @@ impl<'k> Reader<'k> {
             if bytes.get(self.list_entry, 2 * width).is_none() {
                 return Err(PoolError::Unlikely(format!("the segment at {segment:016x} is unreadable")));
             }
-            let links = links_at(self.kernel, &bytes.bytes, self.list_entry);
+            let mut links = links_at(self.kernel, &bytes.bytes, self.list_entry);
+            taken += 1;
+            if taken >= self.most && links[0] != head {
+                *more = true;
+                // As if the list ended here.
+                links = [head; 2];
+            }
             let signature = self.segment_signature;
             let signature = bytes.get(signature.address as usize, signature.size.into()).map_or(0, little_endian);
             let [older, newer] = self.signed(segment, signature).map(|context| context == Some(address));
@@ -558,7 +579,7 @@ impl<'k> Reader<'k> {
         });
         match walked {
             Ok(walked) => {
-                if let Some(count) = self.segment_count {
+                if let Some(count) = self.segment_count.filter(|_| !*more) {
                     books.count(Book::Segments, count.get(context), walked.len() as u64, address);
                 }
                 Ok(())

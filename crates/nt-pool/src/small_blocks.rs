@@ -18,7 +18,7 @@ use crate::pool_header::Headers;
 use crate::readings::Readings;
 use crate::segment_heap::{self, Heap, Heaps};
 use crate::tag_search::{Mapping, Scout, stretches};
-use crate::walk::{Formats, Hunt, Walk};
+use crate::walk::{Formats, Hunt, Large, Walk};
 use crate::{Kernel, Missing, Notes, PoolError, PoolKind, Tag, pool_page};
 
 /// A block below a page, as its header and whatever holds it tell.
@@ -256,9 +256,14 @@ const KEYS: u64 = 2;
 impl Plan {
     /// Looks for the places only: reads no block.
     pub fn read(kernel: &Kernel<'_>, kinds: Kinds) -> Result<Plan, PoolError> {
+        Self::within(kernel, kinds, u64::MAX)
+    }
+
+    /// As [`Plan::read`]; of segment heaps with more segments than about so many requests go for, some of each heap.
+    pub(crate) fn within(kernel: &Kernel<'_>, kinds: Kinds, requests: u64) -> Result<Plan, PoolError> {
         let segment_heap = segment_heap::is_segment_heap(kernel)?;
         let mut heaps = match segment_heap {
-            true => segment_heap::read(kernel, kinds)?,
+            true => segment_heap::read(kernel, kinds, requests)?,
             false => classic_pool::read(kernel, kinds)?,
         };
         let notes = std::mem::take(&mut heaps.notes);
@@ -375,7 +380,7 @@ impl Plan {
         ranges
     }
 
-    fn walked(&self) -> impl Iterator<Item = &Area> {
+    pub(crate) fn walked(&self) -> impl Iterator<Item = &Area> {
         self.heaps.areas.iter().filter(|area| area.content != Content::Range)
     }
 
@@ -390,7 +395,7 @@ impl Plan {
     ) -> Result<Blocks, PoolError> {
         let formats = Formats::new(kernel, self.heaps.keys)?;
         let mut walk = Walk::new(kernel, &formats, wanted, limits);
-        walk.large = Some(in_use(large));
+        walk.large = Large::Known(in_use(large));
         let mut found = walk.run(self.walked(), &self.heaps)?;
         if limits.from == 0 {
             self.large_in_heaps(large, &mut found);

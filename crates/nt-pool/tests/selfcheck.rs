@@ -3,10 +3,12 @@
 
 mod machine;
 
-use kd_fake::kernel::{SeededOptions, Truth};
+use kd_fake::kernel::{Mutation, SeededOptions, Truth};
 use machine::{Table, carried, describe, on, self_check};
 use nt_pool::Kernel;
-use nt_pool::selfcheck::{SelfCheck, State, Subject};
+use nt_pool::checks::Book;
+use nt_pool::selfcheck::{Part, SelfCheck, State, Subject};
+use nt_pool::small_blocks::{Kinds, Plan};
 
 /// Runs `f` on a machine whose tags count just its blocks.
 fn balanced(table: &Table, seed: u64, f: impl FnOnce(&Kernel<'_>, &Truth)) {
@@ -77,5 +79,77 @@ fn it_costs_no_more_than_was_allowed() {
                 assert!(differs.is_empty(), "{} {}, {requests}: {differs:#?}", table.name, truth.build);
             });
         }
+    }
+}
+
+/// Of pool that is larger than it may read it looks at some of each kind, and notices there what is wrong everywhere.
+#[test]
+fn a_heap_larger_than_the_allowance_is_sampled() {
+    let machine = |table: &Table, mutation: Option<Mutation>, f: &dyn Fn(&Part)| {
+        let options = SeededOptions {
+            balanced: true,
+            small_operations: 40_000,
+            small_blocks: 4_000,
+            small_sizes: Some((1, 0xf80)),
+            operations: 500,
+            mutation,
+            ..SeededOptions::default()
+        };
+        on(&table.symbols, &table.isf, 3, &options, |kernel, _, _| {
+            let check = self_check(kernel, 500);
+            assert!(check.spent().requests <= 500, "{:?}", check.spent());
+            f(check.parts.iter().find(|part| part.subject == Subject::Small).expect("a part"));
+        });
+    };
+    for table in carried().iter().filter(|table| ["x64-heap", "x64-26100"].contains(&table.name)) {
+        machine(table, None, &|part| {
+            assert_eq!(part.state(), State::Ok, "{}: {}", table.name, describe(part));
+            assert!(part.limits[0].contains("subsegments were read"), "{}", describe(part));
+            for book in [Book::SegmentSignatures, Book::VsChunkSizes, Book::VsPoolHeaders, Book::LfhBlocksInUse] {
+                let seen = part.checks.iter().any(|check| check.name == book && check.expected > 0);
+                assert!(seen, "{}, {book:?}: {}", table.name, describe(part));
+            }
+        });
+        for mutation in [
+            Mutation::SegmentSignature,
+            Mutation::VsSignature,
+            Mutation::VsKey,
+            Mutation::HeaderSize,
+            Mutation::LfhShiftedBitmap,
+            Mutation::LfhKey,
+        ] {
+            machine(table, Some(mutation), &|part| {
+                assert_eq!(part.state(), State::Differs, "{}, {mutation:?}: {}", table.name, describe(part));
+            });
+        }
+    }
+}
+
+/// The same of a heap of a gigabyte: `cargo test -p nt-pool --test selfcheck -- --ignored --nocapture` prints what it costs.
+#[test]
+#[ignore = "its machines take a gigabyte of memory each, and half a minute"]
+fn a_heap_of_a_gigabyte_costs_no_more_than_was_allowed() {
+    let options = SeededOptions {
+        balanced: true,
+        small_operations: 12 * 420_000,
+        small_blocks: 280_000,
+        small_sizes: Some((1, 0xf80)),
+        ..SeededOptions::default()
+    };
+    for table in carried().iter().filter(|table| ["x64-heap", "x64-26100"].contains(&table.name)) {
+        on(&table.symbols, &table.isf, 1, &options, |kernel, truth, _| {
+            let pool = Plan::read(kernel, Kinds::ALL).expect("a plan").bytes(0);
+            for requests in [500, 20_000, 1 << 30] {
+                let check = self_check(kernel, requests);
+                let spent = check.spent();
+                println!("{} ({}), {pool:#x} bytes, {requests} allowed: {spent:?}", table.name, truth.build);
+                check.parts.iter().for_each(|part| println!("  {}", describe(part)));
+                assert!(spent.requests <= requests);
+                for subject in [Subject::Large, Subject::Small] {
+                    let part = check.parts.iter().find(|part| part.subject == subject).expect("a part");
+                    assert_eq!(part.state(), State::Ok, "{}", describe(part));
+                }
+            }
+        });
     }
 }

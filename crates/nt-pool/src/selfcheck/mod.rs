@@ -5,6 +5,7 @@
 //! the target, so that the target can run in between; all of them together ask no more than was allowed.
 
 mod pool;
+mod sample;
 mod system;
 mod verified;
 mod words;

@@ -2,36 +2,49 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nt_memory::PAGE_SIZE;
+use nt_memory::{PAGE_SIZE, Through};
 
-use super::{Part, SelfCheck, Subject, requests, words};
+use super::{Part, SelfCheck, Subject, requests, sample, words};
+use crate::allowance::Allowance;
 use crate::big_pages::{self, BigPage};
 use crate::checks::{Book, Books, Check};
 use crate::readings::Readings;
 use crate::segment_heap;
-use crate::small_blocks::{BlockKind, BlockState, Blocks, Kinds, Limits, Plan, SmallBlock};
+use crate::small_blocks::{BlockKind, BlockState, Blocks, Cost, Kinds, Limits, Plan, SmallBlock};
 use crate::tags::{self, TagUsage};
 use crate::{Kernel, Lack, PoolError, Tag};
 
 /// All three parts, of one stop: blocks and counters move together.
 pub(super) fn pool(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<(), PoolError> {
     let large = large(check, kernel)?;
-    let small = small(check, kernel, large.as_deref())?;
-    match (large, small) {
-        (Some(large), Some(small)) => all_tags(check, kernel, &large, &small),
-        _ => some_tags(check, kernel),
+    let whole = large.complete.then_some(large.blocks.as_slice());
+    match (whole, small(check, kernel, whole)?) {
+        (Some(whole), Some(small)) => all_tags(check, kernel, whole, &small),
+        _ => some_tags(check, kernel, &large.blocks),
     }
 }
 
-/// The table, if reading all of it costs no more than three quarters of what is left.
-fn large(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<Option<Vec<BigPage>>, PoolError> {
+/// Large allocations, all of them or those at the table's start.
+struct Large {
+    blocks: Vec<BigPage>,
+    complete: bool,
+}
+
+/// The table, if reading all of it leaves enough for small blocks; else its start.
+fn large(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<Large, PoolError> {
     let mut part = Part::new(Subject::Large);
     let table = big_pages::table(kernel)?;
     let cost = requests(kernel.memory, kernel.memory.unread(table.start, table.end.wrapping_sub(table.start)));
-    if cost > check.left(kernel) / 4 * 3 {
-        part.limits.push(format!("the whole table of large allocations costs {cost} requests"));
+    // Without it the pages of the classic pool mean nothing; of a segment heap a few subsegments do.
+    let most = if segment_heap::is_segment_heap(kernel)? { check.left(kernel) / 2 } else { check.left(kernel) / 4 * 3 };
+    if cost > most {
+        let (found, read) = big_pages::sample(kernel, check.left(kernel) / 8)?;
+        part.lacks(&found.notes);
+        part.checks.extend(found.checks);
+        check.readings.merge(&Readings { large_hash: found.hash, ..Readings::default() });
+        part.limits.push(format!("the table's first {read} entries were read; all of it costs {cost} requests"));
         check.parts.push(part);
-        return Ok(None);
+        return Ok(Large { blocks: found.blocks, complete: false });
     }
     let found = big_pages::read(kernel, &|_| true)?;
     part.lacks(&found.notes);
@@ -39,10 +52,10 @@ fn large(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<Option<Vec<BigPag
     check.readings.merge(&Readings { large_hash: found.hash, ..Readings::default() });
     let complete = found.notes.is_complete();
     check.parts.push(part);
-    Ok(complete.then_some(found.blocks))
+    Ok(Large { blocks: found.blocks, complete })
 }
 
-/// What holds small blocks, as much of it as half of what is left can be spent on.
+/// What holds small blocks, as much of it as three quarters of what is left can be spent on.
 fn small(check: &mut SelfCheck, kernel: &Kernel<'_>, large: Option<&[BigPage]>) -> Result<Option<Blocks>, PoolError> {
     let mut part = Part::new(Subject::Small);
     // Without the table of large allocations their contents cannot be told from small blocks.
@@ -51,17 +64,11 @@ fn small(check: &mut SelfCheck, kernel: &Kernel<'_>, large: Option<&[BigPage]>) 
         check.parts.push(part);
         return Ok(None);
     }
-    let plan = Plan::read(kernel, Kinds::ALL)?;
-    let cost = plan.cost(kernel.memory, 0).requests;
-    let left = check.left(kernel) / 2;
-    let all = plan.bytes(0);
-    let bytes = if cost <= left { u64::MAX } else { all / cost.max(1) * left };
-    let found = plan.find(kernel, &|_| true, large.unwrap_or_default(), Limits { bytes, ..Limits::default() })?;
+    let plan = Plan::within(kernel, Kinds::ALL, check.left(kernel) / 4)?;
+    check.words = words::of(kernel, plan.heaps())?;
+    let (found, whole) = walked(check, kernel, &plan, large, &mut part)?;
     part.lacks(&found.notes);
-    if found.stopped.is_some() {
-        part.missing.retain(|missing| missing.why != Lack::Stopped);
-        part.limits.push(format!("{} KB of {} KB of pool were read", found.read >> 10, all >> 10));
-    }
+    part.missing.retain(|missing| missing.why != Lack::Stopped);
     part.checks.extend(found.checks.iter().copied());
     check.readings.merge(&found.readings);
     part.balance(shapes(&found.blocks));
@@ -74,11 +81,42 @@ fn small(check: &mut SelfCheck, kernel: &Kernel<'_>, large: Option<&[BigPage]>) 
         };
         *check.sizes.entry((holder, block.block_size.next_power_of_two())).or_default() += 1;
     }
-    let complete = found.notes.is_complete() && large.is_some();
-    // What was compared stands, whether or not these can be paid for as well.
+    let complete = found.notes.is_complete() && large.is_some() && whole;
     check.parts.push(part);
-    check.words = words::of(kernel, plan.heaps())?;
     Ok(complete.then_some(found))
+}
+
+/// The blocks of all places of the plan, or of as many as half of what is left goes for; and whether it is all.
+fn walked(
+    check: &SelfCheck,
+    kernel: &Kernel<'_>,
+    plan: &Plan,
+    large: Option<&[BigPage]>,
+    part: &mut Part,
+) -> Result<(Blocks, bool), PoolError> {
+    let left = check.left(kernel) / 2;
+    let cost = plan.cost(kernel.memory, 0).requests;
+    let whole = cost <= left && !plan.heaps().more && large.is_some();
+    if whole || !plan.segment_heap {
+        let all = plan.bytes(0);
+        let bytes = if cost <= left { u64::MAX } else { all / cost.max(1) * left };
+        let found = plan.find(kernel, &|_| true, large.unwrap_or_default(), Limits { bytes, ..Limits::default() })?;
+        if found.stopped.is_some() {
+            part.limits.push(format!("{} KB of {} KB of pool were read", found.read >> 10, all >> 10));
+        }
+        let whole = found.stopped.is_none();
+        return Ok((found, whole));
+    }
+    // Freed blocks wait in lists, which cost a request an element: as many as a quarter is left for.
+    let memory = Through(Allowance::new(kernel.memory, Cost { requests: left / 2 * 3, bytes: u64::MAX }));
+    let sample = sample::look(&Kernel { memory: &memory, ..*kernel }, plan, large, left)?;
+    let (some, all) = sample.areas;
+    let of = if plan.heaps().more { "that some segments of each heap have" } else { "that there are" };
+    let first = sample::FIRST >> 10;
+    part.limits.push(format!(
+        "the first {first} KB of {some} subsegments were read, of {all} {of}; more cost more than it may"
+    ));
+    Ok((sample.found, false))
 }
 
 /// No two small blocks share a byte.
@@ -186,21 +224,26 @@ const SOME: usize = 8;
 /// Large allocations of one tag that are looked for; each costs some requests.
 const MOST: i64 = 64;
 
-/// The tags with the largest blocks: where their large allocations are all that they have, both books must agree; and
-/// no tag has more of them than blocks.
-fn some_tags(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<(), PoolError> {
+/// Tags of the largest allocations of those that are known: where their large allocations are all that they have, both
+/// books must agree; and no tag has more of them than blocks.
+fn some_tags(check: &mut SelfCheck, kernel: &Kernel<'_>, known: &[BigPage]) -> Result<(), PoolError> {
     let mut part = Part::new(Subject::Blocks);
-    let counted = tags::read(kernel, &|_| true)?;
-    part.lacks(&counted.notes);
-    let mut tags = counted.tags;
     let average = |tag: &TagUsage| {
         let blocks = tag.nonpaged.diff.max(0).saturating_add(tag.paged.diff.max(0)) as u64;
         tag.nonpaged.bytes.saturating_add(tag.paged.bytes) / blocks.max(1)
     };
-    tags.retain(|tag| tag.tag != OVERFLOW && average(tag) >= PAGE_SIZE);
-    tags.sort_by_key(|tag| std::cmp::Reverse(average(tag)));
+    let mut known: Vec<&BigPage> = known.iter().filter(|page| !page.free && page.tag != OVERFLOW).collect();
+    known.sort_by_key(|page| std::cmp::Reverse(page.size));
+    let mut seen = BTreeSet::new();
+    known.retain(|page| seen.insert(page.tag.key()));
     let (mut books, mut compared) = (Books::default(), 0);
-    for usage in tags.iter().take(SOME) {
+    for page in known.into_iter().take(SOME) {
+        if check.left(kernel) < 100 {
+            break;
+        }
+        let counted = tags::read_one(kernel, page.tag)?;
+        part.lacks(&counted.notes);
+        let Some(usage) = counted.tags.first().filter(|tag| average(tag) >= PAGE_SIZE) else { continue };
         if usage.nonpaged.diff.saturating_add(usage.paged.diff) > MOST || check.left(kernel) < 100 {
             continue;
         }

@@ -41,7 +41,7 @@ impl Walk<'_> {
         let mut chunks = Vec::new();
         let mut books = Books::default();
         let mut problems = format.chunks(&bytes, &bounds, until, &mut books, |chunk| chunks.push(chunk));
-        if !problems.is_empty() && (bytes.bytes.len() as u64) < bounds.end {
+        if !problems.is_empty() && (bytes.bytes.len() as u64) < bounds.end && self.first == u64::MAX {
             // Where a chain goes on behind what is damaged can only be told from the rest of it.
             bytes = self.start(area, bounds.end)?;
             (chunks, books) = (Vec::new(), Books::default());

@@ -84,6 +84,15 @@ pub(crate) struct Hunt<'w> {
     pub(crate) reply: u64,
 }
 
+/// Large allocations in use, by address.
+pub(crate) enum Large {
+    /// They are read when the first place may belong to one.
+    Unread,
+    Known(Vec<Range<u64>>),
+    /// They cannot be paid for: what may be one is taken for one, and not judged.
+    Unknown,
+}
+
 /// A walk as far as it has come.
 pub(crate) struct Walk<'w> {
     kernel: &'w Kernel<'w>,
@@ -91,8 +100,9 @@ pub(crate) struct Walk<'w> {
     formats: &'w Formats,
     /// `None`: everything is read.
     pub(crate) hunt: Option<Hunt<'w>>,
-    /// Large allocations in use, by address; `None`: not read yet.
-    pub(crate) large: Option<Vec<Range<u64>>>,
+    pub(crate) large: Large,
+    /// So much of the start of each subsegment is looked at.
+    pub(crate) first: u64,
     limits: Limits,
     read: u64,
     reached: u64,
@@ -138,7 +148,8 @@ impl<'w> Walk<'w> {
             wanted,
             formats,
             hunt: None,
-            large: None,
+            large: Large::Unread,
+            first: u64::MAX,
             limits,
             read: 0,
             reached: 0,
@@ -192,13 +203,14 @@ impl<'w> Walk<'w> {
     fn finish(mut self, resting: &[Head], heaps: &Heaps, stopped: Option<u64>) -> Result<Blocks, PoolError> {
         let kernel = self.kernel;
         let mut waiting = HashSet::new();
-        match freed::follow_all(kernel, resting, &mut self.books, &mut self.notes, &mut waiting) {
-            Ok(()) => {}
+        let followed = match freed::follow_all(kernel, resting, &mut self.books, &mut self.notes, &mut waiting) {
+            Ok(()) => true,
             Err(Fault::Cancelled) => {
                 self.notes.missing("lists of freed blocks were not followed; such blocks look allocated");
+                false
             }
             Err(fault) => return Err(fault.into()),
-        }
+        };
         let resting = waiting;
         let chunk_header = 2 * u64::from(kernel.pointer_size);
         let rests = |chunk: u64| [chunk, chunk.wrapping_add(chunk_header)].iter().any(|at| resting.contains(at));
@@ -212,13 +224,15 @@ impl<'w> Walk<'w> {
         let mut headless = std::mem::take(&mut self.headless);
         headless.retain(|at| {
             let waits = rests(*at);
-            self.books.hold(Book::VsPoolHeaders, waits, *at);
+            if waits || followed {
+                self.books.hold(Book::VsPoolHeaders, waits, *at);
+            }
             !waits
         });
         match headless.first() {
             // The link of a list takes the place of a header.
-            Some(first) if !heaps.without_lists.is_empty() => self.notes.missing(format!(
-                "{} VS chunks in use have no pool header, the first at {first:016x}; they may be freed ones in the lists \
+            Some(first) if !followed || !heaps.without_lists.is_empty() => self.notes.missing(format!(
+                "{} VS chunks in use have no pool header, the first at {first:016x}; they may be freed ones in lists \
                  that are not known",
                 headless.len()
             )),
@@ -342,7 +356,7 @@ impl<'w> Walk<'w> {
     /// Where in a range the wanted blocks can lie, in order.
     fn places(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>, Fault> {
         let Some(Hunt { scout, mapping, reply }) = self.hunt.as_mut().filter(|hunt| hunt.scout.is_worth_it()) else {
-            return Ok(vec![range]);
+            return Ok(vec![range.start..range.end.min(range.start.saturating_add(self.first))]);
         };
         let before = scout.requests;
         let Some(parts) = mapping.parts(&range)? else { return Ok(vec![range]) };
@@ -438,9 +452,10 @@ impl<'w> Walk<'w> {
 
     /// Whether a range belongs to a large allocation in use.
     fn is_large(&mut self, range: Range<u64>) -> Result<bool, Fault> {
-        let large = match &self.large {
-            Some(large) => large,
-            None => {
+        let large = match &mut self.large {
+            Large::Known(large) => large,
+            Large::Unknown => return Ok(true),
+            Large::Unread => {
                 let pages = match big_pages::read(self.kernel, &|_| true) {
                     Ok(pages) => {
                         self.notes.extend(pages.notes);
@@ -451,7 +466,8 @@ impl<'w> Walk<'w> {
                         Vec::new()
                     }
                 };
-                self.large.insert(in_use(&pages))
+                self.large = Large::Known(in_use(&pages));
+                return self.is_large(range);
             }
         };
         let before = large.partition_point(|large| large.start < range.end);

@@ -4,7 +4,7 @@ use nt_memory::{Fault, PAGE_SIZE, Sparse};
 
 use crate::pool_header::Break;
 use crate::small_blocks::{Area, BlockKind, BlockState};
-use crate::walk::Walk;
+use crate::walk::{Large, Walk};
 
 impl Walk<'_> {
     pub(super) fn pages(&mut self, area: &Area, bytes: &Sparse) -> Result<(), Fault> {
@@ -13,7 +13,7 @@ impl Walk<'_> {
             let at = bytes.address.wrapping_add(offset as u64);
             let range = at..at.saturating_add(PAGE_SIZE);
             // The table of large allocations is asked first only if it was read already.
-            let asked = self.large.is_some();
+            let asked = !matches!(self.large, Large::Unread);
             if asked && self.is_large(range.clone())? {
                 continue;
             }
