@@ -356,7 +356,9 @@ impl<'w> Walk<'w> {
     /// Where in a range the wanted blocks can lie, in order.
     fn places(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>, Fault> {
         let Some(Hunt { scout, mapping, reply }) = self.hunt.as_mut().filter(|hunt| hunt.scout.is_worth_it()) else {
-            return Ok(vec![range.start..range.end.min(range.start.saturating_add(self.first))]);
+            let end = range.end.min(range.start.saturating_add(self.first));
+            let first = range.start..end;
+            return Ok(vec![first]);
         };
         let before = scout.requests;
         let Some(parts) = mapping.parts(&range)? else { return Ok(vec![range]) };
