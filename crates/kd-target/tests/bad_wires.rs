@@ -73,8 +73,11 @@ fn sessions_that_follow_one_another_cost_the_same() {
         });
         let (mut times, mut before, mut longest_noise) = (Vec::new(), Duration::ZERO, Duration::ZERO);
         for session in 0..sessions {
+            let (story, began) = (Arc::<Mutex<String>>::default(), Instant::now());
             let ((), noise) = with_noise(|| {
-                let halted = setup.halted();
+                let (running, _events) =
+                    setup.attach_through(|link| Box::new(Recorder { link, began, story: story.clone() }));
+                let halted = running.wait(Some(PATIENCE)).unwrap_or_else(|(_, error)| panic!("{carrier:?}: {error}"));
                 for index in 0..session {
                     assert_eq!(halted.reread(halted.version().kernel_base + index, &mut [0; 8]), Ok(8));
                 }
@@ -84,7 +87,9 @@ fn sessions_that_follow_one_another_cost_the_same() {
             // Some milliseconds by itself; each of its steps may have to wait for the machine. A lost request would add
             // seconds to every second session.
             let limit = Duration::from_secs(1) + noise * 20;
-            assert!(frozen - before < limit, "{carrier:?}, session {session}: {:?}, {noise:?}", frozen - before);
+            let took = frozen - before;
+            let story = story.lock().unwrap();
+            assert!(took < limit, "{carrier:?}, session {session}: {took:?}, {noise:?}\n{story}");
             longest_noise = longest_noise.max(noise);
             times.push(frozen - before);
             before = frozen;
@@ -497,7 +502,8 @@ fn leaving_in_the_middle_of_attaching_leaves_nobody_frozen() {
     const AT_ONCE: u64 = 8;
     let rounds = count("KDPOOL_LEAVES", 8).div_ceil(AT_ONCE);
     everywhere(|carrier| {
-        let one = |seed: u64| {
+        // Whether it could be judged.
+        let one = |seed: u64| -> bool {
             let faults = Faults { drop: 0.05, duplicate: 0.03, corrupt: 0.01, ..bad(seed) };
             let setup = set_up(carrier, |options| options.faults = faults);
             let (story, began) = (Arc::<Mutex<String>>::default(), Instant::now());
@@ -513,8 +519,20 @@ fn leaving_in_the_middle_of_attaching_leaves_nobody_frozen() {
             }
             // A fake that is not scheduled for that long is as silent as one that runs.
             let is_fair = noise < 300 * MILLISECOND;
-            let is_well = !setup.fake.stats().halted || left.may_stand() || !is_fair;
-            assert!(is_well, "{carrier:?} {seed} {after:?}: {left:?}\n{}", story.lock().unwrap());
+            let is_well = !setup.fake.stats().halted || left.may_stand();
+            assert!(is_well || !is_fair, "{carrier:?} {seed} {after:?}: {left:?}\n{}", story.lock().unwrap());
+            is_well
+        };
+        // That the machine was away proves nothing: the same moment and the same faults are tried again.
+        let one = |seed: u64| {
+            let judged = (0..4).any(|again| {
+                let judged = one(seed);
+                if !judged {
+                    println!("{carrier:?} {seed}: left frozen while the machine was away (try {again})");
+                }
+                judged
+            });
+            assert!(judged, "{carrier:?} {seed}: left frozen each time");
         };
         std::thread::scope(|scope| {
             for first in 0..AT_ONCE {

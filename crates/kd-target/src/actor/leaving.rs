@@ -45,6 +45,8 @@ enum After {
 
 /// How long it is listened before a target is called running, and how often it is asked meanwhile.
 struct Quiet {
+    /// The line is bad, or something was odd.
+    doubtful: bool,
     nudges: u32,
     /// Between two of them.
     pause: Duration,
@@ -89,7 +91,8 @@ impl Actor {
                 // say nothing of a break-in that may still be on its way.
                 if matches!(at.report, Report::Exception(_)) {
                     again = if was_at.as_ref().is_some_and(|was| was.is_same_stop(&at)) { again + 1 } else { 0 };
-                    quiet = self.quiet(false);
+                    // Told again, it may not have got the continue that was acknowledged.
+                    quiet = self.quiet(again > 0);
                 } else {
                     quiet.nudges = 0;
                 }
@@ -200,10 +203,11 @@ impl Actor {
 
     /// How long it is listened from now on. On a line that loses packets the report of a stop may be lost as well, and a
     /// target repeats it only after a second or more: it is asked for. One of which nothing was ever heard is asked
-    /// little: it may be a kernel that starts, and reads a byte each clock tick. `asked_to_stop`: it was, and no stop came;
-    /// on a line that is bad it may have, and what was heard so far says little of the line.
-    fn quiet(&self, asked_to_stop: bool) -> Quiet {
-        let doubtful = self.heard && (self.session.is_lossy() || asked_to_stop);
+    /// little: it may be a kernel that starts, and reads a byte each clock tick. `in_doubt`: it was asked to
+    /// stop, and no stop came, or to go on, and told the same stop again; on a line that is bad that may be, and what was
+    /// heard so far says little of the line.
+    fn quiet(&self, in_doubt: bool) -> Quiet {
+        let doubtful = self.heard && (self.session.is_lossy() || in_doubt);
         let nudges = if doubtful { NUDGES } else { FEW_NUDGES };
         let least = match self.break_ins_unanswered() {
             0 => QUIET,
@@ -211,7 +215,7 @@ impl Actor {
             _ => QUIET_AFTER_BREAK_IN,
         };
         let time = least.max(NUDGE_EVERY * (nudges + 3));
-        Quiet { nudges, pause: time / (nudges + 1), end: Deadline::now() + time }
+        Quiet { doubtful, nudges, pause: time / (nudges + 1), end: Deadline::now() + time }
     }
 
     /// Listens until nothing comes any more.
@@ -228,6 +232,11 @@ impl Actor {
                     self.session.nudge();
                     quiet.nudges -= 1;
                     next = if quiet.nudges > 0 { Deadline::now() + quiet.pause } else { quiet.end };
+                }
+                // What came meanwhile was damaged, or what a target that stands repeats.
+                Step::Deadline if !quiet.doubtful && self.heard && self.session.is_lossy() => {
+                    *quiet = self.quiet(true);
+                    next = Deadline::now() + NUDGE_EVERY;
                 }
                 // A stop was told under ids that have to be agreed on first: it stands.
                 Step::Deadline if self.session.is_seeking() => next = Deadline::now() + NUDGE_EVERY,

@@ -36,12 +36,21 @@ const KDNET_TIMES: Bounds = Bounds {
     floor: Duration::from_millis(5),
     ceiling: Duration::from_millis(500),
 };
-/// Emulated ports deliver in bursts, and a stub that is asked again while it answers has more work, not less. And a stream
-/// has two ids: what is repeated before it is lost leaves acknowledgements behind that fit the packet after the next. With
-/// a floor of 4 ms, on a line that delays up to 5 ms each way, a continue was taken for acknowledged by such a one, and
-/// targets were left frozen.
+/// A line is measured, and what comes with its rate is added; the least is for a target that is another process.
 const SERIAL_TIMES: Bounds =
-    Bounds { initial: Duration::from_millis(250), floor: Duration::from_millis(12), ceiling: Duration::from_secs(1) };
+    Bounds { initial: Duration::from_millis(250), floor: Duration::from_millis(4), ceiling: Duration::from_secs(1) };
+
+/// What a continue waits at least for its acknowledgement. Nothing else shows that it arrived, and what is sent to a
+/// target that runs stands in the way of the next debugger's break-in.
+const CONTINUE_WAITS: Duration = Duration::from_millis(12);
+
+/// A stream has two ids: a packet that was repeated before it was lost leaves acknowledgements behind that fit the packet
+/// after the next, and a continue was taken for acknowledged by such a one, and targets were left frozen. So long after a
+/// repetition none goes out; what comes late comes to nobody then.
+const ECHOES_END: Duration = Duration::from_millis(12);
+
+/// What a repetition of ours makes a target say twice is no sign of a bad line so long.
+const REPEATS_FOR: Duration = Duration::from_secs(1);
 
 /// The same of what the target itself works at: a search of some megabytes takes it some milliseconds, or a second.
 const WORK_TIMES: Bounds =
@@ -203,6 +212,10 @@ pub struct HostSession {
     rx_known: bool,
     /// The last request was answered, so the next one will not be taken for a repetition.
     in_step: bool,
+    /// When the clock had something sent or asked for again.
+    repeated: Option<Duration>,
+    /// A continue waits until then.
+    held_until: Option<Duration>,
     /// Data packets with an id of their own that went out since the target's last one came in.
     fresh_sent: u32,
     /// Times that something had to be asked for or sent again.
@@ -263,6 +276,8 @@ impl HostSession {
             rx,
             rx_known: false,
             in_step: false,
+            repeated: None,
+            held_until: None,
             fresh_sent: 0,
             troubles: 0,
             jumps: 0,
@@ -458,6 +473,9 @@ impl HostSession {
         if self.sending.as_ref().is_some_and(|sending| sending.deadline <= now) {
             self.retransmit_by_clock(now);
         }
+        if self.held_until.is_some_and(|at| at <= now) {
+            self.send_next(now);
+        }
         if self.owed.as_ref().is_some_and(|owed| owed.end <= now) {
             self.owed = None;
             self.send_next(now);
@@ -487,6 +505,7 @@ impl HostSession {
         };
         [
             transport,
+            self.held_until,
             self.sending.as_ref().map(|sending| sending.deadline),
             self.owed.as_ref().map(|owed| owed.end.min(owed.waiting.next)),
             self.request.as_ref().map(|request| match &request.stage {

@@ -13,21 +13,28 @@ pub(super) struct Bounds {
     pub(super) ceiling: Duration,
 }
 
+/// Doublings of the estimate: from a few milliseconds to a good part of the ceiling.
+const MOST_DOUBTS: u32 = 6;
+
 /// One kind of round trip: a request and its acknowledgement, or that and the reply.
 #[derive(Debug, Clone)]
 pub(super) struct RoundTrip {
     bounds: Bounds,
     smoothed: Option<Duration>,
     variation: Duration,
+    /// Answers since the last sample that may have been to a repetition: the estimate may be too short, and how long they
+    /// took cannot be known.
+    doubts: u32,
 }
 
 impl RoundTrip {
     pub(super) fn new(bounds: Bounds) -> Self {
-        RoundTrip { bounds, smoothed: None, variation: Duration::ZERO }
+        RoundTrip { bounds, smoothed: None, variation: Duration::ZERO, doubts: 0 }
     }
 
     /// A round trip that was not repeated, so that it is certain what answered what (Karn).
     pub(super) fn sample(&mut self, took: Duration) {
+        self.doubts = 0;
         let Some(smoothed) = self.smoothed else {
             (self.smoothed, self.variation) = (Some(took), took / 2);
             return;
@@ -37,27 +44,41 @@ impl RoundTrip {
         self.smoothed = Some((smoothed * 7 + took) / 8);
     }
 
+    /// An answer that may be to a repetition. Where a line became slow for good, each packet would be repeated for ever,
+    /// and none be measured: what is next waits longer, until one is.
+    pub(super) fn doubt(&mut self) {
+        self.doubts = (self.doubts + 1).min(MOST_DOUBTS);
+    }
+
     /// Half of what an answer takes as a rule: one that comes sooner after a repetition answers what was before it.
     pub(super) fn too_soon(&self) -> Duration {
         self.smoothed.unwrap_or_default() / 2
     }
 
-    /// How long to wait before the first repetition.
+    /// Whether this kind of answer was seen.
+    pub(super) fn is_measured(&self) -> bool {
+        self.smoothed.is_some()
+    }
+
+    /// How long an answer takes at most, as a rule.
     pub(super) fn timeout(&self) -> Duration {
         let Bounds { initial, floor, ceiling } = self.bounds;
         let estimate = self.smoothed.map_or(initial, |smoothed| smoothed + self.variation * 4);
         estimate.clamp(floor, ceiling)
     }
 
-    /// The same after so many repetitions. Two go out at the same pace: one loss is likelier than a slow target.
+    /// How long to wait after so many repetitions. Two go out at the same pace: one loss is likelier than a slow target.
     pub(super) fn after(&self, repetitions: u32) -> Duration {
-        let doubled = 1u32 << (repetitions / 2).min(16);
-        self.timeout().saturating_mul(doubled).min(self.bounds.ceiling)
+        self.doubled(repetitions / 2 + self.doubts)
     }
 
     /// Growing half as fast: for questions whose answer may well be silence.
     pub(super) fn patiently(&self, repetitions: u32) -> Duration {
-        self.after(repetitions / 2)
+        self.doubled(repetitions / 4)
+    }
+
+    fn doubled(&self, times: u32) -> Duration {
+        self.timeout().saturating_mul(1 << times.min(16)).min(self.bounds.ceiling)
     }
 }
 
@@ -87,5 +108,18 @@ mod tests {
         assert_eq!(trip.after(u32::MAX), Duration::from_millis(500));
         trip.sample(Duration::from_secs(60));
         assert_eq!(trip.timeout(), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn a_line_that_became_slow_is_waited_for_until_it_is_measured() {
+        let mut trip = RoundTrip::new(BOUNDS);
+        trip.sample(Duration::from_micros(200));
+        assert_eq!(trip.after(0), Duration::from_millis(5));
+        for longer in [10, 20, 40, 80, 160, 320, 320] {
+            trip.doubt();
+            assert_eq!(trip.after(0), Duration::from_millis(longer));
+        }
+        trip.sample(Duration::from_millis(30));
+        assert!((15..80).contains(&trip.after(0).as_millis()), "{trip:?}");
     }
 }

@@ -100,6 +100,11 @@ impl HostSession {
         self.reset_pending = false;
         (self.resends, self.jumps, self.garbled) = (0, 0, 0);
         if !fresh {
+            // A reply that comes again though it was not asked for twice: our acknowledgement of it was lost, or the target
+            // never got the continue that we took for acknowledged. A stop is told again for other reasons.
+            let ours = self.repeated.is_some_and(|at| now.saturating_sub(at) < REPEATS_FOR);
+            let odd = packet_type == PacketType::StateManipulate && !ours;
+            self.troubles = self.troubles.saturating_add(u32::from(odd));
             return;
         }
         self.fresh_sent = 0;
@@ -247,10 +252,11 @@ impl HostSession {
             self.in_step = true;
             // One that comes sooner after a probe than an answer can was only slow.
             let slow = now.saturating_sub(waiting.probed) < self.ack_time.too_soon();
-            if waiting.probes == 0 || slow {
-                let line = self.on_the_line(reply_size(&request.body));
-                let time = if is_work(&request.body) { &mut self.work_time } else { &mut self.reply_time };
-                time.sample(now.saturating_sub(waiting.since).saturating_sub(line));
+            let line = self.on_the_line(reply_size(&request.body));
+            let time = if is_work(&request.body) { &mut self.work_time } else { &mut self.reply_time };
+            match waiting.probes == 0 || slow {
+                true => time.sample(now.saturating_sub(waiting.since).saturating_sub(line)),
+                false => time.doubt(),
             }
         }
         self.leave_request();

@@ -13,6 +13,8 @@ const STUB_GIVES_UP: Duration = Duration::from_millis(1200);
 const ASKED_AFTER_REST: u32 = 4;
 /// How often a continue whose acknowledgement may be another's is asked about.
 const CONFIRM_PROBES: u32 = 8;
+/// The part of what an unknown line's reply may take that one of a known line is waited for.
+const QUICKER: u32 = 6;
 /// Silence after a continue says that the target runs only if it was not silent before.
 const LIVELY: Duration = Duration::from_secs(3);
 /// A target that the id rules have come apart with ignores us until a RESET.
@@ -88,9 +90,13 @@ impl HostSession {
         if self.sending.is_some() || self.owed.is_some() {
             return;
         }
+        self.held_until = self.queue.front().and_then(|next| self.echoes_of(next)).filter(|end| *end > now);
+        if self.held_until.is_some() {
+            return;
+        }
         let Some(outgoing) = self.queue.pop_front() else { return };
         self.fresh_sent = self.fresh_sent.saturating_add(1);
-        let deadline = now + self.ack_time.timeout() + self.on_the_line(2 * outgoing.payload.len());
+        let deadline = now + self.on_the_line(2 * outgoing.payload.len());
         self.sending = Some(Sending {
             outgoing,
             id: self.tx,
@@ -101,7 +107,26 @@ impl HostSession {
             since: now,
             silent_waits: 0,
         });
+        let wait = self.ack_wait(0);
+        if let Some(sending) = &mut self.sending {
+            sending.deadline += wait;
+        }
         self.transmit_sending();
+    }
+
+    /// How long the acknowledgement of what is in flight is waited for, after so many repetitions.
+    fn ack_wait(&self, repetitions: u32) -> Duration {
+        let least = if self.sends_continue() { CONTINUE_WAITS } else { Duration::ZERO };
+        self.ack_time.after(repetitions).max(least)
+    }
+
+    /// Until when a late acknowledgement of another packet may be taken for that of this one, which nothing else would
+    /// answer.
+    fn echoes_of(&self, next: &Outgoing) -> Option<Duration> {
+        let silent = self.request.as_ref().is_some_and(|request| !request.request.body.is_answered());
+        let matters = silent && next.purpose == Purpose::Request && self.is_serial();
+        let end = ECHOES_END.max(self.ack_time.timeout()) + self.on_the_line(512);
+        self.repeated.filter(|_| matters).map(|at| at + end)
     }
 
     fn transmit_sending(&mut self) {
@@ -113,8 +138,9 @@ impl HostSession {
 
     /// The same packet again: KD id unchanged, on KDNET with a new sequence number.
     pub(super) fn retransmit(&mut self, now: Duration) {
-        let Some(Sending { outgoing, waits, .. }) = &self.sending else { return };
-        let deadline = now + self.ack_time.after(*waits) + self.on_the_line(2 * outgoing.payload.len());
+        let Some(Sending { outgoing, silent_waits, .. }) = &self.sending else { return };
+        // Whoever was heard just now is not slow: what is in flight was lost.
+        let deadline = now + self.ack_wait(*silent_waits) + self.on_the_line(2 * outgoing.payload.len());
         let Some(sending) = &mut self.sending else { return };
         sending.rounds += 1;
         sending.deadline = deadline;
@@ -134,6 +160,7 @@ impl HostSession {
         let Some(sending) = &mut self.sending else { return };
         sending.waits += 1;
         sending.silent_waits += 1;
+        self.repeated = Some(now);
         let waits = sending.waits;
         if now.saturating_sub(sending.since) >= REQUEST_LIMIT + self.on_the_line(MAX_SERIAL) {
             self.give_up_sending(now);
@@ -152,7 +179,7 @@ impl HostSession {
     fn continue_by_clock(&mut self, now: Duration) {
         let Some(Sending { waits, silent_waits, since, .. }) = &self.sending else { return };
         let (waits, since) = (*waits, *since);
-        let pause = self.ack_time.patiently(waits) + self.on_the_line(512);
+        let pause = self.ack_time.patiently(*silent_waits).max(CONTINUE_WAITS) + self.on_the_line(512);
         let mut silence = SILENCE_MEANS_RUNNING;
         if self.is_serial() {
             if *silent_waits == SILENCE_MEANS_RUNNING {
@@ -248,9 +275,17 @@ impl HostSession {
     }
 
     fn wait_for_reply(&self, now: Duration, request: &Request) -> Waiting {
-        let time = if is_work(request) { &self.work_time } else { &self.reply_time };
-        let next = now + time.timeout() + self.on_the_line(reply_size(request));
+        let next = now + self.reply_wait(is_work(request), 0) + self.on_the_line(reply_size(request));
         Waiting { since: now, probes: 0, probed: now, next }
+    }
+
+    /// How long a reply is waited for, after so many probes.
+    fn reply_wait(&self, works: bool, probes: u32) -> Duration {
+        let time = if works { &self.work_time } else { &self.reply_time };
+        let wait = time.after(probes);
+        // Of a line that was seen to be quick a first reply that is lost need not cost what an unknown one may take.
+        let known = !works && !time.is_measured() && self.ack_time.is_measured();
+        if known { wait.min((wait / QUICKER).max(self.ack_time.after(probes))) } else { wait }
     }
 
     /// What should have come after an acknowledgement did not.
@@ -263,20 +298,21 @@ impl HostSession {
             }
             _ => false,
         };
-        let ack_time = self.ack_time.clone();
-        let reply_time = if works { self.work_time.clone() } else { self.reply_time.clone() };
-        let Some(waiting) = self.waiting() else { return };
-        if confirming && waiting.probes >= CONFIRM_PROBES {
+        let Some(probes) = self.waiting().map(|waiting| waiting.probes + 1) else { return };
+        if confirming && probes > CONFIRM_PROBES {
             self.continued();
             self.send_next(now);
             return;
         }
-        waiting.probes += 1;
-        waiting.probed = now;
-        let probes = waiting.probes;
-        let pause = if confirming { ack_time.patiently(probes) } else { reply_time.after(probes) };
-        waiting.next = now + pause + line;
+        let pause = match confirming {
+            true => self.ack_time.patiently(probes).max(CONTINUE_WAITS),
+            false => self.reply_wait(works, probes),
+        };
+        if let Some(waiting) = self.waiting() {
+            (waiting.probes, waiting.probed, waiting.next) = (probes, now, now + pause + line);
+        }
         self.troubles = self.troubles.saturating_add(u32::from(!confirming));
+        self.repeated = Some(now);
         // Both ids came apart, or RESEND is not understood.
         if !confirming && probes.is_multiple_of(RESET_EVERY) {
             self.transmit_reset(now);
@@ -311,6 +347,8 @@ impl HostSession {
         if sending.rounds == 1 {
             let line = self.on_the_line(sending.outgoing.payload.len() + 33);
             self.ack_time.sample(now.saturating_sub(sending.since).saturating_sub(line));
+        } else {
+            self.ack_time.doubt();
         }
         match sending.outgoing.purpose {
             Purpose::Answer => {}
@@ -337,7 +375,7 @@ impl HostSession {
             self.continued();
         } else {
             // A target acknowledges a packet that it takes for a repetition as well, and then does nothing.
-            let next = now + self.ack_time.timeout();
+            let next = now + self.ack_time.timeout().max(CONTINUE_WAITS);
             if let Some(request) = &mut self.request {
                 request.stage = Stage::Confirming(Waiting { since: now, probes: 0, probed: now, next });
             }
