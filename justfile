@@ -29,9 +29,9 @@ golden:
 schemas:
     cargo run -p kdpool -- schemas docs/schemas
 
-# One fuzz target for a while: just fuzz deframer 60
-fuzz target seconds='60':
-    RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none {{target}} -- -max_total_time={{seconds}}
+# One fuzz target for a while, or all of them, with a row of figures for each: just fuzz 60 deframer
+fuzz seconds='60' *targets:
+    fuzz/run.sh {{seconds}} {{targets}}
 
 # What questions cost on the wire, and how fast pool and symbols are read
 bench:

@@ -6,7 +6,8 @@ usage: fuzz/coverage.py [CORPUS]     CORPUS: another folder than fuzz/seeds, wit
 Both are built with -C instrument-coverage, the workspace's crates only, and run without a fuzzer. Counted are regions, the
 finest that LLVM counts: a piece of a function without a branch in it, by its place in the source. "Of the tests'" are the
 regions that the tests reach and the inputs reach too. Needs llvm-profdata and llvm-cov of the compiler's own version
-(`rustup component add llvm-tools`).
+(`rustup component add llvm-tools`). KDPOOL_FUZZ_TESTS=FILE remembers there what the tests reach, and takes it from there;
+KDPOOL_FUZZ_MISSED=1 lists the lines that only the tests reach.
 """
 
 import json
@@ -115,7 +116,13 @@ def main():
         environment["RUSTC_WORKSPACE_WRAPPER"] = str(kept)
         fuzzed = environment | {"KDPOOL_FUZZ_CORPUS": str(corpus), "KDPOOL_FUZZ_CHANGES": "0"}
         inputs = reached("inputs", [["-p", "kdpool-fuzz", "--lib"]], ["every_target"], fuzzed, work)
-        tests = reached("tests", TESTS, ["--no-fail-fast"], environment, work)
+        remembered = os.environ.get("KDPOOL_FUZZ_TESTS")
+        if remembered and os.path.exists(remembered):
+            tests = {tuple(place): count for place, count in json.loads(pathlib.Path(remembered).read_text())}
+        else:
+            tests = reached("tests", TESTS, ["--no-fail-fast"], environment, work)
+            if remembered:
+                pathlib.Path(remembered).write_text(json.dumps(list(tests.items())))
     excluded = {path: tests_within(path) for path in {place[0] for place in tests}}
     print("| targets | reached by the tests | by the inputs | of the tests' |")
     print("|---|---|---|---|")

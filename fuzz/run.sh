@@ -3,7 +3,8 @@
 # something new is kept in fuzz/seeds/TARGET as few small inputs; a row is printed for each target: executions, executions
 # a second, edges that all inputs reach, and those of them that the kept inputs reach; findings. A target that a finding
 # ends goes on without it until its time is over.
-# Needs `cargo install cargo-fuzz --locked`; the stable toolchain will do. KDPOOL_FUZZ_WORK keeps the whole corpus there.
+# Needs `cargo install cargo-fuzz --locked`; the stable toolchain will do. KDPOOL_FUZZ_WORK keeps corpus and logs in a folder:
+# what runs one after the other is added up. KDPOOL_FUZZ_PROGRAMS has programs that were built before.
 set -euo pipefail
 cd "$(dirname "$0")"
 seconds=${1:?seconds a target}; shift
@@ -12,14 +13,20 @@ targets=("$@")
 
 # Most inputs kept for a target, and the largest of them.
 most=48 largest=+8k
-export RUSTC_BOOTSTRAP=1
-cargo fuzz build --sanitizer none --target-dir ../target/fuzz >&2
-programs=../target/fuzz/$(rustc -vV | sed -n 's/^host: //p')/release
+programs=${KDPOOL_FUZZ_PROGRAMS:-}
+if [ -z "$programs" ]; then
+    RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none --target-dir ../target/fuzz >&2
+    programs=../target/fuzz/$(rustc -vV | sed -n 's/^host: //p')/release
+fi
 work=${KDPOOL_FUZZ_WORK:-$(mktemp -d)}
 mkdir -p artifacts "$work"
 
 number() { # NAME LOG...: the sum of a statistic
     sed -n "s/^stat::$1: *//p" "${@:2}" | awk '{sum += $1} END {print sum + 0}'
+}
+number_of_seconds() { # LOG...: how long they ran, from what they say of their rate
+    sed -n 's/^stat::\(number_of_executed_units\|average_exec_per_sec\): *//p' "$@" |
+        awk 'NR % 2 {done = $1; next} $1 > 0 {sum += done / $1} END {print int(sum) + 1}'
 }
 edges() { # FOLDER...: what these inputs reach
     "$programs/$target" "$@" -runs=0 2>&1 | grep -o 'cov: [0-9]*' | tail -1 | cut -d' ' -f2
@@ -34,14 +41,14 @@ for target in "${targets[@]}"; do
     [ ! -f "dictionaries/$target.dict" ] || options+=("-dict=dictionaries/$target.dict")
     options+=("-artifact_prefix=artifacts/$target-")
     before=$(find artifacts -name "$target-*" | wc -l)
-    end=$((SECONDS + seconds)) round=0
-    rm -f "$work/$target".*.log
-    while [ $SECONDS -lt $end ] && [ $round -lt 20 ]; do
-        round=$((round + 1))
+    end=$((SECONDS + seconds))
+    for round in {1..20}; do
+        [ $SECONDS -lt $end ] || break
         "$programs/$target" "$corpus" "seeds/$target" "${options[@]}" -max_total_time=$((end - SECONDS)) \
-            >"$work/$target.$round.log" 2>&1 || true
+            >"$work/$target.$(date +%s).$round.log" 2>&1 || true
     done
     executions=$(number number_of_executed_units "$work/$target".*.log)
+    took=$(number_of_seconds "$work/$target".*.log)
     found=$(($(find artifacts -name "$target-*" | wc -l) - before))
     # What reaches as much as all that was found, small and few.
     small=$(mktemp -d)
@@ -53,6 +60,6 @@ for target in "${targets[@]}"; do
             <(find "seeds/$target" -type f -exec sh -c 'sha1sum <"$1"' _ {} \;) || echo "$file"
     done | awk -v most="$most" 'NR <= most' | xargs -r cp -t "seeds/$target/"
     rm -rf "$small"
-    echo "| \`$target\` | $executions | $((executions / seconds)) | $(edges "$corpus" "seeds/$target") |" \
+    echo "| \`$target\` | $executions | $((executions / took)) | $(edges "$corpus" "seeds/$target") |" \
         "$(edges "seeds/$target") | $found |"
 done

@@ -329,10 +329,10 @@ fn parse_net(options: &str) -> Result<KdSpec, SpecError> {
         Some(text) if without_key(text) != text && text.contains('=') => {
             return Err(SpecError::Missing { carrier: NET, what: "a comma behind target=HOST" });
         }
-        Some(text) => Some(match given(NET, "a name or an address after target=", text.into())? {
+        Some(text) => Some(match given(NET, "a name or an address after target=", Some(bare(text)))? {
             "0.0.0.0" => NetTarget::AnyV4,
-            "::" | "[::]" => NetTarget::AnyV6,
-            host => NetTarget::Host(host.trim_start_matches('[').trim_end_matches(']').to_owned()),
+            "::" => NetTarget::AnyV6,
+            host => NetTarget::Host(host.to_owned()),
         }),
     };
     Ok(KdSpec::Net(NetSpec { port: number16(NET, "port", port)?, key, target }))
@@ -367,8 +367,7 @@ fn parse_com(options: &str) -> Result<KdSpec, SpecError> {
             Ok(KdSpec::Pipe(PipeSpec { port, resets, reconnect }))
         }
         (None, Some(ipport)) => {
-            let host = given(COM, "port=HOST, the machine that exports the serial port", port)?;
-            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            let host = given(COM, "port=HOST, the machine that exports the serial port", port.map(bare))?.to_owned();
             Ok(KdSpec::Tcp(TcpSpec { host, port: number16(COM, "ipport", ipport)?, reconnect }))
         }
         (None, None) if reconnect => Err(SpecError::StreamOnly("reconnect")),
@@ -435,6 +434,11 @@ fn number16(carrier: &'static str, option: &'static str, text: &str) -> Result<u
     Ok(number(carrier, option, text, 1, u16::MAX.into())? as u16)
 }
 
+/// An address without the brackets that it wears in URLs.
+fn bare(host: &str) -> &str {
+    host.trim_matches(|c: char| c.is_whitespace() || matches!(c, '[' | ']'))
+}
+
 /// An error's text without the number that only programs need.
 fn reason(error: &io::Error) -> String {
     let text = error.to_string();
@@ -466,6 +470,8 @@ mod tests {
             ("net:port=50000,key=1.2.3.4,target=win7", net(50000, host("win7"))),
             ("net:port=50000,key=1.2.3.4,target=[fe80::1]", net(50000, host("fe80::1"))),
             ("net:port=50000,key=1.2.3.4,target=::", net(50000, Some(NetTarget::AnyV6))),
+            ("net:port=50000,key=1.2.3.4,target=[ :: ]", net(50000, Some(NetTarget::AnyV6))),
+            ("net:port=50000,key=1.2.3.4,target=[0.0.0.0]", net(50000, Some(NetTarget::AnyV4))),
             ("net:port=50000,key=1.2.3.4,target=0.0.0.0", net(50000, Some(NetTarget::AnyV4))),
             (
                 "com:port=/dev/ttyUSB0,baud=57600",

@@ -35,6 +35,10 @@ const COMMANDS: &[&str] = &[
     ".printf \"%p %y %ma %d\\n\", @rsp, nt!x, 5, 0y101 + 0t17",
     "? $iment(nt) != -1 and $spat(\"a\", \"a*\") or wo(1) dwo(2) qwo(3) $fnsucc(4,5,6)",
     "10m 500ms 3",
+    "fffff800`02600000 L20",
+    "fx L?-8",
+    "1000 1fff",
+    "@rsp-8 Lpoi(fx)+1",
     "1 + ",
     "((((((((((1))))))))))",
 ];

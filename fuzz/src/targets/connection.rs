@@ -9,10 +9,21 @@ pub fn run(data: &[u8]) {
     if text.contains('@') {
         return;
     }
-    // What was typed as a key is in no text about it.
-    let key = text.split("key=").nth(1).and_then(|rest| rest.split(',').next());
-    let key = key.filter(|key| key.len() > 8 && !text.replacen(key, "", 1).contains(key));
-    match KdSpec::parse(text) {
+    // What was typed as a key is in no text about it. A serial line has none: there it is a part of a device's name.
+    let is_serial = text.trim_start().to_ascii_lowercase().starts_with("com");
+    let key = text.split("key=").nth(1).filter(|_| !is_serial).and_then(|rest| rest.split(',').next());
+    // No word of a refusal's own.
+    let is_key = |key: &&str| {
+        let plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.');
+        key.len() > 8 && plain && key.bytes().any(|byte| byte.is_ascii_digit())
+    };
+    let once = |key: &&str| {
+        let rest = text.replacen(key, "", 1).to_ascii_lowercase();
+        !rest.contains(&key.to_ascii_lowercase())
+    };
+    let key = key.filter(is_key).filter(once);
+    let _ = KdSpec::from_environment();
+    match text.parse::<KdSpec>() {
         Ok(spec) => {
             let shown = spec.to_string();
             assert!(key.is_none_or(|key| !format!("{spec:?} {shown}").contains(key)), "{shown}");

@@ -16,8 +16,8 @@ pub fn run(data: &[u8]) {
     if let Ok(exports) = Exports::read(&file, file.image(), "fuzz.sys") {
         let _ = (exports.symbol("Foo"), exports.around(0x1000), exports.matching("*a*").len());
     }
-    let mut buffer = [0; 0x3000];
-    for address in [BASE, BASE + 0x1ff0, BASE - 8, u64::MAX - 4] {
+    let mut buffer = [0; 0x800];
+    for address in [BASE, BASE + 0x1f0, BASE - 8, u64::MAX - 4] {
         assert!(file.read(address, &mut buffer).is_ok_and(|read| read <= buffer.len()));
     }
 }

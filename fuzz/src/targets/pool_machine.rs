@@ -8,15 +8,17 @@ use nt_pool::find::{Bounds, Question, Quote, Silent};
 use nt_pool::selfcheck::SelfCheck;
 use nt_pool::small_blocks::{self, Kinds, Limits};
 use nt_pool::verifier::{self, LogKind};
-use nt_pool::{Kernel, Tag, around, freed, lookaside, pool_log, pool_page, sessions, special_page, tags, unloaded};
+use nt_pool::tag_owner::{self, LoadedImage};
+use nt_pool::{Kernel, Tag, around, bug_check, freed, lookaside, pool_log, pool_page, sessions, special_page, tags, unloaded};
 
 use crate::machine::{self, Changed, Places};
 
 /// How many questions there are.
-pub const QUESTIONS: u8 = 12;
+pub const QUESTIONS: u8 = 13;
 
-/// As much as a walk may read and keep here; whoever walks for real sets limits of his own.
-const LIMITS: Limits = Limits { bytes: 2 << 20, blocks: 1 << 12, from: 0 };
+/// As much as a walk may read and keep here: every kind of block comes within the first pages, and each page takes some
+/// 20 us. Whoever walks for real sets limits of his own.
+const LIMITS: Limits = Limits { bytes: 256 << 10, blocks: 1 << 12, from: 0 };
 
 const LOGS: [LogKind; 6] = [
     LogKind::Faults,
@@ -77,20 +79,15 @@ fn ask(kernel: &Kernel<'_>, memory: &Changed<'_>, question: u8) {
                 let _ = lookaside::read(kernel, *address);
             }
         }
-        10 => {
-            let mut check = SelfCheck::new(200);
-            // A step at a time, as a session does it that lets the target run between.
-            for _ in 0..2000 {
-                if !check.step(kernel).is_ok_and(|more| more) {
-                    return;
-                }
-            }
-            panic!("a self-check of 200 requests did not end");
-        }
+        10 => check_itself(kernel),
+        11 => owners(kernel, memory),
         _ => {
             if let Ok(mut drivers) = unloaded::drivers(kernel) {
                 for address in memory.bytes.keys().take(2) {
                     let _ = drivers.at(kernel, *address);
+                }
+                for driver in drivers.drivers.iter().take(4) {
+                    let _ = driver.name(kernel);
                 }
             }
         }
@@ -109,10 +106,44 @@ fn find(kernel: &Kernel<'_>, pattern: &str) {
     }
 }
 
+/// A step at a time, as a session does it that lets the target run between.
+fn check_itself(kernel: &Kernel<'_>) {
+    let mut check = SelfCheck::new(100);
+    for _ in 0..2000 {
+        if !check.step(kernel).is_ok_and(|more| more) {
+            let _ = (check.state().name(), check.spent(), check.readings.lines());
+            for part in &check.parts {
+                let _ = (part.subject.name(), part.state(), part.is_sound(), part.damaged());
+            }
+            return;
+        }
+    }
+    panic!("a self-check of 100 requests did not end");
+}
+
+/// Which images hold a tag; and what a bug check about such an address means.
+fn owners(kernel: &Kernel<'_>, memory: &Changed<'_>) {
+    let images: Vec<LoadedImage<'_>> = [0, 0x1_0000, 0x20_0000]
+        .map(|offset| LoadedImage { base: kernel.base.wrapping_add(offset), size: 0x8000, file: None })
+        .into();
+    for machine in [0x14c, 0x8664, 0xaa64] {
+        let _ = tag_owner::owners(kernel, machine, Tag(*b"Leak"), &images);
+    }
+    for (address, code) in memory.bytes.iter().take(8) {
+        let parameters = [*address, u64::from(*code), address >> 8, 0];
+        for code in [u32::from(*code), 0x19, 0xc2, 0xc4, 0xc5] {
+            let _ = bug_check::describe(code, parameters);
+        }
+    }
+}
+
 fn books(kernel: &Kernel<'_>) {
     let settings = verifier::settings(kernel);
     let Ok(drivers) = verifier::drivers(kernel) else { return };
     if let Ok(settings) = &settings {
+        for level in [0x9bb, 0xffff_ffff] {
+            let _ = (verifier::flags(level, kernel.build).len(), verifier::flags_windows_7(level).len());
+        }
         let _ = verifier::check_counters(settings, &drivers.drivers);
     }
     for driver in &drivers.drivers {

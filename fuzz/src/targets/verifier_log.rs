@@ -23,6 +23,14 @@ pub fn run(data: &[u8]) {
             let _ = pool_log::operation(trace, &|address| (address & 1 == 0).then(|| "nt!ExFreePool".into()));
         }
         let _ = nt_pool::history::outstanding(&log.traces, &|trace| pool_log::operation(trace, &|_| None)).len();
-        let _ = memory.bytes.len();
+        let _ = nt_pool::history::group(&log.traces).len();
+        if let Ok(Some(then)) = pool_log::position(kernel)
+            && let Ok(Some(now)) = pool_log::position(kernel)
+        {
+            let _ = now.since(then);
+        }
+        for address in memory.bytes.keys().take(2) {
+            let _ = pool_log::find(kernel, *address);
+        }
     });
 }
