@@ -66,9 +66,10 @@ else
 fi
 if cargo cyclonedx --version > /dev/null 2>&1; then
     cargo cyclonedx --format json --target "$target" --manifest-path crates/kdpool/Cargo.toml --override-filename kdpool
-    mv crates/kdpool/kdpool.json "$dist/$name.cdx.json"
+    # References to our own crates have the folder that they were built in.
+    sed "s|file://$PWD|file:///kdpool|g" crates/kdpool/kdpool.json > "$dist/$name.cdx.json"
     # One for each member of the workspace is written; this one names them all.
-    find crates -name kdpool.json -not -path '*/schemas/*' -delete
+    find crates examples fuzz -name kdpool.json -not -path '*/schemas/*' -delete
     made+=("$name.cdx.json")
 else
     echo "no bill of materials: cargo-cyclonedx is not installed" >&2

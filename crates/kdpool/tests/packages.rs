@@ -93,6 +93,8 @@ fn a_release_has_all_parts_and_the_same_bytes() {
     assert!(assets > 8, "{assets}");
     pages_are_read_without_complaint(&unpacked);
     bash_completes(&unpacked);
+    fish_completes(&unpacked);
+    zsh_completes(&unpacked);
 }
 
 fn pages_are_read_without_complaint(unpacked: &Path) {
@@ -112,4 +114,49 @@ fn bash_completes(unpacked: &Path) {
     let complete = "source completions/kdpool.bash; COMP_WORDS=(kdpool le); COMP_CWORD=1; _kdpool kdpool le kdpool; echo \"${COMPREPLY[@]}\"";
     let output = ran(Command::new("bash").args(["--norc", "-c", complete]).current_dir(unpacked));
     assert_eq!(text(output).trim(), "leak");
+}
+
+/// Whether a shell is here; says so where it is not.
+fn is_here(shell: &str) -> bool {
+    let here = Command::new(shell).args(["-c", "exit 0"]).output().is_ok();
+    if !here {
+        println!("skipped: {shell} is not installed; its completions were not tried");
+    }
+    here
+}
+
+fn fish_completes(unpacked: &Path) {
+    if !is_here("fish") {
+        return;
+    }
+    let ask = "source completions/kdpool.fish; complete -C 'kdpool le'; complete -C 'kdpool demo --windows '";
+    let output = ran(Command::new("fish").args(["--no-config", "-c", ask]).current_dir(unpacked).env("HOME", unpacked));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = text(output);
+    let words: Vec<&str> = text.lines().filter_map(|line| line.split('\t').next()).collect();
+    assert_eq!(words, ["leak", "7", "10", "11"], "{text}");
+}
+
+/// Only a zsh that believes in a terminal completes: one zsh types into another.
+fn zsh_completes(unpacked: &Path) {
+    if !is_here("zsh") {
+        return;
+    }
+    ran(Command::new("zsh").args(["-n", "completions/kdpool.zsh"]).current_dir(unpacked));
+    let script = r#"
+        zmodload zsh/zpty
+        zpty inner "TERM=dumb PS1='% ' zsh -f -i"
+        zpty -w inner 'autoload -U compinit; compinit -u -D; source completions/kdpool.zsh; echo re""ady'
+        zpty -r inner line '*ready*'
+        zpty -w -n inner $'kdpool le\t'
+        zpty -r inner line '*kdpool leak*'
+        zpty -w -n inner $'--until-c\t'
+        zpty -r inner line '*--until-confirmed*'
+        print -r -- completed
+    "#;
+    let output = ran(Command::new("timeout")
+        .args(["60", "zsh", "-f", "-c", script])
+        .current_dir(unpacked)
+        .env("HOME", unpacked));
+    assert!(text(output).contains("completed"));
 }
