@@ -3,7 +3,7 @@
 //! Two debuggers at one target take each other's answers. A UDP port and a serial device are the system's to give out; a
 //! VM's socket takes a second caller and leaves it waiting without a word.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
@@ -26,15 +26,22 @@ pub(crate) fn take(spec: &KdSpec) -> Result<Option<Hold>, String> {
 fn take_in(directory: &Path, spec: &KdSpec) -> Result<Option<Hold>, String> {
     let (what, name) = match spec {
         KdSpec::Net(net) => (format!("UDP port {}", net.port), format!("net-{}", net.port)),
-        KdSpec::Serial(serial) => (serial.port.clone(), serial.port.clone()),
-        KdSpec::Pipe(pipe) => (pipe.port.clone(), pipe.port.clone()),
-        KdSpec::Tcp(tcp) => (format!("TCP {}:{}", tcp.host, tcp.port), format!("tcp-{}-{}", tcp.host, tcp.port)),
+        KdSpec::Serial(serial) => (serial.port.clone(), one_name(&serial.port)),
+        KdSpec::Pipe(pipe) => (pipe.port.clone(), one_name(&pipe.port)),
+        KdSpec::Tcp(tcp) => {
+            let host = if tcp.host.eq_ignore_ascii_case("localhost") { "127.0.0.1" } else { &tcp.host };
+            (format!("TCP {}:{}", tcp.host, tcp.port), format!("tcp-{host}-{}", tcp.port))
+        }
     };
     let name: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
     let open = || {
         kd_shell::create_private_folder(directory)?;
         let path = directory.join(format!("holds-{name}.lock"));
-        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)
+        let mut options = OpenOptions::new();
+        // As every file of ours (`kd_shell::open_private`), but one that is there is not emptied.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        options.create(true).truncate(false).read(true).write(true).open(path)
     };
     // A place that cannot be written is no reason not to attach.
     let Ok(mut file) = open() else { return Ok(None) };
@@ -55,6 +62,11 @@ fn take_in(directory: &Path, spec: &KdSpec) -> Result<Option<Hold>, String> {
     Ok(Some(Hold { _file: file }))
 }
 
+/// The same for every spelling of a path, and for links to it.
+fn one_name(port: &str) -> String {
+    fs::canonicalize(port).map_or_else(|_| port.to_owned(), |path| path.display().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +83,14 @@ mod tests {
         assert!(other.is_some());
         drop(first);
         assert!(take_in(place.path(), &pipe).unwrap().is_some());
+        // Under another name.
+        let socket = place.path().join("vm.sock");
+        std::fs::write(&socket, "").unwrap();
+        let by = |path: std::path::PathBuf| spec(&format!("com:pipe,port={}", path.display()));
+        let _first = take_in(place.path(), &by(socket)).unwrap().unwrap();
+        assert!(take_in(place.path(), &by(place.path().join(".").join("vm.sock"))).is_err());
+        let _first = take_in(place.path(), &spec("com:ipport=4555,port=127.0.0.1")).unwrap().unwrap();
+        assert!(take_in(place.path(), &spec("com:ipport=4555,port=localhost")).is_err());
         // Nowhere to write.
         assert!(take_in(Path::new("/dev/null/x"), &pipe).unwrap().is_none());
     }

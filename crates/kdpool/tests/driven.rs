@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kd_fake::kernel::article;
-use kd_fake::{FakeOptions, FakeTarget, FakeTransport};
+use kd_fake::{FakeOptions, FakeTarget, FakeTransport, Start};
 
 const KEY: &str = "verysecret1.verysecret2.c.d";
 /// Longer than a busy test machine needs.
@@ -25,14 +25,18 @@ struct Lab {
 
 impl Lab {
     fn over_serial() -> Lab {
-        let fake = start(FakeTransport::TcpListen(([127, 0, 0, 1], 0).into()));
+        Lab::over_serial_from(Start::Running)
+    }
+
+    fn over_serial_from(begin: Start) -> Lab {
+        let fake = start(FakeTransport::TcpListen(([127, 0, 0, 1], 0).into()), begin);
         let connection = format!("com:ipport={},port=127.0.0.1", fake.address().unwrap().port());
         Lab::new(fake, connection)
     }
 
     fn over_kdnet() -> Lab {
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let fake = start(FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY));
+        let fake = start(FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY), Start::Running);
         Lab::new(fake, format!("net:port={port}"))
     }
 
@@ -59,8 +63,9 @@ impl Lab {
     }
 }
 
-fn start(transport: FakeTransport) -> FakeTarget {
+fn start(transport: FakeTransport, begin: Start) -> FakeTarget {
     let mut options = FakeOptions::new(transport, article());
+    options.start = begin;
     options.offer_period = Duration::from_millis(100);
     FakeTarget::start(options).unwrap()
 }
@@ -218,6 +223,34 @@ fn a_pipe_that_ends_lets_the_target_run() {
 }
 
 #[test]
+fn the_second_at_a_target_is_told_who_holds_it() {
+    let lab = Lab::over_serial();
+    let mut kd = Driven::through_pipes(lab.command(&["-y", "symbols"]));
+    kd.expect("0: kd> ");
+    let second = lab.run(&["-c", "q"]);
+    assert_eq!(second.status.code(), Some(3), "{}", stderr(&second));
+    let told = format!("is held by another kdpool (process {}, since ", kd.child.id());
+    assert!(stderr(&second).contains(&told), "{}", stderr(&second));
+    // The first one has lost nothing by that.
+    kd.write("? 2+2\nq\n");
+    assert_eq!(kd.end(), 0);
+    assert!(kd.more().contains("Evaluate expression: 4"), "{}", kd.more());
+    assert!(lab.is_running());
+    assert!(lab.run(&["-c", "q"]).status.success());
+}
+
+/// A kernel after a bug check breaks in for ever: nobody says that it runs.
+#[test]
+fn a_target_that_cannot_be_let_go_is_not_said_to_run() {
+    let lab = Lab::over_serial_from(Start::BugcheckLoop);
+    let output = lab.run(&["--format", "json", "-c", "? 1; q"]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    let last = stdout(&output).lines().last().map(str::to_owned).unwrap_or_default();
+    assert!(last.contains("\"ok\":false") && last.contains("stops again"), "{last}");
+    assert!(!lab.is_running());
+}
+
+#[test]
 fn a_batch_has_its_answers_alone_on_standard_output() {
     let lab = Lab::over_serial();
     let output = lab.run(&["-c", "? 1+1; q"]);
@@ -274,7 +307,7 @@ fn a_pipe_that_comes_later_is_opened() {
     command.args(["-k", &format!("com:pipe,port={},reconnect", path.display()), "-bonc"]);
     let mut kd = Driven::through_pipes(command);
     kd.expect(&format!("Waiting for pipe {}...\n", path.display()));
-    let _fake = start(FakeTransport::UnixListen(path.clone()));
+    let _fake = start(FakeTransport::UnixListen(path.clone()), Start::Running);
     kd.expect(&format!("Opened {}\nWaiting to reconnect...\n", path.display()));
     kd.expect("0: kd> ");
     kd.write("q\n");
@@ -469,7 +502,7 @@ mod terminal {
         kd.expect("Waiting for pipe");
         kd.write("? 1+1\n? 2+2\nq\n");
         std::thread::sleep(Duration::from_millis(300));
-        let fake = start(FakeTransport::UnixListen(path));
+        let fake = start(FakeTransport::UnixListen(path), Start::Running);
         kd.expect("Evaluate expression: 2");
         kd.expect("Evaluate expression: 4");
         assert_eq!(kd.end(), 0, "{}", kd.more());

@@ -13,8 +13,11 @@ pub(super) struct Bounds {
     pub(super) ceiling: Duration,
 }
 
+/// Answers in a row that may have been to a repetition because packets were lost, where a tenth of them is.
+const DOUBTS_OF_A_LOSS: u32 = 2;
+
 /// Doublings of the estimate: from a few milliseconds to a good part of the ceiling.
-const MOST_DOUBTS: u32 = 6;
+const MOST_DOUBLINGS: u32 = 6;
 
 /// One kind of round trip: a request and its acknowledgement, or that and the reply.
 #[derive(Debug, Clone)]
@@ -47,7 +50,7 @@ impl RoundTrip {
     /// An answer that may be to a repetition. Where a line became slow for good, each packet would be repeated for ever,
     /// and none be measured: what is next waits longer, until one is.
     pub(super) fn doubt(&mut self) {
-        self.doubts = (self.doubts + 1).min(MOST_DOUBTS);
+        self.doubts = (self.doubts + 1).min(DOUBTS_OF_A_LOSS + MOST_DOUBLINGS);
     }
 
     /// Half of what an answer takes as a rule: one that comes sooner after a repetition answers what was before it.
@@ -69,7 +72,8 @@ impl RoundTrip {
 
     /// How long to wait after so many repetitions. Two go out at the same pace: one loss is likelier than a slow target.
     pub(super) fn after(&self, repetitions: u32) -> Duration {
-        self.doubled(repetitions / 2 + self.doubts)
+        // One in doubt was lost; it takes more of them in a row to say that the line became slow.
+        self.doubled(repetitions / 2 + self.doubts.saturating_sub(DOUBTS_OF_A_LOSS))
     }
 
     /// Growing half as fast: for questions whose answer may well be silence.
@@ -115,7 +119,7 @@ mod tests {
         let mut trip = RoundTrip::new(BOUNDS);
         trip.sample(Duration::from_micros(200));
         assert_eq!(trip.after(0), Duration::from_millis(5));
-        for longer in [10, 20, 40, 80, 160, 320, 320] {
+        for longer in [5, 5, 10, 20, 40, 80, 160, 320, 320] {
             trip.doubt();
             assert_eq!(trip.after(0), Duration::from_millis(longer));
         }
