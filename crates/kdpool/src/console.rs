@@ -74,7 +74,8 @@ pub(crate) fn is_interactive() -> bool {
 /// Asks whoever sits there.
 pub(crate) fn ask(question: &str) -> bool {
     progress::without(|| {
-        remark(&format!("{} [y/N] ", visible_name(question)), false);
+        let question = fitting(&Term::stdout(), &format!("{} [y/N]", visible_name(question)));
+        remark(&format!("{question} "), false);
         terminal::answer().is_some_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
     })
 }

@@ -131,6 +131,12 @@ fn attach_and(
         Ok(session) => session,
         Err(error) => return Ok(usage(&format!("{error:#}"))),
     };
+    // A script that is missing is no reason to stop a target.
+    if let Some(script) = &plan.session.script
+        && let Err(error) = std::fs::metadata(script)
+    {
+        return Ok(usage(&format!("--cf: cannot read the script {}: {error}", script.display())));
+    }
     // At the prompt it is asked when a name is needed. What runs by itself would keep the target for the answer.
     if plan.is_scripted() {
         shell.symbols.choose_path();

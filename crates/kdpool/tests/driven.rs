@@ -448,6 +448,16 @@ fn a_word_that_is_none_has_its_neighbour_named() {
     }
 }
 
+/// What cannot be carried out is refused before the target is touched.
+#[test]
+fn a_script_that_is_missing_stops_no_target() {
+    let lab = Lab::over_serial();
+    let output = lab.run(&["--cf", "none.txt"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--cf: cannot read the script none.txt: "), "{}", stderr(&output));
+    assert_eq!(lab.fake.stats().stops, 0);
+}
+
 /// A terminal of 80 by 24.
 #[cfg(unix)]
 mod terminal {
@@ -574,7 +584,7 @@ mod terminal {
         let mut kd = Driven::at_a_terminal(lab.command(&[]));
         kd.expect("0: kd> ");
         kd.write("? nt!PoolHitTag\r");
-        kd.expect("Use Microsoft's symbol server, and keep what it sends in ");
+        kd.expect("Use Microsoft's symbol server, and keep what it sends in");
         kd.write("n\n");
         // Its line is as wide as the terminal, and ends between two words.
         kd.expect("no symbol path is");
