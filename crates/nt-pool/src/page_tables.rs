@@ -198,7 +198,13 @@ impl<'k> PageTables<'k> {
                 let offset = run.start.wrapping_sub(address) as usize;
                 let found = read_sparse(memory, run.start, (run.end - run.start) as usize)?;
                 sparse.bytes[offset..offset + found.bytes.len()].copy_from_slice(&found.bytes);
-                found.holes.into_iter().for_each(&mut hole);
+                for part in found.holes {
+                    let index = (part.start.wrapping_sub(first) / PAGE_SIZE * self.entry) as usize;
+                    if entries.get(index, self.entry as usize).is_none() && self.has_table_out(part.start)? {
+                        add(out, part.clone());
+                    }
+                    hole(part);
+                }
             }
             if index == pages {
                 break;
@@ -221,6 +227,18 @@ impl<'k> PageTables<'k> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a page that has no readable entry is one of a table that is not in memory. A target without any tables says
+    /// nothing of its pages: what is not there was given back, for all that is known.
+    fn has_table_out(&self, address: u64) -> Result<bool, Fault> {
+        for level in 1..self.levels {
+            let entry = read_sparse(self.kernel.memory, self.entry_of(address, level), self.entry as usize)?;
+            if let Some(entry) = entry.get(0, self.entry as usize) {
+                return Ok(matches!(self.page(entry)?, Page::Out | Page::Transition(_)));
+            }
+        }
+        Ok(false)
     }
 
     /// The entry of `address` at a level: 0 for the page itself.
@@ -329,8 +347,8 @@ pub(crate) fn read(kernel: &Kernel<'_>, address: u64, length: usize) -> Result<S
     read_telling(kernel, address, length, &mut Vec::new())
 }
 
-/// As [`read`]; adds to `out` the holes that are in a page file, so that what was never there, or was given back, is told
-/// apart from what is lost.
+/// As [`read`]; adds to `out` the holes that are in a page file, or whose tables are, so that what was never there, or was
+/// given back, is told apart from what is lost.
 pub(crate) fn read_telling(
     kernel: &Kernel<'_>,
     address: u64,

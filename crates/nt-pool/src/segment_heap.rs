@@ -104,6 +104,8 @@ pub(crate) struct Heaps {
     pub(crate) largest: u64,
     /// Pages that the segments' descriptors count as committed.
     pub(crate) committed: u64,
+    /// Segments of which not all descriptors could be read.
+    pub(crate) unknown: Vec<Range<u64>>,
     /// Whether there are more segments than were to be read.
     pub(crate) more: bool,
     /// Why the lists of freed chunks of a heap are not known, for each such heap.
@@ -536,12 +538,13 @@ impl<'k> Reader<'k> {
         }
         let first_descriptor = self.first_descriptor.get(context);
         let what = format!("segments of {address:016x}");
-        let Heaps { areas, notes, books, readings, committed, more, .. } = found;
+        let Heaps { areas, notes, books, readings, committed, more, unknown, .. } = found;
         let mut taken = 0;
         let walked = elements(self.kernel, &what, head, notes, &mut |link, notes| {
             let segment = self.kernel.wrap(link.wrapping_sub(self.list_entry as u64));
             // A segment of paged pool may be in transition itself.
-            let bytes = page_tables::read(self.kernel, segment, self.segment_size)?;
+            let mut out = Vec::new();
+            let bytes = page_tables::read_telling(self.kernel, segment, self.segment_size, &mut out)?;
             if bytes.get(self.list_entry, 2 * width).is_none() {
                 return Err(PoolError::Unlikely(format!("the segment at {segment:016x} is unreadable")));
             }
@@ -567,7 +570,20 @@ impl<'k> Reader<'k> {
             *committed += counted.committed;
             books.count(Book::RangeDescriptors, counted.ranges, counted.ranges - counted.damaged, segment);
             books.count(Book::RangeUnits, counted.units_in_use, counted.units, segment);
-            let damaged = counted.damaged + counted.unreadable;
+            if counted.unreadable > 0 {
+                unknown.push(segment..segment.saturating_add(self.descriptors.count << unit_shift));
+            }
+            let (lost, damaged) = match out.is_empty() {
+                true => (0, counted.damaged + counted.unreadable),
+                false => (counted.unreadable, counted.damaged),
+            };
+            if lost > 0 {
+                let what = format!(
+                    "{lost} descriptors of the segment at {segment:016x} are in a page file; the blocks of the pages that \
+                     they describe are missing"
+                );
+                notes.missing(Missing::because(Lack::PagedOut, what).at(segment).count(lost));
+            }
             if damaged > 0 {
                 let what = format!(
                     "{damaged} descriptors of the segment at {segment:016x} are damaged or unreadable; the pages that \

@@ -406,9 +406,10 @@ impl Plan {
 
     /// Whether every large allocation that a segment has room for lies in a heap that is known.
     fn large_in_heaps(&self, large: &[BigPage], found: &mut Blocks) {
+        let unknown = |page: &BigPage| self.heaps.unknown.iter().any(|segment| segment.contains(&page.address));
         let judged = |page: &&BigPage| {
             let kind = if page.kind.is_paged() { self.kinds.paged } else { self.kinds.nonpaged };
-            kind && !page.free && !page.kind.is_session() && page.size <= self.heaps.largest
+            kind && !page.free && !page.kind.is_session() && page.size <= self.heaps.largest && !unknown(page)
         };
         let in_heap = |page: &BigPage| {
             let index = self.heaps.areas.partition_point(|area| area.end() <= page.address);

@@ -27,8 +27,12 @@ impl Walk<'_> {
         let bounds = match format.bounds(&bytes, area.length) {
             Ok(bounds) => bounds,
             Err(problem) => {
-                if problem.cause != Cause::Unreadable || !self.lose(&problem.missing) {
+                let unreadable = problem.cause == Cause::Unreadable;
+                // What is not there says nothing against the picture of what is.
+                if !unreadable {
                     self.books.hold(Book::VsSignatures, false, area.address);
+                }
+                if !unreadable || !self.lose(&problem.missing) {
                     self.damaged.add(|| problem.to_string());
                 }
                 return Ok(());
@@ -164,8 +168,11 @@ impl Walk<'_> {
                 return Ok(());
             }
             Err(problem) => {
-                if !matches!(problem, Problem::Unreadable { .. }) || !self.lose(&(at..area.end())) {
+                let unreadable = matches!(problem, Problem::Unreadable { .. });
+                if !unreadable {
                     self.books.hold(Book::LfhOffsets, false, at);
+                }
+                if !unreadable || !self.lose(&(at..area.end())) {
                     self.damaged.add(|| problem.to_string());
                 }
                 return Ok(());

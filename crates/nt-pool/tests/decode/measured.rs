@@ -658,3 +658,25 @@ proptest! {
         }
     }
 }
+
+/// What cannot be read is missing; it says nothing against the picture of what is there, and of no private pool.
+#[test]
+fn what_is_not_in_memory_accuses_nobody() {
+    let pieces: Vec<Piece> = (0..200).map(|n| plain(3 + n * 29 % 60)).collect();
+    for version in [WIN10_1903, WIN11_24H2] {
+        let whole = all(&ordinary(version, &pieces));
+        let first =
+            |kind: BlockKind| whole.blocks.iter().find(|block| block.kind == kind).expect("a block").header & !0xfff;
+        // The page of a subsegment's header, and that of a segment's last descriptors.
+        let places = [first(BlockKind::Vs), first(BlockKind::Lfh), (first(BlockKind::Vs) & !0xf_ffff) + 0x1000];
+        for page in places {
+            let mut heap = ordinary(version, &pieces);
+            heap.world.unmap(page);
+            let found = all(&heap);
+            assert!(!found.is_complete(), "{page:x}");
+            let wrong: Vec<_> = found.checks.iter().filter(|check| !check.ok && check.name.is_proven()).collect();
+            assert!(wrong.is_empty(), "{page:x}: {wrong:?}, {:?}", found.notes.lines());
+            assert!(!found.notes.lines().iter().any(|line| line.contains("private")), "{:?}", found.notes.lines());
+        }
+    }
+}
