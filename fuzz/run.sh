@@ -12,7 +12,7 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cd fuzz_targets && ls | sed 's/\.rs$//')
 
 # Most inputs kept for a target, and the largest of them.
-most=48 largest=+8k
+most=40 largest=+2k
 programs=${KDPOOL_FUZZ_PROGRAMS:-}
 if [ -z "$programs" ]; then
     RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none --target-dir ../target/fuzz >&2
@@ -54,11 +54,11 @@ for target in "${targets[@]}"; do
     small=$(mktemp -d)
     "$programs/$target" -set_cover_merge=1 "$small" "seeds/$target" "$corpus" >/dev/null 2>&1 || true
     find "seeds/$target" -type f -regextype posix-extended -regex '.*/[0-9a-f]{40}' -delete
-    find "$small" -type f ! -size "$largest" -printf '%s %p\n' | sort -n | while read -r _ file; do
-        # Those that were there under a name keep it.
-        cmp -s "$file" "seeds/$target/$(basename "$file")" || grep -qxF "$(sha1sum <"$file")" \
-            <(find "seeds/$target" -type f -exec sh -c 'sha1sum <"$1"' _ {} \;) || echo "$file"
-    done | awk -v most="$most" 'NR <= most' | xargs -r cp -t "seeds/$target/"
+    # Those that are there under a name of their own keep it; others are called by their hash.
+    sha1sum "seeds/$target"/* | cut -d' ' -f1 >"$small.known"
+    find "$small" -type f ! -size "$largest" -printf '%s %f\n' | sort -n | cut -d' ' -f2 |
+        grep -vxFf "$small.known" | head -n "$most" | sed "s|^|$small/|" | xargs -r cp -t "seeds/$target/" || true
+    rm -f "$small.known"
     rm -rf "$small"
     echo "| \`$target\` | $executions | $((executions / took)) | $(edges "$corpus" "seeds/$target") |" \
         "$(edges "seeds/$target") | $found |"

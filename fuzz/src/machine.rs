@@ -83,7 +83,7 @@ fn machine(name: &str, json: &[u8]) -> Machine {
         log_length: 0x20,
         big_slots: 0x40,
         operations: 40,
-        small_operations: 200,
+        small_operations: 1500,
         processors: Some(2),
         private_pool: true,
         ..Default::default()

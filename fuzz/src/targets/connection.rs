@@ -12,10 +12,10 @@ pub fn run(data: &[u8]) {
     // What was typed as a key is in no text about it. A serial line has none: there it is a part of a device's name.
     let is_serial = text.trim_start().to_ascii_lowercase().starts_with("com");
     let key = text.split("key=").nth(1).filter(|_| !is_serial).and_then(|rest| rest.split(',').next());
-    // No word of a refusal's own.
+    // No word of a refusal's own, nor the dots that it puts where it cuts.
     let is_key = |key: &&str| {
         let plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.');
-        key.len() > 8 && plain && key.bytes().any(|byte| byte.is_ascii_digit())
+        key.len() > 8 && !key.ends_with('.') && plain && key.bytes().any(|byte| byte.is_ascii_digit())
     };
     let once = |key: &&str| {
         let rest = text.replacen(key, "", 1).to_ascii_lowercase();

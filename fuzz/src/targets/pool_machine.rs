@@ -16,9 +16,9 @@ use crate::machine::{self, Changed, Places};
 /// How many questions there are.
 pub const QUESTIONS: u8 = 13;
 
-/// As much as a walk may read and keep here: every kind of block comes within the first pages, and each page takes some
+/// As much as a walk may read and keep here: every kind of block comes within it, and each page takes some
 /// 20 us. Whoever walks for real sets limits of his own.
-const LIMITS: Limits = Limits { bytes: 256 << 10, blocks: 1 << 12, from: 0 };
+const LIMITS: Limits = Limits { bytes: 1 << 20, blocks: 1 << 12, from: 0 };
 
 const LOGS: [LogKind; 6] = [
     LogKind::Faults,
