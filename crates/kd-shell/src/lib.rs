@@ -51,7 +51,7 @@ pub use kernel::{Driver, Drivers, Kernel};
 pub use leftover::state_folder;
 pub use log::Log;
 pub use monitor::{Ask, Monitor, Sink};
-pub use nt_leaks::{create_private_folder, open_private};
+pub use nt_leaks::{create_private_folder, open_private, open_private_as_it_is};
 pub use nt_pool::pooltag::{MAX_FILE as MAX_POOLTAG, PoolTags};
 pub use output::{CostRecord, Mood, Output, Record};
 pub use schema::{ResultShape, shapes, shapes_of};

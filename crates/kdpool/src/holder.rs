@@ -3,7 +3,7 @@
 //! Two debuggers at one target take each other's answers. A UDP port and a serial device are the system's to give out; a
 //! VM's socket takes a second caller and leaves it waiting without a word.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
@@ -36,12 +36,7 @@ fn take_in(directory: &Path, spec: &KdSpec) -> Result<Option<Hold>, String> {
     let name: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
     let open = || {
         kd_shell::create_private_folder(directory)?;
-        let path = directory.join(format!("holds-{name}.lock"));
-        let mut options = OpenOptions::new();
-        // As every file of ours (`kd_shell::open_private`), but one that is there is not emptied.
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.create(true).truncate(false).read(true).write(true).open(path)
+        kd_shell::open_private_as_it_is(&directory.join(format!("holds-{name}.lock")))
     };
     // A place that cannot be written is no reason not to attach.
     let Ok(mut file) = open() else { return Ok(None) };
@@ -62,8 +57,12 @@ fn take_in(directory: &Path, spec: &KdSpec) -> Result<Option<Hold>, String> {
     Ok(Some(Hold { _file: file }))
 }
 
-/// The same for every spelling of a path, and for links to it.
+/// The same for every spelling of a path, and for links to it. A pipe of Windows is named in one way, and is not looked
+/// at: looking takes the one connection that a hypervisor offers on it.
 fn one_name(port: &str) -> String {
+    if port.starts_with(r"\\") {
+        return port.to_ascii_lowercase();
+    }
     fs::canonicalize(port).map_or_else(|_| port.to_owned(), |path| path.display().to_string())
 }
 

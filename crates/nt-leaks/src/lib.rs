@@ -27,7 +27,7 @@ pub use harvest::{Harvest, Operation, Record};
 pub use hunt::{AtMark, Culprit, Ended, Stop, Surveyed, WatchReport, culprit, room};
 pub use identity::{Different, Identity, Times};
 pub use mark::{Mark, MarkError};
-pub use private_file::{create_private_folder, open_private, write_private};
+pub use private_file::{create_private_folder, open_private, open_private_as_it_is, write_private};
 pub use report::{Column, Page, flame_graph, folded, html, junit, pprof, sarif, umdh, umdh_snapshot};
 pub use report::{ExportError, export_check, export_mark};
 pub use report::{FORMATS, Format, FormatError, Sheet};

@@ -7,12 +7,19 @@ use std::path::Path;
 /// Opens a file for writing, and makes it with the user's rights alone when it is not there. One that is there keeps its
 /// rights: somebody may have opened it up on purpose.
 pub fn open_private(path: &Path, append: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.create(true).write(true).append(append).truncate(!append);
+    open(OpenOptions::new().write(true).append(append).truncate(!append), path)
+}
+
+/// As [`open_private`], for reading and writing what is there.
+pub fn open_private_as_it_is(path: &Path) -> io::Result<File> {
+    open(OpenOptions::new().read(true).write(true), path)
+}
+
+fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     // Elsewhere a user's folders are his own by what they inherit.
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options.create(true).open(path)
 }
 
 /// Writes a whole file, with the rights that [`open_private`] gives it. Whoever kills the program meanwhile finds the old
