@@ -130,19 +130,20 @@ pub(crate) fn follow_all(
     let mut broken: Vec<String> = Vec::new();
     for &Head { first, depth } in heads {
         let mut problems = Notes::default();
-        let (mut count, mut out) = (0, Vec::new());
+        let (mut count, mut lost) = (0, false);
         follow(kernel, "a list of freed blocks", kernel.wrap(first), 0, &mut problems, &mut |at, _| {
             waiting.insert(at);
             count += 1;
             // A block may wait in a page that is in transition.
-            let link = page_tables::read_telling(kernel, at, kernel.pointer_size.into(), &mut out)?;
+            let link = page_tables::read(kernel, at, kernel.pointer_size.into())?;
+            lost |= !link.is_complete();
             match link.is_complete() {
                 true => Ok(kernel.wrap(little_endian(&link.bytes))),
                 false => Err(PoolError::Unlikely(format!("the element at {at:016x} is not in memory"))),
             }
         })?;
-        // A list that leads to a page in a page file is no worse for it.
-        if out.is_empty() {
+        // A list that leads to what is not in memory is no worse for it.
+        if !lost {
             books.hold(Book::FreedLists, problems.is_complete(), first);
         }
         if let Some(depth) = depth.filter(|_| problems.is_complete()) {

@@ -545,7 +545,9 @@ impl<'k> Reader<'k> {
             // A segment of paged pool may be in transition itself.
             let mut out = Vec::new();
             let bytes = page_tables::read_telling(self.kernel, segment, self.segment_size, &mut out)?;
+            let whole = segment..segment.saturating_add(self.descriptors.count << unit_shift);
             if bytes.get(self.list_entry, 2 * width).is_none() {
+                unknown.push(whole);
                 return Err(PoolError::Unlikely(format!("the segment at {segment:016x} is unreadable")));
             }
             let mut links = links_at(self.kernel, &bytes.bytes, self.list_entry);
@@ -571,7 +573,7 @@ impl<'k> Reader<'k> {
             books.count(Book::RangeDescriptors, counted.ranges, counted.ranges - counted.damaged, segment);
             books.count(Book::RangeUnits, counted.units_in_use, counted.units, segment);
             if counted.unreadable > 0 {
-                unknown.push(segment..segment.saturating_add(self.descriptors.count << unit_shift));
+                unknown.push(whole);
             }
             let (lost, damaged) = match out.is_empty() {
                 true => (0, counted.damaged + counted.unreadable),

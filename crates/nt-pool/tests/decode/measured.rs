@@ -667,8 +667,9 @@ fn what_is_not_in_memory_accuses_nobody() {
         let whole = all(&ordinary(version, &pieces));
         let first =
             |kind: BlockKind| whole.blocks.iter().find(|block| block.kind == kind).expect("a block").header & !0xfff;
-        // The page of a subsegment's header, and that of a segment's last descriptors.
-        let places = [first(BlockKind::Vs), first(BlockKind::Lfh), (first(BlockKind::Vs) & !0xf_ffff) + 0x1000];
+        // The page of a subsegment's header, and those of a segment's first and last descriptors.
+        let segment = first(BlockKind::Vs) & !0xf_ffff;
+        let places = [first(BlockKind::Vs), first(BlockKind::Lfh), segment, segment + 0x1000];
         for page in places {
             let mut heap = ordinary(version, &pieces);
             heap.world.unmap(page);
