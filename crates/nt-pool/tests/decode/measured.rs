@@ -564,6 +564,23 @@ fn what_is_paged_out_is_counted_and_nothing_else_is_said() {
     }
 }
 
+/// A page of which not even the table is in memory is out as well; one whose table never was is not.
+#[test]
+fn a_page_is_out_where_its_table_is() {
+    for (table, out) in [(0x1234_0000_0080, true), (0x863 & !1 | 1 << 11, true), (0, false)] {
+        let pieces: Vec<Piece> = (0..200).map(|n| plain(3 + n * 29 % 60)).collect();
+        let mut heap = ordinary(WIN11_24H2, &pieces);
+        let lost = heap.blocks.iter().find(|block| block.kind == BlockKind::Vs).unwrap().header & !0xfff;
+        page_tables(&mut heap.world);
+        heap.world.unmap(lost);
+        heap.world.unmap(entry_of(lost, 0) & !0xfff);
+        put_entry(&mut heap.world, entry_of(lost, 0), table);
+        let found = all(&heap);
+        let counted = found.notes.all_missing().any(|missing| missing.why == Lack::PagedOut);
+        assert_eq!(counted, out, "{table:x}: {:?}", found.notes.lines());
+    }
+}
+
 /// Makes the last level of the page tables there for what the world has, where the kernel maps them.
 fn page_tables(world: &mut World) {
     world.pointer_variable("MmPteBase", 0xffff_f680_0000_0000);
