@@ -56,6 +56,16 @@ fn take(bytes: usize) {
     }
 }
 
+/// What the system gives for so many bytes more, which are counted if it does.
+fn taken(bytes: usize, allocate: impl FnOnce() -> *mut u8) -> *mut u8 {
+    take(bytes);
+    let pointer = allocate();
+    if pointer.is_null() {
+        give(bytes);
+    }
+    pointer
+}
+
 fn give(bytes: usize) {
     HELD.fetch_sub(bytes, Ordering::Relaxed);
 }
@@ -85,33 +95,21 @@ fn full(wanted: usize) {
 // SAFETY: every call is passed to the system's allocator with the layout that came, and its answer is passed back.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        take(layout.size());
         // SAFETY: as the caller promises.
-        let pointer = unsafe { System.alloc(layout) };
-        if pointer.is_null() {
-            give(layout.size());
-        }
-        pointer
+        taken(layout.size(), || unsafe { System.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        take(layout.size());
         // SAFETY: as the caller promises.
-        let pointer = unsafe { System.alloc_zeroed(layout) };
-        if pointer.is_null() {
-            give(layout.size());
-        }
-        pointer
+        taken(layout.size(), || unsafe { System.alloc_zeroed(layout) })
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // What moves is there twice for a moment. Large pieces, for which that would matter, are moved by their pages.
-        take(size.saturating_sub(layout.size()));
         // SAFETY: as the caller promises.
-        let new = unsafe { System.realloc(pointer, layout, size) };
-        match new.is_null() {
-            true => give(size.saturating_sub(layout.size())),
-            false => give(layout.size().saturating_sub(size)),
+        let new = taken(size.saturating_sub(layout.size()), || unsafe { System.realloc(pointer, layout, size) });
+        if !new.is_null() {
+            give(layout.size().saturating_sub(size));
         }
         new
     }
