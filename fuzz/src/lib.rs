@@ -7,6 +7,7 @@ use std::panic;
 use std::sync::Once;
 
 mod machine;
+mod mapped;
 mod play;
 pub mod seeds;
 pub mod targets;

@@ -3,26 +3,9 @@
 //! Where the program counter and the stack are is said by the u16 at 40 and the one at 42 (hexadecimal); the table of
 //! functions begins at 200 and has as many entries as the u16 at 44 says, three where that is 0.
 
-use nt_memory::{Fault, Memory};
 use nt_unwind::{ImageId, Images, Position, State, Unwinder};
 
-const BASE: u64 = 0xffff_f800_0260_0000;
-
-struct Mapped(Vec<u8>);
-
-impl Memory for Mapped {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Fault> {
-        let start = usize::try_from(address.wrapping_sub(BASE)).unwrap_or(usize::MAX);
-        let there = self.0.get(start..).unwrap_or_default();
-        let good = there.len().min(buffer.len());
-        buffer[..good].copy_from_slice(&there[..good]);
-        Ok(good)
-    }
-
-    fn reply_size(&self) -> usize {
-        256
-    }
-}
+use crate::mapped::{BASE, Mapped};
 
 /// One input.
 pub fn run(data: &[u8]) {
@@ -47,7 +30,7 @@ pub fn run(data: &[u8]) {
         bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
     let id = ImageId { base: BASE, size: bytes.len() as u32, time_date_stamp: 1 };
-    let memory = Mapped(bytes);
+    let memory = Mapped { bytes: &bytes, reply: 256 };
     let mut images = Images::default();
     let mut unwinder = Unwinder::new(&memory, &mut images);
     let mut registers = [BASE + rsp; 16];
