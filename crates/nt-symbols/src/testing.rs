@@ -260,32 +260,9 @@ impl TestPdb {
         vec![vec![], info, types, dbi, self.symbols.clone(), sections, self.omap.clone(), self.module.clone()]
     }
 
-    /// The whole file: header, stream pages, directory, the directory's page numbers.
+    /// The whole file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let streams = self.streams();
-        let mut file = vec![0; 3 * PAGE];
-        let mut directory = (streams.len() as u32).to_le_bytes().to_vec();
-        directory.extend(streams.iter().flat_map(|stream| (stream.len() as u32).to_le_bytes()));
-        let mut append = |bytes: &[u8]| {
-            let first = file.len() / PAGE;
-            file.extend(bytes);
-            file.resize(file.len().next_multiple_of(PAGE), 0);
-            (first as u32..(file.len() / PAGE) as u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
-        };
-        for stream in &streams {
-            directory.extend(append(stream));
-        }
-        let pages = append(&directory);
-        let map = append(&pages);
-        // The crate wants a whole first 4 KB.
-        file.resize(file.len().max(0x1000), 0);
-        let pages = (file.len() / PAGE) as u32;
-        file[..32].copy_from_slice(b"Microsoft C/C++ MSF 7.00\r\n\x1aDS\0\0\0");
-        for (at, value) in [(32, PAGE as u32), (36, 1), (40, pages), (44, directory.len() as u32)] {
-            file[at..at + 4].copy_from_slice(&value.to_le_bytes());
-        }
-        file[52..52 + map.len()].copy_from_slice(&map);
-        file
+        kd_fake::pdb::container(&self.streams(), PAGE)
     }
 }
 

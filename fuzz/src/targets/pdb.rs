@@ -8,39 +8,11 @@
 
 use std::io::Cursor;
 
+use kd_fake::pdb::container;
 use nt_symbols::{Pdb, SymbolFile};
 
 /// As small as the format allows: fewer bytes to fill for each input.
 const PAGE: usize = 0x200;
-
-/// A container with a valid header around streams of any content, so that the fuzzer need not find the header.
-fn container(streams: &[Vec<u8>]) -> Vec<u8> {
-    let mut file = vec![0; 3 * PAGE];
-    let mut directory = (streams.len() as u32).to_le_bytes().to_vec();
-    directory.extend(streams.iter().flat_map(|stream| (stream.len() as u32).to_le_bytes()));
-    let mut append = |bytes: &[u8]| {
-        let first = file.len() / PAGE;
-        file.extend(bytes);
-        file.resize(file.len().next_multiple_of(PAGE), 0);
-        (first as u32..(file.len() / PAGE) as u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
-    };
-    for stream in streams {
-        directory.extend(append(stream));
-    }
-    let pages = append(&directory);
-    let map = append(&pages);
-    // The reader wants a whole first 4 KB.
-    file.resize(file.len().max(0x1000), 0);
-    let count = (file.len() / PAGE) as u32;
-    file[..32].copy_from_slice(b"Microsoft C/C++ MSF 7.00\r\n\x1aDS\0\0\0");
-    for (at, value) in [(32, PAGE as u32), (36, 1), (40, count), (44, directory.len() as u32)] {
-        file[at..at + 4].copy_from_slice(&value.to_le_bytes());
-    }
-    // Longer than the header's page only for an input that is longer than any here.
-    let room = PAGE - 52;
-    file[52..52 + map.len().min(room)].copy_from_slice(&map[..map.len().min(room)]);
-    file
-}
 
 /// The next part of the input.
 fn part(data: &mut &[u8]) -> Vec<u8> {
@@ -87,7 +59,7 @@ fn streams(kind: u8, mut data: &[u8]) -> Vec<Vec<u8>> {
 /// One input.
 pub fn run(data: &[u8]) {
     let Some((&kind, data)) = data.split_first() else { return };
-    let bytes = if kind & 1 != 0 { data.to_vec() } else { container(&streams(kind, data)) };
+    let bytes = if kind & 1 != 0 { data.to_vec() } else { container(&streams(kind, data), PAGE) };
     let Ok(pdb) = Pdb::read("fuzz.pdb", Cursor::new(bytes)) else { return };
     let _ = (pdb.symbol("Foo"), pdb.around(0x1000), pdb.matching("*o*").len());
     for name in pdb.types_matching("*").iter().take(64) {

@@ -6,6 +6,7 @@ mod publics;
 mod sections;
 mod types;
 
+pub use self::msf::container;
 use self::publics::Publics;
 pub use self::sections::{LINKER_SIZE, Section, sections};
 use self::types::Types;
@@ -44,7 +45,7 @@ pub fn from_isf(isf: &Isf, identity: &Identity) -> Result<Vec<u8>, IsfError> {
         publics.records,
         headers,
     ];
-    Ok(msf::write(&streams))
+    Ok(container(&streams, msf::BLOCK))
 }
 
 /// Version, signature, age, GUID; the table of named streams; the features.
