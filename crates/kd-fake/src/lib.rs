@@ -29,4 +29,4 @@ pub use kdnet::KeyError;
 pub use machine::Machine;
 pub use server::{Evolve, FakeHandle, FakeOptions, FakeTarget, ModuleLoad, Start, spawn};
 pub use stats::Stats;
-pub use transport::FakeTransport;
+pub use transport::{FakeTransport, free_port};

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -174,6 +174,27 @@ async fn wait_until(due: Option<Instant>) {
         Some(due) => sleep_until(due).await,
         None => std::future::pending().await,
     }
+}
+
+/// A UDP port that nobody has, for a debugger that is to be found there. Not one of those that the system gives out: the
+/// fake's own sockets take such, and one that was free a moment ago is taken where many run at once.
+///
+/// # Errors
+///
+/// None of 12,000 is free.
+pub fn free_port() -> io::Result<u16> {
+    const FIRST: u16 = 20_000;
+    const COUNT: u32 = 12_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let of_this_process = std::process::id().wrapping_mul(61);
+    for _ in 0..COUNT {
+        let number = of_this_process.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = FIRST + (number % COUNT) as u16;
+        if std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
 }
 
 /// Opens the transport and starts its task.

@@ -145,7 +145,7 @@ impl Lab {
 
     fn with(case: &Case, kernel: Kernel, store: &std::path::Path) -> Result<Lab, Box<dyn std::error::Error>> {
         let runtime = tokio::runtime::Runtime::new()?;
-        let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = kd_fake::free_port()?;
         let transport = if case.serial {
             FakeTransport::TcpListen(([127, 0, 0, 1], 0).into())
         } else {

@@ -1,6 +1,6 @@
 //! `kdpool demo`: the fake target and the debugger in one process, with a real carrier between them.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl Demo {
         }
         .context("cannot write the fake target's symbols")?;
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let port = UdpSocket::bind(loopback(0)).and_then(|socket| socket.local_addr()).context("no free port")?.port();
+        let port = kd_fake::free_port()?;
         let transport = match over {
             Carrier::Net => FakeTransport::kdnet(loopback(port), KEY),
             #[cfg(unix)]

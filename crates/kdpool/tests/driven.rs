@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
+use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ impl Lab {
     }
 
     fn over_kdnet() -> Lab {
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = kd_fake::free_port().unwrap();
         let fake = start(FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY), Start::Running);
         Lab::new(fake, format!("net:port={port}"))
     }

@@ -12,14 +12,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use kd_fake::{FakeOptions, FakeTarget, FakeTransport, Faults};
@@ -70,19 +68,6 @@ fn wire(seed: u64) -> Faults {
     Faults { drop: 0.05, duplicate: 0.03, corrupt: 0.01, ..bad(seed) }
 }
 
-/// A UDP port that nobody has. Not one of those that the system gives out: the fake's own sockets take such, and one
-/// that was free a moment ago is taken where many run at once.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let number = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)) + std::process::id() * 61;
-        let port = 20_000 + (number % 12_000) as u16;
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 struct Bench {
     fake: FakeTarget,
     connection: String,
@@ -94,7 +79,7 @@ impl Bench {
     fn new(carrier: Carrier, faults: Faults) -> Self {
         let (place, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         kd_fake::kernel::write_symbol_store(store.path()).unwrap();
-        let port = free_port();
+        let port = kd_fake::free_port().unwrap();
         let transport = match carrier {
             Carrier::Net => FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY),
             Carrier::Unix => FakeTransport::UnixListen(place.path().join("kd.sock")),

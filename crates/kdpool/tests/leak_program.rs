@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -30,7 +29,7 @@ struct Lab {
 
 impl Lab {
     fn over_kdnet(kernel: Kernel, evolve: Option<Evolve>) -> Lab {
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = kd_fake::free_port().unwrap();
         let transport = FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY);
         Lab::start(kernel, evolve, transport, |_| format!("net:port={port},key={KEY}"))
     }

@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -138,7 +137,7 @@ fn the_windows_program_under_wine() {
     assert!(said(&version).contains("x86_64-pc-windows-gnu"), "{}", said(&version));
 
     // A target on this side of Wine, over datagrams and over a stream, with symbols behind a drive letter.
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = kd_fake::free_port().unwrap();
     ask(&wine, FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY), |_| format!("net:port={port},key={KEY}"));
     let tcp = || FakeTransport::TcpListen(([127, 0, 0, 1], 0).into());
     ask(&wine, tcp(), |fake| format!("com:ipport={},port=127.0.0.1", fake.address().unwrap().port()));

@@ -2,8 +2,7 @@
 
 #![allow(dead_code)] // Each test program uses what it needs.
 
-use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -35,22 +34,9 @@ pub(crate) const CARRIERS: [Carrier; 4] = [Carrier::Net, Carrier::Unix, Carrier:
 #[cfg(not(unix))]
 pub(crate) const CARRIERS: [Carrier; 2] = [Carrier::Net, Carrier::Tcp];
 
-/// A UDP port that nobody has. Not one of those that the system gives out: the fake's own sockets take such, and one
-/// that was free a moment ago is taken where many run at once.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let number = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)) + std::process::id() * 61;
-        let port = 20_000 + (number % 12_000) as u16;
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 pub(crate) fn set_up(carrier: Carrier, adjust: impl FnOnce(&mut FakeOptions)) -> Setup {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let port = free_port();
+    let port = kd_fake::free_port().unwrap();
     let transport = match carrier {
         Carrier::Net => FakeTransport::kdnet(([127, 0, 0, 1], port).into(), KEY),
         #[cfg(unix)]
