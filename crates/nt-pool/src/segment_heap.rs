@@ -21,7 +21,7 @@ use crate::lists::{Head, elements, links_at, note, slist_head};
 use crate::page_tables;
 use crate::readings::{Readings, VsLists};
 use crate::record::{Member, Record};
-use crate::small_blocks::{Area, Content, Kinds};
+use crate::small_blocks::{self, Area, Content, Kinds};
 use crate::vs_lists::VsListsFormat;
 use crate::{Kernel, Lack, Missing, Notes, PoolError, PoolKind};
 
@@ -169,7 +169,7 @@ pub(crate) fn read(kernel: &Kernel<'_>, kinds: Kinds, requests: u64) -> Result<H
     }
     let mut reader = Reader::new(kernel, found.keys)?;
     let heaps = heaps(kernel, kinds, &mut found)?;
-    let each = (reader.segment_size as u64).div_ceil((kernel.memory.reply_size() as u64).max(1));
+    let each = small_blocks::requests(kernel.memory, reader.segment_size as u64);
     reader.most = (requests / (each * reader.contexts.count * heaps.len() as u64).max(1)).max(1);
     let began = kernel.memory.spent();
     for heap in heaps {

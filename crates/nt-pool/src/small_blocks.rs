@@ -141,9 +141,14 @@ pub struct Cost {
 impl Cost {
     fn read(&mut self, memory: &dyn Memory, range: &Range<u64>) {
         let bytes = memory.unread(range.start, range.end - range.start);
-        self.requests += bytes.div_ceil((memory.reply_size() as u64).max(1));
+        self.requests += requests(memory, bytes);
         self.bytes += bytes;
     }
+}
+
+/// Requests that reading so many bytes takes.
+pub(crate) fn requests(memory: &dyn Memory, bytes: u64) -> u64 {
+    bytes.div_ceil((memory.reply_size() as u64).max(1))
 }
 
 /// The blocks of the kinds asked for whose tag is `wanted`, free ones included.

@@ -18,7 +18,7 @@ use crate::checks::{Book, Check};
 use crate::kernel::{Gather, Variable, little_endian};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
-use crate::{Kernel, Notes, PoolError, Tag};
+use crate::{Kernel, Notes, PoolError, Tag, small_blocks};
 
 /// One tag's use of one pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,11 +114,10 @@ pub(crate) fn within(
         ));
     }
     let tables: Vec<_> = tables.into_iter().take(most).collect();
-    let reply = (kernel.memory.reply_size() as u64).max(1);
     let size = sums.row.size as u64;
-    let cost = |(_, address): &(String, u64)| kernel.memory.unread(*address, places.rows * size).div_ceil(reply);
-    let all = tables.iter().map(cost).sum();
-    let some = (requests / 4).saturating_mul(reply) / (tables.len() as u64 * size).max(1);
+    let unread = |(_, address): &(String, u64)| kernel.memory.unread(*address, places.rows * size);
+    let all = tables.iter().map(|table| small_blocks::requests(kernel.memory, unread(table))).sum();
+    let some = (requests / 4).saturating_mul(kernel.memory.reply_size() as u64) / (tables.len() as u64 * size).max(1);
     let read = if all <= requests { places.rows } else { some.clamp(1, places.rows) };
     for (what, address) in tables {
         sums.add_table(kernel, &what, address, read)?;

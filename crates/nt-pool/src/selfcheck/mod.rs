@@ -13,7 +13,7 @@ mod words;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use nt_memory::{Fault, Memory, Spent, Through};
+use nt_memory::{Fault, Spent, Through};
 
 use crate::allowance::Allowance;
 use crate::checks::{Book, Books, Check, balance};
@@ -273,11 +273,6 @@ impl SelfCheck {
         let now = kernel.memory.spent().since(self.began);
         self.share.saturating_sub(now.requests)
     }
-}
-
-/// Requests that reading so many bytes takes.
-fn requests(memory: &dyn Memory, bytes: u64) -> u64 {
-    bytes.div_ceil((memory.reply_size() as u64).max(1))
 }
 
 /// A check whose two witnesses are of one place only.

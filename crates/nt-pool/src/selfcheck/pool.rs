@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nt_memory::{PAGE_SIZE, Through};
 
-use super::{Part, SelfCheck, Subject, requests, sample, words};
+use super::{Part, SelfCheck, Subject, sample, words};
 use crate::allowance::Allowance;
 use crate::big_pages::{self, BigPage};
 use crate::checks::{Book, Books, Check};
 use crate::readings::Readings;
 use crate::segment_heap;
-use crate::small_blocks::{BlockKind, BlockState, Blocks, Cost, Kinds, Limits, Plan, SmallBlock};
+use crate::small_blocks::{BlockKind, BlockState, Blocks, Cost, Kinds, Limits, Plan, SmallBlock, requests};
 use crate::tags::{self, TagUsage};
 use crate::{Kernel, Lack, PoolError, Tag};
 

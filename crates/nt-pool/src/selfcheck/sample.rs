@@ -3,8 +3,7 @@
 
 use nt_memory::Memory;
 
-use super::requests;
-use crate::small_blocks::{Area, Blocks, Content, Limits, Plan, in_use};
+use crate::small_blocks::{Area, Blocks, Content, Limits, Plan, in_use, requests};
 use crate::walk::{Formats, Large, Walk};
 use crate::{Kernel, PoolError, big_pages::BigPage};
 
