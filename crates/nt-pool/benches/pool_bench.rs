@@ -17,6 +17,8 @@ type Failure = Box<dyn std::error::Error>;
 
 const WINDOWS_7: &[u8] = include_bytes!("../../kd-fake/data/339E74133576439CBCDF7E0229DA3773-1.json.xz");
 const RUNS: usize = 9;
+/// Some systems count a thread's time in ticks of 4 ms.
+const WALKS: u32 = 10;
 
 struct Machine<'m>(&'m kernel::Kernel);
 
@@ -60,8 +62,10 @@ fn measure(name: &str, symbols: &Isf, table: &Table, sizes: (u64, u64)) -> Resul
     let mut found = 0;
     for _ in 0..RUNS {
         let start = processor_time(&began);
-        found = plan.find(&kernel, &wanted, &large, Limits::default())?.blocks.len();
-        best = best.min(processor_time(&began) - start);
+        for _ in 0..WALKS {
+            found = plan.find(&kernel, &wanted, &large, Limits::default())?.blocks.len();
+        }
+        best = best.min((processor_time(&began) - start) / WALKS);
     }
     let bytes = plan.bytes(0) as f64;
     println!(

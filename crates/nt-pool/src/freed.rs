@@ -35,6 +35,39 @@ pub struct Undecided {
     pub elements: u64,
 }
 
+/// The addresses of elements of lists. Millions of blocks are looked for among a few elements, so a bit for each of the
+/// last digits that an element has says of most blocks that they are none, without a hash. The set keeps its seeded hash:
+/// the addresses are the target's, and a bad target may choose them.
+pub(crate) struct Waiting {
+    elements: HashSet<u64>,
+    digits: Vec<u64>,
+}
+
+impl Waiting {
+    /// Bits of `digits`; pointers lie at multiples of 4 at least.
+    const DIGITS: u64 = 1 << 16;
+
+    pub(crate) fn new() -> Self {
+        Waiting { elements: HashSet::new(), digits: vec![0; (Self::DIGITS / 64) as usize] }
+    }
+
+    fn digit(at: u64) -> (usize, u64) {
+        let digit = at / 4 % Self::DIGITS;
+        ((digit / 64) as usize, 1 << (digit % 64))
+    }
+
+    fn insert(&mut self, at: u64) {
+        let (word, bit) = Self::digit(at);
+        self.digits[word] |= bit;
+        self.elements.insert(at);
+    }
+
+    pub(crate) fn has(&self, at: u64) -> bool {
+        let (word, bit) = Self::digit(at);
+        self.digits[word] & bit != 0 && self.elements.contains(&at)
+    }
+}
+
 /// Finds out which of some blocks of one page wait in lists, and says of those that they are not allocated.
 ///
 /// # Errors
@@ -47,7 +80,7 @@ pub fn tell(kernel: &Kernel<'_>, pool: Option<PoolKind>, blocks: &mut [Block]) -
         return Ok(told);
     }
     let memory = Through(Allowance::new(kernel.memory, ALLOWED));
-    let (mut waiting, mut elements) = (HashSet::new(), 0);
+    let (mut waiting, mut elements) = (Waiting::new(), 0);
     let within = Kernel { memory: &memory, ..*kernel };
     let result = look(&within, pool, &mut waiting, &mut elements, &mut told.notes);
     let exhausted = match result.map_err(PoolError::local) {
@@ -62,7 +95,7 @@ pub fn tell(kernel: &Kernel<'_>, pool: Option<PoolKind>, blocks: &mut [Block]) -
     let mut left = 0;
     for index in doubtful {
         let block = &mut blocks[index];
-        block.allocated = !places(kernel, block.address, block.header, block.chunk).any(|at| waiting.contains(&at));
+        block.allocated = !places(kernel, block.address, block.header, block.chunk).any(|at| waiting.has(at));
         left += u64::from(block.allocated);
     }
     told.undecided = (exhausted && left > 0).then_some(Undecided { blocks: left, elements });
@@ -89,7 +122,7 @@ fn doubtful(kernel: &Kernel<'_>, blocks: &[Block]) -> Result<Vec<usize>, Fault> 
 fn look(
     kernel: &Kernel<'_>,
     pool: Option<PoolKind>,
-    waiting: &mut HashSet<u64>,
+    waiting: &mut Waiting,
     elements: &mut u64,
     notes: &mut Notes,
 ) -> Result<(), PoolError> {
@@ -125,7 +158,7 @@ pub(crate) fn follow_all(
     heads: &[Head],
     books: &mut Books,
     notes: &mut Notes,
-    waiting: &mut HashSet<u64>,
+    waiting: &mut Waiting,
 ) -> Result<(), Fault> {
     let mut broken: Vec<String> = Vec::new();
     for &Head { first, depth } in heads {

@@ -3,7 +3,7 @@
 mod heap;
 mod pages;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 
 use nt_memory::{Fault, PAGE_SIZE, Sparse};
@@ -202,7 +202,7 @@ impl<'w> Walk<'w> {
     /// Tells the blocks that wait in lists apart, and sums up.
     fn finish(mut self, resting: &[Head], heaps: &Heaps, stopped: Option<u64>) -> Result<Blocks, PoolError> {
         let kernel = self.kernel;
-        let mut waiting = HashSet::new();
+        let mut waiting = freed::Waiting::new();
         let followed = match freed::follow_all(kernel, resting, &mut self.books, &mut self.notes, &mut waiting) {
             Ok(()) => true,
             Err(Fault::Cancelled) => {
@@ -211,13 +211,12 @@ impl<'w> Walk<'w> {
             }
             Err(fault) => return Err(fault.into()),
         };
-        let resting = waiting;
         let chunk_header = 2 * u64::from(kernel.pointer_size);
-        let rests = |chunk: u64| [chunk, chunk.wrapping_add(chunk_header)].iter().any(|at| resting.contains(at));
+        let rests = |chunk: u64| [chunk, chunk.wrapping_add(chunk_header)].iter().any(|at| waiting.has(*at));
         for block in self.blocks.iter_mut().filter(|block| block.state == BlockState::Allocated) {
             let chunk = || self.moved.get(&block.header).copied().unwrap_or(block.header.wrapping_sub(chunk_header));
             let chunk = (block.kind == BlockKind::Vs).then(chunk);
-            if freed::places(kernel, block.address, block.header, chunk).any(|at| resting.contains(&at)) {
+            if freed::places(kernel, block.address, block.header, chunk).any(|at| waiting.has(at)) {
                 block.state = BlockState::Cached;
             }
         }
