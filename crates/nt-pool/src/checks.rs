@@ -173,8 +173,11 @@ books! {
     /// Tags that the kernel counts, by pool, against those whose numbers and name make sense. They balance unless many do
     /// not.
     TagRows, "tag-rows", "counters of tags that make sense", Inferred;
-    /// `nt!MmAllocatedNonPagedPool`, in bytes, against the sum of the tags' bytes, which is no more.
+    /// Nonpaged pool in use by the memory manager's count of pages, in bytes, against the sum of the tags' bytes, which is
+    /// no more.
     NonPagedTotal, "nonpaged-total", "bytes of nonpaged pool that tags count", Inferred;
+    /// The same of paged pool.
+    PagedTotal, "paged-total", "bytes of paged pool that tags count", Inferred;
     /// `nt!ExpPoolBigEntriesInUse` against the entries of the table of large allocations that are in use.
     LargeInUse, "large-in-use", "large allocations in use", Inferred;
     /// Large allocations in use, against those that make sense: they start a page, have about one at least, and a tag that

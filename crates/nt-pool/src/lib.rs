@@ -24,6 +24,7 @@ mod lfh_subsegment;
 mod lists;
 pub mod lookaside;
 pub mod notes;
+pub mod page_counts;
 mod page_tables;
 mod pool_header;
 pub mod pool_log;

@@ -335,7 +335,17 @@ impl Places {
     }
 }
 
-/// Bytes of nonpaged pool, where the kernel keeps that (up to 8.1): one request.
+/// The bytes that tags count of one pool.
+pub(crate) fn sum(tags: &[TagUsage], of: fn(&TagUsage) -> Usage) -> u64 {
+    tags.iter().fold(0, |sum, row| sum.saturating_add(of(row).bytes))
+}
+
+/// What tags count of a pool lies in its pages, and fills them never.
+pub(crate) fn total(book: Book, allocated: u64, sum: u64) -> Check {
+    Check { ok: sum <= allocated, ..Check::new(book, allocated, sum, 0) }
+}
+
+/// Bytes of nonpaged pool, where one request tells them (up to 8.1): later ones cost more, and a self-check asks for them.
 fn nonpaged_bytes(kernel: &Kernel<'_>) -> Result<Option<u64>, PoolError> {
     let Ok(variable) = kernel.pointer_variable("MmAllocatedNonPagedPool") else { return Ok(None) };
     let pages = kernel.gather(&[variable])?.remove(0).ok();
@@ -493,14 +503,8 @@ impl<'w> Sums<'w> {
             let none = whole.then(|| Check::new(Book::TagRows, 1, 0, 0));
             let (good, all) = (good.len() as u64, (good.len() + odd.len()) as u64);
             checks.extend(Check::most(Book::TagRows, all, good).or(none));
-            let sum = tags.iter().fold(0u64, |sum, row| sum.saturating_add(row.nonpaged.bytes));
-            // What tags count lies in these bytes, and fills them never.
-            checks.extend(
-                allocated.map(|allocated| Check {
-                    ok: sum <= allocated,
-                    ..Check::new(Book::NonPagedTotal, allocated, sum, 0)
-                }),
-            );
+            let sum = sum(&tags, |row| row.nonpaged);
+            checks.extend(allocated.map(|allocated| total(Book::NonPagedTotal, allocated, sum)));
         }
         tags.retain(|row| (self.wanted)(row.tag));
         TagReport { tags, notes: self.notes, checks }

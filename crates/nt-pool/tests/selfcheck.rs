@@ -4,7 +4,7 @@
 mod machine;
 
 use kd_fake::kernel::{Mutation, SeededOptions, Truth};
-use machine::{Table, carried, describe, on, self_check};
+use machine::{Machine, Table, carried, describe, on, self_check};
 use nt_pool::Kernel;
 use nt_pool::checks::Book;
 use nt_pool::selfcheck::{Part, SelfCheck, State, Subject};
@@ -42,6 +42,47 @@ fn an_undamaged_machine_balances() {
             });
         }
     }
+}
+
+/// What tags count is held against the pages of both pools, where the kernel says how many those are; elsewhere the part
+/// says what is not known.
+#[test]
+fn tags_are_held_against_the_pages_of_pool() {
+    let mut held = Vec::new();
+    for table in carried() {
+        balanced(&table, 1, |kernel, _| {
+            let check = self_check(kernel, 1 << 20);
+            let part = check.parts.iter().find(|part| part.subject == Subject::Tags).expect("a part");
+            for (book, pool) in [(Book::NonPagedTotal, " nonpaged"), (Book::PagedTotal, " paged")] {
+                let known = part.checks.iter().filter(|check| check.name == book).count();
+                let unknown = part.limits.iter().filter(|limit| limit.contains(pool)).count();
+                assert_eq!(known + unknown, 1, "{}: {}", table.name, describe(part));
+                held.extend((known == 1).then_some((table.name, book)));
+            }
+        });
+    }
+    for book in [Book::NonPagedTotal, Book::PagedTotal] {
+        assert!(held.contains(&("x64-heap", book)), "{held:?}");
+    }
+}
+
+/// A count of pages that is too small for what the tags have is noticed.
+#[test]
+fn fewer_pages_than_the_tags_have_differ() {
+    let table = carried().into_iter().find(|table| table.name == "x64-heap").unwrap();
+    let options = SeededOptions { balanced: true, ..SeededOptions::default() };
+    let (mut machine, _) = kd_fake::kernel::seeded(&table.isf, 1, &options).unwrap();
+    let state = machine.facts().kernel_base + table.isf.symbol("MiState").unwrap();
+    let inside = |path| state + table.isf.offset("_MI_SYSTEM_INFORMATION", path).unwrap();
+    for place in [inside("Pools.AllocatedNonPagedPool"), inside("Vs.PagedPoolInfo.AllocatedPagedPool")] {
+        assert_eq!(machine.write_virtual(place, &1u64.to_le_bytes()), 8);
+    }
+    let memory = Machine::new(&machine);
+    let kernel = Kernel::new(&memory, &table.symbols, machine.facts().kernel_base, 8, machine.facts().build);
+    let check = self_check(&kernel, 1 << 20);
+    let differ: Vec<Book> =
+        check.parts.iter().flat_map(|part| &part.checks).filter(|check| !check.ok).map(|check| check.name).collect();
+    assert_eq!(differ, [Book::NonPagedTotal, Book::PagedTotal]);
 }
 
 /// A pool that is larger than the allowance leaves what is cheap its share.

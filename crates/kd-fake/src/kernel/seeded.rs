@@ -2,6 +2,7 @@
 
 mod hunt;
 mod lookasides;
+mod page_counts;
 mod places;
 mod rings;
 mod sessions;
@@ -209,6 +210,7 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
         stack: machine.stack - 0x80,
         frame: machine.stack - 0x60,
     };
+    let page_counts = page_counts::places(&builder);
     let sessions = sessions::write(&mut builder, &mut map, &mut random, &world, &in_sessions)?;
     let places = Places {
         regions: [map.nonpaged_tables(), map.paged_tables()],
@@ -230,6 +232,10 @@ pub fn seeded(isf: &Isf, seed: u64, options: &SeededOptions) -> Result<(Kernel, 
     kernel.settle();
     if options.verifier && !options.hunt {
         special(&mut kernel, &mut random, &stacks, &threads);
+    }
+    // Where the tags' counters are random no count of pages fits them.
+    if options.balanced {
+        page_counts::write(&mut kernel, isf, page_counts);
     }
     if let Some(mutation) = options.mutation {
         kernel.spoil(isf, mutation);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use nt_memory::{PAGE_SIZE, ReadError};
+use nt_pool::page_counts::{PageCount, PageCounts};
 use nt_pool::tags::{self, TagUsage};
 use nt_pool::{Kernel, PoolError, Tag};
 
@@ -83,16 +83,19 @@ impl Reading {
             rows: BTreeMap::new(),
             bits: counter_bits(kernel),
             is_whole: only.is_none(),
-            pages: if only.is_none() { Pages::read(kernel)? } else { Pages::default() },
+            pages: Pages::default(),
             identity,
             times,
             notes: Vec::new(),
         };
         match only {
             None => {
+                let counts = PageCounts::read(kernel)?;
+                reading.pages = Pages::from(&counts);
                 let report = tags::read(kernel, &|_| true)?;
                 reading.add(&report.tags);
                 reading.notes = report.notes.lines();
+                reading.notes.extend(counts.notes.lines());
             }
             Some(only) => {
                 for &tag in only {
@@ -117,52 +120,9 @@ impl Reading {
     }
 }
 
-impl Pages {
-    fn read(kernel: &Kernel<'_>) -> Result<Pages, PoolError> {
-        let paged = kernel.layout("_MM_PAGED_POOL_INFO").ok();
-        let paged = paged.and_then(|layout| layout.field("AllocatedPagedPool").map(|field| field.offset));
-        let state = |part: (&str, &str), member: &str| match in_state(kernel, part, member) {
-            Some(offset) => pages(kernel, STATE, offset),
-            None => Ok(None),
-        };
-        Ok(Pages {
-            nonpaged: match pages(kernel, "MmAllocatedNonPagedPool", 0)? {
-                None => state(("Pools", "_MI_POOL_STATE"), "AllocatedNonPagedPool")?,
-                known => known,
-            },
-            paged: match paged {
-                Some(offset) => pages(kernel, "MmPagedPoolInfo", offset)?,
-                None => None,
-            },
-            mdl: match pages(kernel, "MmMdlPagesAllocated", 0)? {
-                None => state(("Vs", "_MI_VISIBLE_STATE"), "MdlPagesAllocated")?,
-                known => known,
-            },
-        })
-    }
-}
-
-/// Windows 10 and later keep their counts in one variable, an `_MI_SYSTEM_INFORMATION`. Folklore: the variables of
-/// Windows 7 are gone there (10.0.16299 to 22000, by the public symbol tables of those kernels), the members have the
-/// variables' old names without `Mm`.
-const STATE: &str = "MiState";
-
-/// Where a member of a part of [`STATE`] is, by the kernel's own types. `part`: its name and its type.
-fn in_state(kernel: &Kernel<'_>, part: (&str, &str), member: &str) -> Option<u64> {
-    let place = kernel.layout("_MI_SYSTEM_INFORMATION").ok()?.field(part.0)?.offset;
-    place.checked_add(kernel.layout(part.1).ok()?.field(member)?.offset)
-}
-
-/// A count of pages, in bytes. Newer kernels keep some of the variables and count in others: 0 is no count.
-fn pages(kernel: &Kernel<'_>, name: &str, offset: u64) -> Result<Option<u64>, PoolError> {
-    let Some(address) = kernel.find_symbol(name) else { return Ok(None) };
-    let mut bytes = [0; 8];
-    let width = usize::from(kernel.pointer_size).min(bytes.len());
-    match kernel.memory.read_exact(address.wrapping_add(offset), &mut bytes[..width]) {
-        Ok(()) => {
-            Ok(Some(u64::from_le_bytes(bytes)).filter(|pages| *pages > 0).map(|pages| pages.saturating_mul(PAGE_SIZE)))
-        }
-        Err(ReadError::Fault(fault)) => Err(fault.into()),
-        Err(_) => Ok(None),
+impl From<&PageCounts> for Pages {
+    fn from(counts: &PageCounts) -> Self {
+        let bytes = |count: Option<PageCount>| count.map(|count| count.bytes);
+        Pages { nonpaged: bytes(counts.nonpaged), paged: bytes(counts.paged), mdl: bytes(counts.mdl) }
     }
 }

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use super::{Part, SelfCheck, Subject};
 use crate::checks::{Book, Books};
 use crate::kernel::Variable;
+use crate::page_counts::PageCounts;
+use crate::tags::TagReport;
 use crate::{Kernel, PoolError, tags};
 
 /// Entries of the list of modules that are looked at.
@@ -51,10 +53,26 @@ pub(super) fn tags(check: &mut SelfCheck, kernel: &Kernel<'_>) -> Result<(), Poo
         part.limits.push(format!(
             "the first {read} of {all} rows of each processor's table were read; all of them cost {requests} requests"
         ));
-    } else if !report.checks.iter().any(|check| check.name == Book::NonPagedTotal) {
-        part.limits.push("this kernel has no nt!MmAllocatedNonPagedPool to compare with".into());
+    } else if report.notes.is_complete() {
+        totals(&mut part, kernel, &report)?;
     }
-    part.checks.extend(report.checks);
+    part.checks.extend(report.checks.into_iter().filter(|check| check.name != Book::NonPagedTotal));
     check.parts.push(part);
+    Ok(())
+}
+
+/// The tags' sums against the memory manager's counts of pages.
+fn totals(part: &mut Part, kernel: &Kernel<'_>, report: &TagReport) -> Result<(), PoolError> {
+    let counts = PageCounts::read(kernel)?;
+    part.lacks(&counts.notes);
+    for (book, pool, count, sum) in [
+        (Book::NonPagedTotal, "nonpaged", counts.nonpaged, tags::sum(&report.tags, |row| row.nonpaged)),
+        (Book::PagedTotal, "paged", counts.paged, tags::sum(&report.tags, |row| row.paged)),
+    ] {
+        match count {
+            Some(count) => part.checks.push(tags::total(book, count.bytes, sum)),
+            None => part.limits.push(format!("where this kernel counts pages of {pool} pool is not known")),
+        }
+    }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod hostile;
 mod isf;
 mod lookaside;
 mod measured;
+mod page_counts;
 mod pool_log;
 mod pool_page;
 mod segment_heap;

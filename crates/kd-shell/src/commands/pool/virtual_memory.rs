@@ -5,13 +5,14 @@
 //! NonPagedPool Usage:           227 (        908 Kb)
 //! ```
 //!
-//! Kernels up to 8.1 count in variables that have public names. Newer ones keep these counts in structures without
-//! public types: there the pool's usage is the sum over all tags.
+//! Kernels up to 8.1 count in variables that have public names, most newer ones in members that have. Where neither is
+//! known, a pool's usage is the sum over all tags.
 
 use std::fmt;
 
 use nt_memory::{PAGE_SIZE, ReadError};
-use nt_pool::{Notes, tags};
+use nt_pool::page_counts::{PageCount, PageCounts};
+use nt_pool::tags;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -20,7 +21,7 @@ use crate::command::{Action, CommandInfo};
 use crate::error::CommandError;
 use crate::schema::ResultShape;
 use crate::session::Context;
-use crate::typed::{offset_of, read_pointer};
+use crate::typed::read_pointer;
 
 pub(in crate::commands) const INFO: CommandInfo = CommandInfo {
     names: &["!vm"],
@@ -46,74 +47,81 @@ struct Count {
     source: &'static str,
 }
 
-/// Label, variable, whether it counts bytes.
-const VARIABLES: [(&str, &str, bool); 9] = [
-    ("Physical Memory", "MmNumberOfPhysicalPages", false),
-    ("Available Pages", "MmAvailablePages", false),
-    ("NonPagedPool Usage", "MmAllocatedNonPagedPool", false),
-    ("NonPagedPool Max", "MmMaximumNonPagedPoolInPages", false),
-    ("NonPagedPool Max", "MmMaximumNonPagedPoolInBytes", true),
-    ("PagedPool Usage", "MmPagedPoolInfo", false),
-    ("PagedPool Maximum", "MmSizeOfPagedPoolInBytes", true),
-    ("PagedPool Commit", "MmPagedPoolCommit", false),
-    ("Special Pool", "MmSpecialPagesInUse", false),
+/// Where a count stands.
+enum Place {
+    /// A variable of pages.
+    Pages(&'static str),
+    Bytes(&'static str),
+    NonPaged,
+    Paged,
+}
+
+const LINES: [(&str, Place); 9] = [
+    ("Physical Memory", Place::Pages("MmNumberOfPhysicalPages")),
+    ("Available Pages", Place::Pages("MmAvailablePages")),
+    ("NonPagedPool Usage", Place::NonPaged),
+    ("NonPagedPool Max", Place::Pages("MmMaximumNonPagedPoolInPages")),
+    ("NonPagedPool Max", Place::Bytes("MmMaximumNonPagedPoolInBytes")),
+    ("PagedPool Usage", Place::Paged),
+    ("PagedPool Maximum", Place::Bytes("MmSizeOfPagedPoolInBytes")),
+    ("PagedPool Commit", Place::Pages("MmPagedPoolCommit")),
+    ("Special Pool", Place::Pages("MmSpecialPagesInUse")),
 ];
 
 fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
+    let pool = context.pool(PageCounts::read)?;
+    let mut notes = pool.notes.clone();
+    let (mut nonpaged, mut paged) = (pool.nonpaged, pool.paged);
+    if nonpaged.is_none() || paged.is_none() {
+        let report = context.pool(|kernel| tags::read(kernel, &|_| true))?;
+        let sum = |of: fn(&tags::TagUsage) -> u64| {
+            let bytes = report.tags.iter().map(of).fold(0, u64::saturating_add);
+            Some(PageCount { bytes, source: "pool tags" })
+        };
+        nonpaged = nonpaged.or_else(|| sum(|tag| tag.nonpaged.bytes));
+        paged = paged.or_else(|| sum(|tag| tag.paged.bytes));
+        notes.extend(report.notes.iter().cloned());
+    }
     let kernel = context.kernel()?;
     let width = context.width();
     let symbols = context.session.symbols.nt(kernel)?;
-    let mut notes = Notes::default();
-    let mut totals = None;
-    let mut counts = Vec::new();
-    for (name, variable, in_bytes) in VARIABLES {
-        let place = symbols.symbol(variable).map(|symbol| width.address(kernel.base().wrapping_add(symbol.rva.into())));
-        let place = match variable {
-            "MmPagedPoolInfo" => {
-                let offset = offset_of(symbols.as_ref(), "_MM_PAGED_POOL_INFO", "AllocatedPagedPool");
-                place.zip(offset).map(|(place, offset)| place.wrapping_add(offset))
+    let mut counts: Vec<Count> = Vec::new();
+    for (name, place) in LINES {
+        let (variable, unit) = match place {
+            Place::Pages(variable) => (variable, PAGE_SIZE),
+            Place::Bytes(variable) => (variable, 1),
+            Place::NonPaged => {
+                counts.extend(nonpaged.map(|count| Count::new(name, count)));
+                continue;
             }
-            _ => place,
+            Place::Paged => {
+                counts.extend(paged.map(|count| Count::new(name, count)));
+                continue;
+            }
         };
-        let value = match place.map(|place| read_pointer(kernel.memory(), place, width)) {
-            Some(Ok(value)) => Some(value),
-            Some(Err(ReadError::Fault(fault))) => return Err(fault.into()),
-            Some(Err(hole)) => {
+        let Some(symbol) = symbols.symbol(variable) else { continue };
+        let place = width.address(kernel.base().wrapping_add(symbol.rva.into()));
+        let value = match read_pointer(kernel.memory(), place, width) {
+            Ok(value) => value,
+            Err(ReadError::Fault(fault)) => return Err(fault.into()),
+            Err(hole) => {
                 notes.missing(format!("{variable}: {hole}"));
-                None
+                continue;
             }
-            None => None,
         };
-        let is_usage = matches!(name, "NonPagedPool Usage" | "PagedPool Usage");
         // One limit in two variables, of which a kernel may keep only one.
-        if name == "NonPagedPool Max" && (value == Some(0) || counts.iter().any(|count: &Count| count.name == name)) {
-            continue;
+        let is_other = value == 0 || counts.iter().any(|count| count.name == name);
+        if name != "NonPagedPool Max" || !is_other {
+            counts.push(Count::new(name, PageCount { bytes: value.saturating_mul(unit), source: variable }));
         }
-        let count = match value {
-            // A kernel without any pool does not run: the variable is not kept.
-            Some(value) if value > 0 || !is_usage => {
-                let bytes = if in_bytes { value } else { value.saturating_mul(PAGE_SIZE) };
-                Some(Count { name, pages: bytes / PAGE_SIZE, bytes, source: variable })
-            }
-            _ if is_usage => {
-                let (nonpaged, paged) = match totals {
-                    Some(totals) => totals,
-                    None => {
-                        let report = context.pool(|kernel| tags::read(kernel, &|_| true))?;
-                        let sum =
-                            |of: fn(&tags::TagUsage) -> u64| report.tags.iter().map(of).fold(0, u64::saturating_add);
-                        notes.extend(report.notes.iter().cloned());
-                        *totals.insert((sum(|tag| tag.nonpaged.bytes), sum(|tag| tag.paged.bytes)))
-                    }
-                };
-                let bytes = if name == "PagedPool Usage" { paged } else { nonpaged };
-                Some(Count { name, pages: bytes.div_ceil(PAGE_SIZE), bytes, source: "pool tags" })
-            }
-            _ => None,
-        };
-        counts.extend(count);
     }
     Ok(Reply::with_notes(Usage { counts }, notes))
+}
+
+impl Count {
+    fn new(name: &'static str, PageCount { bytes, source }: PageCount) -> Self {
+        Count { name, pages: bytes.div_ceil(PAGE_SIZE), bytes, source }
+    }
 }
 
 impl Text for Usage {
