@@ -21,7 +21,13 @@ use crate::packet::{BREAK_IN, Packet, PacketType};
 const POKE_INTERVAL: Duration = Duration::from_millis(500);
 /// An alive target offers every 3 s; after this time it is elsewhere or gone.
 const SILENCE: Duration = Duration::from_secs(15);
-/// How long only data of an unknown key may come before a keep-alive is answered after all: keys have come apart.
+/// How long only data of an unknown key may come, or none at all where an answer is due, before a keep-alive is answered
+/// after all: keys have come apart.
+///
+/// Folklore: a target takes each answer to its newest two offers, also one that was held up and comes behind the newer
+/// one. Example: both arrive, the older one last, and the only datagram that the target sends under that key, a ping, is
+/// lost. Then each side has a key that the other one does not use; a target that runs sends nothing, and no break-in
+/// reaches it. Its offers go on, and say that it is connected.
 const KEY_LOST: Duration = Duration::from_secs(2);
 /// Between two answers while a session exists.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
@@ -46,6 +52,8 @@ struct Live {
     heard: Duration,
     /// When data came that this key does not open, and none since that it does.
     unknown_data: Option<Duration>,
+    /// Since when an answer is due, and nothing has come that this key opens.
+    due: Option<Duration>,
     /// The offer was that of a target that has no session (any more), while we had one.
     anew: bool,
 }
@@ -121,6 +129,13 @@ impl Association {
         let live = self.current.as_ref()?;
         self.sequence += 1;
         Some(Self::sealed(&self.key, live, self.sequence, body))
+    }
+
+    /// What was sent wants an answer of any target, one that runs too.
+    pub(super) fn answer_is_due(&mut self, now: Duration) {
+        if let Some(live) = &mut self.current {
+            live.due.get_or_insert(now);
+        }
     }
 
     fn sealed(key: &Key, live: &Live, sequence: u64, body: &[u8]) -> Transmit {
@@ -228,7 +243,7 @@ impl Association {
             match open(&self.key, Some(&live.data_key), from, payload) {
                 Ok(datagram) => {
                     live.heard = now;
-                    live.unknown_data = None;
+                    (live.unknown_data, live.due) = (None, None);
                     if datagram.sequence <= live.data_sequence {
                         out.diagnose(Diagnostic::Replayed { peer });
                         return Received::Nothing;
@@ -299,11 +314,11 @@ impl Association {
                         live.peer = peer;
                         return Received::Moved;
                     }
-                    let lost = live.unknown_data.is_some_and(|since| now.saturating_sub(since) >= KEY_LOST);
-                    if !lost {
+                    let long = |since: Option<Duration>| since.is_some_and(|at| now.saturating_sub(at) >= KEY_LOST);
+                    if !long(live.unknown_data) && !long(live.due) {
                         return Received::Nothing;
                     }
-                    live.unknown_data = None;
+                    (live.unknown_data, live.due) = (None, None);
                 } else if datagram.sequence + REORDERED >= live.control_sequence {
                     return Received::Nothing;
                 }
@@ -347,6 +362,7 @@ impl Association {
             data_sequence: 0,
             heard: now,
             unknown_data: None,
+            due: None,
             anew: self.current.as_ref().is_some_and(|live| live.boot != offer.boot() || connected.is_none()),
         });
         self.probes = 0;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kd_wire::dissect::{Content, Dissector};
-use kd_wire::kdnet::{Offer, Sealed, seal};
+use kd_wire::kdnet::{Offer, Response, Sealed, open, seal};
 use kd_wire::message::manipulate::{Reply, Request, get_version};
 use kd_wire::message::{Direction, Message};
 use kd_wire::session::{Diagnostic, Event, HostSession, KdnetConfig, RequestFailure, TargetConfig, TargetSession};
@@ -272,4 +272,31 @@ fn a_lost_ping_is_made_up_for() {
     pair.lose_of_target = vec![1];
     pair.attach(3 * SECOND);
     assert_eq!(pair.read(0xa000, 8), memory(0xa000, 8));
+}
+
+/// Two answers arrive, the older one last, and the ping under its key is lost: a target that runs says nothing under the key
+/// that it has now, and hears no break-in under the one that we have.
+#[test]
+fn keys_that_came_apart_without_a_word_are_agreed_anew() {
+    let mut pair = Pair::kdnet(1);
+    let now = pair.now;
+    pair.host.synchronise(now, false);
+    assert!(pair.run(3 * SECOND, |pair| pair.has(is_connected)));
+    pair.run_for(SECOND);
+    let offer = open(&key(), None, Direction::TargetToHost, &pair.target_sent[0]).unwrap();
+    let nonce = Offer::decode(&offer.body).unwrap().nonce;
+    let body = Response { nonce, random: [7; 32] }.encode();
+    let from = Direction::HostToTarget;
+    let other = Sealed { version: offer.version, data_key: None, from, sequence: offer.sequence, body: &body };
+    pair.lose_pings = true;
+    let now = pair.now;
+    pair.target.handle_datagram(now, host_address(), &seal(&key(), other));
+    pair.run_for(SECOND);
+    let now = pair.now;
+    pair.host.break_in(now);
+    let answers = |pair: &mut Pair| names(pair).iter().filter(|name| **name == "Response").count();
+    assert!(pair.run(8 * SECOND, |pair| answers(pair) == 2), "{:?}", pair.events);
+    pair.lose_pings = false;
+    assert!(pair.run(3 * SECOND, |pair| pair.has(is_stop)), "{:?}", pair.events);
+    assert_eq!(pair.read(0x9000, 8), memory(0x9000, 8));
 }

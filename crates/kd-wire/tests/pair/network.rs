@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kd_wire::kdnet::Key;
+use kd_wire::kdnet::{Channel, Key, peek};
 use kd_wire::message::debug_io::{DebugIo, GetString, PrintString};
 use kd_wire::message::manipulate::{
     ManipulateReply, Reply, Request, get_version, read_virtual_memory, restore_break_point,
@@ -77,6 +77,8 @@ pub(crate) struct Pair {
     /// Loses exactly these transmissions of the target, by number.
     pub(crate) lose_of_target: Vec<usize>,
     pub(crate) lose_of_host: Vec<usize>,
+    /// Loses what a target that runs says of itself: all but its offers.
+    pub(crate) lose_pings: bool,
     /// Carries requests out without answering them.
     pub(crate) mute: bool,
     wire: Vec<InFlight>,
@@ -158,6 +160,7 @@ impl Pair {
             target_sent: Vec::new(),
             lose_of_target: Vec::new(),
             lose_of_host: Vec::new(),
+            lose_pings: false,
             mute: false,
             wire: Vec::new(),
             dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -227,7 +230,11 @@ impl Pair {
             }
         }
         while let Some(transmit) = self.target.poll_transmit() {
-            let lost = self.lose_of_target.contains(&self.target_sent.len());
+            let is_ping = |data: &[u8]| {
+                !self.target.is_stopped() && peek(data).is_ok_and(|header| header.channel == Channel::Data)
+            };
+            let lost =
+                self.lose_of_target.contains(&self.target_sent.len()) || self.lose_pings && is_ping(&transmit.data);
             self.target_sent.push(transmit.data.clone());
             if !lost {
                 self.put(transmit, true);

@@ -80,6 +80,7 @@ impl HostSession {
         }
         if stop {
             self.transmit_break_in();
+            self.answer_is_due(now);
         } else if reset {
             self.transmit_reset(now);
         }

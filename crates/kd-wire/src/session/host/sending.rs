@@ -136,8 +136,15 @@ impl HostSession {
         }
     }
 
+    pub(super) fn answer_is_due(&mut self, now: Duration) {
+        if let Transport::Kdnet(association) = &mut self.transport {
+            association.answer_is_due(now);
+        }
+    }
+
     /// The same packet again: KD id unchanged, on KDNET with a new sequence number.
     pub(super) fn retransmit(&mut self, now: Duration) {
+        self.answer_is_due(now);
         let Some(Sending { outgoing, silent_waits, .. }) = &self.sending else { return };
         // Whoever was heard just now is not slow: what is in flight was lost.
         let deadline = now + self.ack_wait(*silent_waits) + self.on_the_line(2 * outgoing.payload.len());
