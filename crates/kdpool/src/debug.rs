@@ -83,7 +83,7 @@ pub(crate) fn run(arguments: DebugArgs) -> Result<ExitCode> {
         spec,
         break_on_connect: arguments.bonc,
         brief: arguments.brief,
-        connect_timeout: arguments.connect_timeout.map(Duration::from_secs),
+        connect_timeout: arguments.connect_timeout,
         capture: arguments.capture,
         session: arguments.session,
         task: arguments.task,

@@ -115,9 +115,9 @@ pub(crate) struct DebugArgs {
     /// Break in at once (also -bonc, -b)
     #[arg(long)]
     pub(crate) bonc: bool,
-    /// Give up by then [default: 60 in scripts]
-    #[arg(long, value_name = "SEC")]
-    pub(crate) connect_timeout: Option<u64>,
+    /// Give up by then (30s) [default: 60s in scripts]
+    #[arg(long, value_name = "TIME", value_parser = patience)]
+    pub(crate) connect_timeout: Option<Duration>,
     /// Write the traffic for `kdpool decode`
     #[arg(long, value_name = "FILE")]
     pub(crate) capture: Option<PathBuf>,
@@ -236,6 +236,11 @@ fn time(text: &str) -> Result<Duration, String> {
     kd_shell::duration(text)
         .filter(|time| !time.is_zero())
         .ok_or_else(|| "a time is a number and ms, s, m or h: 500ms, 2s, 1m".into())
+}
+
+/// A time; a number alone is one of seconds, as scripts have it.
+fn patience(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_secs).or_else(|_| time(text))
 }
 
 /// The least that kdpool can do something with: symbols of one kernel, and the answers of usual questions.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::check::CheckReport;
@@ -25,6 +26,13 @@ pub enum Saved {
 struct Wrapped<'a> {
     #[serde(borrow)]
     result: Option<&'a RawValue>,
+}
+
+/// What tells a watch from a check.
+#[derive(Deserialize)]
+struct HasOutcome {
+    #[serde(rename = "outcome")]
+    _outcome: IgnoredAny,
 }
 
 impl Saved {
@@ -82,10 +90,14 @@ impl Saved {
 fn report(text: &str) -> serde_json::Result<Saved> {
     let inner = serde_json::from_str::<Wrapped<'_>>(text).ok().and_then(|wrapped| wrapped.result);
     let text = inner.map_or(text, RawValue::get);
-    // A check has neither checks nor an outcome.
-    match serde_json::from_str::<WatchReport>(text) {
-        Ok(watch) => Ok(Saved::Watch(Box::new(watch))),
-        Err(_) => Ok(Saved::Report(Box::new(serde_json::from_str(text)?))),
+    let watch = match serde_json::from_str::<WatchReport>(text) {
+        Ok(watch) => return Ok(Saved::Watch(Box::new(watch))),
+        Err(error) => error,
+    };
+    match serde_json::from_str(text) {
+        Ok(check) => Ok(Saved::Report(Box::new(check))),
+        // A check has no outcome: what is wrong with a watch is not that it is no check.
+        Err(error) => Err(if serde_json::from_str::<HasOutcome>(text).is_ok() { watch } else { error }),
     }
 }
 
