@@ -33,6 +33,15 @@ const STATE: &str = "MiState";
 /// A pointer to the part of [`STATE`] that others may see, a `_MI_VISIBLE_STATE`.
 const VISIBLE: &str = "MiVisibleState";
 
+/// Up to 8.1.
+const NONPAGED: &str = "MmAllocatedNonPagedPool";
+
+/// Bytes of nonpaged pool, where one request tells them: later kernels cost more, and a self-check asks for them.
+pub(crate) fn nonpaged_variable(kernel: &Kernel<'_>) -> Result<Option<u64>, PoolError> {
+    let count = PageCounts::default().variable(kernel, NONPAGED, &[])?;
+    Ok(count.map(|count| count.bytes))
+}
+
 impl PageCounts {
     /// Reads them: a request for each variable that is not near another, and on Windows 10 and later up to four.
     ///
@@ -47,7 +56,7 @@ impl PageCounts {
     pub fn read(kernel: &Kernel<'_>) -> Result<PageCounts, PoolError> {
         const PAGED: (&str, &str) = ("_MM_PAGED_POOL_INFO", "AllocatedPagedPool");
         let mut counts = PageCounts::default();
-        counts.nonpaged = counts.variable(kernel, "MmAllocatedNonPagedPool", &[])?;
+        counts.nonpaged = counts.variable(kernel, NONPAGED, &[])?;
         counts.paged = counts.variable(kernel, "MmPagedPoolInfo", &[PAGED])?;
         counts.mdl = counts.variable(kernel, "MmMdlPagesAllocated", &[])?;
         if counts.nonpaged.is_none() {

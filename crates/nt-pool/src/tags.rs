@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use nt_memory::{Fault, PAGE_SIZE, Sparse};
+use nt_memory::{Fault, Sparse};
 
 use crate::big_pages::BigPage;
 use crate::build::WINDOWS_7;
@@ -18,7 +18,7 @@ use crate::checks::{Book, Check};
 use crate::kernel::{Gather, Variable, little_endian};
 use crate::record::{Member, Record};
 use crate::table::{entries, note_holes, read_table};
-use crate::{Kernel, Notes, PoolError, Tag, small_blocks};
+use crate::{Kernel, Notes, PoolError, Tag, page_counts, small_blocks};
 
 /// One tag's use of one pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -128,7 +128,7 @@ pub(crate) fn within(
     }
     sums.add_expansion(kernel, &places)?;
     places.check(kernel, &mut sums.notes)?;
-    Ok((sums.report(nonpaged_bytes(kernel)?, true), rows))
+    Ok((sums.report(page_counts::nonpaged_variable(kernel)?, true), rows))
 }
 
 /// Whether the tags' counters have as many blocks as the table of large allocations has of them. Blocks of tags that found
@@ -336,21 +336,13 @@ impl Places {
 }
 
 /// The bytes that tags count of one pool.
-pub(crate) fn sum(tags: &[TagUsage], of: fn(&TagUsage) -> Usage) -> u64 {
+pub fn sum(tags: &[TagUsage], of: fn(&TagUsage) -> Usage) -> u64 {
     tags.iter().fold(0, |sum, row| sum.saturating_add(of(row).bytes))
 }
 
 /// What tags count of a pool lies in its pages, and fills them never.
 pub(crate) fn total(book: Book, allocated: u64, sum: u64) -> Check {
     Check { ok: sum <= allocated, ..Check::new(book, allocated, sum, 0) }
-}
-
-/// Bytes of nonpaged pool, where one request tells them (up to 8.1): later ones cost more, and a self-check asks for them.
-fn nonpaged_bytes(kernel: &Kernel<'_>) -> Result<Option<u64>, PoolError> {
-    let Ok(variable) = kernel.pointer_variable("MmAllocatedNonPagedPool") else { return Ok(None) };
-    let pages = kernel.gather(&[variable])?.remove(0).ok();
-    // A kernel without any pool does not run: the variable is not kept.
-    Ok(pages.filter(|pages| *pages > 0).map(|pages| pages.saturating_mul(PAGE_SIZE)))
 }
 
 /// How many processors have a table. The variable is one byte up to Windows Vista and four later; no more is read

@@ -74,12 +74,9 @@ fn run(context: &mut Context<'_>) -> Result<Reply, CommandError> {
     let (mut nonpaged, mut paged) = (pool.nonpaged, pool.paged);
     if nonpaged.is_none() || paged.is_none() {
         let report = context.pool(|kernel| tags::read(kernel, &|_| true))?;
-        let sum = |of: fn(&tags::TagUsage) -> u64| {
-            let bytes = report.tags.iter().map(of).fold(0, u64::saturating_add);
-            Some(PageCount { bytes, source: "pool tags" })
-        };
-        nonpaged = nonpaged.or_else(|| sum(|tag| tag.nonpaged.bytes));
-        paged = paged.or_else(|| sum(|tag| tag.paged.bytes));
+        let sum = |of| Some(PageCount { bytes: tags::sum(&report.tags, of), source: "pool tags" });
+        nonpaged = nonpaged.or_else(|| sum(|tag| tag.nonpaged));
+        paged = paged.or_else(|| sum(|tag| tag.paged));
         notes.extend(report.notes.iter().cloned());
     }
     let kernel = context.kernel()?;
