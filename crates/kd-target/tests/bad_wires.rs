@@ -5,7 +5,7 @@
 
 mod setup;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,10 @@ use nt_memory::{Fault, Memory};
 use setup::{Carrier, PATIENCE, Setup, count, everywhere, set_up, with_noise};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// The numbers of requests.
+const READ: u32 = 0x3130;
+const CONTINUE2: u32 = 0x313c;
 
 /// What the issue calls a bad wire, both ways.
 fn bad(seed: u64) -> Faults {
@@ -543,10 +547,14 @@ fn leaving_in_the_middle_of_attaching_leaves_nobody_frozen() {
     });
 }
 
-/// A line that damages the length of the first continue, so that it promises 2048 bytes more than come.
+/// A line that damages the length of a request, so that it promises some hundred bytes more than come: one bit of it, of
+/// the first so many requests of one kind.
 struct Lengthening {
     link: Box<dyn Link>,
-    done: bool,
+    /// The request's number, and the bit of the length's second byte.
+    api: u32,
+    bit: u8,
+    left: Arc<AtomicUsize>,
 }
 
 impl Link for Lengthening {
@@ -556,11 +564,16 @@ impl Link for Lengthening {
 
     fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
         let frame = match frame {
-            // Continue2, behind the packet's header; its length is the header's fourth word.
-            Frame::Bytes(bytes) if bytes.get(16..20) == Some(&[0x3c, 0x31, 0, 0]) && !self.done => {
-                self.done = true;
+            // The number stands behind the packet's header, the length is the header's fourth word.
+            Frame::Bytes(bytes)
+                if bytes.get(16..20) == Some(&self.api.to_le_bytes())
+                    && self
+                        .left
+                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+                        .is_ok() =>
+            {
                 let mut bytes = bytes.to_vec();
-                bytes[7] ^= 8;
+                bytes[7] ^= 1 << self.bit;
                 Frame::Bytes(bytes.into())
             }
             frame => frame,
@@ -578,8 +591,54 @@ impl Link for Lengthening {
 #[test]
 fn a_target_that_waits_for_the_rest_of_a_packet_is_not_taken_for_one_that_runs() {
     let setup = set_up(Carrier::Tcp, |_| {});
-    let (running, _events) = setup.attach_through(|link| Box::new(Lengthening { link, done: false }));
+    let left = Arc::new(AtomicUsize::new(1));
+    let lengthening =
+        |link| Box::new(Lengthening { link, api: CONTINUE2, bit: 3, left: left.clone() }) as Box<dyn Link>;
+    let (running, _events) = setup.attach_through(lengthening);
     let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
+    setup.assert_left_running();
+}
+
+/// The same of any other request. What is sent again and again would only be swallowed, and keep it waiting: half a minute
+/// for the longest.
+#[test]
+fn a_target_that_waits_for_the_rest_of_a_request_is_given_time_to_notice() {
+    everywhere(|carrier| {
+        for bit in 0..4 {
+            let setup = set_up(carrier, |_| {});
+            let left = Arc::new(AtomicUsize::new(0));
+            let lengthening =
+                |link| Box::new(Lengthening { link, api: READ, bit, left: left.clone() }) as Box<dyn Link>;
+            let (running, _events) = setup.attach_through(lengthening);
+            let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+            left.store(1, Ordering::SeqCst);
+            let started = Instant::now();
+            base(&halted, 20_000);
+            // One second of silence, and what went before.
+            assert!(started.elapsed() < Duration::from_secs(4), "{carrier:?}, bit {bit}: {:?}", started.elapsed());
+            assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running, "{carrier:?}, bit {bit}");
+            setup.assert_left_running();
+        }
+    });
+}
+
+/// It stands, and waits for the rest of a request of a debugger that is dead. The break-ins of the next, a byte each, would
+/// keep it waiting for minutes.
+#[test]
+fn a_packet_that_a_dead_debugger_left_open_is_given_up() {
+    use std::io::Write;
+    let setup = set_up(Carrier::Tcp, |options| options.start = Start::BrokenIn);
+    let mut dead = std::net::TcpStream::connect(setup.fake.address().unwrap()).unwrap();
+    // A data packet that promises 2104 bytes, and some of them.
+    dead.write_all(b"\x30\x30\x30\x30\x02\x00\x38\x08\x00\x00\x80\x80\x00\x00\x00\x00").unwrap();
+    dead.write_all(&[0; 40]).unwrap();
+    std::thread::sleep(100 * MILLISECOND);
+    drop(dead);
+    let started = Instant::now();
+    let halted = setup.halted();
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+    base(&halted, 20_000);
     assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
     setup.assert_left_running();
 }

@@ -28,6 +28,10 @@ const MAX_ISSUES: u32 = 6;
 const RESEND_BURST: u32 = 8;
 /// How long after ours a RESET of the target still counts as its answer.
 const RESET_PATIENCE: Duration = Duration::from_millis(500);
+/// A stub waits for a packet as long as its header says, a second for each byte: one whose length was damaged swallows
+/// everything that is asked, in silence, until nothing comes for that long. Then it says that it got none.
+const STUB_GIVES_UP: Duration = Duration::from_millis(1200);
+
 const KDNET_HOST_ID: u32 = 0x8000_0000;
 
 /// A request arrives in microseconds where the target is another process, in a quarter of a second through a tunnel.
@@ -111,6 +115,8 @@ struct Sending {
     since: Duration,
     /// Times that the clock had to help since the target was last heard.
     silent_waits: u32,
+    /// Transmissions that the target asked for.
+    called_for: u32,
 }
 
 /// How far the outstanding request is.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kd_wire::message::Message;
+use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, search_memory};
 use kd_wire::packet::{INITIAL_ID, Packet, PacketType, SYNC};
 use kd_wire::session::{Diagnostic, Event, HostSession, RequestFailure, SerialConfig, TargetSession};
 
@@ -109,15 +110,16 @@ fn the_bytes_are_those_of_the_facts() {
     assert_eq!(drain(&mut host).0, [vec![0x62]]);
 }
 
-/// Listens first; then the break-in is repeated, and now and then a RESET goes out for a target that stands.
+/// Listens first; then the break-in is repeated, and now and then a RESET goes out for a target that stands. In the end
+/// it gets a second without a byte, in which one that waits for the rest of a packet gives that up.
 #[test]
 fn break_ins_are_repeated_and_a_reset_now_and_then() {
     let mut host = HostSession::serial(SerialConfig { baud: None, resets: 2 });
     host.synchronise(Duration::ZERO, true);
     let (mut sent, mut last) = (Vec::new(), Duration::ZERO);
-    for _ in 0..40 {
+    for step in 0..40 {
         let now = host.poll_timeout().unwrap();
-        assert_eq!(now - last, Duration::from_millis(100));
+        assert_eq!(now - last, Duration::from_millis(if step == 24 { 1200 } else { 100 }));
         last = now;
         host.handle_timeout(now);
         sent.extend(drain(&mut host).0.into_iter().map(|bytes| bytes.len()));
@@ -230,6 +232,52 @@ fn a_reset_out_of_the_blue_is_answered_once() {
     // What follows is the answer to our answer.
     host.handle_bytes(Duration::ZERO, &reset);
     assert_eq!(drain(&mut host).0, Vec::<Vec<u8>>::new());
+}
+
+/// A reply to the search of one page of memory: found there, or not found.
+fn found(at: u64, status: u32) -> Vec<u8> {
+    let body =
+        Reply::SearchMemory(search_memory::Reply { found_address: at, search_length: 0x1000, pattern_length: 4 });
+    Message::Reply(ManipulateReply { processor: 0, return_status: status, body }).encode().1
+}
+
+fn search(address: u64) -> Request {
+    let (search_length, pattern_length, data) = (0x1000, 4, (&b"Leak"[..]).into());
+    Request::SearchMemory(search_memory::Request { search_address: address, search_length, pattern_length, data })
+}
+
+/// A host that has asked its target once, over a line that takes a millisecond each way, and the time.
+fn measured() -> (HostSession, Duration) {
+    let mut host = HostSession::serial(SerialConfig::default());
+    host.request(Duration::ZERO, 0, search(0x1000)).unwrap();
+    let now = Duration::from_millis(2);
+    host.handle_bytes(now, &Packet::control(PacketType::Acknowledge, INITIAL_ID).encode_serial());
+    host.handle_bytes(now, &Packet::data(PacketType::StateManipulate, INITIAL_ID, found(0x1800, 0)).encode_serial());
+    assert!(drain(&mut host).1.iter().any(|event| matches!(event, Event::Reply(_))));
+    (host, now)
+}
+
+/// A target that waits for the rest of a packet swallows what comes: it gets a second without a byte, soon. What it asks
+/// for after that it gets at once.
+#[test]
+fn a_target_that_swallows_gets_time_to_notice() {
+    let (mut host, now) = measured();
+    host.request(now, 0, search(0x2000)).unwrap();
+    drain(&mut host);
+    let (mut last, mut longest) = (now, Duration::ZERO);
+    while longest < SECOND {
+        let at = host.poll_timeout().unwrap();
+        host.handle_timeout(at);
+        if !drain(&mut host).0.is_empty() {
+            longest = longest.max(at - last);
+            last = at;
+        }
+        assert!(last < now + 2 * SECOND, "nothing but repetitions");
+    }
+    for _ in 0..3 {
+        host.handle_bytes(last, &Packet::control(PacketType::Resend, 0).encode_serial());
+        assert_eq!(drain(&mut host).0.len(), 1);
+    }
 }
 
 /// A stop that repeats because of one RESET or break-in too many is acknowledged and otherwise ignored.

@@ -40,14 +40,16 @@ impl HostSession {
     }
 
     fn receive_resend(&mut self, now: Duration) {
-        let Some(rounds) = self.sending.as_ref().map(|sending| sending.rounds) else { return };
-        if rounds < RESEND_BURST {
-            self.retransmit(now);
-        } else if rounds == RESEND_BURST {
+        // One that was waiting for the rest of a packet, of a debugger that is dead perhaps, has given it up. It stands.
+        let waited = self.last_reset.is_none_or(|at| now.saturating_sub(at) >= RESET_PATIENCE);
+        if self.is_serial() && self.seek.is_some() && self.sending.is_none() && waited {
+            return self.transmit_reset(now);
+        }
+        if !self.retransmit_called_for(now)
+            && let Some(sending) = self.sending.as_mut().filter(|sending| sending.called_for == RESEND_BURST)
+        {
+            sending.called_for += 1;
             self.out.diagnose(Diagnostic::ResendStorm);
-            if let Some(sending) = &mut self.sending {
-                sending.rounds += 1;
-            }
         }
     }
 
@@ -76,9 +78,7 @@ impl HostSession {
         self.out.diagnose(Diagnostic::Resynchronised);
         if let Some(sending) = &mut self.sending {
             sending.probed = true;
-            if sending.rounds < RESEND_BURST {
-                self.retransmit(now);
-            }
+            self.retransmit_called_for(now);
         }
     }
 
@@ -292,8 +292,8 @@ impl HostSession {
         match (arrived, repeated) {
             (false, true) if answered || probed => {
                 // It stands, and has not got the request.
-                if probed && self.sending.as_ref().is_some_and(|sending| sending.rounds < RESEND_BURST) {
-                    self.retransmit(now);
+                if probed {
+                    self.retransmit_called_for(now);
                 }
                 return;
             }

@@ -10,6 +10,9 @@ const KDNET_PACE: Duration = Duration::from_millis(250);
 /// RESETs are for a target that stands. One that runs has to read their bytes, one a clock tick, before the break-in
 /// behind them.
 const BREAK_INS_PER_RESET: u32 = 8;
+/// So often nobody answered on a stream: perhaps the target waits for the rest of a packet, and swallows what it is sent.
+/// It gets the time to notice that none comes.
+const STEPS_TO_A_REST: u32 = 3 * BREAK_INS_PER_RESET;
 /// How often a target is asked to take our ids before it is taken as it is.
 const ALIGN_TRIES: u32 = 5;
 
@@ -53,17 +56,21 @@ impl HostSession {
             self.aligned_in_vain = true;
             self.seek(Aim::Synchronise { break_in });
         }
+        let serial = self.is_serial();
         let Some(seek) = &mut self.seek else { return };
         seek.step = seek.step.saturating_add(1);
         let step = seek.step;
         if step > 1 {
             self.troubles = self.troubles.saturating_add(1);
         }
+        if serial && step.is_multiple_of(STEPS_TO_A_REST) {
+            seek.next = Some(now + STUB_GIVES_UP);
+            return;
+        }
         let limit = match &self.transport {
             Transport::Serial(serial) if serial.config.resets > 0 => serial.config.resets,
             _ => u32::MAX,
         };
-        let serial = matches!(self.transport, Transport::Serial(_));
         let stop = match seek.aim {
             Aim::BreakIn => !step.is_multiple_of(BREAK_INS_PER_RESET),
             Aim::Synchronise { break_in: true } if serial => !step.is_multiple_of(BREAK_INS_PER_RESET),

@@ -6,9 +6,6 @@ use crate::packet::{BREAK_IN, SYNC};
 /// How often a continue is met with silence before the silence is the answer. A target that stands would have said
 /// something to one of so many packets, even where a third of all round trips fail.
 const SILENCE_MEANS_RUNNING: u32 = 12;
-/// A stub waits for a packet as long as its header says, a second for each byte: one whose length was damaged swallows
-/// everything that is asked, in silence, until nothing comes for that long. Then it says that it got none.
-const STUB_GIVES_UP: Duration = Duration::from_millis(1200);
 /// How often it is asked after that.
 const ASKED_AFTER_REST: u32 = 4;
 /// How often a continue whose acknowledgement may be another's is asked about.
@@ -18,7 +15,10 @@ const QUICKER: u32 = 6;
 /// Silence after a continue says that the target runs only if it was not silent before.
 const LIVELY: Duration = Duration::from_secs(3);
 /// A target that the id rules have come apart with ignores us until a RESET.
-const RESET_EVERY: u32 = 6;
+const RESET_EVERY: u32 = 7;
+/// Before that, one on a stream gets the time to notice that what it waits for the rest of has none: so many repetitions
+/// in a row are not lost, where a quarter of all round trips fail, and each that went on would be swallowed too.
+const REST_AT: u32 = RESET_EVERY - 1;
 
 impl HostSession {
     pub(super) fn transmit(&mut self, packet: &Packet) {
@@ -106,6 +106,7 @@ impl HostSession {
             probed: false,
             since: now,
             silent_waits: 0,
+            called_for: 0,
         });
         let wait = self.ack_wait(0);
         if let Some(sending) = &mut self.sending {
@@ -156,6 +157,16 @@ impl HostSession {
         self.transmit_sending();
     }
 
+    /// The same because of what the target said: it is not to be kept saying that. False: that was done often enough.
+    pub(super) fn retransmit_called_for(&mut self, now: Duration) -> bool {
+        let Some(sending) = self.sending.as_mut().filter(|sending| sending.called_for < RESEND_BURST) else {
+            return false;
+        };
+        sending.called_for += 1;
+        self.retransmit(now);
+        true
+    }
+
     /// Whether what is in flight is a request that ends with its acknowledgement: a continue and the like.
     fn sends_continue(&self) -> bool {
         let silent = self.request.as_ref().is_some_and(|request| !request.request.body.is_answered());
@@ -163,16 +174,19 @@ impl HostSession {
     }
 
     pub(super) fn retransmit_by_clock(&mut self, now: Duration) {
-        let continues = self.sends_continue();
+        let (continues, is_serial) = (self.sends_continue(), self.is_serial());
+        let limit = REQUEST_LIMIT + self.on_the_line(MAX_SERIAL);
         let Some(sending) = &mut self.sending else { return };
         sending.waits += 1;
         sending.silent_waits += 1;
         self.repeated = Some(now);
         let waits = sending.waits;
-        if now.saturating_sub(sending.since) >= REQUEST_LIMIT + self.on_the_line(MAX_SERIAL) {
+        if now.saturating_sub(sending.since) >= limit {
             self.give_up_sending(now);
         } else if continues {
             self.continue_by_clock(now);
+        } else if is_serial && sending.silent_waits % RESET_EVERY == REST_AT {
+            sending.deadline = now + STUB_GIVES_UP;
         } else {
             if waits.is_multiple_of(RESET_EVERY) {
                 self.transmit_reset(now);
