@@ -56,10 +56,6 @@ const ECHOES_END: Duration = Duration::from_millis(12);
 /// What a repetition of ours makes a target say twice is no sign of a bad line so long.
 const REPEATS_FOR: Duration = Duration::from_secs(1);
 
-/// The same of what the target itself works at: a search of some megabytes takes it some milliseconds, or a second.
-const WORK_TIMES: Bounds =
-    Bounds { initial: Duration::from_millis(400), floor: Duration::from_millis(40), ceiling: Duration::from_secs(2) };
-
 enum Transport {
     Serial(Serial),
     Kdnet(Box<Association>),
@@ -206,7 +202,6 @@ pub struct HostSession {
     /// Request to acknowledgement, and acknowledgement to reply.
     ack_time: RoundTrip,
     reply_time: RoundTrip,
-    work_time: RoundTrip,
     tx: u32,
     /// Serial: the target expects `tx`. One that was debugged before goes on where it was, and takes a packet with the
     /// other id for one that it has.
@@ -277,7 +272,6 @@ impl HostSession {
             out: Output::default(),
             ack_time: RoundTrip::new(times),
             reply_time: RoundTrip::new(times),
-            work_time: RoundTrip::new(WORK_TIMES),
             tx,
             rx,
             rx_known: false,

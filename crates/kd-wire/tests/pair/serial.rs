@@ -257,6 +257,33 @@ fn measured() -> (HostSession, Duration) {
     (host, now)
 }
 
+/// What the target works at is asked for soon, also after an answer that was lost took a second to come: each loss would
+/// cost that much from then on.
+#[test]
+fn a_lost_answer_does_not_make_the_next_one_slow() {
+    let (mut host, mut now) = measured();
+    for round in 0..8 {
+        // Two ids, of which the first packets took one each.
+        let (ours, theirs) = (INITIAL_ID | (round + 1) & 1, INITIAL_ID | (round + 1) & 1);
+        host.request(now, 0, search(0x2000)).unwrap();
+        drain(&mut host);
+        host.handle_bytes(now, &Packet::control(PacketType::Acknowledge, ours).encode_serial());
+        let first = host.poll_timeout().unwrap();
+        assert!(first - now <= Duration::from_millis(60), "{round}: {:?}", first - now);
+        let mut asked = 0;
+        while host.poll_timeout().unwrap() < now + SECOND {
+            let at = host.poll_timeout().unwrap();
+            host.handle_timeout(at);
+            asked += drain(&mut host).0.len();
+        }
+        assert!((1..=6).contains(&asked), "{asked}");
+        now += SECOND;
+        let reply = Packet::data(PacketType::StateManipulate, theirs, found(0x2000 + u64::from(round), 0));
+        host.handle_bytes(now, &reply.encode_serial());
+        assert!(drain(&mut host).1.iter().any(|event| matches!(event, Event::Reply(_))));
+    }
+}
+
 /// A target that waits for the rest of a packet swallows what comes: it gets a second without a byte, soon. What it asks
 /// for after that it gets at once.
 #[test]

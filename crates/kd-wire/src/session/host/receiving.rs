@@ -253,10 +253,10 @@ impl HostSession {
             // One that comes sooner after a probe than an answer can was only slow.
             let slow = now.saturating_sub(waiting.probed) < self.ack_time.too_soon();
             let line = self.on_the_line(reply_size(&request.body));
-            let time = if is_work(&request.body) { &mut self.work_time } else { &mut self.reply_time };
             match waiting.probes == 0 || slow {
-                true => time.sample(now.saturating_sub(waiting.since).saturating_sub(line)),
-                false => time.doubt(),
+                _ if is_work(&request.body) => {}
+                true => self.reply_time.sample(now.saturating_sub(waiting.since).saturating_sub(line)),
+                false => self.reply_time.doubt(),
             }
         }
         self.leave_request();

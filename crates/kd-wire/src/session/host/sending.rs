@@ -12,6 +12,15 @@ const ASKED_AFTER_REST: u32 = 4;
 const CONFIRM_PROBES: u32 = 8;
 /// The part of what an unknown line's reply may take that one of a known line is waited for.
 const QUICKER: u32 = 6;
+/// How long something that the target works at has says nothing of how long the next will: a search of some megabytes
+/// takes it some milliseconds, or a second. And an answer that was lost, and came when the target itself sent it again,
+/// looks like one that took a second: whoever then waited so long for the next would have each loss cost that much. So it
+/// is asked for soon, and twice as long after each time; too early that costs the answer twice, of a few bytes.
+const WORK_ASKED_AFTER: Duration = Duration::from_millis(40);
+/// The same of a line that nothing was measured on.
+const WORK_UNKNOWN: Duration = Duration::from_millis(400);
+/// What the waiting grows to.
+const WORK_PAUSE: Duration = Duration::from_secs(2);
 /// Silence after a continue says that the target runs only if it was not silent before.
 const LIVELY: Duration = Duration::from_secs(3);
 /// A target that the id rules have come apart with ignores us until a RESET.
@@ -302,11 +311,15 @@ impl HostSession {
 
     /// How long a reply is waited for, after so many probes.
     fn reply_wait(&self, works: bool, probes: u32) -> Duration {
-        let time = if works { &self.work_time } else { &self.reply_time };
-        let wait = time.after(probes);
+        let known = self.ack_time.is_measured();
+        if works {
+            let first = if known { self.ack_time.timeout().max(WORK_ASKED_AFTER) } else { WORK_UNKNOWN };
+            return first.saturating_mul(1 << probes.min(8)).min(WORK_PAUSE);
+        }
+        let wait = self.reply_time.after(probes);
         // Of a line that was seen to be quick a first reply that is lost need not cost what an unknown one may take.
-        let known = !works && !time.is_measured() && self.ack_time.is_measured();
-        if known { wait.min((wait / QUICKER).max(self.ack_time.after(probes))) } else { wait }
+        let first = known && !self.reply_time.is_measured();
+        if first { wait.min((wait / QUICKER).max(self.ack_time.after(probes))) } else { wait }
     }
 
     /// What should have come after an acknowledgement did not.
