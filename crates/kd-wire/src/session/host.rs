@@ -71,6 +71,11 @@ struct Serial {
     last_sync: Option<Said>,
     /// The same of one that may be a flipped bit: it counts when it comes again.
     doubtful_sync: Option<Said>,
+    /// The id of a RESET that may be a flipped bit.
+    doubtful_reset: Option<u32>,
+    /// The packet that was taken last, if it was a reply, and whether there was a RESET since: the target may say it again.
+    last_reply: Option<Bytes>,
+    is_renumbered: bool,
 }
 
 impl Serial {
@@ -255,6 +260,9 @@ impl HostSession {
             broken_since: None,
             last_sync: None,
             doubtful_sync: None,
+            doubtful_reset: None,
+            last_reply: None,
+            is_renumbered: false,
         };
         Self::new(Transport::Serial(serial), SERIAL_TIMES, INITIAL_ID, INITIAL_ID)
     }

@@ -257,6 +257,41 @@ fn measured() -> (HostSession, Duration) {
     (host, now)
 }
 
+/// Our acknowledgement of a reply became a RESET on its way, by one flipped bit: the target says the reply again, under an
+/// id that the next one would have. It is not the answer to the request that went out meanwhile.
+#[test]
+fn what_is_said_again_after_a_reset_answers_nothing() {
+    let (mut host, now) = measured();
+    host.request(now, 0, search(0x2000)).unwrap();
+    drain(&mut host);
+    host.handle_bytes(now, &Packet::control(PacketType::Reset, 0).encode_serial());
+    host.handle_bytes(now, &Packet::data(PacketType::StateManipulate, INITIAL_ID, found(0x1800, 0)).encode_serial());
+    let (transmits, events) = drain(&mut host);
+    assert!(transmits.contains(&Packet::control(PacketType::Acknowledge, INITIAL_ID).encode_serial().to_vec()));
+    assert!(!events.iter().any(|event| matches!(event, Event::Reply(_))), "{events:?}");
+    // The answer itself comes behind it, and may be the same: acknowledged, it is another.
+    host.handle_bytes(now, &Packet::control(PacketType::Acknowledge, INITIAL_ID).encode_serial());
+    let answer = Packet::data(PacketType::StateManipulate, INITIAL_ID | 1, found(0x1800, 0));
+    host.handle_bytes(now, &answer.encode_serial());
+    assert!(drain(&mut host).1.iter().any(|event| matches!(event, Event::Reply(_))));
+}
+
+/// The acknowledgement that is waited for becomes a RESET by one flipped bit. A real one is sent again.
+#[test]
+fn a_flipped_bit_is_no_reset() {
+    let (mut host, now) = measured();
+    host.request(now, 0, search(0x2000)).unwrap();
+    drain(&mut host);
+    let mut flipped = Packet::control(PacketType::Acknowledge, INITIAL_ID | 1).encode_serial().to_vec();
+    flipped[4] ^= 2;
+    host.handle_bytes(now, &flipped);
+    assert_eq!(drain(&mut host).0, [Packet::control(PacketType::Resend, 0).encode_serial()]);
+    host.handle_bytes(now, &flipped);
+    let (transmits, events) = drain(&mut host);
+    assert_eq!(transmits[0], Packet::control(PacketType::Reset, 0).encode_serial());
+    assert!(events.contains(&Event::Diagnostic(Diagnostic::Resynchronised)), "{events:?}");
+}
+
 /// What the target works at is asked for soon, also after an answer that was lost took a second to come: each loss would
 /// cost that much from then on.
 #[test]

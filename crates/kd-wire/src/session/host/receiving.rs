@@ -53,12 +53,29 @@ impl HostSession {
         }
     }
 
+    /// Nothing protects a control packet: the acknowledgement that is waited for becomes a RESET by one flipped bit. No
+    /// target is known to send one with such an id (Windows and ReactOS send 0), so it counts when it comes again.
+    fn is_doubtful_reset(&mut self, id: u32) -> bool {
+        let awaited = self.sending.as_ref().is_some_and(|sending| sending.id == id);
+        match &mut self.transport {
+            Transport::Serial(serial) if awaited && !self.reset_pending => {
+                serial.doubtful_reset.replace(id) != Some(id)
+            }
+            _ => false,
+        }
+    }
+
     fn receive_reset(&mut self, now: Duration, id: u32) {
+        if self.is_doubtful_reset(id) {
+            return self.ask_again(now);
+        }
         let knew = std::mem::replace(&mut self.rx_known, true);
         if let Transport::Serial(serial) = &mut self.transport {
             serial.last_sync = None;
             self.tx = INITIAL_ID;
             self.rx = INITIAL_ID;
+            serial.doubtful_reset = None;
+            serial.is_renumbered = true;
             (self.tx_known, self.aligned_in_vain) = (true, false);
             self.renumber(INITIAL_ID);
         } else if !knew || id.wrapping_add(2) != self.rx {
@@ -108,11 +125,27 @@ impl HostSession {
             return;
         }
         self.fresh_sent = 0;
+        let said_again = self.is_said_again(packet_type, &payload);
         match message {
+            Ok(Message::Reply(reply)) if said_again => {
+                self.out.diagnose(Diagnostic::StaleReply { api: reply.body.api() });
+            }
             Ok(message) => self.deliver(now, message, packet_type, payload),
             Err(error) => self.out.diagnose(Diagnostic::Malformed { reason: error.to_string() }),
         }
         self.send_next(now);
+    }
+
+    /// A RESET makes a target say again what it said last, under an id that says nothing of whether we have it. Taken for
+    /// the answer to the request that is on its way since, the find of one search was that of the next. Where it is the
+    /// answer, and the same as before, it is asked for again: that costs a round trip.
+    fn is_said_again(&mut self, packet_type: PacketType, payload: &Bytes) -> bool {
+        let Transport::Serial(serial) = &mut self.transport else { return false };
+        let reply = (packet_type == PacketType::StateManipulate).then(|| payload.clone());
+        let again = std::mem::take(&mut serial.is_renumbered) && reply.is_some() && serial.last_reply == reply;
+        serial.last_reply = reply;
+        let arrived = matches!(&self.request, Some(request) if !matches!(request.stage, Stage::Sending));
+        again && !arrived
     }
 
     /// `Some(true)`: new; `Some(false)`: seen before; `None`: not to be acknowledged.
