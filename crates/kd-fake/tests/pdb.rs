@@ -170,6 +170,32 @@ fn the_article_s_pdb_is_in_the_store_and_complete() {
     assert_eq!(names["VeAllocatePoolWithTagPriority"] + 0x2b6, 0x50_bcc6);
 }
 
+/// Targets that share a store write it while a debugger of one of them reads: it must never find a part.
+#[test]
+fn a_store_that_is_read_meanwhile_has_whole_files() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = kernel::write_symbol_store(dir.path()).expect("written");
+    let whole = std::fs::read(&path).expect("file");
+    std::fs::write(&path, &whole[..5000]).expect("written");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut sizes = std::collections::HashSet::new();
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                sizes.insert(std::fs::metadata(&path).expect("file").len());
+            }
+            sizes
+        });
+        for _ in 0..3 {
+            kernel::write_symbol_store(dir.path()).expect("written");
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let sizes = reader.join().expect("no panic");
+        assert!(sizes.iter().all(|size| *size == 5000 || *size == whole.len() as u64), "{sizes:?}");
+    });
+    assert!(std::fs::read(&path).expect("file") == whole);
+}
+
 #[test]
 fn the_kernels_at_hand_come_through() {
     let shared = std::env::var_os("KDPOOL_SHARED")

@@ -19,8 +19,9 @@ mod system;
 mod truth;
 mod verifier;
 
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 pub use self::article::{
     ARTICLE_CALL, Article, FREE_STACK, FREEING_THREAD, LEAK_BYTES, LEAK_PROCESS, LEAK_STACK, LEAK_TAG, LEAK_THREAD,
@@ -173,12 +174,19 @@ pub fn write_symbol_store(dir: &Path) -> io::Result<PathBuf> {
 }
 
 /// Writes the PDB of a kernel, with its table's identity, below `dir` as a symbol store holds it,
-/// `ntkrnlmp.pdb/<GUID and age>/ntkrnlmp.pdb`; returns the file's path.
+/// `ntkrnlmp.pdb/<GUID and age>/ntkrnlmp.pdb`; returns the file's path. Where several targets share a store, whoever reads
+/// it finds a whole file at any time.
 pub fn write_pdb(dir: &Path, isf: &Isf) -> io::Result<PathBuf> {
     let identity = &isf.identity;
     let folder = dir.join(&identity.name).join(identity.store_key());
     fs::create_dir_all(&folder)?;
     let path = folder.join(&identity.name);
-    fs::write(&path, pdb::from_isf(isf, identity).map_err(io::Error::other)?)?;
+    let bytes = pdb::from_isf(isf, identity).map_err(io::Error::other)?;
+    if fs::read(&path).is_ok_and(|there| there == bytes) {
+        return Ok(path);
+    }
+    let mut part = tempfile::NamedTempFile::new_in(&folder)?;
+    part.write_all(&bytes)?;
+    part.persist(&path).map_err(|error| error.error)?;
     Ok(path)
 }
