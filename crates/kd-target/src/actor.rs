@@ -30,11 +30,12 @@ use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
 
 use self::breakpoints::{Breakpoint, Plant};
-use self::exchange::{Exchanged, accepted, is_success, refused};
+use self::exchange::{Exchanged, accepted, answered, is_success, refused};
 use self::going::{DBG_CONTINUE, DBG_EXCEPTION_HANDLED, Stepping};
 use self::stops::{DEBUGGER_STOPS, instructions, is_restart_notice, is_step};
 use crate::machine::Machine;
 use crate::order::{Answer, Ask, Command};
+use crate::pieces::Pieces;
 use crate::status::{Halt, Phase, Searching, Shared, lock};
 use crate::{Event, Leave, Left, Stop, TargetError, Version};
 
@@ -110,6 +111,8 @@ struct Actor {
     released: bool,
     /// The answer that came last may be that to a repetition.
     asked_twice: bool,
+    /// How much comes whole in one reply.
+    pieces: Pieces,
     /// Some slot of the table may be taken by a breakpoint of ours whose handle did not come through.
     unknown_slots: bool,
 }
@@ -151,6 +154,7 @@ pub(crate) async fn run(
         reboot_announced: false,
         released: false,
         asked_twice: false,
+        pieces: Pieces::new(MOST_READ_DATA),
         unknown_slots: false,
     };
     actor.session.synchronise(Duration::ZERO, break_in);

@@ -12,6 +12,7 @@ mod machine;
 mod modules;
 mod order;
 mod pace;
+mod pieces;
 mod session;
 mod status;
 mod stop;

@@ -260,7 +260,16 @@ fn a_command_that_holds_the_target_too_long_loses_it() {
         assert!(holder.end());
         setup.assert_runs_soon();
         // One that keeps to it does not, and then it may stand at the prompt.
-        let Target::Running(running) = Target::Halted(halted).current() else { panic!("it runs") };
+        let mut target = Target::Halted(halted);
+        let running = loop {
+            // It runs as soon as it has the continue, and is known to when that was acknowledged.
+            match target.current() {
+                Target::Running(running) => break running,
+                halted => target = halted,
+            }
+            assert!(started.elapsed() < Duration::from_secs(5), "{carrier:?}: it runs");
+            std::thread::sleep(MILLISECOND);
+        };
         let halted = running.break_in(PATIENCE).map_err(|(_, error)| error).unwrap();
         holder.begin(300 * MILLISECOND);
         assert!(!holder.end());
@@ -621,6 +630,53 @@ fn a_target_that_waits_for_the_rest_of_a_request_is_given_time_to_notice() {
             setup.assert_left_running();
         }
     });
+}
+
+/// A line whose receiver overruns: one byte of some 1,600 is not there.
+struct Overrunning {
+    link: Box<dyn Link>,
+    dice: u64,
+}
+
+impl Overrunning {
+    fn loses(&mut self) -> bool {
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.dice >> 33).is_multiple_of(1600)
+    }
+}
+
+impl Link for Overrunning {
+    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
+        Box::pin(async {
+            Ok(match self.link.recv().await? {
+                Some(Frame::Bytes(bytes)) => {
+                    Some(Frame::Bytes(bytes.into_iter().filter(|_| !self.loses()).collect::<Vec<_>>().into()))
+                }
+                other => other,
+            })
+        })
+    }
+
+    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        self.link.send(frame)
+    }
+
+    fn describe(&self) -> String {
+        self.link.describe()
+    }
+}
+
+/// Of its longest replies one in ten comes whole: less is asked for.
+#[test]
+fn a_line_that_loses_bytes_is_read_in_short_pieces() {
+    let setup = set_up(Carrier::Tcp, |_| {});
+    let (running, _events) = setup.attach_through(|link| Box::new(Overrunning { link, dice: 1 }));
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    let started = Instant::now();
+    base(&halted, 100_000);
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+    assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
+    setup.assert_left_running();
 }
 
 /// It stands, and waits for the rest of a request of a debugger that is dead. The break-ins of the next, a byte each, would

@@ -96,7 +96,7 @@ mod timing;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-pub use host::HostSession;
+pub use host::{HostSession, LEAST_READ};
 pub use target::{TargetConfig, TargetEvent, TargetSession};
 
 use bytes::Bytes;
@@ -188,6 +188,10 @@ pub enum RequestFailure {
     /// It reached the target, which said nothing more.
     #[error("the target acknowledged the request but did not answer it")]
     NotAnswered,
+    /// Of a read of more than [`LEAST_READ`] bytes over a stream: its answer came, damaged each time. A shorter one may
+    /// come whole; the next request need not wait for anything.
+    #[error("the target's answer was damaged on its way again and again")]
+    Damaged,
     /// The target is another boot by now.
     #[error("the target restarted")]
     TargetRestarted,

@@ -16,13 +16,18 @@ pub(super) enum Exchanged {
     Sent,
 }
 
+/// The reply to a request that has one.
+pub(super) fn answered(exchanged: Exchanged) -> Result<ManipulateReply, TargetError> {
+    match exchanged {
+        Exchanged::Reply(reply) => Ok(reply),
+        Exchanged::Sent => Err(TargetError::Refused("the target acknowledged but did not answer".into())),
+    }
+}
+
 impl Actor {
     pub(super) async fn reply(&mut self, processor: u16, request: Request) -> Result<ManipulateReply, TargetError> {
         let exchanged = self.exchange(processor, request).await;
-        match exchanged.map_err(|error| self.without_answer(error))? {
-            Exchanged::Reply(reply) => Ok(reply),
-            Exchanged::Sent => Err(TargetError::Refused("the target acknowledged but did not answer".into())),
-        }
+        answered(exchanged.map_err(|error| self.without_answer(error))?)
     }
 
     /// One request to its end. Prints, prompts and file requests that come in between are answered.
@@ -97,6 +102,7 @@ impl Actor {
                 RequestFailure::TooLong => return Err(TargetError::Refused(failure.to_string())),
                 RequestFailure::TargetRestarted => return Err(Fault::Running.into()),
                 RequestFailure::Cancelled => return Err(Fault::Cancelled.into()),
+                RequestFailure::Damaged => return Err(TargetError::Silent(failure)),
                 RequestFailure::NotAcknowledged | RequestFailure::NotAnswered => {
                     tracing::warn!(%failure);
                     return Err(TargetError::Silent(failure));

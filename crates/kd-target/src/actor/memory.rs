@@ -23,11 +23,16 @@ impl Actor {
     pub(super) async fn read(&mut self, processor: u16, address: u64, length: usize) -> Result<Answer, TargetError> {
         let mut length = length.min(MOST_READ_DATA);
         loop {
-            let request = read_virtual_memory::Request { target_base_address: address, transfer_count: length as u32 };
             // Whether a large reply passes is not known before one did.
             let untried = length > SAFE_REPLY_DATA && self.shared.reply_data.load(Ordering::Relaxed) == usize::MAX;
             let limit = untried.then_some(UNTRIED_REPLY);
-            match self.exchange_within(processor, Request::ReadVirtualMemory(request), limit).await {
+            let request = |count| {
+                Request::ReadVirtualMemory(read_virtual_memory::Request {
+                    target_base_address: address,
+                    transfer_count: count,
+                })
+            };
+            match self.read_whole(processor, &mut length, limit, request).await {
                 Ok(Exchanged::Reply(ManipulateReply {
                     return_status, body: Reply::ReadVirtualMemory(reply), ..
                 })) => {
@@ -60,6 +65,32 @@ impl Actor {
         }
     }
 
+    /// Asks for memory, and for less of it when the reply comes damaged again and again; `length` is then how much.
+    async fn read_whole(
+        &mut self,
+        processor: u16,
+        length: &mut usize,
+        limit: Option<Duration>,
+        request: impl Fn(u32) -> Request,
+    ) -> Result<Exchanged, TargetError> {
+        *length = (*length).min(self.pieces.most());
+        loop {
+            match self.exchange_within(processor, request(*length as u32), limit).await {
+                Err(TargetError::Silent(RequestFailure::Damaged)) => {
+                    tracing::debug!(length, "the reply comes damaged; asking for less");
+                    self.pieces.came_damaged(*length);
+                    *length = self.pieces.most();
+                }
+                answer => {
+                    if answer.is_ok() {
+                        self.pieces.came_whole(*length);
+                    }
+                    return answer;
+                }
+            }
+        }
+    }
+
     /// A good reply that came back short shows how much this target's replies carry, unless it ends at a page: then
     /// the target may have stopped for another reason.
     fn learn_reply_data(&self, address: u64, got: usize) {
@@ -74,12 +105,16 @@ impl Actor {
         address: u64,
         length: usize,
     ) -> Result<Answer, TargetError> {
-        let request = read_physical_memory::Request {
-            target_base_address: address,
-            transfer_count: length.min(MOST_READ_DATA) as u32,
-            caching: 0,
+        let mut length = length.min(MOST_READ_DATA);
+        let request = |count| {
+            Request::ReadPhysicalMemory(read_physical_memory::Request {
+                target_base_address: address,
+                transfer_count: count,
+                caching: 0,
+            })
         };
-        let reply = self.reply(processor, Request::ReadPhysicalMemory(request)).await?;
+        let exchanged = self.read_whole(processor, &mut length, None, request).await;
+        let reply = answered(exchanged.map_err(|error| self.without_answer(error))?)?;
         let Reply::ReadPhysicalMemory(body) = reply.body else {
             return Err(refused(reply.return_status, || format!("read physical memory at {address:x}")));
         };

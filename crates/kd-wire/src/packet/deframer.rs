@@ -106,7 +106,8 @@ impl Deframer {
                     self.suspect = false;
                 }
                 Candidate::Damaged(deframed, length) => {
-                    if at >= self.tainted {
+                    // Of one that broke off it was told already.
+                    if at >= self.tainted && !self.suspect {
                         found(deframed);
                     }
                     self.tainted = self.tainted.max(at + length);

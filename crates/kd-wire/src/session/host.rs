@@ -32,6 +32,9 @@ const RESET_PATIENCE: Duration = Duration::from_millis(500);
 /// everything that is asked, in silence, until nothing comes for that long. Then it says that it got none.
 const STUB_GIVES_UP: Duration = Duration::from_millis(1200);
 
+/// Reads of so many bytes are not worth being made shorter: their answers are asked for until they come whole.
+pub const LEAST_READ: usize = 256;
+
 const KDNET_HOST_ID: u32 = 0x8000_0000;
 
 /// A request arrives in microseconds where the target is another process, in a quarter of a second through a tunnel.
@@ -166,6 +169,8 @@ struct Outstanding {
     issues: u32,
     /// It went out under an id that the target had not seen it under, and may have been carried out before.
     twice: bool,
+    /// What came after its acknowledgement and could not be used.
+    damaged: u32,
     /// When it is given up.
     end: Duration,
 }
@@ -346,11 +351,11 @@ impl HostSession {
                 Deframed::Bad(error) => self.receive_bad(now, error),
                 Deframed::BadTrailer { found, .. } => {
                     self.out.diagnose(Diagnostic::BadTrailer { found });
-                    self.ask_again(now);
+                    self.damaged(now);
                 }
                 Deframed::TooLong { count } => {
                     self.out.diagnose(Diagnostic::TooLong { count });
-                    self.ask_again(now);
+                    self.damaged(now);
                 }
                 Deframed::Noise(bytes) => self.out.diagnose(Diagnostic::SerialNoise { bytes }),
             }
@@ -396,6 +401,7 @@ impl HostSession {
     fn stream_stalled(&mut self, now: Duration) {
         let pause = self.longest_pause();
         let Transport::Serial(serial) = &mut self.transport else { return };
+        let known = serial.broken_since.is_some();
         let since = *serial.broken_since.get_or_insert(now);
         let mut found = Vec::new();
         serial.deframer.suspect(|deframed| found.push(deframed));
@@ -407,7 +413,7 @@ impl HostSession {
         self.deframed(now, found);
         let reason = "a packet broke off".to_owned();
         self.out.diagnose(Diagnostic::Malformed { reason });
-        self.ask_again(now);
+        if known { self.ask_again(now) } else { self.damaged(now) }
     }
 
     /// One UDP payload.
@@ -465,7 +471,7 @@ impl HostSession {
             PacketError::Checksum { .. } => Diagnostic::BadChecksum,
             error => Diagnostic::Malformed { reason: error.to_string() },
         });
-        self.ask_again(now);
+        self.damaged(now);
     }
 
     /// The time that [`HostSession::poll_timeout`] named has come. Called earlier it does nothing.
@@ -597,8 +603,8 @@ impl HostSession {
             return Ok(());
         }
         let end = now + limit + 2 * self.on_the_line(payload.len() + reply_size(&request.body));
-        let (stage, issues, twice) = (Stage::Sending, 1, false);
-        self.request = Some(Outstanding { request, payload: payload.clone(), stage, issues, twice, end });
+        let (stage, issues, twice, damaged) = (Stage::Sending, 1, false, 0);
+        self.request = Some(Outstanding { request, payload: payload.clone(), stage, issues, twice, damaged, end });
         self.enqueue(now, PacketType::StateManipulate, payload, Purpose::Request);
         Ok(())
     }
@@ -677,6 +683,15 @@ fn is_work(request: &Request) -> bool {
         request,
         Request::SearchMemory(_) | Request::FillMemory(_) | Request::CheckLowMemory(_) | Request::PageIn(_)
     )
+}
+
+/// How much is read, of memory that may as well be read in smaller pieces.
+fn readable(request: &Request) -> usize {
+    match request {
+        Request::ReadVirtualMemory(read) => read.transfer_count as usize,
+        Request::ReadPhysicalMemory(read) => read.transfer_count as usize,
+        _ => 0,
+    }
 }
 
 /// How much of a reply follows a request, with its headers.

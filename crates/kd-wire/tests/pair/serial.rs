@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kd_wire::message::Message;
-use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, search_memory};
+use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, read_virtual_memory, search_memory};
 use kd_wire::packet::{INITIAL_ID, Packet, PacketType, SYNC};
 use kd_wire::session::{Diagnostic, Event, HostSession, RequestFailure, SerialConfig, TargetSession};
 
@@ -316,6 +316,51 @@ fn a_lost_answer_does_not_make_the_next_one_slow() {
         let reply = Packet::data(PacketType::StateManipulate, theirs, found(0x2000 + u64::from(round), 0));
         host.handle_bytes(now, &reply.encode_serial());
         assert!(drain(&mut host).1.iter().any(|event| matches!(event, Event::Reply(_))));
+    }
+}
+
+/// The answer to a long read comes damaged again and again: less is asked for, and the target goes on with the next id. A
+/// short one is asked for until it comes.
+#[test]
+fn a_long_answer_that_comes_damaged_is_done_without() {
+    for (length, given_up) in [(2000, true), (200, false)] {
+        let (mut host, now) = measured();
+        let read = |length| read(0x2000, length);
+        host.request(now, 0, read(length)).unwrap();
+        drain(&mut host);
+        host.handle_bytes(now, &Packet::control(PacketType::Acknowledge, INITIAL_ID | 1).encode_serial());
+        let answer = |length: u32| {
+            let data = memory(0x2000, length as usize).into();
+            let reply = read_virtual_memory::Reply {
+                target_base_address: 0x2000,
+                transfer_count: length,
+                actual_bytes_read: length,
+                data,
+            };
+            let body = Reply::ReadVirtualMemory(reply);
+            Message::Reply(ManipulateReply { processor: 0, return_status: 0, body }).encode().1
+        };
+        let mut bytes =
+            Packet::data(PacketType::StateManipulate, INITIAL_ID | 1, answer(length)).encode_serial().to_vec();
+        bytes[100] ^= 1;
+        for _ in 0..2 {
+            host.handle_bytes(now, &bytes);
+            let resend = Packet::control(PacketType::Resend, 0).encode_serial();
+            assert_eq!(drain(&mut host).0, [resend]);
+        }
+        host.handle_bytes(now, &bytes);
+        let (transmits, events) = drain(&mut host);
+        let failed = Event::RequestFailed { reason: RequestFailure::Damaged };
+        assert_eq!(events.contains(&failed), given_up, "{events:?}");
+        if given_up {
+            assert_eq!(transmits, [Packet::control(PacketType::Acknowledge, INITIAL_ID | 1).encode_serial()]);
+            host.request(now, 0, read(1000)).unwrap();
+            assert_eq!(drain(&mut host).0.len(), 1);
+            host.handle_bytes(now, &Packet::control(PacketType::Acknowledge, INITIAL_ID).encode_serial());
+            let less = Packet::data(PacketType::StateManipulate, INITIAL_ID, answer(1000)).encode_serial();
+            host.handle_bytes(now, &less);
+            assert!(drain(&mut host).1.iter().any(|event| matches!(event, Event::Reply(_))));
+        }
     }
 }
 

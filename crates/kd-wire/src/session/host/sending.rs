@@ -12,6 +12,8 @@ const ASKED_AFTER_REST: u32 = 4;
 const CONFIRM_PROBES: u32 = 8;
 /// The part of what an unknown line's reply may take that one of a known line is waited for.
 const QUICKER: u32 = 6;
+/// How often the answer to a long read comes damaged before it is done without.
+const MOST_DAMAGED: u32 = 3;
 /// How long something that the target works at has says nothing of how long the next will: a search of some megabytes
 /// takes it some milliseconds, or a second. And an answer that was lost, and came when the target itself sent it again,
 /// looks like one that took a second: whoever then waited so long for the next would have each loss cost that much. So it
@@ -88,6 +90,33 @@ impl HostSession {
         if self.heard {
             self.resend(now);
         }
+    }
+
+    /// Something came that cannot be used: perhaps the answer that is waited for. Whoever sends it is there, and is asked
+    /// for it again without ever longer waits; of a long one for less, where a line loses a byte of a thousand.
+    pub(super) fn damaged(&mut self, now: Duration) {
+        let pause = self.reply_wait(false, 0);
+        let line = self.request.as_ref().map_or(0, |request| reply_size(&request.request.body));
+        let next = now + pause + self.on_the_line(line);
+        let numbered = self.is_serial() && self.rx_known;
+        if let Some(Outstanding { request, stage: Stage::Awaiting(waiting), damaged, .. }) = &mut self.request {
+            *damaged += 1;
+            if *damaged >= MOST_DAMAGED && readable(&request.body) > LEAST_READ && numbered {
+                return self.do_without(now);
+            }
+            (waiting.probes, waiting.next) = (0, waiting.next.min(next));
+        }
+        self.ask_again(now);
+    }
+
+    /// The answer is not asked for any more. The target is told that we have it: else it would go on saying it, and what it
+    /// says next would have an id that we take for that of a repetition.
+    fn do_without(&mut self, now: Duration) {
+        self.transmit(&Packet::control(PacketType::Acknowledge, self.rx));
+        self.rx ^= 1;
+        self.resends = 0;
+        self.in_step = false;
+        self.fail(now, RequestFailure::Damaged);
     }
 
     pub(super) fn enqueue(&mut self, now: Duration, packet_type: PacketType, payload: Bytes, purpose: Purpose) {
@@ -279,7 +308,8 @@ impl HostSession {
     /// The outstanding request ends without an answer.
     pub(super) fn fail(&mut self, now: Duration, reason: RequestFailure) {
         let Some(request) = self.request.take() else { return };
-        if let (Stage::Awaiting(_), true) = (&request.stage, reason != RequestFailure::StoppedAnew) {
+        let none_comes = matches!(reason, RequestFailure::StoppedAnew | RequestFailure::Damaged);
+        if let (Stage::Awaiting(_), false) = (&request.stage, none_comes) {
             self.owe(now, request.request);
         }
         self.leave_request();
