@@ -240,8 +240,17 @@ impl Shell {
         Ok(text)
     }
 
-    /// The line that ENTER on an empty line stands for. Memory commands go on where they ended.
-    pub fn repeated(&self) -> &str {
+    /// What a line stands for that was typed at the prompt of a target that stands: an empty one for the last that was not.
+    /// Memory commands go on where they ended.
+    pub fn typed(&mut self, line: &str) -> String {
+        if !line.trim().is_empty() {
+            self.last_line = line.trim().into();
+            return line.into();
+        }
+        self.repeated().into()
+    }
+
+    fn repeated(&self) -> &str {
         let word = crate::grammar::line::command(&self.last_line).map(|command| command.word);
         let is_dump = word.is_some_and(|word| self.commands.find(&word).is_some_and(|info| info.names.contains(&"db")));
         match self.last_line.split_once(char::is_whitespace) {
@@ -253,9 +262,6 @@ impl Shell {
     /// Runs one line. Every command is answered. One that fails does not keep the others from running, unless it made no
     /// sense: the rest of its line is dropped then, as in kd.
     pub fn execute(&mut self, line: &str, out: &mut dyn Output) -> Outcome {
-        if !line.trim().is_empty() {
-            self.last_line = line.trim().into();
-        }
         self.session.columns = out.columns();
         if let Some(consent) = &self.session.consent {
             consent.begin();

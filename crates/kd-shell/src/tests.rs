@@ -607,6 +607,19 @@ fn a_running_target_is_not_asked() {
     assert_eq!(screen.text, "Evaluate expression: 2 = 00000000`00000002\nb\n");
 }
 
+/// ENTER stands for what was typed last; what the program runs by itself, as `.break` on Ctrl+C, is not that.
+#[test]
+fn enter_repeats_what_was_typed() {
+    let mut shell = crate::Shell::new(session(&store()), Format::Kd, kd_target::Interrupt::default());
+    assert_eq!(shell.typed(""), "");
+    for (line, repeated) in [("lm", "lm"), ("db nt L20", "db"), ("? 1; db nt", "? 1; db nt")] {
+        assert_eq!(shell.typed(line), line);
+        shell.execute(line, &mut Screen::default());
+        shell.execute(".break", &mut Screen::default());
+        assert_eq!(shell.typed("  "), repeated);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

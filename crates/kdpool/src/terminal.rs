@@ -61,7 +61,7 @@ impl Work {
                 },
             };
             editor.keep(&line);
-            let line = if line.trim().is_empty() { self.shell.borrow().repeated().to_owned() } else { line };
+            let line = self.shell.borrow_mut().typed(&line);
             match self.execute(&line).next {
                 Next::Continue => {}
                 next => return Ok(next),
