@@ -23,11 +23,11 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 /// drawn over.
 static ASIDES: AtomicUsize = AtomicUsize::new(0);
 
-/// One line about what went wrong, in colour where people look.
+/// One line about what went wrong, in colour where people look. It may quote what came from outside.
 pub(crate) fn complain(line: &str) {
     ASIDES.fetch_add(1, Ordering::Relaxed);
     // With standard error gone there is nobody to tell.
-    let line = fitting(&Term::stderr(), line);
+    let line = fitting(&Term::stderr(), &kd_shell::text::visible(line));
     progress::aside(|| drop(writeln!(anstream::stderr().lock(), "{ERROR}{line}{ERROR:#}")));
 }
 

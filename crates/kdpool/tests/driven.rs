@@ -449,6 +449,14 @@ fn a_word_that_is_none_has_its_neighbour_named() {
 }
 
 /// What cannot be carried out is refused before the target is touched.
+/// A line of somebody else's script may carry what a terminal obeys.
+#[test]
+fn what_was_typed_is_shown_and_not_obeyed() {
+    let output = kdpool().args(["-k", "net:port=\u{1b}]0;mine\u{7},key=1.2.3.4"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("port=^[]0;mine^G is not a number"), "{}", stderr(&output));
+}
+
 #[test]
 fn a_script_that_is_missing_stops_no_target() {
     let lab = Lab::over_serial();
