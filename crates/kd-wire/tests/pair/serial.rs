@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kd_wire::message::Message;
-use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, read_virtual_memory, search_memory};
+use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, continue_api, read_virtual_memory, search_memory};
 use kd_wire::packet::{INITIAL_ID, Packet, PacketType, SYNC};
 use kd_wire::session::{Diagnostic, Event, HostSession, RequestFailure, SerialConfig, TargetSession};
 
@@ -317,6 +317,58 @@ fn a_lost_answer_does_not_make_the_next_one_slow() {
         host.handle_bytes(now, &reply.encode_serial());
         assert!(drain(&mut host).1.iter().any(|event| matches!(event, Event::Reply(_))));
     }
+}
+
+/// Asks and is answered, with so long a way to the acknowledgement and from there to the answer; under which ids.
+fn ask(host: &mut HostSession, now: Duration, round: u32, way: Duration, answer: Duration) -> Duration {
+    let id = INITIAL_ID | (round + 1) & 1;
+    host.request(now, 0, search(0x2000)).unwrap();
+    drain(host);
+    let at = now + way;
+    if answer > Duration::ZERO {
+        host.handle_bytes(at, &Packet::control(PacketType::Acknowledge, id).encode_serial());
+    }
+    let at = at + answer;
+    host.handle_bytes(at, &Packet::data(PacketType::StateManipulate, id, found(u64::from(round), 0)).encode_serial());
+    assert!(drain(host).1.iter().any(|event| matches!(event, Event::Reply(_))));
+    at
+}
+
+/// Where a line is slow, a continue whose acknowledgement was lost is still known to have been taken: before it is given
+/// up, as what may leave the target standing.
+#[test]
+fn a_lost_acknowledgement_of_a_continue_is_made_up_for_on_a_slow_line() {
+    let (mut host, mut now) = measured();
+    for round in 0..40 {
+        now = ask(&mut host, now, round, Duration::from_millis(180 + u64::from(round % 4) * 20), SECOND / 100);
+    }
+    let began = now;
+    host.request(now, 0, Request::Continue(continue_api::Request { continue_status: 0x0001_0002 })).unwrap();
+    let event = loop {
+        now = host.poll_timeout().unwrap();
+        host.handle_timeout(now);
+        let ends = |event: &Event| matches!(event, Event::Sent | Event::RequestFailed { .. });
+        if let Some(event) = drain(&mut host).1.into_iter().find(ends) {
+            break event;
+        }
+    };
+    assert_eq!(event, Event::Sent, "after {:?}", now - began);
+    assert!(now - began < 8 * SECOND);
+}
+
+/// An answer that comes although its acknowledgement was lost took longer than one: the line is not slower for that.
+#[test]
+fn an_answer_is_no_measure_of_acknowledgements() {
+    let (mut host, mut now) = measured();
+    for round in 0..40 {
+        let lost = round % 2 == 0;
+        // It comes just before the clock would have the request sent again.
+        let way = if lost { Duration::from_millis(3) } else { Duration::from_millis(1) };
+        now = ask(&mut host, now, round, way, if lost { Duration::ZERO } else { SECOND / 500 });
+    }
+    host.request(now, 0, search(0x2000)).unwrap();
+    let wait = host.poll_timeout().unwrap() - now;
+    assert_eq!(wait, Duration::from_millis(4));
 }
 
 /// The answer to a long read comes damaged again and again: less is asked for, and the target goes on with the next id. A

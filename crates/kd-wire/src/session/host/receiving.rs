@@ -27,7 +27,7 @@ impl HostSession {
                     if let Transport::Serial(serial) = &mut self.transport {
                         serial.last_sync = None;
                     }
-                    self.acknowledged(now);
+                    self.acknowledged(now, false);
                 }
             }
             (Body::Control, PacketType::Resend) => self.receive_resend(now),
@@ -279,7 +279,7 @@ impl HostSession {
         // earlier issue, so the last one is still waited for.
         if let (Stage::Sending, 1) = (&request.stage, request.issues) {
             self.troubles = self.troubles.saturating_add(1);
-            self.acknowledged(now);
+            self.acknowledged(now, true);
         }
         if let Some(Outstanding { request, stage: Stage::Awaiting(waiting), .. }) = self.request.take() {
             self.in_step = true;

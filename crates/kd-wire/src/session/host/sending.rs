@@ -6,6 +6,11 @@ use crate::packet::{BREAK_IN, SYNC};
 /// How often a continue is met with silence before the silence is the answer. A target that stands would have said
 /// something to one of so many packets, even where a third of all round trips fail.
 const SILENCE_MEANS_RUNNING: u32 = 12;
+/// Between two questions of those at most, where the target is not slower than that by itself: all of them have to be over
+/// before a continue is given up, or each lost acknowledgement on a slow line is one of a target that may still stand.
+const CONTINUE_WAITS_MOST: Duration = Duration::from_millis(250);
+/// What is on the line meanwhile: a continue, and the state change of a target that has not got it.
+const CONTINUE_AND_STOP: usize = 340;
 /// How often it is asked after that.
 const ASKED_AFTER_REST: u32 = 4;
 /// How often a continue whose acknowledgement may be another's is asked about.
@@ -238,7 +243,9 @@ impl HostSession {
     fn continue_by_clock(&mut self, now: Duration) {
         let Some(Sending { waits, silent_waits, since, .. }) = &self.sending else { return };
         let (waits, since) = (*waits, *since);
-        let pause = self.ack_time.patiently(*silent_waits).max(CONTINUE_WAITS) + self.on_the_line(512);
+        let most = self.ack_time.timeout().max(CONTINUE_WAITS_MOST);
+        let pause =
+            self.ack_time.patiently(*silent_waits).clamp(CONTINUE_WAITS, most) + self.on_the_line(CONTINUE_AND_STOP);
         let mut silence = SILENCE_MEANS_RUNNING;
         if self.is_serial() {
             if *silent_waits == SILENCE_MEANS_RUNNING {
@@ -404,11 +411,14 @@ impl HostSession {
         self.tx = if self.is_serial() { (self.tx & !SYNC) ^ 1 } else { self.tx.wrapping_add(2) };
     }
 
-    /// The packet in flight arrived.
-    pub(super) fn acknowledged(&mut self, now: Duration) {
+    /// The packet in flight arrived, as its acknowledgement says, or the answer to it. That took longer by itself, and
+    /// on a slow line by much: it says how long an acknowledgement takes only where no better is known.
+    pub(super) fn acknowledged(&mut self, now: Duration, by_answer: bool) {
         let Some(sending) = self.sending.take() else { return };
         self.advance();
-        if sending.rounds == 1 {
+        if by_answer && self.ack_time.is_measured() {
+            // It came in time, whatever the acknowledgement did.
+        } else if sending.rounds == 1 {
             let line = self.on_the_line(sending.outgoing.payload.len() + 33);
             self.ack_time.sample(now.saturating_sub(sending.since).saturating_sub(line));
         } else {
