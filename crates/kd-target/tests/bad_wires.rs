@@ -632,6 +632,53 @@ fn a_target_that_waits_for_the_rest_of_a_request_is_given_time_to_notice() {
     });
 }
 
+/// A line that carries nothing back any more after the second continue.
+struct Parting {
+    link: Box<dyn Link>,
+    continues: u32,
+}
+
+impl Link for Parting {
+    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
+        Box::pin(async {
+            loop {
+                let frame = self.link.recv().await?;
+                if frame.is_none() || self.continues < 2 {
+                    return Ok(frame);
+                }
+            }
+        })
+    }
+
+    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        let is_continue = matches!(&frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&CONTINUE2.to_le_bytes()));
+        self.continues += u32::from(is_continue);
+        self.link.send(frame)
+    }
+
+    fn describe(&self) -> String {
+        self.link.describe()
+    }
+}
+
+/// Nobody typed for a while, and then the acknowledgement of the continue is lost: the target runs, and is said to.
+#[test]
+fn a_lost_acknowledgement_after_a_pause_is_made_up_for() {
+    let setup = set_up(Carrier::Tcp, |_| {});
+    let (running, _events) = setup.attach_through(|link| Box::new(Parting { link, continues: 0 }));
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    // At a stop that needs nothing but the continue.
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
+    setup.fake.stop_at(0xc000_0005, 0xffff_f800_014b_2000);
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    let started = Instant::now();
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    setup.assert_runs_soon();
+    drop(running);
+}
+
 /// A line whose receiver overruns: one byte of some 1,600 is not there.
 struct Overrunning {
     link: Box<dyn Link>,

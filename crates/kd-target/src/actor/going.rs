@@ -1,6 +1,6 @@
 //! How a target that stands goes on: over a hard-coded break, off a breakpoint of ours, one instruction or all.
 
-use kd_wire::message::manipulate::{continue_api, continue2, set_context};
+use kd_wire::message::manipulate::{continue_api, continue2, get_version, set_context};
 
 use super::*;
 
@@ -9,6 +9,13 @@ pub(super) const DBG_EXCEPTION_HANDLED: u32 = 0x0001_0001;
 pub(super) const DBG_CONTINUE: u32 = 0x0001_0002;
 
 const DBG_EXCEPTION_NOT_HANDLED: u32 = 0x8001_0001;
+
+/// The acknowledgement of a continue may be lost, and a target that runs says nothing more. Its silence means that only
+/// where it was heard not long before: after a prompt at which nobody typed for a minute it might as well be gone.
+const HEARD_BEFORE: Duration = Duration::from_secs(2);
+
+/// How long it gets for that.
+const SHOWS_ITSELF_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stepping {
@@ -58,6 +65,9 @@ impl Actor {
         status: u32,
         single_step: bool,
     ) -> Result<(), TargetError> {
+        if self.version.is_some() && !self.shared.was_heard_within(HEARD_BEFORE) {
+            self.show_itself(at.processor).await?;
+        }
         let trace_flag = u32::from(single_step);
         // Continue says the same to every machine; Continue2 is laid out for each.
         let request = if is_restart_notice(at) || self.version.is_none() {
@@ -92,6 +102,15 @@ impl Actor {
         let exchanged = self.exchange(at.processor, request).await;
         exchanged.map_err(|error| self.without_answer(error))?;
         Ok(())
+    }
+
+    /// A target that stands and was not heard for long says something. One that does not is asked to go on all the same.
+    async fn show_itself(&mut self, processor: u16) -> Result<(), TargetError> {
+        let request = Request::GetVersion(get_version::Request {});
+        match self.exchange_within(processor, request, Some(SHOWS_ITSELF_WITHIN)).await {
+            Ok(_) | Err(TargetError::Silent(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Moves the program counter behind a hard-coded break instruction; continuing on it would break again at once.
