@@ -99,6 +99,33 @@ fn one_loss_costs_little() {
     }
 }
 
+/// Nothing covers a header: each of its bits is flipped in each packet of a stream, alone and with one of the next packets
+/// lost. A length that promises more than comes makes either end wait for it.
+#[test]
+fn every_bit_of_every_header() {
+    const HEADER: usize = 16 * 8;
+    let (mut longest, mut runs) = (Duration::ZERO, 0);
+    for rules in [Rules::Microsoft, Rules::ReactOs] {
+        let packets = check(rules, &[]);
+        for (packet, bit) in (0..packets).flat_map(|packet| (0..HEADER).map(move |bit| (packet, bit))) {
+            let flipped = (packet, Fault::Bit(bit));
+            let mut run = Run::new(rules, vec![flipped]);
+            if run.session().is_err() {
+                check(rules, &[flipped]);
+            }
+            let frozen = run.frozen();
+            assert!(frozen < Duration::from_secs(3), "{rules:?} {flipped:?}: {frozen:?}");
+            longest = longest.max(run.frozen());
+            for lost in packet + 1..packet + 6 {
+                check(rules, &[flipped, (lost, Fault::Lost)]);
+                runs += 1;
+            }
+        }
+    }
+    println!("{runs} sessions; the target stood for {longest:?} at most after one flipped bit");
+    assert!(runs > 10_000, "{runs}");
+}
+
 /// With one packet of a hundred lost, reads keep at least 60 % of their rate on every carrier. In the model's time, so that
 /// nothing but the session decides.
 #[test]

@@ -1,4 +1,4 @@
-//! A stub as the documents describe it, packet by packet: it knows nothing of the library it is tested with.
+//! A stub as the documents describe it, on a stream byte by byte: it knows nothing of the library it is tested with.
 
 use std::time::Duration;
 
@@ -41,6 +41,9 @@ pub(crate) struct Peer {
     pending_break: bool,
     retry: Duration,
     deadline: Option<Duration>,
+    /// Of a stream: what has come of a packet, and when the rest of it is given up.
+    buffer: Vec<u8>,
+    given_up: Option<Duration>,
     pub(crate) out: Vec<Vec<u8>>,
     pub(crate) continues: u32,
     frozen_since: Option<Duration>,
@@ -75,6 +78,8 @@ impl Peer {
             pending_break: false,
             retry: Duration::from_millis(if rules.is_stream() { 1000 } else { 500 }),
             deadline: None,
+            buffer: Vec::new(),
+            given_up: None,
             out: Vec::new(),
             continues: 0,
             frozen_since: None,
@@ -104,12 +109,19 @@ impl Peer {
         self.frozen
     }
 
+    /// In the middle of a packet it does nothing but wait for the next byte.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.deadline
+        self.given_up.or(self.deadline)
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Duration) {
-        if self.deadline.is_some_and(|at| at <= now) {
+        if self.timeout().is_none_or(|at| at > now) {
+            return;
+        }
+        if self.given_up.take().is_some() {
+            self.buffer.clear();
+            self.control(5, 0);
+        } else {
             self.repeat(now);
         }
     }
@@ -185,8 +197,58 @@ impl Peer {
         }
     }
 
-    /// One packet, whole or not.
+    /// A datagram's body, or bytes of a stream.
     pub(crate) fn receive(&mut self, now: Duration, bytes: &[u8]) {
+        if !self.rules.is_stream() {
+            return self.packet(now, bytes);
+        }
+        for byte in bytes {
+            self.byte(now, *byte);
+        }
+    }
+
+    /// It hunts for four equal bytes of a leader, believes the length that follows, and waits a second for each byte.
+    fn byte(&mut self, now: Duration, byte: u8) {
+        if self.runs() {
+            self.buffer.clear();
+            if byte == 0x62 {
+                self.break_in(now);
+            }
+            return;
+        }
+        if self.buffer.len() < 4 {
+            if self.buffer.first().is_some_and(|first| *first != byte) {
+                self.buffer.clear();
+            }
+            match byte {
+                0x30 | 0x69 => self.buffer.push(byte),
+                0x62 => self.break_in(now),
+                _ => {}
+            }
+        } else {
+            self.buffer.push(byte);
+        }
+        self.given_up = (self.buffer.len() >= 4).then(|| now + Duration::from_secs(1));
+        if self.buffer.len() < 16 {
+            return;
+        }
+        let count = match (self.buffer[0], usize::from(u16::from_le_bytes([self.buffer[6], self.buffer[7]]))) {
+            (0x30, count @ ..=4000) => count + 1,
+            _ => 0,
+        };
+        if self.buffer.len() == 16 + count {
+            self.given_up = None;
+            let packet = std::mem::take(&mut self.buffer);
+            match packet.last() {
+                Some(0xaa) if count > 0 => self.packet(now, &packet[..packet.len() - 1]),
+                _ if packet[0] == 0x30 => self.control(5, 0),
+                _ => self.packet(now, &packet),
+            }
+        }
+    }
+
+    /// One packet, whole or not.
+    fn packet(&mut self, now: Duration, bytes: &[u8]) {
         if bytes.first() == Some(&0x62) {
             return self.break_in(now);
         }

@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     Payload,
     /// The lowest bit of the id, which nothing covers.
     Id,
+    /// Any bit.
+    Bit(usize),
     /// A break-in byte more reaches the target before it.
     BreakIn,
     /// The target loses its power before it.
@@ -106,6 +108,10 @@ pub(crate) fn random_faults(seed: u64, kinds: &[Fault]) -> Vec<(usize, Fault)> {
         let kind = kinds[(random(&mut state) % kinds.len() as u64) as usize];
         match roll {
             0..10 => faults.push((packet, Fault::Lost)),
+            // Of damage half is to the header.
+            10..20 if kind == Fault::Payload && roll.is_multiple_of(2) => {
+                faults.push((packet, Fault::Bit((random(&mut state) % 128) as usize)));
+            }
             10..20 if kind != Fault::BreakIn || roll == 10 => faults.push((packet, kind)),
             _ => {}
         }
@@ -322,6 +328,7 @@ impl Run {
                 let at = if bytes.len() > 16 { 20 } else { 0 };
                 bytes[at] ^= 4;
             }
+            Some(Fault::Bit(bit)) if bit / 8 < bytes.len() => bytes[bit / 8] ^= 1 << (bit % 8),
             Some(Fault::Id) if bytes.len() >= 16 => bytes[8] ^= 1,
             Some(Fault::BreakIn) if !self.nearly_gone => {
                 self.flying.push_back(Flying { at: self.now, to_target: true, bytes: vec![0xff] })

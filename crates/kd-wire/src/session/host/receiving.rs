@@ -101,8 +101,13 @@ impl HostSession {
 
     fn receive_data(&mut self, now: Duration, packet_type: PacketType, id: u32, payload: Bytes) {
         let message = Message::decode(packet_type, Direction::TargetToHost, &payload);
-        // On a serial line nothing protects the header, and a flipped bit in the type makes another message of it.
-        if message.is_err() && self.is_serial() && self.garbled < MOST_REPAIRS {
+        // On a serial line nothing protects the header, and a flipped bit in the type makes another message of it: a reply
+        // became a request that waits for an answer of ours, which no target took.
+        let usual = matches!(
+            packet_type,
+            PacketType::StateManipulate | PacketType::DebugIo | PacketType::StateChange64 | PacketType::FileIo
+        );
+        if (message.is_err() || !usual) && self.is_serial() && self.garbled < MOST_REPAIRS {
             self.garbled += 1;
             self.ask_again(now);
             return;
