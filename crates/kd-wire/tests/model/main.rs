@@ -83,6 +83,26 @@ fn seeds_at_length() {
     }
 }
 
+/// Most of what is long comes damaged: it is asked for in pieces, under ids that fit, and each piece is right.
+#[test]
+fn long_reads_that_come_damaged() {
+    let mut shortened = 0;
+    for rules in [Rules::Microsoft, Rules::ReactOs] {
+        for seed in 0..1000 {
+            // On a line that loses and damages other packets too, or on one that does not.
+            let mut faults = wire::random_faults(seed, &STREAM[..5]);
+            faults.truncate(if seed % 2 == 0 { 0 } else { 6 });
+            let mut run = Run::new(rules, faults.clone());
+            run.damage = (70, seed);
+            let ended = run.session();
+            assert!(ended.is_ok(), "{rules:?}, seed {seed}: {ended:?}");
+            shortened += run.shortened;
+        }
+    }
+    println!("{shortened} reads were done without");
+    assert!(shortened > 100, "{shortened}");
+}
+
 /// The time that one fault costs is a few round trips, not a second: the wire of the model takes a millisecond.
 #[test]
 fn one_loss_costs_little() {

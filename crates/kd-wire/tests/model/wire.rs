@@ -8,7 +8,7 @@ use std::time::Duration;
 use kd_wire::kdnet::{DataKey, Key, Offer, Ping, Sealed, open, seal};
 use kd_wire::message::Direction;
 use kd_wire::message::manipulate::{ManipulateReply, Reply, Request, continue_api, read_virtual_memory};
-use kd_wire::session::{Event, HostSession, KdnetConfig, SerialConfig};
+use kd_wire::session::{Event, HostSession, KdnetConfig, LEAST_READ, RequestFailure, SerialConfig};
 
 use crate::peer::{Peer, Rules, memory};
 
@@ -78,6 +78,10 @@ pub(crate) struct Run {
     line: Line,
     /// When the line is free again, to the host and to the target.
     free: [Duration; 2],
+    /// Reads that were done without because they came damaged.
+    pub(crate) shortened: u32,
+    /// How many of a hundred long packets are damaged, and what decides which.
+    pub(crate) damage: (u64, u64),
     /// How many of a thousand packets are lost, and what decides which.
     loss: (u64, u64),
 }
@@ -144,6 +148,8 @@ impl Run {
             reset: false,
             line: LINE,
             free: [Duration::ZERO; 2],
+            shortened: 0,
+            damage: (0, 0),
             loss: (0, 0),
         }
     }
@@ -195,8 +201,8 @@ impl Run {
         if stopped.is_none() {
             return Err("it never stopped".into());
         }
-        for address in [0x1000, 0x2000] {
-            self.read(address, 32)?;
+        for (address, count) in [(0x1000, 32), (0x2000, 1000)] {
+            self.read(address, count)?;
         }
         self.go()
     }
@@ -208,6 +214,11 @@ impl Run {
             Some(Event::Reply(ManipulateReply { body: Reply::ReadVirtualMemory(reply), .. })) => {
                 let right = reply.target_base_address == address && reply.prefix()[..] == memory(address, count);
                 if right { Ok(()) } else { Err("a wrong answer".into()) }
+            }
+            Some(Event::RequestFailed { reason: RequestFailure::Damaged }) if count > LEAST_READ => {
+                self.shortened += 1;
+                self.read(address, count / 2)?;
+                self.read(address + count as u64 / 2, count / 2)
             }
             Some(Event::RequestFailed { .. }) if self.may_fail() => Ok(()),
             Some(other) => Err(format!("a read ended with {other:?}")),
@@ -321,6 +332,10 @@ impl Run {
         let (thousandth, dice) = &mut self.loss;
         if *thousandth > 0 && random(dice) % 1000 < *thousandth {
             return;
+        }
+        let (hundredth, dice) = &mut self.damage;
+        if bytes.len() > 300 && random(dice) % 100 < *hundredth {
+            bytes[20] ^= 4;
         }
         match fault {
             Some(Fault::Lost) => return,
