@@ -67,8 +67,17 @@ impl PageCounts {
             return Ok(counts);
         }
         let Ok(visible) = kernel.pointer_variable(VISIBLE) else { return Ok(counts) };
-        let visible = kernel.gather(&[visible])?.remove(0).ok().map(|at| kernel.wrap(at));
-        let Some(visible) = visible.filter(|at| kernel.is_kernel_address(*at)) else { return Ok(counts) };
+        let visible = match kernel.gather(&[visible])?.remove(0) {
+            Ok(at) => kernel.wrap(at),
+            Err(hole) => {
+                counts.notes.missing(format!("{VISIBLE}: {hole}"));
+                return Ok(counts);
+            }
+        };
+        if !kernel.is_kernel_address(visible) {
+            counts.notes.missing(format!("{VISIBLE} is {visible:016x}, where the kernel has no memory"));
+            return Ok(counts);
+        }
         if counts.paged.is_none() {
             counts.paged = counts.at(kernel, VISIBLE, visible, &[("_MI_VISIBLE_STATE", "PagedPoolInfo"), PAGED])?;
         }

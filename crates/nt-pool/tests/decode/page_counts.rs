@@ -67,3 +67,18 @@ fn what_cannot_be_read_is_said() {
     let said = counts.notes.lines();
     assert!(said.len() == 1 && said[0].starts_with("MmAllocatedNonPagedPool: "), "{said:?}");
 }
+
+#[test]
+fn a_pointer_that_leads_nowhere_is_said() {
+    for (pointer, words) in [(0x1234, "MiVisibleState is 0000000000001234, "), (0, "MiVisibleState: ")] {
+        let mut world = World::new(Version { build: 19045, ..WIN7_X64 });
+        world.pointer_variable("MiVisibleState", pointer);
+        if pointer == 0 {
+            let at = world.address_of("MiVisibleState");
+            world.unmap(at);
+        }
+        let counts = PageCounts::read(&world.kernel()).unwrap();
+        let said = counts.notes.lines();
+        assert!(said.len() == 1 && said[0].starts_with(words), "{said:?}");
+    }
+}
