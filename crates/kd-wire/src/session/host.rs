@@ -50,6 +50,10 @@ const SERIAL_TIMES: Bounds =
 /// What a continue waits at least for its acknowledgement. Nothing else shows that it arrived, and what is sent to a
 /// target that runs stands in the way of the next debugger's break-in.
 const CONTINUE_WAITS: Duration = Duration::from_millis(12);
+/// The same where nothing was lost so far. A target that is not scheduled for a moment is no bad line; what is sent again,
+/// and then asked because of that, is some 360 bytes, and a kernel that runs reads one each clock tick: the next debugger's
+/// break-in waited 4 s behind them.
+const CONTINUE_WAITS_AT_FIRST: Duration = Duration::from_millis(100);
 
 /// A stream has two ids: a packet that was repeated before it was lost leaves acknowledgements behind that fit the packet
 /// after the next, and a continue was taken for acknowledged by such a one, and targets were left frozen. So long after a
@@ -231,6 +235,8 @@ pub struct HostSession {
     fresh_sent: u32,
     /// Times that something had to be asked for or sent again.
     troubles: u32,
+    /// Those of the last packet whose acknowledgements are still to come, if it was only late.
+    needless: u32,
     /// Packets in a row that had an id nobody can explain, and ones that nobody can read.
     jumps: u32,
     garbled: u32,
@@ -293,6 +299,7 @@ impl HostSession {
             held_until: None,
             fresh_sent: 0,
             troubles: 0,
+            needless: 0,
             jumps: 0,
             garbled: 0,
             heard: false,

@@ -356,6 +356,48 @@ fn a_lost_acknowledgement_of_a_continue_is_made_up_for_on_a_slow_line() {
     assert!(now - began < 8 * SECOND);
 }
 
+/// A target that takes its time on a line that lost nothing is not asked again and again: what it does not read while it
+/// runs stands before the next debugger's break-in.
+#[test]
+fn a_late_acknowledgement_on_a_good_line_makes_no_noise() {
+    let (mut host, now) = measured();
+    host.request(now, 0, Request::Continue(continue_api::Request { continue_status: 0x0001_0002 })).unwrap();
+    assert_eq!(drain(&mut host).0.len(), 1);
+    let late = now + Duration::from_millis(80);
+    while let Some(at) = host.poll_timeout().filter(|at| *at < late) {
+        host.handle_timeout(at);
+    }
+    host.handle_bytes(late, &Packet::control(PacketType::Acknowledge, INITIAL_ID | 1).encode_serial());
+    let (transmits, events) = drain(&mut host);
+    assert!(transmits.is_empty() && events.contains(&Event::Sent), "{transmits:?} {events:?}");
+    // Nor is a break-in that is answered late a sign of a bad line.
+    host.break_in(late);
+    for _ in 0..4 {
+        host.handle_timeout(host.poll_timeout().unwrap());
+    }
+    assert_eq!(drain(&mut host).0.len(), 5);
+    assert!(!host.is_lossy());
+}
+
+/// Both copies of a packet are acknowledged: it was not lost, and the line is not bad.
+#[test]
+fn a_slow_moment_is_no_loss() {
+    let (mut host, now) = measured();
+    let acknowledgement = Packet::control(PacketType::Acknowledge, INITIAL_ID | 1).encode_serial();
+    host.request(now, 0, search(0x2000)).unwrap();
+    let now = host.poll_timeout().unwrap();
+    host.handle_timeout(now);
+    assert_eq!(drain(&mut host).0.len(), 2);
+    host.handle_bytes(now, &acknowledgement);
+    assert!(host.is_lossy());
+    host.handle_bytes(now, &acknowledgement);
+    assert!(!host.is_lossy());
+    // One more says nothing of another packet.
+    host.handle_bytes(now, &acknowledgement);
+    host.handle_bytes(now, &Packet::control(PacketType::Resend, 0).encode_serial());
+    assert!(!host.is_lossy());
+}
+
 /// An answer that comes although its acknowledgement was lost took longer than one: the line is not slower for that.
 #[test]
 fn an_answer_is_no_measure_of_acknowledgements() {

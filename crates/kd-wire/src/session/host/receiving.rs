@@ -28,6 +28,8 @@ impl HostSession {
                         serial.last_sync = None;
                     }
                     self.acknowledged(now, false);
+                } else if self.is_serial() {
+                    self.acknowledged_again();
                 }
             }
             (Body::Control, PacketType::Resend) => self.receive_resend(now),

@@ -160,7 +160,11 @@ impl HostSession {
 
     /// How long the acknowledgement of what is in flight is waited for, after so many repetitions.
     fn ack_wait(&self, repetitions: u32) -> Duration {
-        let least = if self.sends_continue() { CONTINUE_WAITS } else { Duration::ZERO };
+        let least = match (self.sends_continue(), self.is_lossy()) {
+            (false, _) => Duration::ZERO,
+            (true, false) => CONTINUE_WAITS_AT_FIRST,
+            (true, true) => CONTINUE_WAITS,
+        };
         self.ack_time.after(repetitions).max(least)
     }
 
@@ -234,7 +238,17 @@ impl HostSession {
             if waits.is_multiple_of(RESET_EVERY) {
                 self.transmit_reset(now);
             }
+            self.needless += 1;
             self.retransmit(now);
+        }
+    }
+
+    /// An acknowledgement of a packet that has one already: a repetition of it arrived as well, so nothing was lost, and the
+    /// target or the machine between had a slow moment, as virtual ones have. A line is not bad for that.
+    pub(super) fn acknowledged_again(&mut self) {
+        if let Some(needless) = self.needless.checked_sub(1) {
+            self.needless = needless;
+            self.troubles = self.troubles.saturating_sub(1);
         }
     }
 
@@ -419,6 +433,7 @@ impl HostSession {
         if by_answer && self.ack_time.is_measured() {
             // It came in time, whatever the acknowledgement did.
         } else if sending.rounds == 1 {
+            self.needless = 0;
             let line = self.on_the_line(sending.outgoing.payload.len() + 33);
             self.ack_time.sample(now.saturating_sub(sending.since).saturating_sub(line));
         } else {
