@@ -10,17 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kd_fake::{FakeOptions, Faults, Start};
-use kd_link::{BoxFuture, Frame, Link};
+use kd_link::Link;
 use kd_target::{Event, Leave, Left, Target, TargetError};
 use nt_memory::{Fault, Memory};
 
+use setup::lines::{CONTINUE2, Deaf, Forgetful, Lengthening, Overrunning, Parting, Poisoned, READ, Recorder};
 use setup::{Carrier, PATIENCE, Setup, count, everywhere, set_up, with_noise};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-
-/// The numbers of requests.
-const READ: u32 = 0x3130;
-const CONTINUE2: u32 = 0x313c;
 
 /// What the issue calls a bad wire, both ways.
 fn bad(seed: u64) -> Faults {
@@ -320,33 +317,6 @@ fn what_a_killed_debugger_left_is_taken_over() {
     });
 }
 
-/// A line that carries nothing to us until it is told to.
-struct Deaf {
-    link: Box<dyn Link>,
-    hears: Arc<AtomicBool>,
-}
-
-impl Link for Deaf {
-    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
-        Box::pin(async {
-            loop {
-                let frame = self.link.recv().await?;
-                if frame.is_none() || self.hears.load(Ordering::SeqCst) {
-                    return Ok(frame);
-                }
-            }
-        })
-    }
-
-    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        self.link.send(frame)
-    }
-
-    fn describe(&self) -> String {
-        self.link.describe()
-    }
-}
-
 /// A session ends before anything was heard, but after its break-in stopped the target: the report of the stop was lost.
 #[test]
 fn a_target_that_was_never_heard_but_stopped_is_let_go() {
@@ -379,32 +349,6 @@ fn a_target_that_was_never_heard_but_stopped_is_let_go() {
     });
 }
 
-/// A line that brings a panic with it.
-struct Poisoned {
-    link: Box<dyn Link>,
-    /// What is received before.
-    good: u32,
-}
-
-impl Link for Poisoned {
-    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
-        Box::pin(async {
-            let frame = self.link.recv().await;
-            self.good = self.good.wrapping_sub(1);
-            assert!(self.good != 0, "as it was told");
-            frame
-        })
-    }
-
-    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        self.link.send(frame)
-    }
-
-    fn describe(&self) -> String {
-        self.link.describe()
-    }
-}
-
 /// A fault of ours in the session's own task, in the middle of whatever it does.
 #[test]
 fn a_panic_of_the_sessions_task_lets_the_target_run() {
@@ -421,38 +365,6 @@ fn a_panic_of_the_sessions_task_lets_the_target_run() {
             setup.assert_runs_soon();
         }
     });
-}
-
-/// A line that loses what the target says to the first breakpoint, its acknowledgement and its answer.
-struct Forgetful {
-    link: Box<dyn Link>,
-    lost: bool,
-    deaf: bool,
-}
-
-impl Link for Forgetful {
-    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
-        Box::pin(async {
-            loop {
-                let frame = self.link.recv().await?;
-                if frame.is_none() || !self.deaf {
-                    return Ok(frame);
-                }
-            }
-        })
-    }
-
-    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        // WriteBreakPoint, behind the packet's header.
-        let is_breakpoint = matches!(&frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&[0x34, 0x31, 0, 0]));
-        self.deaf = is_breakpoint && !self.lost;
-        self.lost |= is_breakpoint;
-        self.link.send(frame)
-    }
-
-    fn describe(&self) -> String {
-        self.link.describe()
-    }
 }
 
 /// A stub that takes any packet for the acknowledgement of its answer carries the breakpoint out, is asked for it once
@@ -472,40 +384,6 @@ fn a_breakpoint_that_was_asked_for_twice_is_there_once() {
     halted.clear_breakpoint(place).unwrap();
     assert_eq!(Target::Halted(halted).leave(Leave::Running), Left::Running);
     setup.assert_left_running();
-}
-
-/// Writes down what passes, for the one who has to understand it.
-struct Recorder {
-    link: Box<dyn Link>,
-    began: Instant,
-    story: Arc<Mutex<String>>,
-}
-
-impl Recorder {
-    fn note(story: &Mutex<String>, began: Instant, arrow: &str, frame: &Frame) {
-        let (Frame::Bytes(bytes) | Frame::Datagram { data: bytes, .. }) = frame else { return };
-        let (at, shown) = (began.elapsed().as_micros(), format!("{bytes:02x?}"));
-        *story.lock().unwrap() += &format!("{at:>9} {arrow} {:>4} {shown:.100}\n", bytes.len());
-    }
-}
-
-impl Link for Recorder {
-    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
-        Box::pin(async {
-            let frame = self.link.recv().await?;
-            frame.iter().for_each(|frame| Self::note(&self.story, self.began, "<-", frame));
-            Ok(frame)
-        })
-    }
-
-    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        Self::note(&self.story, self.began, "->", &frame);
-        self.link.send(frame)
-    }
-
-    fn describe(&self) -> String {
-        self.link.describe()
-    }
 }
 
 /// A session ends while it attaches, at any moment, on a line that is bad: whatever was heard until then, and whatever was
@@ -556,45 +434,6 @@ fn leaving_in_the_middle_of_attaching_leaves_nobody_frozen() {
     });
 }
 
-/// A line that damages the length of a request, so that it promises some hundred bytes more than come: one bit of it, of
-/// the first so many requests of one kind.
-struct Lengthening {
-    link: Box<dyn Link>,
-    /// The request's number, and the bit of the length's second byte.
-    api: u32,
-    bit: u8,
-    left: Arc<AtomicUsize>,
-}
-
-impl Link for Lengthening {
-    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
-        self.link.recv()
-    }
-
-    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        let frame = match frame {
-            // The number stands behind the packet's header, the length is the header's fourth word.
-            Frame::Bytes(bytes)
-                if bytes.get(16..20) == Some(&self.api.to_le_bytes())
-                    && self
-                        .left
-                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
-                        .is_ok() =>
-            {
-                let mut bytes = bytes.to_vec();
-                bytes[7] ^= 1 << self.bit;
-                Frame::Bytes(bytes.into())
-            }
-            frame => frame,
-        };
-        self.link.send(frame)
-    }
-
-    fn describe(&self) -> String {
-        self.link.describe()
-    }
-}
-
 /// A stub swallows all that it is asked, in silence, while it waits for the rest of a packet that has none. Its silence is
 /// not that of a target that runs.
 #[test]
@@ -632,35 +471,6 @@ fn a_target_that_waits_for_the_rest_of_a_request_is_given_time_to_notice() {
     });
 }
 
-/// A line that carries nothing back any more after the second continue.
-struct Parting {
-    link: Box<dyn Link>,
-    continues: u32,
-}
-
-impl Link for Parting {
-    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
-        Box::pin(async {
-            loop {
-                let frame = self.link.recv().await?;
-                if frame.is_none() || self.continues < 2 {
-                    return Ok(frame);
-                }
-            }
-        })
-    }
-
-    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        let is_continue = matches!(&frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&CONTINUE2.to_le_bytes()));
-        self.continues += u32::from(is_continue);
-        self.link.send(frame)
-    }
-
-    fn describe(&self) -> String {
-        self.link.describe()
-    }
-}
-
 /// Nobody typed for a while, and then the acknowledgement of the continue is lost: the target runs, and is said to.
 #[test]
 fn a_lost_acknowledgement_after_a_pause_is_made_up_for() {
@@ -677,40 +487,6 @@ fn a_lost_acknowledgement_after_a_pause_is_made_up_for() {
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     setup.assert_runs_soon();
     drop(running);
-}
-
-/// A line whose receiver overruns: one byte of some 1,600 is not there.
-struct Overrunning {
-    link: Box<dyn Link>,
-    dice: u64,
-}
-
-impl Overrunning {
-    fn loses(&mut self) -> bool {
-        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.dice >> 33).is_multiple_of(1600)
-    }
-}
-
-impl Link for Overrunning {
-    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
-        Box::pin(async {
-            Ok(match self.link.recv().await? {
-                Some(Frame::Bytes(bytes)) => {
-                    Some(Frame::Bytes(bytes.into_iter().filter(|_| !self.loses()).collect::<Vec<_>>().into()))
-                }
-                other => other,
-            })
-        })
-    }
-
-    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        self.link.send(frame)
-    }
-
-    fn describe(&self) -> String {
-        self.link.describe()
-    }
 }
 
 /// Of its longest replies one in ten comes whole: less is asked for.

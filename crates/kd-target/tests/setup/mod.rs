@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test program uses what it needs.
 
+pub(crate) mod lines;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
