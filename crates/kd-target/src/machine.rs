@@ -122,6 +122,15 @@ impl ContextRecord {
         }
     }
 
+    /// The program counter of a CONTEXT record, extended by its sign as state changes have it.
+    pub(crate) fn program_counter(&self, context: &[u8]) -> Option<u64> {
+        let field = context.get(self.program_counter..self.program_counter + self.pointer_size)?;
+        match *field {
+            [a, b, c, d] => Some(i64::from(i32::from_le_bytes([a, b, c, d])) as u64),
+            _ => Some(u64::from_le_bytes(field.try_into().ok()?)),
+        }
+    }
+
     /// Writes the program counter of a CONTEXT record; returns its ContextFlags. `None`: the record is too short.
     pub(crate) fn set_program_counter(&self, context: &mut [u8], value: u64) -> Option<u32> {
         let flags = self.context_flags(context)?;
@@ -172,5 +181,7 @@ mod tests {
         assert_eq!(X86.set_program_counter(&mut context, 0xffff_ffff_8050_0001), Some(0));
         assert_eq!(context[0xb8..0xbc], 0x8050_0001u32.to_le_bytes());
         assert_eq!(context[0xbc..0xc0], [0; 4]);
+        assert_eq!(X86.program_counter(&context), Some(0xffff_ffff_8050_0001));
+        assert_eq!(X64.program_counter(&[0; 0xff]), None);
     }
 }

@@ -14,7 +14,7 @@ use kd_link::Link;
 use kd_target::{Event, Leave, Left, Target, TargetError};
 use nt_memory::{Fault, Memory};
 
-use setup::lines::{CONTINUE2, Deaf, Forgetful, Lengthening, Overrunning, Parting, Poisoned, READ, Recorder};
+use setup::lines::{CONTINUE2, Deaf, Forgetful, Lengthening, Losing, Overrunning, Parting, Poisoned, READ, Recorder};
 use setup::{Carrier, PATIENCE, Setup, count, everywhere, set_up, with_noise};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -469,6 +469,18 @@ fn a_target_that_waits_for_the_rest_of_a_request_is_given_time_to_notice() {
             setup.assert_left_running();
         }
     });
+}
+
+/// The continue from a break instruction is lost. Asked, the target tells its stop again, from behind the instruction, where
+/// its program counter was set to: it is let go, and nobody hears of another stop.
+#[test]
+fn a_stop_that_is_told_from_where_we_moved_it_is_no_other() {
+    let setup = set_up(Carrier::Tcp, |_| {});
+    let (running, _events) = setup.attach_through(|link| Box::new(Losing { link, left: 2 }));
+    let halted = running.wait(Some(PATIENCE)).map_err(|(_, error)| error).unwrap();
+    let running = halted.go().map_err(|(_, error)| error).unwrap();
+    assert!(running.wait(Some(Duration::from_secs(1))).is_err(), "it stopped again");
+    setup.assert_runs_soon();
 }
 
 /// Nobody typed for a while, and then the acknowledgement of the continue is lost: the target runs, and is said to.

@@ -133,6 +133,7 @@ impl Actor {
             return Err(TargetError::Refused(format!("the target's CONTEXT has only {} bytes", context.len())));
         };
         let request = Request::SetContext(set_context::Request { context_flags, data: context.into() });
+        self.session.moves(behind);
         let reply = self.reply(at.processor, request).await?;
         if !is_success(reply.return_status) {
             return Err(TargetError::Refused(format!(

@@ -211,6 +211,10 @@ impl Actor {
         let record = self.machine().context();
         let context_flags = record.and_then(|record| record.context_flags(&context)).unwrap_or(0);
         self.context(processor).await?;
+        let moved = record.and_then(|record| record.program_counter(&context));
+        if let Some(to) = moved.filter(|_| self.at.as_ref().is_some_and(|at| at.processor == processor)) {
+            self.session.moves(to);
+        }
         let request = set_context::Request { context_flags, data: context };
         let reply = self.reply(processor, Request::SetContext(request)).await?;
         accepted(reply.return_status, || format!("take registers of processor {processor}"))

@@ -230,3 +230,28 @@ impl Link for Overrunning {
         self.link.describe()
     }
 }
+
+/// A line that loses the first so many continues.
+pub(crate) struct Losing {
+    pub(crate) link: Box<dyn Link>,
+    pub(crate) left: u32,
+}
+
+impl Link for Losing {
+    fn recv(&mut self) -> BoxFuture<'_, std::io::Result<Option<Frame>>> {
+        self.link.recv()
+    }
+
+    fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        let is_continue = matches!(&frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&CONTINUE2.to_le_bytes()));
+        if is_continue && self.left > 0 {
+            self.left -= 1;
+            return Box::pin(async { Ok(()) });
+        }
+        self.link.send(frame)
+    }
+
+    fn describe(&self) -> String {
+        self.link.describe()
+    }
+}

@@ -288,6 +288,23 @@ impl StateChange {
             && self.report.is_same(&other.report)
     }
 
+    /// The same, where the debugger has set the program counter meanwhile, as it does to get over a break instruction.
+    ///
+    /// Folklore: a target that tells of its stop again may build the packet from the registers that it has now. Example: the
+    /// acknowledgement of a continue was lost, and the stop at `nt!DbgBreakPointWithStatus` came again from one byte further;
+    /// it was told as a new one. ReactOS sends what it sent before.
+    pub fn is_same_stop_moved(&self, other: &StateChange, program_counter: u64) -> bool {
+        // Targets of 32 bits extend their addresses by the sign, or do not.
+        let is_there = other.program_counter as u32 == program_counter as u32
+            && other.program_counter >> 32 == self.program_counter >> 32;
+        let is_alike = match (&self.report, &other.report) {
+            (Report::Exception(a), Report::Exception(b)) => a.exception_code == b.exception_code,
+            (a, b) => a.is_same(b),
+        };
+        let of = |change: &StateChange| (change.new_state, change.processor, change.thread);
+        is_there && is_alike && of(self) == of(other)
+    }
+
     /// How many processors the target has, at least.
     pub fn processors(&self) -> u32 {
         self.number_processors.max(u32::from(self.processor) + 1)

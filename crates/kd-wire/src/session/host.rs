@@ -254,6 +254,8 @@ pub struct HostSession {
     owed: Option<Owed>,
     /// The state change of this stop; `None` while the target runs.
     stop: Option<StateChange>,
+    /// Where its program counter was set to.
+    moved: Option<u64>,
     seek: Option<Seek>,
     prompt: Option<debug_io::GetString>,
     file: bool,
@@ -312,6 +314,7 @@ impl HostSession {
             asked_twice: false,
             owed: None,
             stop: None,
+            moved: None,
             seek: None,
             prompt: None,
             file: false,
@@ -549,7 +552,7 @@ impl HostSession {
     /// `break_in` only RESETs are sent, which a running target ignores.
     pub fn synchronise(&mut self, now: Duration, break_in: bool) {
         let next = self.is_connected().then(|| now + self.step(0));
-        self.stop = None;
+        (self.stop, self.moved) = (None, None);
         if let Transport::Kdnet(association) = &mut self.transport {
             association.break_in = break_in;
         } else {
@@ -561,7 +564,7 @@ impl HostSession {
     /// Stops a running target: sends the break-in byte until a state change comes.
     pub fn break_in(&mut self, now: Duration) {
         let next = self.is_connected().then_some(now);
-        self.stop = None;
+        (self.stop, self.moved) = (None, None);
         if let Transport::Kdnet(association) = &mut self.transport {
             association.break_in = true;
         }
@@ -583,6 +586,18 @@ impl HostSession {
         if let Transport::Kdnet(association) = &mut self.transport {
             association.break_in = false;
         }
+    }
+
+    /// The program counter of the processor that stopped is about to be set to this. A target that tells of its stop once
+    /// more may tell it from there; it is the same stop still.
+    pub fn moves(&mut self, program_counter: u64) {
+        self.moved = Some(program_counter);
+    }
+
+    /// Whether this is the stop that is known.
+    fn repeats_stop(&self, change: &StateChange) -> bool {
+        let Some(stop) = &self.stop else { return false };
+        stop.is_same_stop(change) || self.moved.is_some_and(|to| stop.is_same_stop_moved(change, to))
     }
 
     /// Asks the stopped target. Ends with [`Event::Reply`], [`Event::Sent`] or [`Event::RequestFailed`], within eight

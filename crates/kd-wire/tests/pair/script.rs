@@ -317,6 +317,28 @@ fn the_second_reply_of_a_repeated_request_is_dropped() {
     assert_eq!(reply.prefix()[..], [3]);
 }
 
+/// To get over a break instruction its program counter was set. It tells of its stop from there, because it has not got the
+/// continue: that is no other stop.
+#[test]
+fn a_stop_told_from_where_it_was_moved_is_the_same() {
+    for (to, same) in [(0x1001, true), (0x1002, false)] {
+        let mut script = Script::attached();
+        script.host.moves(0x1001);
+        let request = Request::Continue(continue_api::Request { continue_status: 0x0001_0002 });
+        script.host.request(script.now, 0, request).unwrap();
+        script.heard();
+        script.wait();
+        script.acknowledge(0x8000_0000);
+        script.heard();
+        let (packet_type, payload) = Message::StateChange(exception(to)).encode();
+        script.say(Packet::data(packet_type, 2, payload));
+        let (heard, events) = (script.heard(), script.events());
+        assert_eq!(heard.len(), if same { 2 } else { 1 }, "{heard:?}");
+        let is_told = events.iter().any(|event| matches!(event, Event::StateChange(_)));
+        assert_eq!((is_told, events.contains(&Event::Sent)), (!same, !same), "{events:?}");
+    }
+}
+
 /// Every continue is acknowledged, and does nothing: the target stands where it stood. However often that happens, who let
 /// it go hears of the stop after he heard that the continue was taken: else the target would stand with nobody to know.
 #[test]

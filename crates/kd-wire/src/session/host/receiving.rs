@@ -157,6 +157,11 @@ impl HostSession {
 
     /// `Some(true)`: new; `Some(false)`: seen before; `None`: not to be acknowledged.
     fn serial_id(&mut self, now: Duration, packet_type: PacketType, id: u32, payload: &Bytes) -> Option<bool> {
+        // No target begins with a reply: there the bit is line noise, which no checksum of the header catches.
+        let begins = id & SYNC != 0 && packet_type != PacketType::StateManipulate;
+        let change = (begins && packet_type == PacketType::StateChange64).then(|| StateChange::decode(payload).ok());
+        let change = change.flatten();
+        let repeats_stop = change.as_ref().is_some_and(|change| self.repeats_stop(change));
         let Transport::Serial(serial) = &mut self.transport else { return None };
         let base = id & !SYNC;
         if base & !1 != INITIAL_ID {
@@ -164,10 +169,7 @@ impl HostSession {
             self.resend(now);
             return None;
         }
-        // No target begins with a reply: there the bit is line noise, which no checksum of the header catches.
-        if id & SYNC != 0 && packet_type != PacketType::StateManipulate {
-            let change = StateChange::decode(payload).ok().filter(|_| packet_type == PacketType::StateChange64);
-            let repeats_stop = self.stop.as_ref().zip(change.as_ref()).is_some_and(|(a, b)| a.is_same_stop(b));
+        if begins {
             let said = Some(match change {
                 Some(change) => Said::Stop(Box::new(change)),
                 None => Said::Other { checksum: checksum(payload), length: payload.len() },
@@ -306,8 +308,10 @@ impl HostSession {
     fn deliver_stop(&mut self, now: Duration, change: StateChange) {
         self.stand_by();
         self.owed = None;
-        let repeated = self.stop.as_ref().is_some_and(|stop| stop.is_same_stop(&change));
-        self.stop = Some(change.clone());
+        let repeated = self.repeats_stop(&change);
+        if !repeated {
+            (self.stop, self.moved) = (Some(change.clone()), None);
+        }
         let Some(request) = &self.request else {
             // Repeated although nobody let the target run: an answer to a RESET or a break-in too many.
             if !repeated {
@@ -349,9 +353,8 @@ impl HostSession {
                     }
                     self.queue.retain(|outgoing| outgoing.purpose != Purpose::Request);
                 }
-                let stop = self.stop.take();
                 self.continued();
-                self.stop = stop;
+                self.stop = Some(change.clone());
             }
         }
         self.out.events.push_back(Event::StateChange(change));
@@ -361,7 +364,7 @@ impl HostSession {
     pub(super) fn forget(&mut self, now: Duration) {
         self.sending = None;
         self.queue.clear();
-        self.stop = None;
+        (self.stop, self.moved) = (None, None);
         self.prompt = None;
         self.file = false;
         self.reset_pending = false;

@@ -474,7 +474,7 @@ impl HostSession {
     /// The target runs.
     pub(super) fn continued(&mut self) {
         self.request = None;
-        self.stop = None;
+        (self.stop, self.moved) = (None, None);
         self.out.events.push_back(Event::Sent);
     }
 }
