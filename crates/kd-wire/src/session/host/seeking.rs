@@ -60,6 +60,11 @@ impl HostSession {
         let Some(seek) = &mut self.seek else { return };
         seek.step = seek.step.saturating_add(1);
         let step = seek.step;
+        // A kernel that runs may only have to read what stands before the break-in; but where its stop was lost, as many
+        // break-ins are left in it, and whoever leaves has to ask for the stop that they cause.
+        if step > 1 {
+            self.troubles = self.troubles.saturating_add(1);
+        }
         if serial && step.is_multiple_of(STEPS_TO_A_REST) {
             seek.next = Some(now + STUB_GIVES_UP);
             return;
@@ -77,10 +82,6 @@ impl HostSession {
         let reset = !stop && (seek.resets < limit || matches!(seek.aim, Aim::Align { .. }));
         if reset {
             seek.resets = seek.resets.saturating_add(1);
-        }
-        // A kernel that runs answers a break-in when it has read what stands before it.
-        if step > 1 && (reset || !serial) {
-            self.troubles = self.troubles.saturating_add(1);
         }
         let wait = self.step(step);
         if let Some(seek) = &mut self.seek {
