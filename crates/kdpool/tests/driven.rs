@@ -448,7 +448,6 @@ fn a_word_that_is_none_has_its_neighbour_named() {
     }
 }
 
-/// What cannot be carried out is refused before the target is touched.
 /// A line of somebody else's script may carry what a terminal obeys.
 #[test]
 fn what_was_typed_is_shown_and_not_obeyed() {
@@ -457,6 +456,7 @@ fn what_was_typed_is_shown_and_not_obeyed() {
     assert!(stderr(&output).contains("port=^[]0;mine^G is not a number"), "{}", stderr(&output));
 }
 
+/// What cannot be carried out is refused before the target is touched.
 #[test]
 fn a_script_that_is_missing_stops_no_target() {
     let lab = Lab::over_serial();

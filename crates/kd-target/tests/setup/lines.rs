@@ -9,6 +9,12 @@ use kd_link::{BoxFuture, Frame, Link};
 /// The numbers of requests.
 pub(crate) const READ: u32 = 0x3130;
 pub(crate) const CONTINUE2: u32 = 0x313c;
+const WRITE_BREAKPOINT: u32 = 0x3134;
+
+/// Whether a request of that number is sent: it stands behind the packet's header.
+fn asks(frame: &Frame, api: u32) -> bool {
+    matches!(frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&api.to_le_bytes()))
+}
 
 /// A line that carries nothing to us until it is told to.
 pub(crate) struct Deaf {
@@ -83,8 +89,7 @@ impl Link for Forgetful {
     }
 
     fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        // WriteBreakPoint, behind the packet's header.
-        let is_breakpoint = matches!(&frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&[0x34, 0x31, 0, 0]));
+        let is_breakpoint = asks(&frame, WRITE_BREAKPOINT);
         self.deaf = is_breakpoint && !self.lost;
         self.lost |= is_breakpoint;
         self.link.send(frame)
@@ -145,16 +150,12 @@ impl Link for Lengthening {
     }
 
     fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
+        let damages = asks(&frame, self.api)
+            && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         let frame = match frame {
-            // The number stands behind the packet's header, the length is the header's fourth word.
-            Frame::Bytes(bytes)
-                if bytes.get(16..20) == Some(&self.api.to_le_bytes())
-                    && self
-                        .left
-                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
-                        .is_ok() =>
-            {
+            Frame::Bytes(bytes) if damages => {
                 let mut bytes = bytes.to_vec();
+                // The length is the header's fourth word.
                 bytes[7] ^= 1 << self.bit;
                 Frame::Bytes(bytes.into())
             }
@@ -187,8 +188,7 @@ impl Link for Parting {
     }
 
     fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        let is_continue = matches!(&frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&CONTINUE2.to_le_bytes()));
-        self.continues += u32::from(is_continue);
+        self.continues += u32::from(asks(&frame, CONTINUE2));
         self.link.send(frame)
     }
 
@@ -243,8 +243,7 @@ impl Link for Losing {
     }
 
     fn send(&mut self, frame: Frame) -> BoxFuture<'_, std::io::Result<()>> {
-        let is_continue = matches!(&frame, Frame::Bytes(bytes) if bytes.get(16..20) == Some(&CONTINUE2.to_le_bytes()));
-        if is_continue && self.left > 0 {
+        if asks(&frame, CONTINUE2) && self.left > 0 {
             self.left -= 1;
             return Box::pin(async { Ok(()) });
         }
